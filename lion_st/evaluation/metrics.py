@@ -1,0 +1,94 @@
+"""Retrieval metrics as trec_eval computes them, through pytrec_eval."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import TypeAlias
+
+import numpy as np
+
+Qrels: TypeAlias = Mapping[str, Mapping[str, int]]  # query id -> document id -> relevance
+Run: TypeAlias = Mapping[str, Mapping[str, float]]  # query id -> document id -> score
+
+METRICS = ("nDCG@10", "MRR@10", "Recall@100", "MAP", "R_cap@100")
+
+_MEASURES = {"nDCG": "ndcg_cut", "Recall": "recall", "MAP": "map_cut", "P": "P", "Success": "success"}
+_UNCUT = {"nDCG": "ndcg", "MRR": "recip_rank", "MAP": "map", "Rprec": "Rprec"}
+
+
+def evaluate_run(qrels: Qrels, run: Run, metrics: Iterable[str] = METRICS) -> dict[str, float]:
+    """Mean of each metric over the judged queries; see `evaluate_queries`."""
+    per_query = evaluate_queries(qrels, run, metrics)
+    return {name: float(np.mean(list(values.values()))) for name, values in per_query.items()}
+
+
+def evaluate_queries(qrels: Qrels, run: Run, metrics: Iterable[str] = METRICS) -> dict[str, dict[str, float]]:
+    """Compute metrics for every query, with trec_eval's conventions.
+
+    Documents are ordered by score (rounded to 32 bits) and, where scores are equal, by falling document id, whatever
+    ranks the run had. A judged query that the run lacks scores 0 (`trec_eval -c`), a query without judgements is left
+    out, an unjudged document counts as not relevant, and nDCG takes the relevance grade itself as the gain.
+
+    Args:
+        qrels: Relevance judgements.
+        run: Scores of the retrieved documents.
+        metrics: Any of nDCG@k, MRR@k, Recall@k, MAP@k, P@k, Success@k, R_cap@k (relevant documents among the first k
+            over the smaller of k and the number of relevant documents), nDCG, MRR, MAP, Rprec.
+
+    Returns:
+        Metric -> query id -> value.
+
+    Raises:
+        ValueError: If a metric is unknown or nothing is judged.
+
+    Example:
+        >>> evaluate_queries({"q": {"d1": 1}}, {"q": {"d2": 2.0, "d1": 1.0}}, ["MRR@10"])
+        {'MRR@10': {'q': 0.5}}
+    """
+    import pytrec_eval
+
+    if not qrels:
+        raise ValueError("There are no relevance judgements: metrics need at least one judged query.")
+    judged = {query: dict(documents) for query, documents in qrels.items()}
+    run = {query: {doc: float(score) for doc, score in hits.items()} for query, hits in run.items() if query in judged}
+    result: dict[str, dict[str, float]] = {}
+    for metric in metrics:
+        name, cut = _parse(metric)
+        scored = run
+        if name == "MRR" and cut is not None:
+            measure, scored = "recip_rank", {query: _first(hits, cut) for query, hits in run.items()}
+            output = measure
+        elif name == "R_cap":
+            measure, output = f"P.{cut}", f"P_{cut}"
+        elif cut is None:
+            measure = output = _UNCUT[name]
+        else:
+            measure, output = f"{_MEASURES[name]}.{cut}", f"{_MEASURES[name]}_{cut}"
+        values = pytrec_eval.RelevanceEvaluator(judged, {measure}).evaluate(scored)
+        result[metric] = {query: values.get(query, {}).get(output, 0.0) for query in judged}
+        if name == "R_cap":
+            assert cut is not None
+            for query, precision in result[metric].items():
+                relevant = sum(grade > 0 for grade in judged[query].values())
+                result[metric][query] = precision * cut / min(relevant, cut) if relevant else 0.0
+    return result
+
+
+def _parse(metric: str) -> tuple[str, int | None]:
+    match = re.fullmatch(r"(\w+?)(?:@([1-9]\d*))?", metric)
+    name, cut = (match[1], match[2]) if match else (metric, None)
+    if cut is None and name in _UNCUT:
+        return name, None
+    if cut is not None and (name in _MEASURES or name in ("MRR", "R_cap")):
+        return name, int(cut)
+    raise ValueError(
+        f"Unknown metric {metric!r}: choose from {', '.join(f'{one}@k' for one in (*_MEASURES, 'MRR', 'R_cap'))}, "
+        f"{', '.join(_UNCUT)}."
+    )
+
+
+def _first(hits: Mapping[str, float], k: int) -> dict[str, float]:
+    """The first k documents in trec_eval's order."""
+    best = sorted(hits, key=lambda document: (np.float32(hits[document]), document), reverse=True)[:k]
+    return {document: hits[document] for document in best}

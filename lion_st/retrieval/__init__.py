@@ -1,0 +1,28 @@
+"""From texts to ranked results: encoding, indexes, search, fusion and pruning."""
+
+from __future__ import annotations
+
+from lion_st.retrieval.bm25 import Bm25Retriever
+from lion_st.retrieval.encode import encode_texts
+from lion_st.retrieval.indexes import ENGINES, Hits, Index, StorageError, create_index, load_index
+from lion_st.retrieval.retriever import ModelRetriever, Retriever, model_fingerprint, model_name
+from lion_st.retrieval.vectors import Vectors, active_terms, to_csr, to_dense
+
+__all__ = [
+    "ENGINES",
+    "Bm25Retriever",
+    "Hits",
+    "Index",
+    "ModelRetriever",
+    "Retriever",
+    "StorageError",
+    "Vectors",
+    "active_terms",
+    "create_index",
+    "encode_texts",
+    "load_index",
+    "model_fingerprint",
+    "model_name",
+    "to_csr",
+    "to_dense",
+]

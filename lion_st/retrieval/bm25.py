@@ -1,0 +1,72 @@
+"""BM25 through bm25s, the lexical baseline of every table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from time import perf_counter
+from typing import Any
+
+from lion_st.retrieval.indexes.base import Hits
+
+
+class Bm25Retriever:
+    """BM25 over a corpus held in memory, with the methods of `Retriever`.
+
+    Words are lower-cased runs of two or more word characters without English stop words (bm25s' tokenizer), unstemmed.
+
+    Args:
+        k1: Saturation of the term frequency.
+        b: Length normalisation, 0 to 1.
+
+    Example:
+        >>> bm25 = Bm25Retriever()
+        >>> bm25.index({"d1": "maned lions hunt at night", "d2": "tigers hunt alone"})
+        >>> bm25.search(["when do lions hunt"], k=1)[0][0][0]
+        'd1'
+    """
+
+    name = "bm25"
+    paradigm = "lexical"
+    engine = "bm25s"
+
+    def __init__(self, k1: float = 0.9, b: float = 0.4) -> None:
+        self.k1 = k1
+        self.b = b
+        self.ids: list[str] = []
+        self._figures: dict[str, Any] = {}
+
+    def fingerprint(self) -> str:
+        """The settings, which are all that the scores depend on."""
+        return f"k1={self.k1},b={self.b}"
+
+    def index(self, documents: Mapping[str, str], show_progress: bool = False) -> None:
+        """Index documents, text by id, in place of any earlier ones."""
+        import bm25s
+
+        if not documents:
+            raise ValueError("BM25 needs at least one document.")
+        started = perf_counter()
+        self.ids = list(documents)
+        self._index = bm25s.BM25(k1=self.k1, b=self.b, method="lucene")
+        tokens = bm25s.tokenize(list(documents.values()), show_progress=show_progress)
+        self._index.index(tokens, show_progress=show_progress)
+        size = sum(part.nbytes for part in self._index.scores.values() if hasattr(part, "nbytes"))
+        self._figures = {"index_bytes": size, "index_seconds": perf_counter() - started}
+
+    def search(self, queries: Sequence[str], k: int = 10, show_progress: bool = False) -> list[Hits]:
+        """Return for each query its best documents with a score above 0, best first."""
+        import bm25s
+
+        started = perf_counter()
+        tokens = bm25s.tokenize(list(queries), show_progress=False, return_ids=False)
+        documents, scores = self._index.retrieve(tokens, k=min(k, len(self.ids)), show_progress=show_progress)
+        hits = [
+            [(self.ids[row], float(score)) for row, score in zip(row_list, score_list, strict=True) if score > 0]
+            for row_list, score_list in zip(documents.tolist(), scores.tolist(), strict=True)
+        ]
+        self._figures["search_ms_per_query"] = 1000 * (perf_counter() - started) / max(1, len(queries))
+        return hits
+
+    def figures(self) -> dict[str, Any]:
+        """Sizes and times of the last `index` and `search`."""
+        return dict(self._figures)

@@ -1,0 +1,54 @@
+"""Indexes behind one small protocol (add, save, load, search, stats); the engine is chosen by name."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from lion_st.retrieval.indexes.base import KIND, VERSION, Hits, Index, Paradigm
+from lion_st.retrieval.storage import StorageError, read_header
+
+__all__ = ["ENGINES", "Hits", "Index", "Paradigm", "StorageError", "create_index", "load_index"]
+
+# engine -> (paradigm -> class), imported on use: faiss, seismic and pymilvus are heavy or optional.
+ENGINES: dict[str, dict[str, str]] = {
+    "exact": {"sparse": "exact.ExactSparseIndex", "dense": "exact.ExactDenseIndex"},
+}
+
+
+def create_index(engine: str, paradigm: Paradigm, **parameters: Any) -> Index:
+    """Make an empty index.
+
+    Args:
+        engine: A key of `ENGINES`.
+        paradigm: "sparse" or "dense".
+        parameters: The engine's own settings, see its class.
+
+    Raises:
+        ValueError: For an unknown engine or one that does not search this paradigm.
+
+    Example:
+        >>> index = create_index("exact", "sparse")
+        >>> index.add(["d1", "d2"], [[0.0, 1.5, 0.0], [0.5, 0.5, 0.0]])
+        >>> index.search([[1.0, 1.0, 0.0]], k=1)
+        [[('d1', 1.5)]]
+    """
+    return _engine_class(engine, paradigm)(paradigm, **parameters)
+
+
+def load_index(path: str | Path, *, memory_map: bool = False, verify: bool = True) -> Index:
+    """Load an index of any engine; see `Index.load`."""
+    metadata, _ = read_header(path, KIND, VERSION, verify=False)
+    cls = _engine_class(metadata["engine"], metadata["paradigm"])
+    return cls.load(path, memory_map=memory_map, verify=verify)
+
+
+def _engine_class(engine: str, paradigm: str) -> Any:
+    if engine not in ENGINES:
+        raise ValueError(f"Unknown engine {engine!r}: choose one of {', '.join(ENGINES)}.")
+    if paradigm not in ENGINES[engine]:
+        able = [name for name, classes in ENGINES.items() if paradigm in classes]
+        raise ValueError(f"The engine {engine!r} does not search {paradigm!r} vectors: choose one of {able}.")
+    module, name = ENGINES[engine][paradigm].split(".")
+    return getattr(import_module(f"lion_st.retrieval.indexes.{module}"), name)

@@ -1,0 +1,187 @@
+"""The protocol that all indexes share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeAlias
+
+import numpy as np
+
+from lion_st.retrieval.storage import (
+    StorageError,
+    arrays_to_strings,
+    read_header,
+    strings_to_arrays,
+    write_folder,
+)
+from lion_st.retrieval.vectors import to_csr, to_dense
+
+Paradigm: TypeAlias = Literal["sparse", "dense"]
+Hits: TypeAlias = list[tuple[str, float]]  # (document id, score), best first
+
+KIND = "lion_st index"
+VERSION = 1
+
+
+class Index(ABC):
+    """Documents by id and vector, searched by inner product.
+
+    An engine implements `_add`, `_search`, `_save` and `_load`; ids, checks, files and statistics live here.
+
+    Args:
+        paradigm: "sparse" (rows of term weights [N, V]) or "dense" (rows of floats [N, D]).
+
+    Attributes:
+        engine: Name in `create_index`.
+        ids: Document ids in the order they were added.
+        dimensions: V or D, known from the first `add` on.
+    """
+
+    engine: ClassVar[str]
+    paradigms: ClassVar[tuple[Paradigm, ...]]
+    parameters: tuple[str, ...] = ()  # constructor arguments that are saved with the index
+
+    def __init__(self, paradigm: Paradigm) -> None:
+        if paradigm not in self.paradigms:
+            raise ValueError(f"The engine {self.engine!r} searches {' and '.join(self.paradigms)}, not {paradigm!r}.")
+        self.paradigm: Paradigm = paradigm
+        self.ids: list[str] = []
+        self.dimensions: int | None = None
+        self._known: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def add(self, ids: Sequence[str], vectors: Any) -> None:
+        """Add documents.
+
+        Args:
+            ids: N document ids, unique in the index.
+            vectors: [N, dimensions]; anything `to_csr` or `to_dense` accepts.
+
+        Raises:
+            ValueError: If lengths, dimensions or ids do not fit; nothing is added then.
+        """
+        matrix = self._check(vectors)
+        ids = [str(one) for one in ids]
+        if len(ids) != matrix.shape[0]:
+            raise ValueError(f"Got {len(ids)} ids for {matrix.shape[0]} vectors: give one id per row.")
+        fresh = set(ids)
+        if len(fresh) < len(ids) or not fresh.isdisjoint(self._known):
+            seen = set(self._known)
+            duplicate = next(one for one in ids if one in seen or seen.add(one))  # type: ignore[func-returns-value]
+            raise ValueError(f"The document id {duplicate!r} occurs twice: ids must be unique in an index.")
+        self._add(matrix)
+        self.dimensions = matrix.shape[1]
+        self.ids.extend(ids)
+        self._known |= fresh
+
+    def search(self, queries: Any, k: int = 10, threads: int = 1) -> list[Hits]:
+        """Find the k documents of highest inner product with each query.
+
+        Args:
+            queries: [Q, dimensions].
+            k: Documents per query.
+            threads: CPU threads.
+
+        Returns:
+            Q lists of (document id, score), best first, equal scores in the order the documents were added. A sparse
+            search returns only documents that share a term with the query, so a list may be shorter than k, and is
+            empty for a query without terms.
+        """
+        rows, scores = self.search_rows(queries, k, threads)
+        return [
+            [(self.ids[row], score) for row, score in zip(row_list, score_list, strict=True) if row >= 0]
+            for row_list, score_list in zip(rows.tolist(), scores.tolist(), strict=True)
+        ]
+
+    def search_rows(self, queries: Any, k: int = 10, threads: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """Like `search`, as arrays.
+
+        Returns:
+            Positions in `ids`, int64 [Q, k], -1 where there are fewer than k, and scores, float32 [Q, k].
+        """
+        if k < 1 or threads < 1:
+            raise ValueError(f"k and threads are at least 1, got k={k} and threads={threads}.")
+        matrix = self._check(queries)
+        if not self.ids or matrix.shape[0] == 0:
+            return np.full((matrix.shape[0], k), -1), np.zeros((matrix.shape[0], k), dtype=np.float32)
+        return self._search(matrix, k, threads)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the index into a folder, replacing an earlier save only when everything is on disk."""
+        arrays = self._save_arrays()
+        metadata = {
+            "engine": self.engine,
+            "paradigm": self.paradigm,
+            "dimensions": self.dimensions,
+            "documents": len(self),
+            "parameters": {name: getattr(self, name) for name in self.parameters},
+        }
+        return write_folder(
+            path, KIND, VERSION, metadata, {**arrays, **strings_to_arrays("ids", self.ids)}, self._save_files
+        )
+
+    @classmethod
+    def load(cls, path: str | Path, *, memory_map: bool = False, verify: bool = True) -> Index:
+        """Read a saved index of this engine.
+
+        Args:
+            path: Folder written by `save`.
+            memory_map: Leave large arrays on disk and read them as they are touched.
+            verify: Compare the checksums of all files; their sizes are always compared.
+
+        Raises:
+            StorageError: If the folder is not an index of this engine and version, or is truncated or damaged.
+        """
+        metadata, data = read_header(path, KIND, VERSION, verify)
+        if metadata["engine"] != cls.engine:
+            raise StorageError(f"{path} is an index of the engine {metadata['engine']!r}, not {cls.engine!r}.")
+        index = cls(metadata["paradigm"], **metadata["parameters"])
+        index.dimensions = metadata["dimensions"]
+        index.ids = arrays_to_strings(data, "ids")
+        index._known = set(index.ids)
+        if index.ids:
+            index._load(data, memory_map)
+        return index
+
+    def stats(self) -> dict[str, Any]:
+        """Engine, paradigm, documents, dimensions and size in bytes of the searchable structure."""
+        return {
+            "engine": self.engine,
+            "paradigm": self.paradigm,
+            "documents": len(self),
+            "dimensions": self.dimensions,
+            "bytes": self._bytes(),
+            **{name: getattr(self, name) for name in self.parameters},
+        }
+
+    def _check(self, vectors: Any) -> Any:
+        matrix = to_csr(vectors) if self.paradigm == "sparse" else to_dense(vectors)
+        if self.dimensions is not None and matrix.shape[1] != self.dimensions:
+            raise ValueError(
+                f"The index has {self.dimensions} dimensions and got vectors of {matrix.shape[1]}: "
+                "encode queries and documents with the same model."
+            )
+        return matrix
+
+    @abstractmethod
+    def _add(self, vectors: Any) -> None: ...
+
+    @abstractmethod
+    def _search(self, queries: Any, k: int, threads: int) -> tuple[np.ndarray, np.ndarray]: ...
+
+    @abstractmethod
+    def _load(self, data: Path, memory_map: bool) -> None: ...
+
+    @abstractmethod
+    def _bytes(self) -> int: ...
+
+    def _save_arrays(self) -> dict[str, np.ndarray]:
+        return {}
+
+    def _save_files(self, data: Path) -> None:
+        """Write files of the engine's own format."""
+        return

@@ -1,0 +1,181 @@
+"""Numba kernels of the exact inverted index.
+
+Documents are held in windows of at most 65,536, so that a posting is a 16-bit document number and a value, and one
+window's accumulators stay in the processor's cache. Inside a window the search is term-at-a-time MaxScore (Turtle and
+Flood, 1995): terms are taken by falling upper bound, and once the remaining terms together cannot lift a new document
+above the k-th best score so far, only documents already seen are completed. A window whose bound is too low is
+skipped.
+
+Scores are summed in float64 and rounded once to float32, so that the order of the terms, and with it the pruning,
+leaves no trace in the result.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+
+@numba.njit(nogil=True, cache=True)
+def count_postings(terms, indptr):
+    """Fill indptr [V + 1] with where each term's postings start."""
+    for position in range(terms.size):
+        indptr[terms[position] + 1] += 1
+    for term in range(indptr.size - 1):
+        indptr[term + 1] += indptr[term]
+
+
+@numba.njit(nogil=True, cache=True)
+def invert(row_starts, terms, weights, indptr, documents, values, upper):
+    """Turn CSR rows into postings: documents and values by term, and each term's largest value."""
+    fill = indptr[:-1].copy()
+    for row in range(row_starts.size - 1):
+        for position in range(row_starts[row], row_starts[row + 1]):
+            term = terms[position]
+            documents[fill[term]] = row
+            values[fill[term]] = weights[position]
+            fill[term] += 1
+            upper[term] = max(upper[term], weights[position])
+
+
+@numba.njit(nogil=True, cache=True)
+def quantize(indptr, weights, upper, levels, values):
+    """Fill values with round(weight / upper * levels), at least 1 so that no posting is lost."""
+    for term in range(indptr.size - 1):
+        for position in range(indptr[term], indptr[term + 1]):
+            values[position] = max(1, int(weights[position] / upper[term] * levels + 0.5))
+
+
+@numba.njit(nogil=True, cache=True)
+def search_window(
+    indptr, documents, values, upper, levels, first_row, query_starts, query_terms, query_weights,
+    best_scores, best_rows, sizes, accumulators, touched,
+):  # fmt: skip
+    """Search one window for a block of queries and merge into their heaps.
+
+    Args:
+        indptr: int32 [V + 1], start of each term's postings.
+        documents: uint16 [P], document number within the window, rising inside a term.
+        values: float32 [P], or whole numbers up to `levels` if the weights are quantised.
+        upper: float32 [V], largest weight of each term; a quantised weight is value * upper[term] / levels.
+        levels: 0 for weights stored as they are.
+        first_row: Row of the window's first document in the index.
+        query_starts, query_terms, query_weights: CSR of the queries.
+        best_scores, best_rows, sizes: [Q, k], [Q, k], [Q]: min-heaps of the best documents so far.
+        accumulators: float64 zeros, one for each of the window's documents; left as zeros.
+        touched: int32, as long.
+    """
+    k = best_scores.shape[1]
+    for query in range(query_starts.size - 1):
+        scores, rows = best_scores[query], best_rows[query]
+        start, end = query_starts[query], query_starts[query + 1]
+        bounds = np.empty(end - start, dtype=np.float64)
+        for position in range(start, end):
+            bounds[position - start] = np.float64(query_weights[position]) * np.float64(upper[query_terms[position]])
+        order = np.argsort(-bounds, kind="mergesort")
+        count = end - start
+        remaining = np.zeros(count + 1, dtype=np.float64)  # remaining[i]: what terms i, i+1, ... can add at most
+        for rank in range(count - 1, -1, -1):
+            remaining[rank] = remaining[rank + 1] + bounds[order[rank]]
+        if count == 0 or remaining[0] == 0.0:
+            continue
+        threshold = np.float64(scores[0]) * (1.0 - 1e-6) if sizes[query] == k else -1.0
+        if remaining[0] <= threshold:
+            continue
+
+        essential = 0
+        postings = 0
+        while essential < count and remaining[essential] > max(threshold, 0.0):
+            term = query_terms[start + order[essential]]
+            postings += indptr[term + 1] - indptr[term]
+            essential += 1
+        dense = postings * 4 > accumulators.size  # then a pass over all documents is cheaper than a list of those seen
+
+        seen = 0
+        for rank in range(essential):
+            term = query_terms[start + order[rank]]
+            weight = np.float64(query_weights[start + order[rank]])
+            if levels:
+                weight *= np.float64(upper[term]) / levels
+            if dense:
+                for position in range(indptr[term], indptr[term + 1]):
+                    accumulators[documents[position]] += weight * np.float64(values[position])
+            else:
+                for position in range(indptr[term], indptr[term + 1]):
+                    document = documents[position]
+                    if accumulators[document] == 0.0:
+                        touched[seen] = document
+                        seen += 1
+                    accumulators[document] += weight * np.float64(values[position])
+        if dense:
+            floor = max(threshold - remaining[essential], 0.0)
+            for document in range(accumulators.size):
+                if accumulators[document] > floor:
+                    touched[seen] = document
+                    seen += 1
+
+        rank = essential
+        alive = seen
+        while rank < count and bounds[order[rank]] > 0.0:
+            kept = 0
+            for candidate in range(alive):
+                document = touched[candidate]
+                if accumulators[document] + remaining[rank] > threshold:
+                    touched[candidate] = touched[kept]
+                    touched[kept] = document
+                    kept += 1
+            alive = kept
+            if alive == 0:
+                break
+            term = query_terms[start + order[rank]]
+            weight = np.float64(query_weights[start + order[rank]])
+            if levels:
+                weight *= np.float64(upper[term]) / levels
+            low, high = indptr[term], indptr[term + 1]
+            if alive * 16 > high - low:
+                for position in range(low, high):
+                    if accumulators[documents[position]] != 0.0:
+                        accumulators[documents[position]] += weight * np.float64(values[position])
+            else:
+                for candidate in range(alive):
+                    position = low + np.searchsorted(documents[low:high], np.uint16(touched[candidate]))
+                    if position < high and documents[position] == touched[candidate]:
+                        accumulators[touched[candidate]] += weight * np.float64(values[position])
+            rank += 1
+
+        for candidate in range(alive):
+            document = touched[candidate]
+            score = np.float32(accumulators[document])
+            row = first_row + document
+            if sizes[query] < k:
+                place = sizes[query]
+                sizes[query] += 1
+                while place > 0:  # sift up
+                    parent = (place - 1) // 2
+                    if scores[parent] < score or (scores[parent] == score and rows[parent] > row):
+                        break
+                    scores[place], rows[place] = scores[parent], rows[parent]
+                    place = parent
+            elif score > scores[0] or (score == scores[0] and row < rows[0]):
+                place = 0
+                while True:  # sift down
+                    child = 2 * place + 1
+                    if child >= k:
+                        break
+                    right = child + 1
+                    if right < k and (
+                        scores[right] < scores[child] or (scores[right] == scores[child] and rows[right] > rows[child])
+                    ):
+                        child = right
+                    if score < scores[child] or (score == scores[child] and row > rows[child]):
+                        break
+                    scores[place], rows[place] = scores[child], rows[child]
+                    place = child
+            else:
+                continue
+            scores[place], rows[place] = score, row
+        if dense:
+            accumulators[:] = 0.0
+        else:
+            for candidate in range(seen):
+                accumulators[touched[candidate]] = 0.0

@@ -1,0 +1,79 @@
+"""One form for sparse vectors and one for dense ones, whatever library made them."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from scipy import sparse
+
+# scipy CSR float32 [N, V] for a sparse model, numpy float32 or float16 [N, D] for a dense one.
+Vectors: TypeAlias = sparse.csr_array | np.ndarray
+
+
+def to_csr(vectors: Any) -> sparse.csr_array:
+    """Convert vectors to a canonical CSR matrix: float32 values, sorted terms, no stored zeros.
+
+    Args:
+        vectors: [N, V] as a scipy sparse matrix, a torch tensor (dense, COO or CSR) or a numpy array.
+
+    Raises:
+        ValueError: If the matrix is not two-dimensional or a value is negative or not finite: the vectors of a sparse
+            retriever are term weights.
+    """
+    if isinstance(vectors, torch.Tensor):
+        vectors = vectors.detach()
+        if vectors.layout == torch.sparse_csr:
+            parts = (vectors.values().float(), vectors.col_indices(), vectors.crow_indices())
+            matrix = sparse.csr_array(tuple(part.cpu().numpy() for part in parts), shape=tuple(vectors.shape))
+        elif vectors.layout == torch.sparse_coo:
+            coalesced = vectors.coalesce()
+            terms = tuple(coalesced.indices().cpu().numpy())
+            values = coalesced.values().float().cpu().numpy()
+            matrix = sparse.coo_array((values, terms), shape=tuple(vectors.shape)).tocsr()
+        else:
+            matrix = sparse.csr_array(_two_dimensional(vectors.float().cpu().numpy()))
+    elif sparse.issparse(vectors):
+        matrix = sparse.csr_array(vectors, dtype=np.float32)
+    else:
+        matrix = sparse.csr_array(_two_dimensional(np.asarray(vectors, dtype=np.float32)))
+    matrix = matrix.astype(np.float32, copy=False)
+    if not matrix.has_canonical_format:
+        matrix = matrix.copy()
+        matrix.sum_duplicates()
+    if matrix.nnz and not (matrix.data.min() >= 0 and np.isfinite(matrix.data).all()):
+        bad = matrix.data[~(np.isfinite(matrix.data) & (matrix.data >= 0))][0]
+        raise ValueError(f"Sparse vectors hold term weights >= 0, got {bad}: is this the output of a dense model?")
+    if matrix.nnz and matrix.data.min() == 0:
+        matrix = matrix.copy()
+        matrix.eliminate_zeros()
+    return matrix
+
+
+def to_dense(vectors: Any) -> np.ndarray:
+    """Convert vectors to a C-contiguous float32 matrix [N, D].
+
+    Raises:
+        TypeError: If the vectors are sparse.
+        ValueError: If the matrix is not two-dimensional or a value is not finite.
+    """
+    if sparse.issparse(vectors) or (isinstance(vectors, torch.Tensor) and vectors.layout != torch.strided):
+        raise TypeError("This index holds dense vectors and got sparse ones: create it with paradigm='sparse'.")
+    if isinstance(vectors, torch.Tensor):
+        vectors = vectors.detach().float().cpu().numpy()
+    matrix = _two_dimensional(np.ascontiguousarray(vectors, dtype=np.float32))
+    if not np.isfinite(matrix).all():
+        raise ValueError("Dense vectors hold NaN or infinity: check the model's dtype and the encoded texts.")
+    return matrix
+
+
+def active_terms(vectors: sparse.csr_array) -> float:
+    """Mean number of non-zero terms per row (0 for an empty matrix)."""
+    return float(vectors.nnz / vectors.shape[0]) if vectors.shape[0] else 0.0
+
+
+def _two_dimensional(matrix: np.ndarray) -> np.ndarray:
+    if matrix.ndim != 2:
+        raise ValueError(f"Vectors are a matrix [N, dimensions], got the shape {tuple(matrix.shape)}.")
+    return matrix
