@@ -33,7 +33,7 @@ def evaluate_retrieval(
     self_matches: SelfMatches = "keep",
     metrics: Iterable[str] = METRICS,
     engine_parameters: Mapping[str, Any] | None = None,
-    batch_size: int = 32,
+    tokens_per_batch: int = 8192,
     threads: int = 1,
     name: str | None = None,
     overwrite: bool = False,
@@ -54,7 +54,7 @@ def evaluate_retrieval(
         self_matches: See `MtebSearch`.
         metrics: See `evaluate_queries`.
         engine_parameters: Settings of the engine.
-        batch_size: Texts per batch when encoding.
+        tokens_per_batch: Padded tokens per batch when encoding.
         threads: CPU threads of the search.
         name: Name of the model in tables and files.
         overwrite: Run again what is already there.
@@ -72,7 +72,7 @@ def evaluate_retrieval(
     """
     import mteb
 
-    retriever = _retriever(model, engine, engine_parameters, batch_size, threads, name)
+    retriever = _retriever(model, engine, engine_parameters, tokens_per_batch, threads, name)
     metrics = list(metrics)
     output = Path(output_dir)
     experiment = {"top_k": top_k, "self_matches": self_matches, **(engine_parameters or {})}
@@ -125,7 +125,7 @@ def _retriever(
     model: Any,
     engine: str,
     engine_parameters: Mapping[str, Any] | None,
-    batch_size: int,
+    tokens_per_batch: int,
     threads: int,
     name: str | None,
 ) -> Retriever:
@@ -139,5 +139,10 @@ def _retriever(
         name = name or str(model).rstrip("/").split("/")[-1]
         model = load(model)
     return ModelRetriever(
-        model, engine, engine_parameters=engine_parameters, batch_size=batch_size, threads=threads, name=name
+        model,
+        engine,
+        engine_parameters=engine_parameters,
+        tokens_per_batch=tokens_per_batch,
+        threads=threads,
+        name=name,
     )

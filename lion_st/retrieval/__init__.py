@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from lion_st.retrieval.bm25 import Bm25Retriever
-from lion_st.retrieval.encode import encode_texts
+from lion_st.retrieval.describe import model_fingerprint, model_name
+from lion_st.retrieval.encode import EncodedCorpus, encode_corpus, encode_texts
 from lion_st.retrieval.indexes import ENGINES, Hits, Index, StorageError, create_index, load_index
-from lion_st.retrieval.retriever import ModelRetriever, Retriever, model_fingerprint, model_name
+from lion_st.retrieval.retriever import ModelRetriever, Retriever
 from lion_st.retrieval.vectors import Vectors, active_terms, to_csr, to_dense
 
 __all__ = [
     "ENGINES",
     "Bm25Retriever",
+    "EncodedCorpus",
     "Hits",
     "Index",
     "ModelRetriever",
@@ -19,6 +21,7 @@ __all__ = [
     "Vectors",
     "active_terms",
     "create_index",
+    "encode_corpus",
     "encode_texts",
     "load_index",
     "model_fingerprint",

@@ -1,60 +1,471 @@
-"""Texts to vectors."""
+"""Texts to vectors: in memory, or a whole corpus to shards on disk, streaming and resumable."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from scipy import sparse
 
+from lion_st.retrieval.describe import model_fingerprint, model_name, text_limit, tokenizer_contract
+from lion_st.retrieval.records import BadRecord, Corpus, Record, corpus_files, read_corpus
+from lion_st.retrieval.storage import StorageError, checksum, strings_to_arrays, sync, write_atomic
 from lion_st.retrieval.vectors import Vectors, to_csr, to_dense
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer, SparseEncoder
 
+Kind = Literal["query", "document"]
+
+VERSION = 1
+SETTINGS = "settings.json"
+MANIFEST = "manifest.json"
+MAX_TEXTS_PER_BATCH = 256
+MAX_EXAMPLES = 20  # skipped records that the manifest names
+
+PROMPT_NAMES: dict[Kind, tuple[str, ...]] = {"query": ("query",), "document": ("document", "passage", "corpus")}
+
+
+class EncodedTexts(NamedTuple):
+    """Vectors in the order of their texts, and what they cost."""
+
+    vectors: Vectors  # CSR [N, V] or array [N, D], float32
+    tokens: int  # real tokens that went through the model
+    truncated: int  # texts longer than the model's limit
+
 
 def encode_texts(
     model: SentenceTransformer | SparseEncoder,
     texts: Sequence[str],
-    kind: Literal["query", "document"],
+    kind: Kind,
     *,
-    batch_size: int = 32,
+    tokens_per_batch: int = 8192,
     show_progress: bool = False,
 ) -> Vectors:
-    """Encode texts held in memory, longest first so that a batch holds texts of like length.
+    """Encode texts held in memory; the rows of a sparse model are never dense beyond one batch.
 
     Args:
         model: A sparse or dense model.
         texts: N texts.
         kind: Whether they are queries or documents: their prompts and lengths may differ.
-        batch_size: Texts per batch.
+        tokens_per_batch: Padded tokens per batch.
         show_progress: Show a progress bar.
 
     Returns:
-        float32, [N, V] as CSR for a sparse model, never dense beyond one batch, or [N, D] as an array for a dense one.
+        float32, [N, V] as CSR for a sparse model or [N, D] as an array for a dense one.
+
+    Raises:
+        ValueError: If there is no text, or one is empty or no string.
     """
-    import torch
     from tqdm.auto import tqdm
+
+    for row, text in enumerate(texts):
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"The {kind} at position {row} is {text!r}: give a string that is not blank.")
+    with tqdm(total=len(texts), desc=f"Encoding {kind}s", unit=kind, disable=not show_progress) as progress:
+        return _encode(model, texts, kind, tokens_per_batch, progress).vectors
+
+
+def encode_corpus(
+    model: SentenceTransformer | SparseEncoder,
+    corpus: Corpus,
+    output: str | Path,
+    *,
+    kind: Kind = "document",
+    split: str = "train",
+    dtype: Literal["float32", "float16"] = "float32",
+    shard_documents: int = 4096,
+    tokens_per_batch: int = 16_384,
+    on_bad_record: Literal["skip", "raise"] = "skip",
+    show_progress: bool = True,
+) -> Path:
+    """Encode a corpus into shards on disk; run again after any interruption to go on where it stopped.
+
+    The corpus is read once, in its own order, `shard_documents` at a time. Within a shard, texts are batched by length
+    under a token budget. A shard is written under a temporary name and renamed, so a shard that exists is complete.
+    Under torchrun or accelerate, each process encodes every `WORLD_SIZE`-th shard; whichever ends last writes
+    `manifest.json`. The same command gives the same bytes, whatever interrupted it. Memory does not grow with the
+    corpus, but for 8 bytes a document by which repeated ids are noticed.
+
+    A record without an id or text ("malformed"), with a blank text ("empty") or an id seen before ("duplicate id") is
+    skipped, counted and, for the first 20, named in the manifest. Texts beyond the model's length limit are cut by its
+    tokenizer and counted as truncated.
+
+    Args:
+        model: A sparse or dense model.
+        corpus: See `read_corpus`.
+        output: Folder for the shards.
+        kind: Whether the records are documents or queries.
+        split: Split of a Hub dataset.
+        dtype: How values are stored.
+        shard_documents: Documents per shard.
+        tokens_per_batch: Padded tokens per batch.
+        on_bad_record: "raise" stops at the first record that would be skipped.
+        show_progress: Show documents/s, tokens/s and, where the size of the corpus is known, the time left.
+
+    Returns:
+        The output folder; see `EncodedCorpus` for reading it.
+
+    Raises:
+        StorageError: If the folder was made with another model, other settings or another corpus, naming what differs.
+        ValueError: At the first bad record if `on_bad_record` is "raise", or if no record is usable.
+    """
+    output = Path(output)
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    settings = corpus_settings(model, kind, dtype, shard_documents, tokens_per_batch)
+    claim_output(output, settings)
+    reader = ShardReader(corpus, split, shard_documents, on_bad_record)
+    with _progress_bar(corpus, show_progress and rank == 0) as progress:
+        for number, records in enumerate(reader):
+            if number % world_size == rank and not is_finished(output, number, records):
+                encode_shard(model, records, output, number, settings, progress)
+            else:
+                progress.update(len(records))
+    finish_output(output, settings, reader)
+    return output
+
+
+def corpus_settings(
+    model: SentenceTransformer | SparseEncoder, kind: Kind, dtype: str, shard_documents: int, tokens_per_batch: int
+) -> dict[str, Any]:
+    """Everything besides the corpus that the shards' bytes depend on."""
+    from lion_st.models import paradigm_of
+
+    if kind not in PROMPT_NAMES:
+        raise ValueError(f"kind is 'query' or 'document', got {kind!r}.")
+    if dtype not in ("float32", "float16"):
+        raise ValueError(f"dtype is 'float32' or 'float16', got {dtype!r}.")
+    if shard_documents < 1 or tokens_per_batch < 1:
+        raise ValueError(
+            f"Got shard_documents={shard_documents} and tokens_per_batch={tokens_per_batch}: give 1 or more."
+        )
+    return {
+        "kind": "lion_st encoded corpus",
+        "version": VERSION,
+        "model": model_name(model),
+        "model_sha256": model_fingerprint(model),
+        "paradigm": paradigm_of(model),
+        "texts": kind,
+        "prompt": prompt_for(model, kind),
+        "max_tokens": text_limit(model, kind),
+        "tokenizer": tokenizer_contract(model.tokenizer),
+        "dtype": dtype,
+        "shard_documents": shard_documents,
+        "tokens_per_batch": tokens_per_batch,
+    }
+
+
+def claim_output(output: Path, settings: dict[str, Any]) -> None:
+    """Write the settings into a new folder, or check that an earlier run had the same ones."""
+    file = output / SETTINGS
+    if not file.exists():
+        if output.exists() and any(child for child in output.iterdir() if not child.name.endswith(".tmp")):
+            raise StorageError(f"{output} is not empty and holds no {SETTINGS}: give a new folder.")
+        output.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, json.dumps(settings, indent=1, ensure_ascii=False).encode())
+        return
+    found = json.loads(file.read_text(encoding="utf-8"))
+    expected = json.loads(json.dumps(settings))
+    different = [key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key)]
+    if different:
+        changes = "; ".join(f"{key} was {found.get(key)!r}, is {expected.get(key)!r}" for key in sorted(different))
+        raise StorageError(f"{output} was begun with other settings: {changes}. Give a new folder.")
+
+
+class ShardReader:
+    """The usable records of a corpus in lists of `shard_documents`, counting what is skipped."""
+
+    def __init__(
+        self, corpus: Corpus, split: str = "train", shard_documents: int = 4096, on_bad_record: str = "skip"
+    ) -> None:
+        if on_bad_record not in ("skip", "raise"):
+            raise ValueError(f"on_bad_record is 'skip' or 'raise', got {on_bad_record!r}.")
+        self.corpus = corpus
+        self.split = split
+        self.shard_documents = shard_documents
+        self.on_bad_record = on_bad_record
+        self.documents = 0
+        self.skipped: Counter[str] = Counter()
+        self.examples: list[str] = []
+        self.shards = 0
+
+    def __iter__(self) -> Iterator[list[Record]]:
+        earlier = _SeenIds()
+        records: dict[str, Record] = {}
+        for item in read_corpus(self.corpus, self.split):
+            if isinstance(item, BadRecord):
+                self._skip(item.reason, item.where)
+            elif item.id in records or item.id in earlier:
+                self._skip("duplicate id", item.id)
+            else:
+                records[item.id] = item
+            if len(records) == self.shard_documents:
+                yield self._shard(records)
+                earlier.add(records)
+                records = {}
+        if records:
+            yield self._shard(records)
+        if not self.documents:
+            raise ValueError(f"The corpus {self.corpus} has no usable record; skipped: {dict(self.skipped)}.")
+
+    def _shard(self, records: dict[str, Record]) -> list[Record]:
+        self.shards += 1
+        self.documents += len(records)
+        return list(records.values())
+
+    def _skip(self, reason: str, where: str) -> None:
+        if self.on_bad_record == "raise":
+            raise ValueError(f"Bad record ({reason}): {where}. Mend the corpus or pass on_bad_record='skip'.")
+        self.skipped[reason] += 1
+        if len(self.examples) < MAX_EXAMPLES:
+            self.examples.append(f"{reason}: {where}")
+
+
+class _SeenIds:
+    """A set of ids in 8 bytes each: their 64-bit hashes, sorted."""
+
+    def __init__(self) -> None:
+        self._hashes = np.empty(0, dtype=np.uint64)
+
+    def __contains__(self, identifier: str) -> bool:
+        one = self._hash([identifier])[0]
+        place = self._hashes.searchsorted(one)
+        return bool(place < self._hashes.size and self._hashes[place] == one)
+
+    def add(self, identifiers: Iterable[str]) -> None:
+        hashes = np.sort(self._hash(identifiers))
+        self._hashes = np.insert(self._hashes, self._hashes.searchsorted(hashes), hashes)
+
+    @staticmethod
+    def _hash(identifiers: Iterable[str]) -> np.ndarray:
+        digests = b"".join(hashlib.blake2b(one.encode(), digest_size=8).digest() for one in identifiers)
+        return np.frombuffer(digests, dtype=np.uint64)
+
+
+def shard_path(output: Path, number: int) -> Path:
+    """Where a shard lies once it is complete."""
+    return output / f"shard-{number:06d}.safetensors"
+
+
+def is_finished(output: Path, number: int, records: list[Record]) -> bool:
+    """Whether a shard exists; raises if it was made of other records."""
+    file = shard_path(output, number)
+    if not file.exists():
+        return False
+    if shard_metadata(file)["corpus_sha256"] != _records_digest(records):
+        raise StorageError(
+            f"{file} was made of other records than the corpus now gives from {records[0].id!r} on: "
+            "the corpus changed. Give a new folder."
+        )
+    return True
+
+
+def encode_shard(
+    model: SentenceTransformer | SparseEncoder,
+    records: list[Record],
+    output: Path,
+    number: int,
+    settings: dict[str, Any],
+    progress: Any = None,
+) -> Path:
+    """Encode records and write them as one shard, under a temporary name first."""
+    from safetensors.numpy import save_file
+
+    texts = [record.text for record in records]
+    encoded = _encode(model, texts, settings["texts"], settings["tokens_per_batch"], progress)
+    arrays = strings_to_arrays("ids", [record.id for record in records])
+    if isinstance(encoded.vectors, np.ndarray):
+        arrays["vectors"] = encoded.vectors.astype(settings["dtype"])
+    else:
+        arrays["indptr"] = encoded.vectors.indptr.astype(np.int64)
+        arrays["terms"] = encoded.vectors.indices.astype(np.int32)
+        arrays["weights"] = encoded.vectors.data.astype(settings["dtype"])
+    metadata = {
+        "documents": len(records),
+        "dimensions": encoded.vectors.shape[1],
+        "tokens": encoded.tokens,
+        "truncated": encoded.truncated,
+        "corpus_sha256": _records_digest(records),
+    }
+    file = shard_path(output, number)
+    temporary = file.with_suffix(f".{os.getpid()}.tmp")
+    save_file(arrays, temporary, metadata={"shard": json.dumps(metadata, sort_keys=True)})
+    sync(temporary)
+    os.replace(temporary, file)
+    sync(output)
+    return file
+
+
+def shard_metadata(file: Path) -> dict[str, Any]:
+    """Counts and the digest of the records that a shard was made of."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "numpy") as shard:
+            return json.loads(shard.metadata()["shard"])
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise StorageError(f"{file} is not a complete shard ({error}): delete it and run the encoding again.") from None
+
+
+def finish_output(output: Path, settings: dict[str, Any], reader: ShardReader) -> None:
+    """Write the manifest if all shards are there; other processes may still be at work on some."""
+    files = [shard_path(output, number) for number in range(reader.shards)]
+    surplus = sorted(set(output.glob("shard-*.safetensors")) - set(files))
+    if surplus:
+        raise StorageError(f"{surplus[0]} lies beyond the end of the corpus: the corpus changed. Give a new folder.")
+    if not all(file.exists() for file in files):
+        return
+    shards = []
+    for file in files:
+        shards.append(
+            {"file": file.name, "bytes": file.stat().st_size, "sha256": checksum(file), **shard_metadata(file)}
+        )
+    manifest = {
+        "settings": settings,
+        "documents": reader.documents,
+        "dimensions": shards[0]["dimensions"],
+        "tokens": sum(shard["tokens"] for shard in shards),
+        "truncated": sum(shard["truncated"] for shard in shards),
+        "skipped": dict(sorted(reader.skipped.items())),
+        "skipped_examples": reader.examples,
+        "shards": shards,
+    }
+    write_atomic(output / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode())
+    for leftover in output.glob("*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
+class EncodedCorpus:
+    """Reads what `encode_corpus` wrote, shard by shard.
+
+    Args:
+        path: The folder.
+        verify: Compare each shard's checksum before reading it.
+
+    Raises:
+        StorageError: If the encoding has not finished, or a shard is missing or damaged.
+
+    Example:
+        >>> for ids, vectors in EncodedCorpus("runs/encoded"):  # doctest: +SKIP
+        ...     index.add(ids, vectors)
+    """
+
+    def __init__(self, path: str | Path, verify: bool = True) -> None:
+        self.path = Path(path)
+        self.verify = verify
+        if not (self.path / MANIFEST).exists():
+            raise StorageError(f"{self.path} has no {MANIFEST}: the encoding has not finished; run it again.")
+        self.manifest: dict[str, Any] = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
+        self.paradigm: Literal["sparse", "dense"] = self.manifest["settings"]["paradigm"]
+
+    def __len__(self) -> int:
+        return int(self.manifest["documents"])
+
+    def __iter__(self) -> Iterator[tuple[list[str], Vectors]]:
+        from safetensors.numpy import load_file
+
+        for shard in self.manifest["shards"]:
+            file = self.path / shard["file"]
+            if not file.exists() or file.stat().st_size != shard["bytes"]:
+                raise StorageError(f"{file} is missing or truncated: delete it and run the encoding again.")
+            if self.verify and checksum(file) != shard["sha256"]:
+                raise StorageError(f"{file} does not match its checksum: delete it and run the encoding again.")
+            arrays = load_file(file)
+            joined = arrays["ids_bytes"].tobytes()
+            ids = [joined[start:end].decode() for start, end in pairwise(arrays["ids_offsets"].tolist())]
+            if self.paradigm == "dense":
+                yield ids, arrays["vectors"].astype(np.float32)
+            else:
+                parts = (arrays["weights"].astype(np.float32), arrays["terms"], arrays["indptr"])
+                yield ids, sparse.csr_array(parts, shape=(len(ids), shard["dimensions"]))
+
+
+def prompt_for(model: SentenceTransformer | SparseEncoder, kind: Kind) -> str | None:
+    """The prompt that `encode_query` or `encode_document` would put in front of a text."""
+    name = next((name for name in PROMPT_NAMES[kind] if name in model.prompts), model.default_prompt_name)
+    return model.prompts.get(name) if name is not None else None
+
+
+def _encode(
+    model: SentenceTransformer | SparseEncoder, texts: Sequence[str], kind: Kind, tokens_per_batch: int, progress: Any
+) -> EncodedTexts:
+    """Encode in batches of like length; the batches depend on the texts alone, and so do the vectors' bits."""
+    import torch
 
     from lion_st.models import paradigm_of
 
-    if kind not in ("query", "document"):
-        raise ValueError(f"kind is 'query' or 'document', got {kind!r}.")
-    convert = to_csr if paradigm_of(model) == "sparse" else to_dense
-    encode = model.encode_query if kind == "query" else model.encode_document
-    order = np.argsort([-len(text) for text in texts], kind="stable")
-    parts = []
-    with tqdm(total=len(texts), desc=f"Encoding {kind}s", unit=kind, disable=not show_progress) as progress:
-        for start in range(0, len(texts), batch_size):
-            batch = [texts[row] for row in order[start : start + batch_size]]
-            with torch.inference_mode():
-                vectors = encode(batch, batch_size=batch_size, convert_to_tensor=True, show_progress_bar=False)
-            parts.append(convert(vectors))
-            progress.update(len(batch))
-    if not parts:
+    if not texts:
         raise ValueError(f"There is no {kind} to encode.")
+    prompt = prompt_for(model, kind)
+    limit = text_limit(model, kind)
+    lengths = _token_counts(model, [f"{prompt or ''}{text}" for text in texts])
+    real = np.minimum(lengths, limit)
+    order = np.argsort(-real, kind="stable")
+    convert = to_csr if paradigm_of(model) == "sparse" else to_dense
+    parts: list[Any] = []
+    start = 0
+    model.eval()
+    while start < len(order):
+        count = min(max(1, tokens_per_batch // int(real[order[start]])), MAX_TEXTS_PER_BATCH)
+        batch = order[start : start + count]
+        with torch.inference_mode():
+            parts.append(convert(_forward(model, [texts[row] for row in batch], kind, prompt)))
+        start += count
+        if progress is not None:
+            progress.update(len(batch))
     back = np.argsort(order)
-    if convert is to_csr:
-        return sparse.vstack(parts, format="csr")[back]
-    return np.concatenate(parts)[back]
+    vectors = np.concatenate(parts)[back] if convert is to_dense else sparse.vstack(parts, format="csr")[back]
+    return EncodedTexts(vectors, int(real.sum()), int((lengths > limit).sum()))
+
+
+def _forward(model: SentenceTransformer | SparseEncoder, texts: list[str], kind: Kind, prompt: str | None) -> Any:
+    from sentence_transformers.util import batch_to_device
+
+    features = model.preprocess(texts, prompt=prompt, task=kind)
+    features = batch_to_device(features, model.device)
+    return model(features, task=kind)["sentence_embedding"]
+
+
+def _token_counts(model: SentenceTransformer | SparseEncoder, texts: list[str]) -> np.ndarray:
+    encoded = model.tokenizer(texts, truncation=False, padding=False, return_attention_mask=False, verbose=False)
+    return np.array([len(ids) for ids in encoded["input_ids"]], dtype=np.int64)
+
+
+def _records_digest(records: list[Record]) -> str:
+    digest = hashlib.sha256()
+    for record in records:
+        for part in record:
+            encoded = part.encode()
+            digest.update(len(encoded).to_bytes(8, "little") + encoded)
+    return digest.hexdigest()
+
+
+def _progress_bar(corpus: Corpus, show: bool) -> Any:
+    from tqdm.auto import tqdm
+
+    return tqdm(total=_count_documents(corpus) if show else None, desc="Encoding", unit="doc", disable=not show)
+
+
+def _count_documents(corpus: Corpus) -> int | None:
+    """Lines or rows of plain files; None for compressed or remote ones, whose counting would read them twice."""
+    if not isinstance(corpus, str | Path) or str(corpus) == "-" or str(corpus).startswith("hf://"):
+        return None
+    total = 0
+    for file in corpus_files(corpus):
+        if file.suffix == ".parquet":
+            import pyarrow.parquet
+
+            total += pyarrow.parquet.ParquetFile(file).metadata.num_rows
+        elif file.suffix in (".jsonl", ".tsv"):
+            with file.open("rb") as lines:
+                total += sum(block.count(b"\n") for block in iter(lambda: lines.read(1 << 20), b""))
+        else:
+            return None
+    return total

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
+from lion_st.retrieval.describe import model_fingerprint, model_name
 from lion_st.retrieval.encode import encode_texts
 from lion_st.retrieval.indexes import Hits, Index, create_index
-from lion_st.retrieval.vectors import active_terms
+from lion_st.retrieval.vectors import Vectors, active_terms
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer, SparseEncoder
@@ -48,7 +48,7 @@ class ModelRetriever:
         model: The encoder.
         engine: Engine of the index, see `create_index`.
         engine_parameters: Settings of the engine.
-        batch_size: Texts per batch when encoding.
+        tokens_per_batch: Padded tokens per batch when encoding.
         threads: CPU threads of the search.
         name: Name in tables and result files; the model's own by default.
 
@@ -65,7 +65,7 @@ class ModelRetriever:
         engine: str = "exact",
         *,
         engine_parameters: Mapping[str, Any] | None = None,
-        batch_size: int = 32,
+        tokens_per_batch: int = 8192,
         threads: int = 1,
         name: str | None = None,
     ) -> None:
@@ -75,7 +75,7 @@ class ModelRetriever:
         self.paradigm = paradigm_of(model)
         self.engine = engine
         self.engine_parameters = dict(engine_parameters or {})
-        self.batch_size = batch_size
+        self.tokens_per_batch = tokens_per_batch
         self.threads = threads
         self.name = name or model_name(model)
         self._figures: dict[str, Any] = {}
@@ -88,9 +88,8 @@ class ModelRetriever:
     def index(self, documents: Mapping[str, str], show_progress: bool = False) -> None:
         """Encode documents, text by id, and index them in place of any earlier ones."""
         started = perf_counter()
-        vectors = encode_texts(
-            self.model, list(documents.values()), "document", batch_size=self.batch_size, show_progress=show_progress
-        )
+        documents = {key: text for key, text in documents.items() if text.strip()}  # a blank one is never found
+        vectors = self._encode(list(documents.values()), "document", show_progress)
         encoded = perf_counter()
         self._index = create_index(self.engine, self.paradigm, **self.engine_parameters)
         self._index.add(list(documents), vectors)
@@ -102,12 +101,15 @@ class ModelRetriever:
         }
 
     def search(self, queries: Sequence[str], k: int = 10, show_progress: bool = False) -> list[Hits]:
-        """Encode queries and return for each its k best documents as (id, score), best first."""
+        """Encode queries and return for each its k best documents as (id, score), best first; none for a blank one."""
         started = perf_counter()
-        vectors = encode_texts(self.model, queries, "query", batch_size=self.batch_size, show_progress=show_progress)
+        asked = [row for row, query in enumerate(queries) if query.strip()]
+        vectors = self._encode([queries[row] for row in asked], "query", show_progress)
         self._index.search_rows(vectors[:1], k, self.threads)  # compiles or warms up, outside the timing
         encoded = perf_counter()
-        hits = self._index.search(vectors, k, self.threads)
+        hits: list[Hits] = [[] for _ in queries]
+        for row, found in zip(asked, self._index.search(vectors, k, self.threads), strict=True):
+            hits[row] = found
         self._figures |= {
             "query_terms": active_terms(vectors) if self.paradigm == "sparse" else None,
             "encode_ms_per_query": 1000 * (encoded - started) / len(queries),
@@ -115,45 +117,11 @@ class ModelRetriever:
         }
         return hits
 
+    def _encode(self, texts: list[str], kind: Literal["query", "document"], show_progress: bool) -> Vectors:
+        return encode_texts(
+            self.model, texts, kind, tokens_per_batch=self.tokens_per_batch, show_progress=show_progress
+        )
+
     def figures(self) -> dict[str, Any]:
         """Active terms per text, sizes and times of the last `index` and `search`."""
         return dict(self._figures)
-
-
-def model_name(model: SentenceTransformer | SparseEncoder) -> str:
-    """The Hub id or folder name that a model was loaded from, else its backbone's name."""
-    card = model.model_card_data
-    name = card.model_id or card.base_model or getattr(model[0], "model_name_or_path", None) or "unnamed"
-    parts = str(name).rstrip("/").split("/")
-    return "/".join(parts[-2:]) if len(parts) == 2 and not str(name).startswith((".", "/")) else parts[-1]
-
-
-def model_fingerprint(model: SentenceTransformer | SparseEncoder) -> str:
-    """SHA-256 over everything that decides a model's vectors: weights, module settings, prompts and lengths."""
-    import torch
-
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    settings: dict[str, Any] = {
-        "modules": [(type(module).__name__, getattr(module, "get_config_dict", dict)()) for module in model],
-        "prompts": dict(model.prompts),
-        "max_seq_length": model.max_seq_length,
-        "tokenizer": tokenizer_contract(model.tokenizer),
-    }
-    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
-    return digest.hexdigest()
-
-
-def tokenizer_contract(tokenizer: Any) -> dict[str, Any]:
-    """What a tokenizer adds to and does with a text: special tokens, sides, and the ids of a probe."""
-    return {
-        "class": type(tokenizer).__name__,
-        "vocabulary": len(tokenizer),
-        "bos": tokenizer.bos_token,
-        "eos": tokenizer.eos_token,
-        "pad": tokenizer.pad_token,
-        "padding_side": tokenizer.padding_side,
-        "probe": tokenizer("The maned lion's 1st roar, naïve or not?")["input_ids"],
-    }

@@ -1,0 +1,147 @@
+"""Reading a corpus one record at a time, from whatever it is kept in."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import lzma
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any, NamedTuple, TypeAlias
+
+ID_FIELDS = ("_id", "id", "docid", "doc_id", "pid", "query_id", "qid")
+TEXT_FIELDS = ("text", "contents", "body", "passage", "query", "question")
+
+Corpus: TypeAlias = str | Path | Iterable[Mapping[str, Any]]
+
+
+class Record(NamedTuple):
+    """One text to encode."""
+
+    id: str
+    text: str
+
+
+class BadRecord(NamedTuple):
+    """A record that cannot be encoded: `reason` is "malformed" or "empty", `where` says which one it is."""
+
+    reason: str
+    where: str
+
+
+def read_corpus(corpus: Corpus, split: str = "train") -> Iterator[Record | BadRecord]:
+    """Yield the records of a corpus in its own order, never holding more than a few of them.
+
+    A record's id is its first field of `_id`, `id`, `docid`, `doc_id`, `pid`, `query_id`, `qid`; its text is the first
+    of `text`, `contents`, `body`, `passage`, `query`, `question`, with the `title`, if there is one, in front.
+
+    Args:
+        corpus: A BEIR folder (its `corpus.jsonl`), a `.jsonl`, `.tsv` (id, text and perhaps title, tab-separated) or
+            `.parquet` file, optionally compressed (.gz, .bz2, .xz), a folder of such files, "-" for JSON lines on the
+            standard input, a dataset on the Hub as "hf://owner/name" or "hf://owner/name/configuration", or any
+            iterable of mappings.
+        split: Split of a Hub dataset.
+
+    Raises:
+        FileNotFoundError: If a path does not exist.
+        ValueError: If a file is of an unknown kind.
+    """
+    if not isinstance(corpus, str | Path):
+        yield from (_record(row, f"record {number}") for number, row in enumerate(corpus, 1))
+    elif str(corpus) == "-":
+        yield from _json_lines(sys.stdin, "standard input")
+    elif str(corpus).startswith("hf://"):
+        yield from _hub_dataset(str(corpus).removeprefix("hf://"), split)
+    else:
+        for file in corpus_files(corpus):
+            yield from _read_file(file)
+
+
+def corpus_files(corpus: str | Path) -> list[Path]:
+    """The files that a path stands for, in reading order."""
+    path = Path(corpus)
+    if not path.exists():
+        raise FileNotFoundError(f"The corpus {path} does not exist; a Hub dataset is written hf://owner/name.")
+    if path.is_file():
+        return [path]
+    if (path / "corpus.jsonl").exists():
+        return [path / "corpus.jsonl"]
+    files = sorted(file for file in path.iterdir() if _kind(file) is not None)
+    if not files:
+        raise ValueError(f"The folder {path} holds no .jsonl, .tsv or .parquet file.")
+    return files
+
+
+def _read_file(file: Path) -> Iterator[Record | BadRecord]:
+    kind = _kind(file)
+    if kind == ".parquet":
+        import pyarrow.parquet
+
+        number = 0
+        for batch in pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=1024):
+            for row in batch.to_pylist():
+                number += 1
+                yield _record(row, f"{file.name} row {number}")
+    elif kind == ".jsonl":
+        with _open(file) as lines:
+            yield from _json_lines(lines, file.name)
+    elif kind == ".tsv":
+        with _open(file) as lines:
+            for number, line in enumerate(lines, 1):
+                fields = line.rstrip("\r\n").split("\t")
+                where = f"{file.name}:{number}"
+                if len(fields) in (2, 3):
+                    yield _record(dict(zip(("id", "text", "title"), fields, strict=False)), where)
+                elif line.strip():
+                    yield BadRecord("malformed", where)
+    else:
+        raise ValueError(f"Cannot read a corpus from {file}: give .jsonl, .tsv or .parquet (also .gz, .bz2, .xz).")
+
+
+def _kind(file: Path) -> str | None:
+    suffixes = [suffix for suffix in file.suffixes if suffix not in (".gz", ".bz2", ".xz")]
+    return suffixes[-1] if suffixes and suffixes[-1] in (".jsonl", ".tsv", ".parquet") else None
+
+
+def _open(file: Path) -> IO[str]:
+    # Undecodable bytes must not end a run after hours: they become U+FFFD, as in most tokenizers' own decoders.
+    opener = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(file.suffix, open)
+    return opener(file, "rt", encoding="utf-8", errors="replace")  # type: ignore[operator]
+
+
+def _json_lines(lines: Iterable[str], name: str) -> Iterator[Record | BadRecord]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        where = f"{name}:{number}"
+        try:
+            row = json.loads(line)
+        except ValueError:
+            yield BadRecord("malformed", where)
+        else:
+            yield _record(row, where)
+
+
+def _hub_dataset(name: str, split: str) -> Iterator[Record | BadRecord]:
+    from datasets import load_dataset
+
+    owner, repository, *configuration = name.split("/", 2)
+    dataset = load_dataset(f"{owner}/{repository}", *configuration, split=split, streaming=True)
+    for number, row in enumerate(dataset, 1):
+        yield _record(row, f"hf://{name} row {number}")
+
+
+def _record(row: Any, where: str) -> Record | BadRecord:
+    if not isinstance(row, Mapping):
+        return BadRecord("malformed", where)
+    identifier = next((row[field] for field in ID_FIELDS if row.get(field) is not None), None)
+    text = next((row[field] for field in TEXT_FIELDS if row.get(field) is not None), None)
+    title = row.get("title")
+    if isinstance(identifier, bool) or not isinstance(identifier, str | int) or not str(identifier).strip():
+        return BadRecord("malformed", where)
+    if not isinstance(text, str | None) or not isinstance(title, str | None) or (text is None and title is None):
+        return BadRecord("malformed", where)
+    joined = f"{title or ''} {text or ''}".strip()
+    return Record(str(identifier), joined) if joined else BadRecord("empty", where)
