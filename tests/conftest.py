@@ -1,0 +1,126 @@
+"""Fixtures shared by all tests: tiny random backbones with their own tokenizer, and the golden values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+GOLDEN = Path(__file__).parent / "data" / "golden"
+GOLDEN_CASES = ("h64_tied_rope_default", "h128_untied_rope_llama32")
+
+TEXTS = [
+    "What is the capital of France?",
+    "Paris is the capital and the largest city of France.",
+    "Who wrote the novel '1984'?",
+    "George Orwell wrote the novel '1984', which was published in June 1949.",
+    "Photosynthesis turns light into chemical energy that is stored in sugars.",
+    "A sparse retriever expands a query with terms that the query does not contain.",
+    "The inverted index keeps, for every term, the documents in which it is active.",
+    "Lions live in groups called prides.",
+]
+
+FAMILIES = ("llama", "qwen3", "gemma2", "gemma3_text", "mistral")
+
+
+def tiny_tokenizer(bos: bool = True, vocab_size: int = 320):
+    """A byte-level BPE tokenizer trained on `TEXTS`, padding left; `bos=False` is Qwen's kind, which has none."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<s>", "</s>", "<pad>"] if bos else ["</s>", "<pad>"]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    if bos:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 0)]
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>" if bos else None,
+        eos_token="</s>",
+        pad_token="<pad>",
+        padding_side="left",
+        model_max_length=512,
+    )
+
+
+def tiny_config(family: str, tied: bool, **overrides):
+    """Configuration of a two-layer decoder of hidden size 32 with grouped-query attention."""
+    from transformers import AutoConfig
+
+    settings = dict(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=512,
+        tie_word_embeddings=tied,
+    )
+    if family in ("gemma2", "gemma3_text"):
+        settings |= dict(layer_types=["sliding_attention", "full_attention"], sliding_window=8, query_pre_attn_scalar=8)
+    if family == "mistral":
+        settings |= dict(sliding_window=8)
+    return AutoConfig.for_model(family, **(settings | overrides))
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone(tmp_path_factory) -> Callable[..., str]:
+    """`tiny_backbone(family="llama", tied=True, **config)` is a saved random causal LM with its tokenizer."""
+    made: dict[tuple, str] = {}
+
+    def make(family: str = "llama", tied: bool = True, *, tokenizer: bool = True, dtype: str = "float32", **config):
+        key = (family, tied, tokenizer, dtype, repr(sorted(config.items())))
+        if key not in made:
+            import torch
+            from transformers import AutoModelForCausalLM
+
+            path = tmp_path_factory.mktemp(f"{family}-{'tied' if tied else 'untied'}")
+            words = tiny_tokenizer(bos=family != "qwen3")
+            settings = dict(vocab_size=len(words), pad_token_id=words.pad_token_id, eos_token_id=words.eos_token_id)
+            torch.manual_seed(0)
+            causal_lm = AutoModelForCausalLM.from_config(
+                tiny_config(family, tied, bos_token_id=words.bos_token_id, **(settings | config))
+            )
+            # Wide weights and uneven norms: untrained defaults are so flat that a wrong model would look right.
+            with torch.no_grad():
+                for name, parameter in causal_lm.named_parameters():
+                    parameter.normal_(std=0.2)
+                    if "norm" in name and not family.startswith("gemma"):
+                        parameter.add_(1.0)
+            causal_lm.to(getattr(torch, dtype)).save_pretrained(path)
+            if tokenizer:
+                words.save_pretrained(path)
+            made[key] = str(path)
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request) -> str:
+    """Name of one decoder family; a test that takes it runs once for each."""
+    return request.param
+
+
+@pytest.fixture
+def texts() -> list[str]:
+    """Eight short English texts of different lengths."""
+    return list(TEXTS)
+
+
+@pytest.fixture(scope="session", params=GOLDEN_CASES)
+def golden_case(request) -> Path:
+    """Folder of one golden case."""
+    return GOLDEN / request.param
