@@ -5,6 +5,7 @@ from __future__ import annotations
 from lion_st.retrieval.bm25 import Bm25Retriever
 from lion_st.retrieval.describe import model_fingerprint, model_name
 from lion_st.retrieval.encode import EncodedCorpus, encode_corpus, encode_texts
+from lion_st.retrieval.fusion import convex_fusion, fit_convex_weights, reciprocal_rank_fusion
 from lion_st.retrieval.indexes import ENGINES, Hits, Index, StorageError, create_index, load_index
 from lion_st.retrieval.retriever import ModelRetriever, Retriever
 from lion_st.retrieval.vectors import Vectors, active_terms, to_csr, to_dense
@@ -20,12 +21,15 @@ __all__ = [
     "StorageError",
     "Vectors",
     "active_terms",
+    "convex_fusion",
     "create_index",
     "encode_corpus",
     "encode_texts",
+    "fit_convex_weights",
     "load_index",
     "model_fingerprint",
     "model_name",
+    "reciprocal_rank_fusion",
     "to_csr",
     "to_dense",
 ]

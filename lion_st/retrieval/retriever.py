@@ -105,7 +105,7 @@ class ModelRetriever:
         started = perf_counter()
         asked = [row for row, query in enumerate(queries) if query.strip()]
         vectors = self._encode([queries[row] for row in asked], "query", show_progress)
-        self._index.search_rows(vectors[:1], k, self.threads)  # compiles or warms up, outside the timing
+        self._index.search(vectors[:1], k, self.threads)  # compiles or warms up, outside the timing
         encoded = perf_counter()
         hits: list[Hits] = [[] for _ in queries]
         for row, found in zip(asked, self._index.search(vectors, k, self.threads), strict=True):

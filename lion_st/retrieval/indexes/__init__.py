@@ -6,14 +6,17 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from lion_st.retrieval.indexes.base import KIND, VERSION, Hits, Index, Paradigm
+from lion_st.retrieval.indexes.base import KIND, VERSION, Hits, Index, LocalIndex, Paradigm
 from lion_st.retrieval.storage import StorageError, read_header
 
-__all__ = ["ENGINES", "Hits", "Index", "Paradigm", "StorageError", "create_index", "load_index"]
+__all__ = ["ENGINES", "Hits", "Index", "LocalIndex", "Paradigm", "StorageError", "create_index", "load_index"]
 
 # engine -> (paradigm -> class), imported on use: faiss, seismic and pymilvus are heavy or optional.
 ENGINES: dict[str, dict[str, str]] = {
     "exact": {"sparse": "exact.ExactSparseIndex", "dense": "exact.ExactDenseIndex"},
+    "seismic": {"sparse": "seismic.SeismicIndex"},
+    "faiss": {"dense": "faiss.FaissIndex"},
+    "milvus": dict.fromkeys(("sparse", "dense", "hybrid"), "milvus.MilvusIndex"),
 }
 
 
@@ -22,7 +25,7 @@ def create_index(engine: str, paradigm: Paradigm, **parameters: Any) -> Index:
 
     Args:
         engine: A key of `ENGINES`.
-        paradigm: "sparse" or "dense".
+        paradigm: "sparse", "dense" or, with milvus, "hybrid".
         parameters: The engine's own settings, see its class.
 
     Raises:

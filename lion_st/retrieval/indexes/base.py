@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias
 
@@ -18,7 +18,7 @@ from lion_st.retrieval.storage import (
 )
 from lion_st.retrieval.vectors import to_csr, to_dense
 
-Paradigm: TypeAlias = Literal["sparse", "dense"]
+Paradigm: TypeAlias = Literal["sparse", "dense", "hybrid"]
 Hits: TypeAlias = list[tuple[str, float]]  # (document id, score), best first
 
 KIND = "lion_st index"
@@ -28,25 +28,119 @@ VERSION = 1
 class Index(ABC):
     """Documents by id and vector, searched by inner product.
 
-    An engine implements `_add`, `_search`, `_save` and `_load`; ids, checks, files and statistics live here.
-
     Args:
-        paradigm: "sparse" (rows of term weights [N, V]) or "dense" (rows of floats [N, D]).
+        paradigm: "sparse" (rows of term weights [N, V]), "dense" (rows of floats [N, D]) or, where the engine can,
+            "hybrid" (a pair of both).
 
     Attributes:
         engine: Name in `create_index`.
-        ids: Document ids in the order they were added.
-        dimensions: V or D, known from the first `add` on.
+        paradigms: What the engine searches.
+        parameters: Constructor arguments, saved with the index and shown by `stats`.
     """
 
     engine: ClassVar[str]
     paradigms: ClassVar[tuple[Paradigm, ...]]
-    parameters: tuple[str, ...] = ()  # constructor arguments that are saved with the index
+    parameters: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, paradigm: Paradigm) -> None:
         if paradigm not in self.paradigms:
             raise ValueError(f"The engine {self.engine!r} searches {' and '.join(self.paradigms)}, not {paradigm!r}.")
         self.paradigm: Paradigm = paradigm
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of documents."""
+
+    @abstractmethod
+    def add(self, ids: Sequence[str], vectors: Any) -> None:
+        """Add documents.
+
+        Args:
+            ids: N document ids, each given once.
+            vectors: [N, dimensions]; anything `to_csr` or `to_dense` accepts.
+
+        Raises:
+            ValueError: If lengths, dimensions or ids do not fit; nothing is added then.
+        """
+
+    @abstractmethod
+    def search(self, queries: Any, k: int = 10, threads: int = 1) -> list[Hits]:
+        """Find the k documents of highest inner product with each query.
+
+        Args:
+            queries: [Q, dimensions].
+            k: Documents per query.
+            threads: CPU threads.
+
+        Returns:
+            Q lists of (document id, score), best first. A sparse search returns only documents that share a term with
+            the query, so a list may be shorter than k, and is empty for a query without terms.
+        """
+
+    @abstractmethod
+    def save(self, path: str | Path) -> Path:
+        """Write the index into a folder, replacing an earlier save only when everything is on disk."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, path: str | Path, *, memory_map: bool = False, verify: bool = True) -> Index:
+        """Read a saved index of this engine.
+
+        Args:
+            path: Folder written by `save`.
+            memory_map: Leave large arrays on disk and read them as they are touched.
+            verify: Compare the checksums of all files; their sizes are always compared.
+
+        Raises:
+            StorageError: If the folder is not an index of this engine and version, or is truncated or damaged.
+        """
+
+    def stats(self) -> dict[str, Any]:
+        """Engine, paradigm, documents, size in bytes of the searchable structure (None if unknown), parameters."""
+        return {
+            "engine": self.engine,
+            "paradigm": self.paradigm,
+            "documents": len(self),
+            "bytes": self._bytes(),
+            **{name: getattr(self, name) for name in self.parameters},
+        }
+
+    @abstractmethod
+    def _bytes(self) -> int | None: ...
+
+    def _write(
+        self,
+        path: str | Path,
+        metadata: Mapping[str, Any],
+        arrays: Mapping[str, np.ndarray],
+        write_files: Callable[[Path], None] | None = None,
+    ) -> Path:
+        described = {
+            "engine": self.engine,
+            "paradigm": self.paradigm,
+            "documents": len(self),
+            "parameters": {name: getattr(self, name) for name in self.parameters},
+        }
+        return write_folder(path, KIND, VERSION, {**described, **metadata}, arrays, write_files)
+
+    @classmethod
+    def _read(cls, path: str | Path, verify: bool) -> tuple[dict[str, Any], Path]:
+        metadata, data = read_header(path, KIND, VERSION, verify)
+        if metadata["engine"] != cls.engine:
+            raise StorageError(f"{path} is an index of the engine {metadata['engine']!r}, not {cls.engine!r}.")
+        return metadata, data
+
+
+class LocalIndex(Index):
+    """An index in this process: ids, checks and files live here; `_add`, `_search` and the like are the engine's.
+
+    Attributes:
+        ids: Document ids in the order they were added; equal scores are ranked in that order.
+        dimensions: V or D, known from the first `add` on.
+    """
+
+    def __init__(self, paradigm: Paradigm) -> None:
+        super().__init__(paradigm)
         self.ids: list[str] = []
         self.dimensions: int | None = None
         self._known: set[str] = set()
@@ -55,15 +149,7 @@ class Index(ABC):
         return len(self.ids)
 
     def add(self, ids: Sequence[str], vectors: Any) -> None:
-        """Add documents.
-
-        Args:
-            ids: N document ids, unique in the index.
-            vectors: [N, dimensions]; anything `to_csr` or `to_dense` accepts.
-
-        Raises:
-            ValueError: If lengths, dimensions or ids do not fit; nothing is added then.
-        """
+        """Add documents whose ids are new; see `Index.add`."""
         matrix = self._check(vectors)
         ids = [str(one) for one in ids]
         if len(ids) != matrix.shape[0]:
@@ -79,18 +165,7 @@ class Index(ABC):
         self._known |= fresh
 
     def search(self, queries: Any, k: int = 10, threads: int = 1) -> list[Hits]:
-        """Find the k documents of highest inner product with each query.
-
-        Args:
-            queries: [Q, dimensions].
-            k: Documents per query.
-            threads: CPU threads.
-
-        Returns:
-            Q lists of (document id, score), best first, equal scores in the order the documents were added. A sparse
-            search returns only documents that share a term with the query, so a list may be shorter than k, and is
-            empty for a query without terms.
-        """
+        """Find the k documents of highest inner product; see `Index.search`."""
         rows, scores = self.search_rows(queries, k, threads)
         return [
             [(self.ids[row], score) for row, score in zip(row_list, score_list, strict=True) if row >= 0]
@@ -111,34 +186,14 @@ class Index(ABC):
         return self._search(matrix, k, threads)
 
     def save(self, path: str | Path) -> Path:
-        """Write the index into a folder, replacing an earlier save only when everything is on disk."""
-        arrays = self._save_arrays()
-        metadata = {
-            "engine": self.engine,
-            "paradigm": self.paradigm,
-            "dimensions": self.dimensions,
-            "documents": len(self),
-            "parameters": {name: getattr(self, name) for name in self.parameters},
-        }
-        return write_folder(
-            path, KIND, VERSION, metadata, {**arrays, **strings_to_arrays("ids", self.ids)}, self._save_files
-        )
+        """Write the index into a folder; see `Index.save`."""
+        arrays = self._save_arrays() | strings_to_arrays("ids", self.ids)
+        return self._write(path, {"dimensions": self.dimensions}, arrays, self._save_files)
 
     @classmethod
-    def load(cls, path: str | Path, *, memory_map: bool = False, verify: bool = True) -> Index:
-        """Read a saved index of this engine.
-
-        Args:
-            path: Folder written by `save`.
-            memory_map: Leave large arrays on disk and read them as they are touched.
-            verify: Compare the checksums of all files; their sizes are always compared.
-
-        Raises:
-            StorageError: If the folder is not an index of this engine and version, or is truncated or damaged.
-        """
-        metadata, data = read_header(path, KIND, VERSION, verify)
-        if metadata["engine"] != cls.engine:
-            raise StorageError(f"{path} is an index of the engine {metadata['engine']!r}, not {cls.engine!r}.")
+    def load(cls, path: str | Path, *, memory_map: bool = False, verify: bool = True) -> LocalIndex:
+        """Read a saved index; see `Index.load`."""
+        metadata, data = cls._read(path, verify)
         index = cls(metadata["paradigm"], **metadata["parameters"])
         index.dimensions = metadata["dimensions"]
         index.ids = arrays_to_strings(data, "ids")
@@ -146,17 +201,6 @@ class Index(ABC):
         if index.ids:
             index._load(data, memory_map)
         return index
-
-    def stats(self) -> dict[str, Any]:
-        """Engine, paradigm, documents, dimensions and size in bytes of the searchable structure."""
-        return {
-            "engine": self.engine,
-            "paradigm": self.paradigm,
-            "documents": len(self),
-            "dimensions": self.dimensions,
-            "bytes": self._bytes(),
-            **{name: getattr(self, name) for name in self.parameters},
-        }
 
     def _check(self, vectors: Any) -> Any:
         matrix = to_csr(vectors) if self.paradigm == "sparse" else to_dense(vectors)
@@ -175,9 +219,6 @@ class Index(ABC):
 
     @abstractmethod
     def _load(self, data: Path, memory_map: bool) -> None: ...
-
-    @abstractmethod
-    def _bytes(self) -> int: ...
 
     def _save_arrays(self) -> dict[str, np.ndarray]:
         return {}

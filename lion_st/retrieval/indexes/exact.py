@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy import sparse
 
-from lion_st.retrieval.indexes.base import Index, Paradigm
+from lion_st.retrieval.indexes.base import LocalIndex, Paradigm
 from lion_st.retrieval.storage import read_array
 
 WINDOW = 65_536  # documents whose number fits 16 bits
@@ -26,7 +26,7 @@ class _Window(NamedTuple):
     rows: int
 
 
-class ExactSparseIndex(Index):
+class ExactSparseIndex(LocalIndex):
     """Exact inner-product search over term weights, the search of the Lion paper (arXiv 2502.15526, section 3).
 
     The kernels are described in `lion_st.retrieval.indexes.inverted`.
@@ -158,7 +158,7 @@ class ExactSparseIndex(Index):
             start = stop
 
 
-class ExactDenseIndex(Index):
+class ExactDenseIndex(LocalIndex):
     """Exact inner-product search over dense vectors by blocked matrix products.
 
     Args:

@@ -1,0 +1,211 @@
+"""Sparse, dense and hybrid search in Milvus: in a file with Milvus Lite, or on a cluster, with the same code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from lion_st.retrieval.indexes.base import Hits, Index, Paradigm
+from lion_st.retrieval.vectors import to_csr, to_dense
+
+MAX_ID_BYTES = 512
+METRIC = {"metric_type": "IP"}
+
+
+class MilvusIndex(Index):
+    """A Milvus collection behind the index protocol.
+
+    The collection is the store: `add` returns once Milvus has acknowledged the rows, and an acknowledged row survives
+    the death of the process. Adding an id again replaces its vectors, so an interrupted load is simply repeated. `save`
+    writes a small folder that says where the collection is, for `load_index`.
+
+    A sparse document without terms, which no query can find, is left out; a hybrid one is refused.
+
+    Args:
+        paradigm: "sparse", "dense", or "hybrid", whose vectors and queries are pairs (sparse [N, V], dense [N, D]).
+        uri: A file for Milvus Lite ("corpus.db") or the address of a cluster ("http://host:19530").
+        collection: Name of the collection; it is opened if it exists.
+        token: "user:password" or API key of a cluster; never saved.
+        rows_per_request: Documents sent at once.
+        dense_index_type: Milvus index of the dense field: FLAT, HNSW, IVF_FLAT or AUTOINDEX.
+        candidates: Hybrid: documents taken from each side for fusion, at least k.
+        weights: Hybrid: weights of the (sparse, dense) scores, each mapped to 0..1 by Milvus' arctangent; None fuses
+            by reciprocal rank.
+    """
+
+    engine = "milvus"
+    paradigms = ("sparse", "dense", "hybrid")
+    parameters = ("uri", "collection", "rows_per_request", "dense_index_type", "candidates", "weights")
+
+    def __init__(
+        self,
+        paradigm: Paradigm = "sparse",
+        uri: str = "lion_st.db",
+        collection: str = "lion_st",
+        token: str = "",
+        rows_per_request: int = 1000,
+        dense_index_type: str = "FLAT",
+        candidates: int = 200,
+        weights: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(paradigm)
+        try:
+            from pymilvus import MilvusClient
+        except ImportError as error:
+            raise ImportError("The milvus engine needs pymilvus: pip install 'lion-st[milvus]'.") from error
+        if weights is not None and len(weights) != 2:
+            raise ValueError(f"weights are two numbers, for the sparse and the dense score, got {weights!r}.")
+        self.uri = str(uri)
+        self.collection = collection
+        self.rows_per_request = rows_per_request
+        self.dense_index_type = dense_index_type
+        self.candidates = candidates
+        self.weights = list(weights) if weights is not None else None
+        # A cluster is asked for what was just added; Milvus Lite always answers so and knows no consistency levels.
+        self._consistency = {"consistency_level": "Strong"} if "://" in self.uri else {}
+        self._client = MilvusClient(self.uri, token=token)
+        if self._client.has_collection(collection):
+            self._check_collection()
+
+    def __len__(self) -> int:
+        if not self._client.has_collection(self.collection):
+            return 0
+        counted = self._client.query(self.collection, filter="", output_fields=["count(*)"], **self._consistency)
+        return int(counted[0]["count(*)"])
+
+    def add(self, ids: Sequence[str], vectors: Any) -> None:
+        """Store documents; see `Index.add`. An id that is there already is replaced."""
+        ids = [str(one) for one in ids]
+        if len(set(ids)) < len(ids):
+            raise ValueError("An id occurs twice among the documents to add: ids must be unique.")
+        for one in ids:
+            if not one or len(one.encode()) > MAX_ID_BYTES:
+                raise ValueError(f"The id {one[:40]!r} has {len(one.encode())} bytes: give 1 to {MAX_ID_BYTES}.")
+        fields = self._fields(vectors)
+        for field, matrix in fields.items():
+            if matrix.shape[0] != len(ids):
+                raise ValueError(f"Got {len(ids)} ids for {matrix.shape[0]} {field} vectors: give one id per row.")
+        if not self._client.has_collection(self.collection):
+            self._create_collection(fields["dense"].shape[1] if "dense" in fields else None)
+        kept = list(range(len(ids)))
+        if "sparse" in fields:
+            empty = np.diff(fields["sparse"].indptr) == 0
+            if self.paradigm == "hybrid" and empty.any():
+                raise ValueError(f"The document {ids[int(empty.argmax())]!r} has no sparse term: leave it out.")
+            kept = [row for row in kept if not empty[row]]
+        for start in range(0, len(kept), self.rows_per_request):
+            part = kept[start : start + self.rows_per_request]
+            rows = [{"id": ids[row], **{name: _row(matrix, row) for name, matrix in fields.items()}} for row in part]
+            self._client.upsert(self.collection, rows)
+
+    def search(self, queries: Any, k: int = 10, threads: int = 1) -> list[Hits]:
+        """Find the k best documents; see `Index.search`. Milvus sets its own threads."""
+        if k < 1:
+            raise ValueError(f"k is at least 1, got {k}.")
+        fields = self._fields(queries)
+        count = next(iter(fields.values())).shape[0]
+        found: list[Hits] = [[] for _ in range(count)]
+        if not self._client.has_collection(self.collection):
+            return found
+        if self.paradigm == "hybrid":
+            for row in range(count):
+                found[row] = self._hybrid_search({name: _row(matrix, row) for name, matrix in fields.items()}, k)
+        else:
+            ((name, matrix),) = fields.items()
+            asked = [row for row in range(count) if len(_row(matrix, row))]
+            for start in range(0, len(asked), 100):
+                part = asked[start : start + 100]
+                results = self._client.search(
+                    self.collection,
+                    [_row(matrix, row) for row in part],
+                    anns_field=name,
+                    search_params=METRIC,
+                    limit=k,
+                    output_fields=["id"],
+                    **self._consistency,
+                )
+                for row, hits in zip(part, results, strict=True):
+                    found[row] = [(hit["id"], float(hit["distance"])) for hit in hits]
+        return found
+
+    def save(self, path: str | Path) -> Path:
+        """Flush the collection and write where it is."""
+        if self._client.has_collection(self.collection):
+            self._client.flush(self.collection)
+        return self._write(path, {}, {})
+
+    @classmethod
+    def load(cls, path: str | Path, *, memory_map: bool = False, verify: bool = True, token: str = "") -> MilvusIndex:
+        """Open the collection that `save` described; `token` is for a cluster."""
+        metadata, _ = cls._read(path, verify)
+        return cls(metadata["paradigm"], **metadata["parameters"], token=token)
+
+    def delete_collection(self) -> None:
+        """Remove the collection and all its documents from Milvus."""
+        self._client.drop_collection(self.collection)
+
+    def close(self) -> None:
+        """Close the connection; Milvus Lite then releases its file."""
+        self._client.close()
+
+    def _hybrid_search(self, query: dict[str, Any], k: int) -> Hits:
+        from pymilvus import AnnSearchRequest, RRFRanker, WeightedRanker
+
+        depth = max(self.candidates, k)
+        requests = [AnnSearchRequest([vector], name, METRIC, depth) for name, vector in query.items() if len(vector)]
+        is_weighted = self.weights is not None and len(requests) == 2
+        ranker = WeightedRanker(*self.weights) if is_weighted else RRFRanker()  # type: ignore[misc]
+        results = self._client.hybrid_search(
+            self.collection, requests, ranker, limit=k, output_fields=["id"], **self._consistency
+        )
+        return [(hit["id"], float(hit["distance"])) for hit in results[0]]
+
+    def _fields(self, vectors: Any) -> dict[str, Any]:
+        if self.paradigm == "sparse":
+            return {"sparse": to_csr(vectors)}
+        if self.paradigm == "dense":
+            return {"dense": to_dense(vectors)}
+        sparse_vectors, dense_vectors = vectors
+        return {"sparse": to_csr(sparse_vectors), "dense": to_dense(dense_vectors)}
+
+    def _create_collection(self, dense_dimensions: int | None) -> None:
+        from pymilvus import DataType, MilvusClient
+
+        schema = MilvusClient.create_schema(auto_id=False)
+        indexes = self._client.prepare_index_params()
+        schema.add_field("id", DataType.VARCHAR, is_primary=True, max_length=MAX_ID_BYTES)
+        if self.paradigm in ("sparse", "hybrid"):
+            schema.add_field("sparse", DataType.SPARSE_FLOAT_VECTOR)
+            indexes.add_index("sparse", index_type="SPARSE_INVERTED_INDEX", metric_type="IP")
+        if dense_dimensions is not None:
+            schema.add_field("dense", DataType.FLOAT_VECTOR, dim=dense_dimensions)
+            indexes.add_index("dense", index_type=self.dense_index_type, metric_type="IP")
+        self._client.create_collection(self.collection, schema=schema, index_params=indexes)
+
+    def _check_collection(self) -> None:
+        fields = {field["name"] for field in self._client.describe_collection(self.collection)["fields"]}
+        wanted = {"id", *(("sparse", "dense") if self.paradigm == "hybrid" else (self.paradigm,))}
+        if fields != wanted:
+            raise ValueError(
+                f"The collection {self.collection!r} at {self.uri} has the fields {sorted(fields)}, and a "
+                f"{self.paradigm} index needs {sorted(wanted)}: name another collection."
+            )
+        self._client.load_collection(self.collection)
+
+    def _bytes(self) -> int | None:
+        path = Path(self.uri)
+        if not path.exists():
+            return None
+        files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+        return sum(file.stat().st_size for file in files)
+
+
+def _row(matrix: Any, row: int) -> Any:
+    if isinstance(matrix, sparse.csr_array):
+        span = slice(matrix.indptr[row], matrix.indptr[row + 1])
+        return dict(zip(matrix.indices[span].tolist(), matrix.data[span].tolist(), strict=True))
+    return matrix[row].tolist()

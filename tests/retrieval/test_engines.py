@@ -1,0 +1,206 @@
+"""The approximate and the remote engines, against exact search."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+from lion_st.retrieval import create_index, load_index, reciprocal_rank_fusion, to_csr
+
+VOCABULARY = 128_256  # Llama 3's: beyond the 65,536 terms of plain Seismic
+IDS = [f"d{row}" for row in range(600)]
+
+
+def clustered_vectors(count: int, seed: int) -> sparse.csr_array:
+    """Term weights drawn around 20 topics that reach to the end of the vocabulary."""
+    topics = np.random.default_rng(0).choice(VOCABULARY, size=(20, 60), replace=False)
+    topics[:, 0] = VOCABULARY - 1 - np.arange(20)
+    rng = np.random.default_rng(seed)
+    rows = sparse.lil_array((count, VOCABULARY), dtype=np.float32)
+    for row in range(count):
+        terms = rng.choice(topics[rng.integers(20)], 25, replace=False)
+        rows[row, terms] = rng.lognormal(-0.3, 0.6, 25)
+    return to_csr(rows)
+
+
+@pytest.fixture(scope="module")
+def documents() -> sparse.csr_array:
+    return clustered_vectors(600, 1)
+
+
+@pytest.fixture(scope="module")
+def queries() -> sparse.csr_array:
+    return clustered_vectors(30, 2)
+
+
+@pytest.fixture(scope="module")
+def exact_hits(documents: sparse.csr_array, queries: sparse.csr_array) -> list:
+    index = create_index("exact", "sparse")
+    index.add(IDS, documents)
+    return index.search(queries, 10)
+
+
+def recall(found: list, expected: list) -> float:
+    pairs = zip(found, expected, strict=True)
+    return float(np.mean([len(dict(a).keys() & dict(b).keys()) / len(b) for a, b in pairs]))
+
+
+def without_terms(vectors: sparse.csr_array, row: int) -> sparse.csr_array:
+    rows = vectors.tolil()
+    rows[row] = 0
+    return to_csr(rows)
+
+
+def test_seismic_finds_what_exact_search_finds_in_the_same_order(documents, queries, exact_hits) -> None:
+    index = create_index("seismic", "sparse")
+    index.add(IDS[:300], documents[:300])
+    index.add(IDS[300:], documents[300:])
+    found = index.search(queries, 10, threads=2)
+    assert recall(found, exact_hits) > 0.95
+    for hits, expected in zip(found, exact_hits, strict=True):
+        assert hits[0][0] == expected[0][0]
+        assert hits[0][1] == pytest.approx(expected[0][1], rel=1e-2)
+        assert [score for _, score in hits] == sorted((score for _, score in hits), reverse=True)
+
+
+def test_seismic_keeps_the_place_of_an_empty_query(documents, queries, exact_hits) -> None:
+    index = create_index("seismic", "sparse")
+    index.add(IDS, documents)
+    found = index.search(without_terms(queries, 4), 10)
+    assert found[4] == []
+    assert found[5][0][0] == exact_hits[5][0][0]
+
+
+def test_a_loaded_seismic_index_searches_alike_and_says_that_it_cannot_grow(tmp_path, documents, queries) -> None:
+    index = create_index("seismic", "sparse", query_cut=20)
+    index.add(IDS, documents)
+    loaded = load_index(index.save(tmp_path / "index"))
+    assert loaded.search(queries, 5) == index.search(queries, 5)
+    assert loaded.stats()["query_cut"] == 20
+    with pytest.raises(ValueError, match="cannot grow"):
+        loaded.add(["new"], documents[[0]])
+
+
+def test_seismic_reports_nothing_on_standard_output(capfd, documents) -> None:
+    index = create_index("seismic", "sparse")
+    index.add(IDS[:50], documents[:50])
+    index.search(documents[:1], 1)
+    assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize("kind, least", [("flat", 1.0), ("hnsw", 0.95), ("ivf_pq", 0.5)])
+def test_faiss_agrees_with_exact_dense_search(tmp_path: Path, kind: str, least: float) -> None:
+    rng = np.random.default_rng(3)
+    centres = rng.standard_normal((40, 32), dtype=np.float32)
+    vectors = centres[rng.integers(40, size=600)] + 0.3 * rng.standard_normal((600, 32), dtype=np.float32)
+    exact, index = create_index("exact", "dense"), create_index("faiss", "dense", kind=kind, code_bytes=16)
+    for one in (exact, index):
+        one.add(IDS[:400], vectors[:400])
+        one.add(IDS[400:], vectors[400:])
+    expected = exact.search(vectors[:20], 10)
+    assert recall(index.search(vectors[:20], 10), expected) >= least
+    loaded = load_index(index.save(tmp_path / "index"))
+    assert loaded.search(vectors[:20], 10) == index.search(vectors[:20], 10)
+    assert index.stats()["bytes"] > 0
+
+
+def test_faiss_says_what_it_cannot_do() -> None:
+    with pytest.raises(ValueError, match="'lsh'"):
+        create_index("faiss", "dense", kind="lsh")
+    with pytest.raises(ValueError, match="does not search 'sparse'"):
+        create_index("faiss", "sparse")
+    index = create_index("faiss", "dense", kind="ivf_pq", code_bytes=7)
+    with pytest.raises(ValueError, match="code_bytes=7"):
+        index.add(IDS[:2], np.ones((2, 32)))
+    index = create_index("faiss", "dense", kind="ivf_pq", code_bytes=16)
+    index.add(IDS[:2], np.ones((2, 32)))
+    with pytest.raises(ValueError, match="got 2"):
+        index.search(np.ones((1, 32)))
+
+
+def test_milvus_searches_sparse_dense_and_hybrid_collections(tmp_path, documents, queries, exact_hits) -> None:
+    uri = str(tmp_path / "lion.db")
+    dense = np.random.default_rng(4).standard_normal((600, 8), dtype=np.float32)
+    dense_queries = dense[:30]
+    index = create_index("milvus", "sparse", uri=uri, collection="sparse", rows_per_request=250)
+    index.add(IDS, documents)
+    found = index.search(without_terms(queries, 2), 10)
+    assert found[2] == []
+    assert recall(found, [*exact_hits[:2], [("none", 0)], *exact_hits[3:]]) > 29 / 30 - 1e-6
+    assert found[0][0][1] == pytest.approx(exact_hits[0][0][1], rel=1e-4)
+
+    dense_index = create_index("milvus", "dense", uri=uri, collection="dense")
+    dense_index.add(IDS, dense)
+    exact_dense = create_index("exact", "dense")
+    exact_dense.add(IDS, dense)
+    assert recall(dense_index.search(dense_queries, 10), exact_dense.search(dense_queries, 10)) > 0.99
+
+    hybrid = create_index("milvus", "hybrid", uri=uri, collection="both", candidates=50)
+    hybrid.add(IDS, (documents, dense))
+    exact_sparse = create_index("exact", "sparse")
+    exact_sparse.add(IDS, documents)
+    rankings = [exact_sparse.search(queries[:3], 50), exact_dense.search(dense_queries[:3], 50)]
+    fused = reciprocal_rank_fusion(rankings, k=5)
+    hits = hybrid.search((queries[:3], dense_queries[:3]), 5)
+    for found, expected in zip(hits, fused, strict=True):
+        assert [score for _, score in found] == pytest.approx([score for _, score in expected], abs=1e-4)
+    leaning = create_index("milvus", "hybrid", uri=uri, collection="both", weights=(0.0, 1.0))
+    assert leaning.search((queries[:1], dense_queries[:1]), 1)[0][0][0] == rankings[1][0][0][0]
+
+    index.save(tmp_path / "saved")
+    index.close()
+    loaded = load_index(tmp_path / "saved")
+    assert len(loaded) == 600
+    loaded.add(["d0", "d0b"], documents[[5, 5]])  # an id again: replaced
+    assert len(loaded) == 601
+    with pytest.raises(ValueError, match=r"has the fields \['id', 'sparse'\]"):
+        create_index("milvus", "dense", uri=uri, collection="sparse")
+    loaded.delete_collection()
+    assert loaded.search(queries[:2], 3) == [[], []]
+
+
+def test_rows_acknowledged_by_milvus_survive_sigkill(tmp_path: Path) -> None:
+    program = textwrap.dedent(
+        """
+        import sys
+        import numpy as np
+        from lion_st.retrieval import create_index
+        index = create_index("milvus", "sparse", uri=sys.argv[1])
+        for number in range(10_000):
+            index.add([f"d{number}-{row}" for row in range(20)], np.eye(20, 64) + 0.5)
+            print(number, flush=True)
+        """
+    )
+    uri = str(tmp_path / "lion.db")
+    process = subprocess.Popen([sys.executable, "-c", program, uri], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    acknowledged = -1
+    for line in process.stdout:
+        acknowledged = int(line)
+        if acknowledged == 4:
+            os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    index = create_index("milvus", "sparse", uri=uri)
+    found = dict(index.search(np.ones((1, 64)), 10_000)[0])
+    assert acknowledged >= 4
+    assert {f"d{number}-{row}" for number in range(acknowledged + 1) for row in range(20)} <= found.keys()
+    index.close()
+
+
+def test_milvus_refuses_what_it_cannot_store(tmp_path: Path, documents) -> None:
+    index = create_index("milvus", "hybrid", uri=str(tmp_path / "lion.db"))
+    with pytest.raises(ValueError, match="'b' has no sparse term"):
+        index.add(["a", "b"], (without_terms(documents[:2], 1), np.ones((2, 4))))
+    with pytest.raises(ValueError, match="2 ids for 1 dense"):
+        index.add(["a", "b"], (documents[:2], np.ones((1, 4))))
+    with pytest.raises(ValueError, match="600 bytes"):
+        index.add(["x" * 600], (documents[:1], np.ones((1, 4))))
+    index.close()
