@@ -17,13 +17,17 @@ _MEASURES = {"nDCG": "ndcg_cut", "Recall": "recall", "MAP": "map_cut", "P": "P",
 _UNCUT = {"nDCG": "ndcg", "MRR": "recip_rank", "MAP": "map", "Rprec": "Rprec"}
 
 
-def evaluate_run(qrels: Qrels, run: Run, metrics: Iterable[str] = METRICS) -> dict[str, float]:
+def evaluate_run(
+    qrels: Qrels, run: Run, metrics: Iterable[str] = METRICS, relevance_level: int = 1
+) -> dict[str, float]:
     """Mean of each metric over the judged queries; see `evaluate_queries`."""
-    per_query = evaluate_queries(qrels, run, metrics)
+    per_query = evaluate_queries(qrels, run, metrics, relevance_level)
     return {name: float(np.mean(list(values.values()))) for name, values in per_query.items()}
 
 
-def evaluate_queries(qrels: Qrels, run: Run, metrics: Iterable[str] = METRICS) -> dict[str, dict[str, float]]:
+def evaluate_queries(
+    qrels: Qrels, run: Run, metrics: Iterable[str] = METRICS, relevance_level: int = 1
+) -> dict[str, dict[str, float]]:
     """Compute metrics for every query, with trec_eval's conventions.
 
     Documents are ordered by score (rounded to 32 bits) and, where scores are equal, by falling document id, whatever
@@ -35,6 +39,7 @@ def evaluate_queries(qrels: Qrels, run: Run, metrics: Iterable[str] = METRICS) -
         run: Scores of the retrieved documents.
         metrics: Any of nDCG@k, MRR@k, Recall@k, MAP@k, P@k, Success@k, R_cap@k (relevant documents among the first k
             over the smaller of k and the number of relevant documents), nDCG, MRR, MAP, Rprec.
+        relevance_level: Lowest grade that counts as relevant in all metrics but nDCG; TREC Deep Learning takes 2.
 
     Returns:
         Metric -> query id -> value.
@@ -65,12 +70,12 @@ def evaluate_queries(qrels: Qrels, run: Run, metrics: Iterable[str] = METRICS) -
             measure = output = _UNCUT[name]
         else:
             measure, output = f"{_MEASURES[name]}.{cut}", f"{_MEASURES[name]}_{cut}"
-        values = pytrec_eval.RelevanceEvaluator(judged, {measure}).evaluate(scored)
+        values = pytrec_eval.RelevanceEvaluator(judged, {measure}, relevance_level=relevance_level).evaluate(scored)
         result[metric] = {query: values.get(query, {}).get(output, 0.0) for query in judged}
         if name == "R_cap":
             assert cut is not None
             for query, precision in result[metric].items():
-                relevant = sum(grade > 0 for grade in judged[query].values())
+                relevant = sum(grade >= relevance_level for grade in judged[query].values())
                 result[metric][query] = precision * cut / min(relevant, cut) if relevant else 0.0
     return result
 

@@ -131,8 +131,8 @@ def _number(kind: Callable[[str], Number], text: str, path: str | Path, number: 
 
 def _trec_topics(text: str, path: str | Path) -> Iterator[tuple[str, str]]:
     for topic in re.split(r"<top>", text, flags=re.IGNORECASE)[1:]:
-        number = re.search(r"<num>\s*(?:Number:)?\s*(\S+)", topic, flags=re.IGNORECASE)
+        number = re.search(r"<num>\s*(?:Number:)?\s*([^\s<]+)", topic, flags=re.IGNORECASE)
         title = re.search(r"<title>\s*(?:Topic:)?\s*([^<]+)", topic, flags=re.IGNORECASE)
         if number is None or title is None or not title[1].strip():
             raise ValueError(f"{path}: a topic has no <num> or <title>: {topic.strip()[:80]!r}.")
-        yield number[1].removesuffix("</num>"), " ".join(title[1].split())
+        yield number[1], " ".join(title[1].split())

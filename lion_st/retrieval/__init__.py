@@ -5,8 +5,10 @@ from __future__ import annotations
 from lion_st.retrieval.bm25 import Bm25Retriever
 from lion_st.retrieval.describe import model_fingerprint, model_name
 from lion_st.retrieval.encode import EncodedCorpus, encode_corpus, encode_texts
+from lion_st.retrieval.explain import explain_score, top_terms
 from lion_st.retrieval.fusion import convex_fusion, fit_convex_weights, reciprocal_rank_fusion
 from lion_st.retrieval.indexes import ENGINES, Hits, Index, StorageError, create_index, load_index
+from lion_st.retrieval.prune import Pruning
 from lion_st.retrieval.retriever import ModelRetriever, Retriever
 from lion_st.retrieval.vectors import Vectors, active_terms, to_csr, to_dense
 
@@ -17,6 +19,7 @@ __all__ = [
     "Hits",
     "Index",
     "ModelRetriever",
+    "Pruning",
     "Retriever",
     "StorageError",
     "Vectors",
@@ -25,6 +28,7 @@ __all__ = [
     "create_index",
     "encode_corpus",
     "encode_texts",
+    "explain_score",
     "fit_convex_weights",
     "load_index",
     "model_fingerprint",
@@ -32,4 +36,5 @@ __all__ = [
     "reciprocal_rank_fusion",
     "to_csr",
     "to_dense",
+    "top_terms",
 ]

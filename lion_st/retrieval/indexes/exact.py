@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -125,6 +126,31 @@ class ExactSparseIndex(LocalIndex):
         rows, scores = np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)
         scores[rows < 0] = 0.0
         return rows, scores
+
+    def vectors(self, ids: Sequence[str]) -> sparse.csr_array:
+        """The stored rows of documents, [len(ids), V]; quantised weights as the search sees them.
+
+        Raises:
+            KeyError: If an id is not in the index.
+        """
+        from lion_st.retrieval.indexes import inverted
+
+        self._invert_pending()
+        assert self.dimensions is not None
+        ends = np.cumsum([window.rows for window in self._windows])
+        levels = LEVELS[self.quantization] if self.quantization else 0
+        rows = []
+        for one in ids:
+            if one not in self._known:
+                raise KeyError(f"The document {one!r} is not in the index.")
+            row = self.ids.index(one)
+            number = int(np.searchsorted(ends, row, side="right"))
+            window = self._windows[number]
+            terms, weights = inverted.document_terms(
+                window.indptr, window.documents, window.values, window.upper, levels, row - (ends[number] - window.rows)
+            )
+            rows.append(sparse.csr_array((weights, terms, [0, len(terms)]), shape=(1, self.dimensions)))
+        return sparse.vstack(rows, format="csr")
 
     def _bytes(self) -> int:
         self._invert_pending()

@@ -47,6 +47,22 @@ def quantize(indptr, weights, upper, levels, values):
 
 
 @numba.njit(nogil=True, cache=True)
+def document_terms(indptr, documents, values, upper, levels, document):
+    """Gather one document's terms and weights from the postings, by binary search in every list."""
+    terms = np.empty(indptr.size - 1, dtype=np.int32)
+    weights = np.empty(indptr.size - 1, dtype=np.float32)
+    count = 0
+    for term in range(indptr.size - 1):
+        low, high = indptr[term], indptr[term + 1]
+        position = low + np.searchsorted(documents[low:high], np.uint16(document))
+        if position < high and documents[position] == document:
+            terms[count] = term
+            weights[count] = values[position] * upper[term] / levels if levels else values[position]
+            count += 1
+    return terms[:count], weights[:count]
+
+
+@numba.njit(nogil=True, cache=True)
 def search_window(
     indptr, documents, values, upper, levels, first_row, query_starts, query_terms, query_weights,
     best_scores, best_rows, sizes, accumulators, touched,

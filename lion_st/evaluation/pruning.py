@@ -1,0 +1,122 @@
+"""What static pruning costs and saves, measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from scipy import sparse
+
+from lion_st.evaluation.metrics import Qrels, evaluate_run
+from lion_st.evaluation.trec import hits_to_run
+from lion_st.retrieval.indexes import create_index
+from lion_st.retrieval.prune import Pruning
+from lion_st.retrieval.storage import write_atomic
+from lion_st.retrieval.vectors import active_terms, to_csr
+
+DEFAULT_SETTINGS = (
+    Pruning(),
+    *(Pruning(top_terms=count) for count in (256, 128, 64, 32, 16)),
+    *(Pruning(max_ratio=ratio) for ratio in (0.1, 0.2, 0.4)),
+    *(Pruning(term_quantile=share) for share in (0.25, 0.5)),
+)
+
+
+def prune_report(
+    documents: tuple[Sequence[str], sparse.csr_array],
+    queries: tuple[Sequence[str], sparse.csr_array],
+    qrels: Qrels,
+    document_settings: Sequence[Pruning] = DEFAULT_SETTINGS,
+    query_settings: Sequence[Pruning] = (Pruning(),),
+    metrics: Sequence[str] = ("nDCG@10", "Recall@100"),
+    k: int = 100,
+) -> list[dict[str, Any]]:
+    """Score, size and latency of the exact index for every pair of document and query pruning.
+
+    Args:
+        documents: Ids and vectors [N, V].
+        queries: Ids and vectors [Q, V].
+        qrels: Relevance judgements.
+        document_settings: Prunings of the documents.
+        query_settings: Prunings of the queries.
+        metrics: See `evaluate_queries`.
+        k: Documents per query.
+
+    Returns:
+        One row per pair: `documents`, `queries` (the settings as text), `document_terms`, `query_terms` (mean active
+        terms), `index_bytes`, `ms_per_query` (one thread, one query at a time), and the metrics.
+    """
+    document_ids, document_vectors = list(documents[0]), to_csr(documents[1])
+    query_ids, query_vectors = list(queries[0]), to_csr(queries[1])
+    rows = []
+    for document_pruning in document_settings:
+        pruned_documents = document_pruning.apply(document_vectors)
+        index = create_index("exact", "sparse")
+        index.add(document_ids, pruned_documents)
+        index.search(query_vectors[:1], k)  # builds the postings, outside the timing
+        for query_pruning in query_settings:
+            pruned_queries = query_pruning.apply(query_vectors)
+            started = perf_counter()
+            hits = [index.search(pruned_queries[[row]], k)[0] for row in range(len(query_ids))]
+            seconds = perf_counter() - started
+            rows.append(
+                {
+                    "documents": str(document_pruning),
+                    "queries": str(query_pruning),
+                    "document_terms": active_terms(pruned_documents),
+                    "query_terms": active_terms(pruned_queries),
+                    "index_bytes": index.stats()["bytes"],
+                    "ms_per_query": 1000 * seconds / len(query_ids),
+                    **evaluate_run(qrels, hits_to_run(query_ids, hits), metrics),
+                }
+            )
+    return rows
+
+
+def trade_off_figure(
+    rows: Sequence[Mapping[str, Any]], path: str | Path, x: str = "index_bytes", y: str = "nDCG@10"
+) -> Path:
+    """Draw one figure of every row against another as an SVG file, each point labelled with its pruning.
+
+    Args:
+        rows: What `prune_report` returned.
+        path: File to write.
+        x: Column on the horizontal axis.
+        y: Column on the vertical axis.
+    """
+    width, height, margin = 720, 440, 70
+    xs, ys = [float(row[x]) for row in rows], [float(row[y]) for row in rows]
+    low_y, high_y = min(ys), max(ys)
+    span_x, span_y = max(xs) or 1.0, (high_y - low_y) or 1.0
+
+    def place(value_x: float, value_y: float) -> tuple[float, float]:
+        across = margin + value_x / span_x * (width - 2 * margin)
+        return across, height - margin - (value_y - low_y) / span_y * (height - 2 * margin)
+
+    marks = []
+    for row, value_x, value_y in zip(rows, xs, ys, strict=True):
+        across, down = place(value_x, value_y)
+        label = escape(" / ".join(str(row[key]) for key in ("documents", "queries") if row.get(key, "none") != "none"))
+        marks.append(f'<circle cx="{across:.1f}" cy="{down:.1f}" r="4" fill="#b5541c"/>')
+        marks.append(f'<text x="{across + 7:.1f}" y="{down - 5:.1f}" font-size="10">{label or "unpruned"}</text>')
+    bottom, right = height - margin, width - margin
+    axes = f'<path d="M{margin} {margin} V{bottom} H{right}" fill="none" stroke="#333"/>'
+    captions = (
+        f'<text x="{width / 2}" y="{height - 20}" text-anchor="middle" font-size="13">{escape(x)}</text>'
+        f'<text x="20" y="{height / 2}" text-anchor="middle" font-size="13" '
+        f'transform="rotate(-90 20 {height / 2})">{escape(y)}</text>'
+        f'<text x="{margin - 6}" y="{bottom}" text-anchor="end" font-size="10">{low_y:.3f}</text>'
+        f'<text x="{margin - 6}" y="{margin + 4}" text-anchor="end" font-size="10">{high_y:.3f}</text>'
+        f'<text x="{right}" y="{bottom + 16}" text-anchor="end" font-size="10">{span_x:,.0f}</text>'
+    )
+    svg = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif">'
+        f'<rect width="100%" height="100%" fill="white"/>{axes}{captions}{"".join(marks)}</svg>\n'
+    )
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, svg.encode())
+    return path

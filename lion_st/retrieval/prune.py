@@ -1,0 +1,96 @@
+"""Static pruning: fewer terms per document or query, for a smaller and faster index at some loss of quality."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import sparse
+
+from lion_st.retrieval.vectors import to_csr
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """What to keep of sparse vectors; several limits apply together.
+
+    Args:
+        top_terms: Keep at most this many terms of a text, the heaviest ones.
+        max_ratio: Keep weights of at least this share of the text's largest weight.
+        threshold: Keep weights of at least this value.
+        term_quantile: Drop this share of each term's smallest weights.
+    """
+
+    top_terms: int | None = None
+    max_ratio: float | None = None
+    threshold: float | None = None
+    term_quantile: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.top_terms is not None and self.top_terms < 1:
+            raise ValueError(f"top_terms is at least 1, got {self.top_terms}.")
+        for name in ("max_ratio", "term_quantile"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise ValueError(f"{name} is a share of at least 0 and below 1, got {value}.")
+        if self.threshold is not None and self.threshold < 0:
+            raise ValueError(f"threshold is at least 0, got {self.threshold}.")
+
+    def __str__(self) -> str:
+        limits = [f"{name}={value:g}" for name, value in vars(self).items() if value is not None]
+        return ", ".join(limits) or "none"
+
+    def apply(self, vectors: sparse.csr_array) -> sparse.csr_array:
+        """Prune vectors [N, V]; `term_quantile` is taken over these rows."""
+        vectors = to_csr(vectors)
+        if self.term_quantile is not None:
+            vectors = drop_below(vectors, term_thresholds(vectors, self.term_quantile))
+        if self.threshold is not None:
+            vectors = drop_below(vectors, self.threshold)
+        if self.max_ratio is not None:
+            vectors = keep_max_ratio(vectors, self.max_ratio)
+        if self.top_terms is not None:
+            vectors = keep_top_terms(vectors, self.top_terms)
+        return vectors
+
+
+def keep_top_terms(vectors: sparse.csr_array, count: int) -> sparse.csr_array:
+    """Keep each row's `count` heaviest terms, of equal weights the lower term ids."""
+    rows = _rows(vectors)
+    order = np.lexsort((vectors.indices, -vectors.data, rows))
+    rank = np.arange(vectors.nnz) - vectors.indptr[rows]
+    keep = np.zeros(vectors.nnz, dtype=bool)
+    keep[order] = rank < count  # order and rows agree on where each row lies
+    return _select(vectors, keep)
+
+
+def keep_max_ratio(vectors: sparse.csr_array, ratio: float) -> sparse.csr_array:
+    """Keep weights of at least `ratio` times the largest weight of their row."""
+    largest = vectors.max(axis=1).toarray().ravel() if vectors.nnz else np.zeros(vectors.shape[0])
+    return _select(vectors, vectors.data >= ratio * largest[_rows(vectors)])
+
+
+def drop_below(vectors: sparse.csr_array, threshold: float | np.ndarray) -> sparse.csr_array:
+    """Keep weights of at least `threshold`, one number or one per term [V]."""
+    floor = threshold[vectors.indices] if isinstance(threshold, np.ndarray) else threshold
+    return _select(vectors, vectors.data >= floor)
+
+
+def term_thresholds(vectors: sparse.csr_array, quantile: float) -> np.ndarray:
+    """The weight [V] below which the given share of each term's weights lies."""
+    columns = vectors.tocsc()
+    thresholds = np.zeros(vectors.shape[1], dtype=np.float32)
+    for term in np.flatnonzero(np.diff(columns.indptr)):
+        weights = columns.data[columns.indptr[term] : columns.indptr[term + 1]]
+        thresholds[term] = np.partition(weights, int(quantile * weights.size))[int(quantile * weights.size)]
+    return thresholds
+
+
+def _rows(vectors: sparse.csr_array) -> np.ndarray:
+    return np.repeat(np.arange(vectors.shape[0]), np.diff(vectors.indptr))
+
+
+def _select(vectors: sparse.csr_array, keep: np.ndarray) -> sparse.csr_array:
+    counts = np.bincount(_rows(vectors)[keep], minlength=vectors.shape[0])
+    indptr = np.concatenate([[0], np.cumsum(counts)]).astype(vectors.indptr.dtype)
+    return sparse.csr_array((vectors.data[keep], vectors.indices[keep], indptr), shape=vectors.shape)
