@@ -15,6 +15,7 @@ import numpy as np
 from scipy import sparse
 
 from lion_st.retrieval.describe import model_fingerprint, model_name, text_limit, tokenizer_contract
+from lion_st.retrieval.prune import keep_top_terms
 from lion_st.retrieval.records import BadRecord, Corpus, Record, corpus_files, read_corpus
 from lion_st.retrieval.storage import StorageError, checksum, strings_to_arrays, sync, write_atomic
 from lion_st.retrieval.vectors import Vectors, to_csr, to_dense
@@ -428,9 +429,13 @@ def _encode(
 def _forward(model: SentenceTransformer | SparseEncoder, texts: list[str], kind: Kind, prompt: str | None) -> Any:
     from sentence_transformers.util import batch_to_device
 
-    features = model.preprocess(texts, prompt=prompt, task=kind)
-    features = batch_to_device(features, model.device)
-    return model(features, task=kind)["sentence_embedding"]
+    from lion_st.modules import SpladeHead
+
+    features = batch_to_device(model.preprocess(texts, prompt=prompt, task=kind), model.device)
+    is_fused = any(isinstance(module, SpladeHead) for module in model)
+    vectors = model(features, task=kind, **({"output": "sparse"} if is_fused else {}))["sentence_embedding"]
+    limit = getattr(model, "max_active_dims", None)  # a stock SparseEncoder's own
+    return vectors if limit is None else keep_top_terms(to_csr(vectors), limit)
 
 
 def _token_counts(model: SentenceTransformer | SparseEncoder, texts: list[str]) -> np.ndarray:

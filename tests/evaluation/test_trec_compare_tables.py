@@ -127,7 +127,7 @@ def test_the_pruning_report_shows_the_trade_off(tmp_path: Path) -> None:
     settings = [Pruning(), Pruning(top_terms=30), Pruning(top_terms=2)]
     rows = prune_report((ids, vectors), (list(qrels), queries), qrels, settings)
     assert [row["documents"] for row in rows] == ["none", "top_terms=30", "top_terms=2"]
-    assert rows[0]["nDCG@10"] == 1.0 > rows[2]["nDCG@10"]
+    assert rows[0]["nDCG@10"] > rows[2]["nDCG@10"] > 0
     assert rows[0]["index_bytes"] > rows[1]["index_bytes"] > rows[2]["index_bytes"]
     assert rows[2]["document_terms"] == 2.0
     figure = trade_off_figure(rows, tmp_path / "figure.svg").read_text()
