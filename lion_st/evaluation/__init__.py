@@ -8,6 +8,7 @@ from lion_st.evaluation.compare import Comparison, compare_runs
 from lion_st.evaluation.evaluate import evaluate_retrieval
 from lion_st.evaluation.metrics import METRICS, Qrels, Run, evaluate_queries, evaluate_run
 from lion_st.evaluation.mteb_search import MtebSearch, document_text
+from lion_st.evaluation.protocols import PROTOCOLS, Protocol
 from lion_st.evaluation.pruning import prune_report, trade_off_figure
 from lion_st.evaluation.tables import format_table
 from lion_st.evaluation.tasks import folder_task, get_task
@@ -19,8 +20,10 @@ METRICS_MODULE = Path(__file__).parent / "metrics_module" / "retrieval_metrics"
 __all__ = [
     "METRICS",
     "METRICS_MODULE",
+    "PROTOCOLS",
     "Comparison",
     "MtebSearch",
+    "Protocol",
     "Qrels",
     "Run",
     "compare_runs",

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from lion_st.evaluation.metrics import METRICS, evaluate_run
+from lion_st.evaluation.metrics import evaluate_run
 from lion_st.evaluation.mteb_search import MtebSearch, SelfMatches, model_meta
+from lion_st.evaluation.protocols import Protocol, get_protocol
 from lion_st.evaluation.tasks import get_task
-from lion_st.evaluation.trec import write_run
+from lion_st.evaluation.trec import drop_self_matches, write_run
 from lion_st.retrieval.bm25 import Bm25Retriever
 from lion_st.retrieval.retriever import ModelRetriever, Retriever
 from lion_st.retrieval.storage import write_atomic
@@ -29,12 +31,14 @@ def evaluate_retrieval(
     output_dir: str | Path = "results",
     *,
     split: str = "test",
-    top_k: int = 1000,
-    self_matches: SelfMatches = "keep",
-    metrics: Iterable[str] = METRICS,
+    protocol: str | Protocol = "model",
+    top_k: int | None = None,
+    self_matches: SelfMatches | None = None,
+    metrics: Iterable[str] | None = None,
     engine_parameters: Mapping[str, Any] | None = None,
     tokens_per_batch: int = 8192,
     threads: int = 1,
+    keep_encoded: bool = False,
     name: str | None = None,
     overwrite: bool = False,
     show_progress: bool = False,
@@ -50,12 +54,14 @@ def evaluate_retrieval(
         engine: Index engine, see `create_index`.
         output_dir: Folder of the result files.
         split: Split of BEIR folders.
-        top_k: Documents retrieved per query.
-        self_matches: See `MtebSearch`.
-        metrics: See `evaluate_queries`.
+        protocol: "model" (the model's own lengths, 1000 documents), "msmarco", "trec-dl", "beir" or a `Protocol`.
+        top_k: Documents retrieved per query, in place of the protocol's.
+        self_matches: See `MtebSearch`; in place of the protocol's.
+        metrics: See `evaluate_queries`; in place of the protocol's.
         engine_parameters: Settings of the engine.
         tokens_per_batch: Padded tokens per batch when encoding.
         threads: CPU threads of the search.
+        keep_encoded: Keep encoded corpora in `output_dir`/encoded and reuse them between engines and tasks.
         name: Name of the model in tables and files.
         overwrite: Run again what is already there.
         show_progress: Show progress bars.
@@ -70,79 +76,110 @@ def evaluate_retrieval(
         >>> rows[0]["nDCG@10"]  # doctest: +SKIP
         0.41
     """
-    import mteb
-
-    retriever = _retriever(model, engine, engine_parameters, tokens_per_batch, threads, name)
-    metrics = list(metrics)
-    output = Path(output_dir)
-    experiment = {"top_k": top_k, "self_matches": self_matches, **(engine_parameters or {})}
-    meta = model_meta(retriever, **experiment)
-    cache = mteb.ResultCache(output)
-    sources = [data] if isinstance(data, str | Path) else list(data)
-    rows: list[Row] = []
-    for source in sources:
-        task = get_task(source, split)
-        settings = [meta.revision, task.metadata.revision, retriever.engine, experiment, metrics]
-        key = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
-        stem = f"{task.metadata.name}.{retriever.name.replace('/', '__')}.{retriever.engine}.{key}"
-        row_file = output / "rows" / f"{stem}.json"
-        result_file = cache.get_task_result_path(task.metadata.name, meta)
-        if not overwrite and row_file.exists() and result_file.exists():
-            rows += json.loads(row_file.read_text(encoding="utf-8"))
-            continue
-        search = MtebSearch(retriever, top_k=top_k, self_matches=self_matches, meta=meta, show_progress=show_progress)
-        mteb.evaluate(
-            search, task, cache=cache, overwrite_strategy="always", co2_tracker=False, show_progress_bar=False
-        )
-        task.load_data()
-        new = []
-        for (_, subset, part), run in search.runs.items():
-            run_file = output / "runs" / f"{stem}.{subset}.{part}.trec"
-            write_run(run_file, run, tag=retriever.name.replace(" ", "_"))
-            split_data = task.dataset[subset][part]
-            new.append(
-                {
-                    "model": retriever.name,
-                    "paradigm": retriever.paradigm,
-                    "engine": retriever.engine,
-                    "dataset": task.metadata.name,
-                    "subset": subset,
-                    "split": part,
-                    "documents": len(split_data["corpus"]),
-                    "queries": len(split_data["queries"]),
-                    **evaluate_run(split_data["relevant_docs"], run, metrics),
-                    **retriever.figures(),
-                    "run": str(run_file),
-                }
-            )
-        row_file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(row_file, json.dumps(new, indent=1).encode())
-        rows += new
-    return rows
-
-
-def _retriever(
-    model: Any,
-    engine: str,
-    engine_parameters: Mapping[str, Any] | None,
-    tokens_per_batch: int,
-    threads: int,
-    name: str | None,
-) -> Retriever:
-    if isinstance(model, Retriever):
-        return model
-    if model == "bm25":
-        return Bm25Retriever(**(engine_parameters or {}))
-    if isinstance(model, str | Path):
-        from lion_st.models import load
-
-        name = name or str(model).rstrip("/").split("/")[-1]
-        model = load(model)
-    return ModelRetriever(
+    protocol = get_protocol(protocol) if isinstance(protocol, str) else protocol
+    changes: dict[str, Any] = {
+        "top_k": top_k,
+        "self_matches": self_matches,
+        "metrics": tuple(metrics) if metrics else None,
+    }
+    protocol = replace(protocol, **{key: value for key, value in changes.items() if value is not None})
+    retriever = _retriever(
         model,
         engine,
+        protocol,
         engine_parameters=engine_parameters,
         tokens_per_batch=tokens_per_batch,
         threads=threads,
+        encoded_dir=Path(output_dir) / "encoded" if keep_encoded else None,
         name=name,
+    )
+    sources = [data] if isinstance(data, str | Path) else list(data)
+    evaluation = _Evaluation(retriever, protocol, Path(output_dir), overwrite, show_progress)
+    return [row for source in sources for row in evaluation.rows(source, split)]
+
+
+class _Evaluation:
+    """One retriever under one protocol."""
+
+    def __init__(
+        self, retriever: Retriever, protocol: Protocol, output: Path, overwrite: bool, show_progress: bool
+    ) -> None:
+        import mteb
+
+        self.retriever = retriever
+        self.protocol = protocol
+        self.output = output
+        self.overwrite = overwrite
+        self.show_progress = show_progress
+        self.meta = model_meta(retriever, top_k=protocol.top_k, self_matches=protocol.self_matches)
+        self.cache = mteb.ResultCache(output)
+
+    def rows(self, source: str | Path, split: str) -> list[Row]:
+        """Evaluate one test set, or read back what an earlier run found."""
+        import mteb
+
+        task = get_task(source, split)
+        settings = [self.meta.revision, task.metadata.revision, self.retriever.engine, asdict(self.protocol)]
+        key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+        stem = f"{task.metadata.name}.{self.retriever.name.replace('/', '__')}.{self.retriever.engine}.{key}"
+        row_file = self.output / "rows" / f"{stem}.json"
+        result_file = self.cache.get_task_result_path(task.metadata.name, self.meta)
+        if not self.overwrite and row_file.exists() and result_file.exists():
+            return json.loads(row_file.read_text(encoding="utf-8"))
+        search = MtebSearch(
+            self.retriever,
+            top_k=self.protocol.top_k,
+            self_matches=self.protocol.self_matches,
+            meta=self.meta,
+            show_progress=self.show_progress,
+        )
+        mteb.evaluate(
+            search,
+            task,
+            cache=self.cache,
+            overwrite_strategy="always",
+            co2_tracker=False,
+            show_progress_bar=False,
+        )
+        task.load_data()
+        rows = [
+            self._row(task, subset, part, run, self.output / "runs" / f"{stem}.{subset}.{part}.trec")
+            for (_, subset, part), run in search.runs.items()
+        ]
+        row_file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(row_file, json.dumps(rows, indent=1).encode())
+        return rows
+
+    def _row(self, task: Any, subset: str, part: str, run: dict[str, dict[str, float]], run_file: Path) -> Row:
+        write_run(run_file, run, tag=self.retriever.name.replace(" ", "_"))
+        data = task.dataset[subset][part]
+        if task.ignore_identical_ids:  # as mteb scores it
+            run = drop_self_matches(run)
+        return {
+            "model": self.retriever.name,
+            "paradigm": self.retriever.paradigm,
+            "engine": self.retriever.engine,
+            "dataset": task.metadata.name,
+            "subset": subset,
+            "split": part,
+            "documents": len(data["corpus"]),
+            "queries": len(data["queries"]),
+            **evaluate_run(data["relevant_docs"], run, self.protocol.metrics, self.protocol.relevance_level),
+            **self.retriever.figures(),
+            "run": str(run_file),
+        }
+
+
+def _retriever(model: Any, engine: str, protocol: Protocol, **settings: Any) -> Retriever:
+    if isinstance(model, Retriever):
+        return model
+    if model == "bm25":
+        return Bm25Retriever(**(settings["engine_parameters"] or {}))
+    if isinstance(model, str | Path):
+        from lion_st.models import load
+
+        settings["name"] = settings["name"] or str(model).rstrip("/").split("/")[-1]
+        model = load(model)
+    return ModelRetriever(
+        model, engine, query_tokens=protocol.query_tokens, document_tokens=protocol.document_tokens, **settings
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -42,6 +44,25 @@ def text_limit(model: SentenceTransformer | SparseEncoder, kind: Literal["query"
     if limit is None:
         raise ValueError("The model has no length limit: set model.max_seq_length.")
     return int(limit)
+
+
+@contextmanager
+def limited(
+    model: SentenceTransformer | SparseEncoder, kind: Literal["query", "document"], max_tokens: int | None
+) -> Iterator[None]:
+    """Cut texts of this kind to `max_tokens` while the context lasts; None leaves the model's own limit."""
+    if max_tokens is None:
+        yield
+        return
+    if max_tokens < 1:
+        raise ValueError(f"max_tokens is at least 1, got {max_tokens}.")
+    holder, name = (model[0], f"{kind}_length") if hasattr(model[0], f"{kind}_length") else (model, "max_seq_length")
+    before = getattr(holder, name)
+    setattr(holder, name, max_tokens)
+    try:
+        yield
+    finally:
+        setattr(holder, name, before)
 
 
 def tokenizer_contract(tokenizer: Any) -> dict[str, Any]:

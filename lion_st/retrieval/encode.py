@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from scipy import sparse
 
-from lion_st.retrieval.describe import model_fingerprint, model_name, text_limit, tokenizer_contract
+from lion_st.retrieval.describe import limited, model_fingerprint, model_name, text_limit, tokenizer_contract
 from lion_st.retrieval.prune import keep_top_terms
 from lion_st.retrieval.records import BadRecord, Corpus, Record, corpus_files, read_corpus
 from lion_st.retrieval.storage import StorageError, checksum, strings_to_arrays, sync, write_atomic
@@ -47,6 +47,7 @@ def encode_texts(
     texts: Sequence[str],
     kind: Kind,
     *,
+    max_tokens: int | None = None,
     tokens_per_batch: int = 8192,
     show_progress: bool = False,
 ) -> Vectors:
@@ -56,6 +57,7 @@ def encode_texts(
         model: A sparse or dense model.
         texts: N texts.
         kind: Whether they are queries or documents: their prompts and lengths may differ.
+        max_tokens: Length to cut texts to, in place of the model's own.
         tokens_per_batch: Padded tokens per batch.
         show_progress: Show a progress bar.
 
@@ -70,7 +72,8 @@ def encode_texts(
     for row, text in enumerate(texts):
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"The {kind} at position {row} is {text!r}: give a string that is not blank.")
-    with tqdm(total=len(texts), desc=f"Encoding {kind}s", unit=kind, disable=not show_progress) as progress:
+    bar = tqdm(total=len(texts), desc=f"Encoding {kind}s", unit=kind, disable=not show_progress)
+    with bar as progress, limited(model, kind, max_tokens):
         return _encode(model, texts, kind, tokens_per_batch, progress).vectors
 
 
@@ -81,6 +84,7 @@ def encode_corpus(
     *,
     kind: Kind = "document",
     split: str = "train",
+    max_tokens: int | None = None,
     dtype: Literal["float32", "float16"] = "float32",
     shard_documents: int = 4096,
     tokens_per_batch: int = 16_384,
@@ -105,6 +109,7 @@ def encode_corpus(
         output: Folder for the shards.
         kind: Whether the records are documents or queries.
         split: Split of a Hub dataset.
+        max_tokens: Length to cut texts to, in place of the model's own.
         dtype: How values are stored.
         shard_documents: Documents per shard.
         tokens_per_batch: Padded tokens per batch.
@@ -120,16 +125,17 @@ def encode_corpus(
     """
     output = Path(output)
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    settings = corpus_settings(model, kind, dtype, shard_documents, tokens_per_batch)
-    claim_output(output, settings)
-    reader = ShardReader(corpus, split, shard_documents, on_bad_record)
-    with _progress_bar(corpus, show_progress and rank == 0) as progress:
-        for number, records in enumerate(reader):
-            if number % world_size == rank and not is_finished(output, number, records):
-                encode_shard(model, records, output, number, settings, progress)
-            else:
-                progress.update(len(records))
-    finish_output(output, settings, reader)
+    with limited(model, kind, max_tokens):
+        settings = corpus_settings(model, kind, dtype, shard_documents, tokens_per_batch)
+        claim_output(output, settings)
+        reader = ShardReader(corpus, split, shard_documents, on_bad_record)
+        with _progress_bar(corpus, show_progress and rank == 0) as progress:
+            for number, records in enumerate(reader):
+                if number % world_size == rank and not is_finished(output, number, records):
+                    encode_shard(model, records, output, number, settings, progress)
+                else:
+                    progress.update(len(records))
+        finish_output(output, settings, reader)
     return output
 
 

@@ -56,4 +56,6 @@ def top_terms(vector: Any, tokenizer: PreTrainedTokenizerBase, count: int = 10) 
 
 def term_names(terms: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Readable names of vocabulary entries; a leading space, which marks the start of a word, is dropped."""
-    return [tokenizer.decode([int(term)]).strip() or repr(tokenizer.convert_ids_to_tokens(int(term))) for term in terms]
+    return [
+        str(tokenizer.decode([int(term)])).strip() or repr(tokenizer.convert_ids_to_tokens(int(term))) for term in terms
+    ]

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
 
 from lion_st.retrieval.describe import model_fingerprint, model_name
-from lion_st.retrieval.encode import encode_texts
+from lion_st.retrieval.encode import EncodedCorpus, encode_corpus, encode_texts
+from lion_st.retrieval.fusion import convex_fusion, reciprocal_rank_fusion
 from lion_st.retrieval.indexes import Hits, Index, create_index
 from lion_st.retrieval.vectors import Vectors, active_terms
 
@@ -48,8 +53,11 @@ class ModelRetriever:
         model: The encoder.
         engine: Engine of the index, see `create_index`.
         engine_parameters: Settings of the engine.
+        query_tokens: Length to cut queries to, in place of the model's own.
+        document_tokens: Length to cut documents to, in place of the model's own.
         tokens_per_batch: Padded tokens per batch when encoding.
         threads: CPU threads of the search.
+        encoded_dir: Keep the encoded corpora here, resumable, and reuse them for the same model, lengths and documents.
         name: Name in tables and result files; the model's own by default.
 
     Example:
@@ -65,63 +73,171 @@ class ModelRetriever:
         engine: str = "exact",
         *,
         engine_parameters: Mapping[str, Any] | None = None,
+        query_tokens: int | None = None,
+        document_tokens: int | None = None,
         tokens_per_batch: int = 8192,
         threads: int = 1,
+        encoded_dir: str | Path | None = None,
         name: str | None = None,
     ) -> None:
         from lion_st.models import paradigm_of
 
         self.model = model
-        self.paradigm = paradigm_of(model)
+        self.paradigm: str = paradigm_of(model)
         self.engine = engine
         self.engine_parameters = dict(engine_parameters or {})
+        self.query_tokens = query_tokens
+        self.document_tokens = document_tokens
         self.tokens_per_batch = tokens_per_batch
         self.threads = threads
+        self.encoded_dir = Path(encoded_dir) if encoded_dir is not None else None
         self.name = name or model_name(model)
         self._figures: dict[str, Any] = {}
-        self._index: Index = create_index(engine, self.paradigm, **self.engine_parameters)
+        self._index: Index = self._new_index()
 
     def fingerprint(self) -> str:
-        """Checksum of the model's weights and settings, and the engine's settings."""
-        return f"{model_fingerprint(self.model)},{json.dumps(self.engine_parameters, sort_keys=True)}"
+        """Checksum of the model's weights and settings, the lengths, and the engine's settings."""
+        settings = {
+            "query_tokens": self.query_tokens,
+            "document_tokens": self.document_tokens,
+            **self.engine_parameters,
+        }
+        return f"{model_fingerprint(self.model)},{json.dumps(settings, sort_keys=True, default=str)}"
 
     def index(self, documents: Mapping[str, str], show_progress: bool = False) -> None:
         """Encode documents, text by id, and index them in place of any earlier ones."""
-        started = perf_counter()
         documents = {key: text for key, text in documents.items() if text.strip()}  # a blank one is never found
-        vectors = self._encode(list(documents.values()), "document", show_progress)
-        encoded = perf_counter()
-        self._index = create_index(self.engine, self.paradigm, **self.engine_parameters)
-        self._index.add(list(documents), vectors)
+        self._index = self._new_index()
+        encode_seconds = add_seconds = 0.0
+        terms = 0
+        started = perf_counter()
+        for ids, vectors in self._encoded(documents, show_progress):
+            encoded = perf_counter()
+            self._index.add(ids, vectors)
+            terms += vectors.nnz if not isinstance(vectors, np.ndarray) else 0
+            encode_seconds += encoded - started
+            started = perf_counter()
+            add_seconds += started - encoded
+        size = self._index.stats()["bytes"]
         self._figures = {
-            "document_terms": active_terms(vectors) if self.paradigm == "sparse" else None,
-            "encode_ms_per_document": 1000 * (encoded - started) / len(documents),
-            "index_bytes": self._index.stats()["bytes"],
-            "index_seconds": perf_counter() - encoded,
+            "document_terms": terms / len(documents) if self.paradigm == "sparse" else None,
+            "encode_ms_per_document": 1000 * encode_seconds / len(documents),
+            "index_bytes": size,
+            "index_seconds": add_seconds + perf_counter() - started,
         }
 
     def search(self, queries: Sequence[str], k: int = 10, show_progress: bool = False) -> list[Hits]:
         """Encode queries and return for each its k best documents as (id, score), best first; none for a blank one."""
-        started = perf_counter()
-        asked = [row for row, query in enumerate(queries) if query.strip()]
-        vectors = self._encode([queries[row] for row in asked], "query", show_progress)
-        self._index.search(vectors[:1], k, self.threads)  # compiles or warms up, outside the timing
-        encoded = perf_counter()
         hits: list[Hits] = [[] for _ in queries]
+        asked = [row for row, query in enumerate(queries) if query.strip()]
+        if not asked:
+            return hits
+        started = perf_counter()
+        vectors = encode_texts(
+            self.model,
+            [queries[row] for row in asked],
+            "query",
+            max_tokens=self.query_tokens,
+            tokens_per_batch=self.tokens_per_batch,
+            show_progress=show_progress,
+        )
+        encoded = perf_counter()
+        self._index.search(vectors[:1], k, self.threads)  # compiles or warms up, outside the timing
+        ready = perf_counter()
         for row, found in zip(asked, self._index.search(vectors, k, self.threads), strict=True):
             hits[row] = found
         self._figures |= {
             "query_terms": active_terms(vectors) if self.paradigm == "sparse" else None,
-            "encode_ms_per_query": 1000 * (encoded - started) / len(queries),
-            "search_ms_per_query": 1000 * (perf_counter() - encoded) / len(queries),
+            "encode_ms_per_query": 1000 * (encoded - started) / len(asked),
+            "search_ms_per_query": 1000 * (perf_counter() - ready) / len(asked),
         }
         return hits
 
-    def _encode(self, texts: list[str], kind: Literal["query", "document"], show_progress: bool) -> Vectors:
-        return encode_texts(
-            self.model, texts, kind, tokens_per_batch=self.tokens_per_batch, show_progress=show_progress
+    def figures(self) -> dict[str, Any]:
+        """Active terms per text, sizes and times of the last `index` and `search`.
+
+        Encoding that was read back from `encoded_dir` counts with the time of reading it.
+        """
+        return dict(self._figures)
+
+    def _new_index(self) -> Index:
+        from lion_st.models import paradigm_of
+
+        return create_index(self.engine, paradigm_of(self.model), **self.engine_parameters)
+
+    def _encoded(self, documents: Mapping[str, str], show_progress: bool) -> Iterator[tuple[list[str], Vectors]]:
+        if self.encoded_dir is None:
+            vectors = encode_texts(
+                self.model,
+                list(documents.values()),
+                "document",
+                max_tokens=self.document_tokens,
+                tokens_per_batch=self.tokens_per_batch,
+                show_progress=show_progress,
+            )
+            yield list(documents), vectors
+            return
+        digest = hashlib.sha256(json.dumps([model_fingerprint(self.model), self.document_tokens]).encode())
+        for key, text in documents.items():
+            digest.update(f"{len(key)} {key}{len(text)} {text}".encode())
+        folder = encode_corpus(
+            self.model,
+            ({"id": key, "text": text} for key, text in documents.items()),
+            self.encoded_dir / digest.hexdigest()[:24],
+            max_tokens=self.document_tokens,
+            tokens_per_batch=self.tokens_per_batch,
+            show_progress=show_progress,
         )
+        yield from EncodedCorpus(folder)
+
+
+class HybridRetriever:
+    """Several retrievers fused, such as Lion-SP with Lion-DS, each over its own engine.
+
+    Args:
+        retrievers: Two or more.
+        weights: One weight each for `convex_fusion`, see `fit_convex_weights`; None fuses by reciprocal rank.
+        depth: Documents taken from each, at least k.
+        name: Name in tables and result files.
+    """
+
+    paradigm = "hybrid"
+
+    def __init__(
+        self,
+        retrievers: Sequence[Retriever],
+        weights: Sequence[float] | None = None,
+        depth: int = 1000,
+        name: str | None = None,
+    ) -> None:
+        if len(retrievers) < 2:
+            raise ValueError(f"Fusion needs two retrievers or more, got {len(retrievers)}.")
+        if weights is not None and len(weights) != len(retrievers):
+            raise ValueError(f"Got {len(weights)} weights for {len(retrievers)} retrievers.")
+        self.retrievers = list(retrievers)
+        self.weights = list(weights) if weights is not None else None
+        self.depth = depth
+        self.name = name or "+".join(retriever.name.split("/")[-1] for retriever in retrievers)
+        self.engine = "+".join(retriever.engine for retriever in retrievers)
+
+    def fingerprint(self) -> str:
+        """The parts' fingerprints and the fusion's settings."""
+        return ";".join([*(one.fingerprint() for one in self.retrievers), f"{self.weights},{self.depth}"])
+
+    def index(self, documents: Mapping[str, str], show_progress: bool = False) -> None:
+        """Index documents with every part."""
+        for retriever in self.retrievers:
+            retriever.index(documents, show_progress)
+
+    def search(self, queries: Sequence[str], k: int = 10, show_progress: bool = False) -> list[Hits]:
+        """Search with every part and fuse."""
+        rankings = [retriever.search(queries, max(k, self.depth), show_progress) for retriever in self.retrievers]
+        if self.weights is None:
+            return reciprocal_rank_fusion(rankings, k)
+        return convex_fusion(rankings, self.weights, k)
 
     def figures(self) -> dict[str, Any]:
-        """Active terms per text, sizes and times of the last `index` and `search`."""
-        return dict(self._figures)
+        """Sums over the parts of what adds up."""
+        parts = [retriever.figures() for retriever in self.retrievers]
+        summed = ("index_bytes", "index_seconds", "search_ms_per_query", "encode_ms_per_query")
+        return {key: sum(part.get(key) or 0 for part in parts) for key in summed}
