@@ -1,0 +1,3 @@
+"""Checkpoints on disk and on the Hub."""
+
+from __future__ import annotations

@@ -1,0 +1,411 @@
+"""Build a retriever from a decoder-only backbone, and load any Lion checkpoint."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from sentence_transformers import SentenceTransformer, SparseEncoder
+from sentence_transformers.base.model import BaseModel
+from sentence_transformers.base.modules import Module, Normalize, Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling
+from sentence_transformers.sparse_encoder.modules import SpladePooling
+from sentence_transformers.util import fullname, load_file_path
+from transformers.utils.peft_utils import find_adapter_config_file
+
+from lion_st.modules import LionTransformer, LlamaPooling, SpladeHead
+from lion_st.modules.adapters import attach_adapter, has_adapter, merge_adapter
+from lion_st.modules.lion_transformer import check_texts
+from lion_st.modules.llama_pooling import PoolingName
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+Paradigm = Literal["sparse", "dense"]
+STOCK_TRANSFORMER = fullname(Transformer)
+
+
+class LionModel(BaseModel):
+    """What both model classes share: fast modules on loading, stock modules on disk."""
+
+    def _load_module_class_from_ref(self, class_ref: str, *args: Any, **kwargs: Any) -> type:
+        if class_ref == STOCK_TRANSFORMER:
+            return LionTransformer
+        if class_ref.startswith("lion_st.modules."):
+            module, _, name = class_ref.rpartition(".")
+            return getattr(importlib.import_module(module), name)
+        return super()._load_module_class_from_ref(class_ref, *args, **kwargs)
+
+    def _load_config_modules(self, model_name_or_path: str, *args: Any, **kwargs: Any) -> Any:
+        modules, _ = super()._load_config_modules(model_name_or_path, *args, **kwargs)
+        fast = _fast_modules(list(modules.values()), model_name_or_path)  # type: ignore
+        return OrderedDict((str(position), module) for position, module in enumerate(fast)), {}
+
+    def _load_converted_modules(self, *args: Any, model_type: str | None = None, **kwargs: Any) -> Any:
+        return self._load_config_modules(*args, **kwargs)
+
+    def _load_default_modules(self, model_name_or_path: str, *args: Any, **kwargs: Any) -> Any:
+        raise ValueError(
+            f"{model_name_or_path!r} is not a saved retriever (it has no modules.json). Make one of a backbone with "
+            'lion_st.build(backbone, "sparse" or "dense"), or load a bare adapter with '
+            "lion_st.load(path, paradigm=...)."
+        )
+
+    def _inference(self, inputs: list[Any], **kwargs: Any) -> Any:
+        # Batches are sorted by length: only here does a position in an error mean the caller's.
+        check_texts(inputs)
+        return super()._inference(inputs, **kwargs)
+
+    def save(
+        self,
+        path: str,
+        model_name: str | None = None,
+        create_model_card: bool = True,
+        train_datasets: list[str] | None = None,
+        safe_serialization: bool = True,
+    ) -> None:
+        """Save the model so that `lion_st.load` restores it to the bit.
+
+        With full weights the folder is a stock checkpoint, which `SentenceTransformer(path)` loads without lion_st.
+        With an adapter attached it holds the adapter alone, which only `lion_st.load` reads: stock would take the
+        base for a causal model, so it is made to refuse. `lion_st.export` turns that into a stock checkpoint.
+
+        All files are written beside the folder first and moved into it together, so that a failure, such as a full
+        disk, leaves an earlier checkpoint as it was.
+
+        Args:
+            path: Folder, made if needed.
+            model_name: Name for the model card.
+            create_model_card: Write a README.md.
+            train_datasets: Accepted for compatibility with sentence-transformers.
+            safe_serialization: Only True; pickled weights are never written.
+
+        Raises:
+            ValueError: If `safe_serialization` is False.
+        """
+        if not safe_serialization:
+            raise ValueError("safe_serialization=False would pickle the weights; Lion checkpoints are safetensors.")
+        with staged_folder(Path(path)) as folder:
+            if has_adapter(self[0].model):
+                super().save(str(folder), model_name, create_model_card, train_datasets)
+            else:
+                write_stock_checkpoint(self, folder, model_type=self.model_type, resume=True)
+                if create_model_card:
+                    self._create_model_card(str(folder), model_name)
+
+
+class LionSentenceTransformer(LionModel, SentenceTransformer):
+    """A Lion retriever that returns dense rows: [B, V] floats if sparse, [B, D] if dense."""
+
+
+class LionSparseEncoder(LionModel, SparseEncoder):
+    """A sparse Lion retriever that returns sparse tensors [B, V]."""
+
+
+def build(
+    backbone: str | Path,
+    paradigm: Paradigm,
+    *,
+    query_length: int | None = 64,
+    document_length: int | None = 128,
+    lora: LoraConfig | None = None,
+    dtype: str | torch.dtype = "auto",
+    scale: float | None = None,
+    pooling: PoolingName = "mean_normalized",
+    max_active_dims: int | None = None,
+    query_max_active_dims: int | None = None,
+    document_max_active_dims: int | None = None,
+    query_prompt: str | None = None,
+    document_prompt: str | None = None,
+    add_bos: bool | None = None,
+    as_sparse_encoder: bool = False,
+    device: str | None = None,
+    attn_implementation: str | None = None,
+    revision: str | None = None,
+    token: bool | str | None = None,
+) -> SentenceTransformer | SparseEncoder:
+    """Make a retriever of a decoder-only backbone: a bidirectional transformer with a sparse or a dense head.
+
+    Args:
+        backbone: Hub name or folder of a causal LM, or of a PEFT adapter of one (MNTP), which is merged.
+        paradigm: `"sparse"` (Lion-SP, one weight per vocabulary term) or `"dense"` (Lion-DS).
+        query_length: Longest query, in tokens.
+        document_length: Longest document, in tokens.
+        lora: Train this adapter instead of all weights.
+        dtype: Of the weights; `"auto"` is the backbone's own. An adapter's are always float32.
+        scale: Sparse: factor on the logits, `hidden_size ** -0.25` by default.
+        pooling: Dense: see `LlamaPooling`.
+        max_active_dims: Sparse: largest number of terms a text keeps when encoded; see `SpladeHead`.
+        query_max_active_dims: The same for queries.
+        document_max_active_dims: The same for documents.
+        query_prompt: Put in front of queries by `encode_query`, and saved.
+        document_prompt: Put in front of documents by `encode_document`, and saved.
+        add_bos: See `LionTransformer`.
+        as_sparse_encoder: Return a `SparseEncoder` (sparse tensors) instead of a `SentenceTransformer`.
+        device: Torch device; the best one there is by default.
+        attn_implementation: `"sdpa"`, `"eager"`, `"flash_attention_2"`, ...
+        revision: Hub revision of the backbone.
+        token: Hub token.
+
+    Returns:
+        The model, ready for `encode_query`, `encode_document` and sentence-transformers' trainers.
+
+    Raises:
+        ValueError: If the backbone cannot become a retriever, or the arguments do not fit each other.
+
+    References:
+        Zeng et al., Scaling Sparse and Dense Retrieval in Decoder-Only LLMs, 2025: https://arxiv.org/abs/2502.15526.
+
+    Example:
+        ::
+
+            model = lion_st.build("meta-llama/Llama-3.2-1B", "sparse", lora=LoraConfig(r=16, lora_alpha=32))
+            model.encode_query("what is a lion").shape  # (128256,)
+    """
+    backbone = str(backbone)
+    _require_paradigm(paradigm, as_sparse_encoder)
+    if load_file_path(backbone, "modules.json", token=token, revision=revision) is not None:
+        raise ValueError(f"{backbone!r} is a saved retriever, not a backbone; open it with lion_st.load.")
+    transformer = LionTransformer(
+        backbone,
+        transformer_task="text-generation" if paradigm == "sparse" else "feature-extraction",
+        query_length=query_length,
+        document_length=document_length,
+        add_bos=add_bos,
+        model_kwargs={"dtype": dtype, "token": token, "revision": revision}
+        | ({"attn_implementation": attn_implementation} if attn_implementation else {}),
+        processor_kwargs={"token": token, "revision": revision},
+        config_kwargs={"token": token, "revision": revision},
+    )
+    if has_adapter(transformer.model):
+        if lora is not None:
+            raise ValueError(
+                f"{backbone!r} is an adapter, and a new adapter cannot name its merged weights as its base. Save them "
+                "first: lion_st.hub.merge_backbone(adapter, folder), then build on the folder."
+            )
+        merge_adapter(transformer.model)
+        transformer.model.requires_grad_(True)
+    if lora is not None:
+        attach_adapter(transformer.model, lora, revision=revision)
+    head: Module
+    if paradigm == "sparse":
+        head = SpladeHead(scale, max_active_dims, query_max_active_dims, document_max_active_dims)
+    else:
+        head = LlamaPooling(transformer.get_embedding_dimension(), pooling)
+    prompts = {"query": query_prompt or "", "document": document_prompt or ""}
+    model_class = LionSparseEncoder if as_sparse_encoder else LionSentenceTransformer
+    return model_class(modules=[transformer, head], prompts=prompts, similarity_fn_name="dot", device=device)
+
+
+def load(
+    path_or_repo: str | Path,
+    *,
+    paradigm: Paradigm | None = None,
+    as_sparse_encoder: bool = False,
+    device: str | None = None,
+    dtype: str | torch.dtype = "auto",
+    attn_implementation: str | None = None,
+    base: str | Path | None = None,
+    merge_adapter: bool = False,
+    is_trainable: bool = False,
+    revision: str | None = None,
+    token: bool | str | None = None,
+    local_files_only: bool = False,
+) -> SentenceTransformer | SparseEncoder:
+    """Load a Lion checkpoint with the fast modules, whoever wrote it.
+
+    That is an exported (stock) checkpoint of either model type, a folder written in training with or without an
+    adapter, or a bare PEFT adapter.
+
+    Args:
+        path_or_repo: Folder or Hub repository.
+        paradigm: Needed for a bare adapter alone, which does not say whether it is `"sparse"` or `"dense"`.
+        as_sparse_encoder: Return a `SparseEncoder` (sparse tensors) instead of a `SentenceTransformer`.
+        device: Torch device; the best one there is by default.
+        dtype: Of the weights; `"auto"` is that of the checkpoint or of an adapter's base.
+        attn_implementation: `"sdpa"`, `"eager"`, `"flash_attention_2"`, ...
+        base: Where an adapter's base model is now, if not where the adapter says.
+        merge_adapter: Merge an adapter into the weights: faster to encode with, no longer to be trained.
+        is_trainable: Let an adapter's weights train on.
+        revision: Hub revision of the checkpoint.
+        token: Hub token.
+        local_files_only: Do not reach for the network.
+
+    Returns:
+        The model with its tokenizer contract, prompts and lengths as saved.
+
+    Raises:
+        ValueError: If this is no Lion checkpoint, or its weights do not match its configuration.
+        FileNotFoundError: If the checkpoint or an adapter's base cannot be reached.
+
+    Example:
+        ::
+
+            model = lion_st.load("runs/quickstart/lion-sp", as_sparse_encoder=True)
+            model.encode_document(["A lion is a large cat."])  # sparse [1, V]
+    """
+    source = str(path_or_repo)
+    options: dict[str, Any] = {"dtype": dtype, "is_trainable": is_trainable}
+    if attn_implementation is not None:
+        options["attn_implementation"] = attn_implementation
+    if base is not None:
+        options["base"] = str(base)
+    model_class = LionSparseEncoder if as_sparse_encoder else LionSentenceTransformer
+    hub: dict[str, Any] = {"revision": revision, "token": token, "local_files_only": local_files_only}
+    is_saved_model = load_file_path(source, "modules.json", **hub) is not None
+    if not is_saved_model and find_adapter_config_file(source, **hub) is not None:
+        if paradigm is None:
+            raise ValueError(
+                f"{source!r} is a bare adapter, which does not say what it was trained for; pass "
+                'paradigm="sparse" or paradigm="dense".'
+            )
+        model = _load_bare_adapter(source, paradigm, model_class, options, hub, device)
+    else:
+        model = model_class(source, device=device, model_kwargs=options, similarity_fn_name="dot", **hub)
+        if paradigm not in (None, paradigm_of(model)):
+            raise ValueError(f"{source!r} is a {paradigm_of(model)} model, not {paradigm}.")
+    _require_paradigm(paradigm_of(model), as_sparse_encoder)
+    if merge_adapter and has_adapter(model[0].model):
+        from lion_st.modules import adapters
+
+        adapters.merge_adapter(model[0].model)
+    return model
+
+
+def paradigm_of(model: BaseModel) -> Paradigm:
+    """Whether a model's vectors are sparse (one weight per vocabulary term) or dense.
+
+    Args:
+        model: Any `SentenceTransformer` or `SparseEncoder`, with stock or Lion modules.
+    """
+    sparse = isinstance(model, SparseEncoder) or any(isinstance(m, SpladeHead | SpladePooling) for m in model)
+    return "sparse" if sparse else "dense"
+
+
+def as_sparse_encoder(model: BaseModel) -> LionSparseEncoder:
+    """A `SparseEncoder` (sparse tensors out) on the same modules and weights as a sparse Lion model."""
+    _require_paradigm(paradigm_of(model), True)
+    return LionSparseEncoder(
+        modules=list(model),
+        prompts={name: prompt or "" for name, prompt in model.prompts.items()},
+        similarity_fn_name="dot",
+        device=str(model.device),
+    )
+
+
+def write_stock_checkpoint(model: BaseModel, folder: Path, model_type: str, resume: bool = False) -> None:
+    """Write a model of Lion modules as a checkpoint of stock modules, adapters merged, scale folded.
+
+    Args:
+        model: `LionTransformer` followed by `SpladeHead` or `LlamaPooling`. It is left as it is.
+        folder: Existing folder.
+        model_type: `"SentenceTransformer"` or `"SparseEncoder"`: the class that will load it.
+        resume: Also keep what folding loses, for training to go on from.
+    """
+    transformer: Any = model[0]
+    head: Any = model[1]
+    scale = head.scale if isinstance(head, SpladeHead) else 1.0
+    transformer.save(str(folder), scale=scale, resume=resume)
+    entries = [{"idx": 0, "name": "0", "path": "", "type": STOCK_TRANSFORMER}]
+    for position, module in enumerate(head.stock_modules(), start=1):
+        name = f"{position}_{type(module).__name__}"
+        (folder / name).mkdir()
+        module.save(str(folder / name))
+        entries.append({"idx": position, "name": str(position), "path": name, "type": fullname(module)})
+    (folder / "modules.json").write_text(json.dumps(entries, indent=2), encoding="utf-8")
+    config = model._get_model_config() | {"model_type": model_type}
+    if model_type == "SparseEncoder" and isinstance(head, SpladeHead) and head.max_active_dims is not None:
+        config["max_active_dims"] = head.max_active_dims
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+
+
+@contextmanager
+def staged_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path` whose files are moved into `path` if the block succeeds.
+
+    Weights of an earlier checkpoint in `path` that the new one does not replace are removed, other files stay.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=".saving-", dir=path))
+    try:
+        yield staging
+        written = [file.relative_to(staging) for file in sorted(staging.rglob("*")) if file.is_file()]
+        for name in written:
+            fsync(staging / name)
+        for name in written:
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(staging / name, path / name)
+        for file in path.iterdir():
+            if file.is_file() and _is_weight_file(file.name) and Path(file.name) not in written:
+                file.unlink()
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def fsync(path: Path) -> None:
+    """Wait until a file or a folder's entries are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _is_weight_file(name: str) -> bool:
+    pattern = r"(model(-\d{5}-of-\d{5})?|adapter_model|lion_st)\.safetensors|model\.safetensors\.index\.json"
+    return re.fullmatch(pattern + r"|adapter_config\.json", name) is not None
+
+
+def _require_paradigm(paradigm: str, as_sparse_encoder: bool) -> None:
+    if paradigm not in ("sparse", "dense"):
+        raise ValueError(f'paradigm must be "sparse" or "dense", got {paradigm!r}.')
+    if as_sparse_encoder and paradigm == "dense":
+        raise ValueError("as_sparse_encoder=True needs a sparse model, this one is dense; leave it out.")
+
+
+def _load_bare_adapter(
+    source: str,
+    paradigm: Paradigm,
+    model_class: type[LionSentenceTransformer] | type[LionSparseEncoder],
+    options: dict[str, Any],
+    hub: dict[str, Any],
+    device: str | None,
+) -> Any:
+    _require_paradigm(paradigm, False)
+    transformer = LionTransformer(
+        source,
+        transformer_task="text-generation" if paradigm == "sparse" else "feature-extraction",
+        model_kwargs=options | hub,
+        config_kwargs=dict(hub),
+        processor_kwargs=dict(hub),
+    )
+    head = SpladeHead() if paradigm == "sparse" else LlamaPooling(transformer.get_embedding_dimension())
+    return model_class(modules=[transformer, head], similarity_fn_name="dot", device=device)
+
+
+def _fast_modules(modules: list[Module], source: str) -> list[Module]:
+    match modules:
+        case [LionTransformer(), SpladeHead() | LlamaPooling()]:
+            return modules
+        case [LionTransformer() as transformer, SpladePooling(pooling_strategy="max", activation_function="relu")]:
+            return [transformer, SpladeHead(transformer.resume_scale or 1.0)]
+        case [LionTransformer() as transformer, Normalize(module_input_name="token_embeddings"), Pooling() as pooling]:
+            names = {"mean": "mean_normalized"}
+        case [LionTransformer() as transformer, Pooling() as pooling]:
+            names = {"mean": "mean", "lasttoken": "last_token"}
+        case _:
+            names = {}
+    if names and pooling.pooling_mode in names and pooling.include_prompt:
+        return [transformer, LlamaPooling(pooling.embedding_dimension, names[pooling.pooling_mode])]
+    kinds = " + ".join(type(module).__name__ for module in modules)
+    raise ValueError(f"{source!r} is not a Lion checkpoint: its modules are {kinds}. Load it with SentenceTransformer.")

@@ -1,0 +1,135 @@
+"""PEFT adapters inside a transformers model: attach, load, merge, and read merged weights without merging."""
+
+from __future__ import annotations
+
+import copy
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from transformers import PreTrainedModel
+
+
+def has_adapter(model: PreTrainedModel) -> bool:
+    """Whether a PEFT adapter is attached to the model."""
+    return bool(getattr(model, "_hf_peft_config_loaded", False))
+
+
+def attach_adapter(model: PreTrainedModel, config: PeftConfig, revision: str | None = None) -> None:
+    """Attach a new adapter whose weights are float32 whatever the model's, and record the base it belongs to.
+
+    Args:
+        model: The base model, changed in place.
+        config: PEFT configuration. It is copied, so that one configuration serves many models.
+        revision: Hub revision of the base model, saved in the adapter's configuration.
+    """
+    from peft.tuners.tuners_utils import cast_adapter_dtype
+
+    config = copy.deepcopy(config)
+    config.revision = revision
+    model.add_adapter(config)
+    base = Path(model.name_or_path)
+    model.peft_config["default"].base_model_name_or_path = str(base.resolve()) if base.is_dir() else model.name_or_path
+    cast_adapter_dtype(model, "default", autocast_adapter_dtype=True)
+
+
+def load_adapter_weights(model: PreTrainedModel, source: str, **hub_options: Any) -> None:
+    """Load saved adapter weights into the adapter attached to the model.
+
+    A key's prefix says only which class the adapter was trained on; the keys are fitted to this model, with or
+    without an LM head around its decoder.
+
+    Args:
+        model: Model with an attached adapter, changed in place.
+        source: Adapter folder or Hub repository; safetensors, or a `.bin` read with `weights_only`.
+        hub_options: `token`, `revision`, `cache_dir`, ... of the download.
+
+    Raises:
+        ValueError: If the weights are not exactly those the adapter's configuration asks for.
+    """
+    from peft import load_peft_weights, set_peft_model_state_dict
+    from peft.utils.save_and_load import get_peft_model_state_dict
+
+    expected = get_peft_model_state_dict(model)
+    prefix = "model." if any(key.startswith("model.") for key in expected) else ""
+    saved = {
+        re.sub(r"^(base_model\.model\.)?(model\.)?(?=layers\.)", prefix, key): tensor
+        for key, tensor in load_peft_weights(source, device="cpu", **hub_options).items()
+    }
+    missing, unexpected = sorted(expected.keys() - saved.keys()), sorted(saved.keys() - expected.keys())
+    mismatched = [key for key in expected.keys() & saved.keys() if expected[key].shape != saved[key].shape]
+    raise_on_wrong_weights(source, missing, unexpected, mismatched)
+    set_peft_model_state_dict(model, saved)
+
+
+def raise_on_wrong_weights(source: str, missing: list[str], unexpected: list[str], mismatched: list[Any]) -> None:
+    """Raise if a checkpoint's weights are not those its configuration asks for.
+
+    Raises:
+        ValueError: Naming the checkpoint and the first keys that are missing, unexpected or of another shape.
+    """
+    problems = [
+        f"{len(keys)} {kind} (first: {keys[0]})"
+        for kind, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", mismatched))
+        if keys
+    ]
+    if problems:
+        raise ValueError(
+            f"The weights in {source!r} do not match its configuration: {', '.join(problems)}. "
+            "Restore the weights and configuration that were saved together, or build from another backbone."
+        )
+
+
+@torch.no_grad()
+def merged_state_dict(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """State dict of the model with its adapters merged, the model itself left as it is.
+
+    One adapted layer is copied and merged at a time and its result moved to the CPU; every other tensor is shared.
+
+    Args:
+        model: Model with or without adapters.
+
+    Returns:
+        Tensors under the names of the same model without adapters.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import ModulesToSaveWrapper
+
+    wrapped: dict[str, dict[str, torch.Tensor]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            wrapped[name] = module.modules_to_save[module.active_adapters[0]].state_dict()
+        elif isinstance(module, BaseTunerLayer):
+            layer = copy.deepcopy(module)
+            layer.merge(safe_merge=True)
+            wrapped[name] = {key: tensor.cpu() for key, tensor in layer.get_base_layer().state_dict().items()}
+            del layer
+    merged = {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if not any(name.startswith(f"{module}.") for module in wrapped)
+    }
+    for module, tensors in wrapped.items():
+        merged |= {f"{module}.{name}": tensor for name, tensor in tensors.items()}
+    return merged
+
+
+@torch.no_grad()
+def merge_adapter(model: PreTrainedModel) -> None:
+    """Merge the attached adapter into the model's weights and remove it, in place."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import ModulesToSaveWrapper
+
+    for name, module in list(model.named_modules()):
+        parent, _, leaf = name.rpartition(".")
+        if isinstance(module, ModulesToSaveWrapper):
+            setattr(model.get_submodule(parent), leaf, module.modules_to_save[module.active_adapters[0]])
+        elif isinstance(module, BaseTunerLayer):
+            module.merge(safe_merge=True)
+            setattr(model.get_submodule(parent), leaf, module.get_base_layer())
+    model._hf_peft_config_loaded = False
+    del model.peft_config

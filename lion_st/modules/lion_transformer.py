@@ -1,0 +1,560 @@
+"""A decoder-only language model read as a bidirectional encoder."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from sentence_transformers.base.modules import Transformer
+from sentence_transformers.base.modules.transformer import TRANSFORMER_TASK_TO_AUTO_MODEL
+from sentence_transformers.util import load_file_path
+from tokenizers.processors import Sequence as PostProcessors
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+from transformers.utils.peft_utils import find_adapter_config_file
+
+from lion_st.modules.adapters import (
+    attach_adapter,
+    has_adapter,
+    load_adapter_weights,
+    merged_state_dict,
+    raise_on_wrong_weights,
+)
+
+if TYPE_CHECKING:
+    from sentence_transformers.base.model import BaseModel
+
+# What a stock Transformer needs to hand every token's logits to SpladePooling.
+STOCK_SPARSE: dict[str, Any] = {
+    "modality_config": {"text": {"method": "forward", "method_output_name": "logits"}},
+    "module_output_name": "token_embeddings",
+    "processing_kwargs": {"text": {"logits_to_keep": 0}},
+}
+STOCK_DENSE: dict[str, Any] = {
+    "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
+    "module_output_name": "token_embeddings",
+}
+# A checkpoint with its scale folded in keeps the unfolded norm here, so that training resumes to the bit.
+RESUME_FILE = "lion_st.safetensors"
+FINAL_NORM_NAMES = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
+
+
+@dataclass(frozen=True)
+class LMHead:
+    """What turns a hidden state h [D] into logits [V]: softcap(multiplier * h . weight + bias)."""
+
+    weight: torch.Tensor  # [V, D]
+    bias: torch.Tensor | None  # [V], the multiplier included
+    multiplier: float
+    softcap: float | None
+
+
+class LionTransformer(Transformer):
+    """Loads a decoder-only causal LM of transformers and reads it with attention in both directions.
+
+    `forward` always writes the last hidden states [B, L, D], after the final norm, to `features["token_embeddings"]`;
+    for a sparse model the LM head is left to `SpladeHead`.
+
+    The tokenizer contract is settled on loading and saved with the model: a beginning-of-sequence token where the
+    tokenizer has one, padding on the left, the end-of-sequence token as padding where there is none, and the lengths.
+
+    Args:
+        model_name_or_path: Hub name or folder of a causal LM, or of a PEFT adapter of one.
+        transformer_task: `"text-generation"` keeps the LM head, which a sparse model needs; `"feature-extraction"`
+            (dense) does not load it.
+        query_length: Longest query in tokens (`task="query"`), special tokens and prompt included.
+        document_length: Longest document in tokens (`task="document"`).
+        add_bos: What to do when the backbone has a beginning-of-sequence token that its tokenizer does not add: True
+            adds it, False accepts the tokenizer as it is. By default that is an error, because the wrong choice
+            costs most of a retriever's quality and shows nowhere.
+        model_kwargs: Passed to `from_pretrained`. Two keys are for adapters: `base` (path or name of the base model,
+            in place of the one in the adapter's configuration) and `is_trainable`.
+        **kwargs: As for `sentence_transformers.base.modules.Transformer`.
+
+    Raises:
+        ValueError: If the backbone is not decoder-only, stays causal, depends on its padding, or its tokenizer breaks
+            the contract; if weights and configuration do not match.
+        FileNotFoundError: If an adapter's base model cannot be reached.
+
+    References:
+        Zeng et al., Scaling Sparse and Dense Retrieval in Decoder-Only LLMs, 2025, section 3.1:
+        https://arxiv.org/abs/2502.15526. BehnamGhader et al., LLM2Vec, 2024: https://arxiv.org/abs/2404.05961.
+
+    Example:
+        ::
+
+            transformer = LionTransformer("meta-llama/Llama-3.2-1B", transformer_task="feature-extraction")
+            features = transformer(transformer.preprocess(["A lion is a large cat."], task="document"))
+            features["token_embeddings"]  # [1, L, 2048]
+    """
+
+    def __init__(
+        self,
+        model_name_or_path: str,
+        *,
+        transformer_task: str = "feature-extraction",
+        query_length: int | None = 64,
+        document_length: int | None = 128,
+        add_bos: bool | None = None,
+        model_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if transformer_task not in ("text-generation", "feature-extraction"):
+            raise ValueError(
+                f'transformer_task must be "text-generation" (sparse) or "feature-extraction" (dense), '
+                f"got {transformer_task!r}."
+            )
+        model_kwargs = dict(model_kwargs or {})
+        self.adapter_base: str | None = model_kwargs.pop("base", None)
+        self.is_trainable: bool = model_kwargs.pop("is_trainable", False)
+        self.resume_scale: float | None = None
+        stock = STOCK_SPARSE if transformer_task == "text-generation" else STOCK_DENSE
+        super().__init__(
+            model_name_or_path,
+            transformer_task=transformer_task,
+            query_length=query_length,
+            document_length=document_length,
+            model_kwargs=model_kwargs,
+            **(copy.deepcopy(stock) | kwargs),
+        )
+        self._settle_tokenizer(add_bos)
+
+    @classmethod
+    def load(cls, model_name_or_path: str, *args: Any, **kwargs: Any) -> LionTransformer:
+        """Load a saved module; its tokenizer and lengths are taken as saved.
+
+        Raises:
+            ValueError: If the checkpoint is a causal model, which this class would silently make another model of.
+        """
+        defaults = {"query_length": None, "document_length": None, "add_bos": False}
+        module = super().load(model_name_or_path, *args, init_defaults=defaults, **kwargs)
+        if module.loaded_causal and not has_adapter(module.model):
+            raise ValueError(
+                f"The checkpoint {model_name_or_path!r} is a causal model: its config.json does not say "
+                '"is_causal": false. Load it with SentenceTransformer, or make a Lion retriever of its backbone with '
+                "lion_st.build."
+            )
+        names = ("subfolder", "token", "cache_folder", "revision", "local_files_only")
+        hub = {name: kwargs[name] for name in names if name in kwargs}
+        if resume_file := load_file_path(model_name_or_path, RESUME_FILE, **hub):
+            module._unfold(resume_file)
+        return module
+
+    # ---- loading ----
+
+    def _load_config(
+        self, model_name_or_path: str, backend: str, config_kwargs: dict[str, Any]
+    ) -> tuple[PretrainedConfig, bool]:
+        if backend != "torch":
+            raise ValueError(f"LionTransformer runs on PyTorch alone, got backend={backend!r}.")
+        hub = {key: config_kwargs[key] for key in ("cache_dir", "token", "local_files_only") if key in config_kwargs}
+        location = {key: config_kwargs[key] for key in ("revision", "subfolder") if config_kwargs.get(key)}
+        is_adapter = find_adapter_config_file(model_name_or_path, **hub, **location) is not None
+        if is_adapter:
+            from peft import PeftConfig
+
+            self.adapter_config = PeftConfig.from_pretrained(model_name_or_path, **hub, **location)
+            base = self.adapter_base or self.adapter_config.base_model_name_or_path
+            # The revision recorded in the adapter is that of the base it was trained on.
+            revision = None if self.adapter_base else self.adapter_config.revision
+            self.adapter_base, self.base_revision = base, revision
+            options = {key: value for key, value in config_kwargs.items() if key not in ("revision", "subfolder")}
+            try:
+                config = AutoConfig.from_pretrained(base, revision=revision, **options)
+            except (OSError, ValueError) as error:
+                raise FileNotFoundError(
+                    f"The adapter {model_name_or_path!r} belongs to the base model {base!r}, which cannot be read "
+                    f"({str(error).splitlines()[0]}). Fetch that model, or name where it is: "
+                    'lion_st.load(path, base="path/to/base").'
+                ) from error
+        else:
+            config = AutoConfig.from_pretrained(model_name_or_path, **config_kwargs)
+        _require_decoder_only(config, model_name_or_path)
+        text_config = config.get_text_config()
+        self.loaded_causal = getattr(text_config, "is_causal", True) is not False
+        # As a config_kwarg it would be dropped without a word.
+        text_config.is_causal = config.is_causal = False
+        return config, is_adapter
+
+    def _load_model(
+        self,
+        model_name_or_path: str,
+        transformer_task: Any,
+        config: PretrainedConfig,
+        backend: str,
+        is_peft_model: bool,
+        **model_kwargs: Any,
+    ) -> PreTrainedModel:
+        source, options = model_name_or_path, dict(model_kwargs)
+        if is_peft_model:
+            source = str(self.adapter_base)
+            options |= {"revision": self.base_revision}
+            options.pop("subfolder", None)
+        if options.get("revision") is None:
+            options.pop("revision", None)
+        auto_class = TRANSFORMER_TASK_TO_AUTO_MODEL[transformer_task]
+        try:
+            model, report = auto_class.from_pretrained(source, config=config, output_loading_info=True, **options)
+        except RuntimeError as error:
+            if "size mismatch" not in str(error) and "mismatch" not in str(error).lower():
+                raise
+            raise ValueError(
+                f"The weights in {source!r} do not match its configuration: {error} Restore the weights and "
+                "configuration that were saved together."
+            ) from error
+        # A backbone's LM head is rightly left out of a dense model.
+        unexpected = [key for key in report["unexpected_keys"] if not key.startswith("lm_head.")]
+        raise_on_wrong_weights(
+            source, sorted(report["missing_keys"]), sorted(unexpected), sorted(report["mismatched_keys"], key=str)
+        )
+        if is_peft_model:
+            self.adapter_config.inference_mode = not self.is_trainable
+            attach_adapter(model, self.adapter_config, revision=self.base_revision)
+            names = ("token", "cache_dir", "local_files_only", "subfolder", "revision")
+            hub = {key: model_kwargs[key] for key in names if model_kwargs.get(key)}
+            load_adapter_weights(model, model_name_or_path, **hub)
+        return model
+
+    def _settle_tokenizer(self, add_bos: bool | None) -> None:
+        tokenizer: Any = self.tokenizer
+        if tokenizer is None:
+            raise ValueError(f"{self.model.name_or_path!r} has no tokenizer; save one beside its weights.")
+        tokenizer.padding_side = "left"
+        if tokenizer.pad_token is None:
+            if tokenizer.eos_token is None:
+                raise ValueError(
+                    f"The tokenizer of {self.model.name_or_path!r} has neither a padding nor an end-of-sequence token; "
+                    "set tokenizer.pad_token and save it beside the weights."
+                )
+            tokenizer.pad_token = tokenizer.eos_token
+        rows = self.model.get_input_embeddings().num_embeddings
+        if max(len(tokenizer) - 1, tokenizer.pad_token_id) >= rows:
+            raise ValueError(
+                f"The tokenizer of {self.model.name_or_path!r} has {len(tokenizer)} tokens, but the model has "
+                f"embeddings for {rows}. Use the tokenizer the model was trained with, or resize its embeddings."
+            )
+        lengths = [length for length in (self.query_length, self.document_length) if length is not None]
+        if add_bos is None and lengths:
+            # Without a task a text is cut like the longer of the two, not at the backbone's 128k tokens.
+            tokenizer.model_max_length = max(lengths)
+        self._settle_bos(add_bos)
+
+    def _settle_bos(self, add_bos: bool | None) -> None:
+        tokenizer: Any = self.tokenizer
+        bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else self.config.bos_token_id
+        # A "beginning" token that is really the padding or end token (Qwen, GPT-2) is never put in front.
+        if bos is None or bos in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+            return
+        if tokenizer("a")["input_ids"][0] == bos or add_bos is False:
+            return
+        token = tokenizer.convert_ids_to_tokens(bos)
+        if add_bos is None:
+            raise ValueError(
+                f"{self.model.name_or_path!r} has the beginning-of-sequence token {token!r} (id {bos}), but its "
+                "tokenizer does not add it. Pass add_bos=True to add it to every text, or add_bos=False if the model "
+                "was trained without it."
+            )
+        backend = tokenizer.backend_tokenizer
+        put_in_front = TemplateProcessing(
+            single=f"{token} $A", pair=f"{token} $A {token} $B:1", special_tokens=[(token, bos)]
+        )
+        processors = [processor for processor in (backend.post_processor, put_in_front) if processor is not None]
+        backend.post_processor = PostProcessors(processors)
+
+    # ---- running ----
+
+    @property
+    def decoder(self) -> Any:
+        """The backbone without its LM head."""
+        return self.model.get_decoder()
+
+    @property
+    def lm_head(self) -> LMHead:
+        """The LM head, tied or untied, read in place.
+
+        Raises:
+            ValueError: If there is none, or if an adapter sits on it or on the embeddings it is tied to.
+        """
+        head = self.model.get_output_embeddings()
+        if head is None:
+            raise ValueError(
+                f"{type(self.model).__name__} has no LM head, which a sparse model needs; load it with "
+                'transformer_task="text-generation".'
+            )
+        if has_adapter(self.model):
+            tied = getattr(self.config.get_text_config(), "tie_word_embeddings", False)
+            for module in (head, self.model.get_input_embeddings()) if tied else (head,):
+                if not isinstance(module, (torch.nn.Linear, torch.nn.Embedding)) or type(module).__module__.startswith(
+                    "peft."
+                ):
+                    raise ValueError(
+                        "An adapter on the LM head (or on embeddings tied to it) is not supported: the sparse head "
+                        "reads those weights as they are. Leave lm_head and embed_tokens out of target_modules and "
+                        "modules_to_save, or train all weights without an adapter."
+                    )
+        config = self.config.get_text_config()
+        multiplier = float(getattr(config, "logit_scale", None) or 1.0)
+        multiplier /= float(getattr(config, "logits_scaling", None) or 1.0)
+        bias = getattr(head, "bias", None)
+        return LMHead(
+            weight=head.weight,
+            bias=bias if bias is None or multiplier == 1.0 else bias * multiplier,
+            multiplier=multiplier,
+            softcap=getattr(config, "final_logit_softcapping", None),
+        )
+
+    def preprocess(  # type: ignore[override]
+        self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Tokenize texts to `input_ids` and `attention_mask` [B, L], padded on the left.
+
+        Args:
+            inputs: Texts.
+            prompt: Put in front of every text.
+            **kwargs: `task` ("query" or "document") picks the length.
+
+        Raises:
+            TypeError: If a value is not a text.
+            ValueError: If a text is empty, only white space, or not valid Unicode.
+        """
+        check_texts(inputs)
+        return super().preprocess(inputs, prompt=prompt, **kwargs)
+
+    def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """Writes `features["token_embeddings"]`: last hidden states [B, L, D], or [1, T, D] of packed texts."""
+        names = ("input_ids", "attention_mask", "position_ids", "inputs_embeds")
+        packed = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
+        inputs = {name: features[name] for name in names + packed if name in features}
+        features["token_embeddings"] = self.decoder(**inputs, use_cache=False).last_hidden_state
+        return features
+
+    def _can_flatten_inputs(self) -> bool:
+        # Only the decoder runs, whatever the task, and it has no use for positions of logits.
+        task = self.transformer_task
+        self.transformer_task = "feature-extraction"
+        try:
+            return super()._can_flatten_inputs()
+        finally:
+            self.transformer_task = task
+
+    # ---- checks by running ----
+
+    def on_model_ready(self, model: BaseModel) -> None:
+        """Check by running that the backbone reads in both directions and not its padding."""
+        self.verify_bidirectional()
+
+    @torch.no_grad()
+    def verify_bidirectional(self) -> None:
+        """Run tiny inputs and compare the first token's state.
+
+        Raises:
+            ValueError: Naming the architecture, if a state does not see later tokens or depends on left padding.
+        """
+        first = self._probe_ids()
+        last = first.clone()
+        last[-1] = first[0]
+        mask = torch.ones(3, len(first), dtype=torch.long, device=first.device)
+        with _evaluating(self.model):
+            states = self.decoder(
+                input_ids=torch.stack([first, first, last]), attention_mask=mask, use_cache=False
+            ).last_hidden_state[:, 0]
+            noise = (states[1] - states[0]).abs().max()
+            change = (states[2] - states[0]).abs().max()
+            if not change > 10 * noise:
+                raise ValueError(
+                    f"{type(self.model).__name__} stays causal with is_causal=False: the first token does not see the "
+                    "last one. Use an architecture whose attention transformers can make bidirectional, such as Llama, "
+                    "Qwen3, Mistral or Gemma."
+                )
+            pads = torch.zeros_like(first)
+            padded = self.decoder(
+                input_ids=torch.cat([pads, first])[None],
+                attention_mask=torch.cat([torch.zeros_like(pads), torch.ones_like(first)])[None],
+                use_cache=False,
+            ).last_hidden_state[0, len(pads)]
+        drift = (padded - states[0]).abs().max() / states[0].abs().max()
+        if not drift < (1e-3 if states.dtype == torch.float32 else 0.1):
+            raise ValueError(
+                f"{type(self.model).__name__} gives another vector when a text is padded on the left (relative "
+                f"difference {drift.item():.2g}). Use an architecture with rotary or relative positions."
+            )
+
+    @torch.no_grad()
+    def verify_lm_head(self) -> None:
+        """Compare the backbone's own logits with those of `lm_head`.
+
+        Raises:
+            ValueError: Naming the architecture, if its logits are made in another way.
+        """
+        head, ids = self.lm_head, self._probe_ids()[None]
+        with _evaluating(self.model):
+            hidden = self.decoder(input_ids=ids, use_cache=False).last_hidden_state.float()
+            expected = self.model(input_ids=ids, use_cache=False).logits.float()
+        logits = hidden @ head.weight.float().T * head.multiplier
+        if head.bias is not None:
+            logits = logits + head.bias.float()
+        if head.softcap is not None:
+            logits = torch.tanh(logits / head.softcap) * head.softcap
+        error = (logits - expected).abs().max() / expected.abs().max()
+        if not error < (1e-3 if self.model.dtype == torch.float32 else 0.05):
+            raise ValueError(
+                f"{type(self.model).__name__} makes its logits in a way the sparse head does not know (relative "
+                f"difference {error.item():.2g})."
+            )
+
+    def _probe_ids(self) -> torch.Tensor:
+        return torch.arange(4, 8, device=self.model.device) % self.config.get_text_config().vocab_size
+
+    # ---- saving ----
+
+    def save(self, output_path: str, *args: Any, scale: float = 1.0, resume: bool = True, **kwargs: Any) -> None:
+        """Save weights, tokenizer and configuration.
+
+        A model with an adapter saves the adapter alone. A model without saves all weights with the logit scale folded
+        into the final norm, which is what a stock Transformer followed by SpladePooling needs.
+
+        Args:
+            output_path: Existing folder.
+            scale: The sparse head's factor on the logits.
+            resume: Also keep the unfolded norm, so that training resumes to the bit.
+        """
+        if has_adapter(self.model):
+            self.model.save_pretrained(output_path)
+        else:
+            self.save_merged(output_path, scale=scale)
+            if resume and scale != 1.0:
+                norm = {name: parameter.detach().cpu() for name, parameter in self.final_norm.named_parameters()}
+                save_file(norm, f"{output_path}/{RESUME_FILE}", metadata={"scale": repr(scale)})
+        self.processor.save_pretrained(output_path)
+        self.save_config(output_path)
+
+    @torch.no_grad()
+    def save_merged(self, output_path: str, scale: float = 1.0) -> None:
+        """Save the model's weights and configuration with adapters merged and the scale folded in, model untouched.
+
+        Args:
+            output_path: Existing folder.
+            scale: Factor on the logits, folded into the final norm. Where the product is not exact in the model's
+                dtype, that one tensor is saved in float32.
+        """
+        weights = merged_state_dict(self.model)
+        if scale != 1.0:
+            name = next(name for name, module in self.model.named_modules() if module is self.final_norm)
+            for key, tensor in _scaled_norm(self.final_norm, scale).items():
+                weights[f"{name}.{key}"] = tensor
+        config = copy.deepcopy(self.model.config)
+        with torch.device("meta"):
+            shell = type(self.model)(config)
+        shell.load_state_dict(weights, assign=True)
+        if shell.can_generate():
+            shell.generation_config = self.model.generation_config
+        shell.save_pretrained(output_path, max_shard_size="5GB")
+
+    @property
+    def final_norm(self) -> Any:
+        """The norm in front of the LM head.
+
+        Raises:
+            ValueError: If the decoder has none with a weight that a scale could be folded into.
+        """
+        for name in FINAL_NORM_NAMES:
+            if isinstance(getattr(getattr(self.decoder, name, None), "weight", None), torch.Tensor):
+                return getattr(self.decoder, name)
+        raise ValueError(
+            f"{type(self.model).__name__} has no final norm that a logit scale could be folded into; "
+            "build the model with scale=1.0."
+        )
+
+    @torch.no_grad()
+    def _unfold(self, resume_file: str) -> None:
+        from safetensors import safe_open
+
+        for name, tensor in load_file(resume_file).items():
+            self.final_norm.get_parameter(name).copy_(tensor)
+        with safe_open(resume_file, framework="pt") as file:
+            self.resume_scale = float(file.metadata()["scale"])
+
+
+def check_texts(inputs: Sequence[Any]) -> None:
+    """Raise unless every value is a text with something to read in it.
+
+    Raises:
+        TypeError: Naming the first value that is not a `str`, and its position.
+        ValueError: Naming the first text that is empty, only white space, or not valid Unicode.
+    """
+    for position, text in enumerate(inputs):
+        if not isinstance(text, str):
+            raise TypeError(
+                f"Text {position} is {_shortened(text)}, a {type(text).__name__}. Pass strings; drop or fill in "
+                "missing values first."
+            )
+        if not text or text.isspace():
+            raise ValueError(
+                f"Text {position} is {_shortened(text)}, which has nothing to encode. Drop empty texts first."
+            )
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"Text {position} is {_shortened(text)}, which is not valid Unicode ({error.reason}). Repair it with "
+                'text.encode("utf-8", "replace").decode().'
+            ) from error
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _require_decoder_only(config: PretrainedConfig, name: str) -> None:
+    if getattr(config, "is_encoder_decoder", False):
+        kind = "an encoder-decoder"
+    elif type(config) in MODEL_FOR_MASKED_LM_MAPPING or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        kind = "not a decoder-only"
+    else:
+        return
+    raise ValueError(
+        f"{name!r} is {kind} model (model_type {config.model_type!r}). Lion retrievers are made of decoder-only causal "
+        "language models, such as Llama, Qwen3, Mistral or Gemma; train an encoder with SparseEncoder or "
+        "SentenceTransformer."
+    )
+
+
+@contextmanager
+def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@torch.no_grad()
+def _scaled_norm(norm: Any, scale: float) -> dict[str, torch.Tensor]:
+    """Parameters of the norm whose output is `scale` times this one's; float32 where its dtype cannot hold them."""
+    probe = copy.deepcopy(norm).float().cpu()
+    sample = torch.linspace(-1.0, 1.0, probe.weight.numel())
+    # Gemma's norm multiplies by 1 + weight, the others by weight.
+    for offset in (0.0, 1.0):
+        for parameter in probe.parameters():
+            parameter.fill_(0.0)
+        probe.weight.fill_(-offset)
+        if not probe(sample[None]).any():
+            break
+    else:
+        raise ValueError(f"The scale cannot be folded into {type(norm).__name__}; build the model with scale=1.0.")
+    scaled = {}
+    for name, parameter in norm.named_parameters():
+        shift = offset if name == "weight" else 0.0
+        exact = ((parameter.double() + shift) * scale - shift).float().cpu()
+        rounded = exact.to(parameter.dtype)
+        scaled[name] = rounded if torch.equal(rounded.float(), exact) else exact
+    return scaled

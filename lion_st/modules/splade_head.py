@@ -1,0 +1,149 @@
+"""The sparse head: one weight per vocabulary term and text, without a logit per token ever held in memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from sentence_transformers.base.modules import Module
+from sentence_transformers.sparse_encoder.modules import SpladePooling
+from sentence_transformers.util import select_max_active_dims
+
+from lion_st.kernels import splade_pool
+from lion_st.modules.lion_transformer import LionTransformer
+
+if TYPE_CHECKING:
+    from sentence_transformers.base.model import BaseModel
+
+
+class SpladeHead(Module):
+    """Max-pools the LM head's logits over a text's real tokens: log1p(relu(max_i h_i . W * scale)), [B, V].
+
+    The head owns no weight. Once the model is put together it finds the backbone's LM head, tied or untied, and
+    reads it at every call, so that nothing is copied, saved twice or given to the optimizer twice.
+
+    Args:
+        scale: Factor on the logits. The default, `hidden_size ** -0.25`, is the paper's; 1.0 is that of CSPLADE and
+            LACONIC.
+        max_active_dims: Keep this many of the largest terms of each text when encoding. None keeps all. Training is
+            never truncated.
+        query_max_active_dims: The same for `task="query"` alone (`model.encode_query`).
+        document_max_active_dims: The same for `task="document"` alone (`model.encode_document`).
+
+    Raises:
+        ValueError: If a limit is not a positive integer, if the backbone has no LM head that can be read, or if its
+            own logits are not what this head computes.
+
+    References:
+        Zeng et al., Scaling Sparse and Dense Retrieval in Decoder-Only LLMs, 2025, section 3.1:
+        https://arxiv.org/abs/2502.15526. Formal et al., SPLADE v2, 2021: https://arxiv.org/abs/2109.10086.
+
+    Example:
+        ::
+
+            transformer = LionTransformer(backbone, transformer_task="text-generation")
+            model = SentenceTransformer(modules=[transformer, SpladeHead()])
+            model.encode_query("what is a lion")  # [V]
+    """
+
+    config_keys: list[str] = [  # noqa: RUF012
+        "scale",
+        "max_active_dims",
+        "query_max_active_dims",
+        "document_max_active_dims",
+    ]
+    forward_kwargs: set[str] = {"task", "output"}  # noqa: RUF012
+
+    def __init__(
+        self,
+        scale: float | None = None,
+        max_active_dims: int | None = None,
+        query_max_active_dims: int | None = None,
+        document_max_active_dims: int | None = None,
+    ) -> None:
+        super().__init__()
+        limits = {
+            "max_active_dims": max_active_dims,
+            "query_max_active_dims": query_max_active_dims,
+            "document_max_active_dims": document_max_active_dims,
+        }
+        for name, limit in limits.items():
+            if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+                raise ValueError(f"{name} must be a positive integer or None, got {limit!r}.")
+        if scale is not None and not scale > 0:
+            raise ValueError(f"scale must be positive, got {scale!r}; leave it out for hidden_size ** -0.25.")
+        self.scale = scale
+        self.max_active_dims = max_active_dims
+        self.query_max_active_dims = query_max_active_dims
+        self.document_max_active_dims = document_max_active_dims
+        # A tuple keeps the sibling out of this module's own parameters.
+        self._siblings: tuple[LionTransformer, ...] = ()
+
+    def on_model_ready(self, model: BaseModel) -> None:
+        """Find the backbone's LM head and check that the head's logits are the backbone's own."""
+        transformer = model[0]
+        if not isinstance(transformer, LionTransformer):
+            raise ValueError(
+                f"SpladeHead reads the LM head of a LionTransformer, but the first module is a "
+                f"{type(transformer).__name__}. Build the model with lion_st.build or lion_st.load."
+            )
+        self._siblings = (transformer,)
+        if self.scale is None:
+            self.scale = transformer.get_embedding_dimension() ** -0.25
+        transformer.verify_lm_head()
+
+    @property
+    def transformer(self) -> LionTransformer:
+        """The backbone whose LM head this head reads."""
+        if not self._siblings:
+            raise RuntimeError("SpladeHead is not part of a model yet; put it behind a LionTransformer in one.")
+        return self._siblings[0]
+
+    def forward(
+        self,
+        features: dict[str, Any],
+        task: str | None = None,
+        output: Literal["dense", "sparse"] = "dense",
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Writes `features["sentence_embedding"]` [B, V] from the last hidden states.
+
+        Args:
+            features: `"token_embeddings"` [B, L, D] with `"attention_mask"` [B, L], or packed [1, T, D] with
+                `"cu_seq_lens_q"` [B + 1].
+            task: `"query"` or `"document"`, which picks the limit of active terms.
+            output: `"dense"` rows, or `"sparse"` for a CSR tensor that never was dense (no gradient).
+        """
+        lm_head = self.transformer.lm_head
+        limit = None if self.training else self.active_dims(task or features.get("task"))
+        embeddings = splade_pool(
+            features["token_embeddings"],
+            lm_head.weight,
+            features.get("attention_mask"),
+            scale=(self.scale or 1.0) * lm_head.multiplier,
+            bias=lm_head.bias,
+            softcap=lm_head.softcap,
+            output=output,
+            k=limit if output == "sparse" else None,
+            cu_seqlens=features.get("cu_seq_lens_q"),
+        )
+        if limit is not None and output == "dense":
+            embeddings = select_max_active_dims(embeddings, max_active_dims=limit)
+        features["sentence_embedding"] = embeddings
+        return features
+
+    def active_dims(self, task: str | None = None) -> int | None:
+        """The limit of active terms for a task, None for no limit."""
+        by_task = {"query": self.query_max_active_dims, "document": self.document_max_active_dims}
+        return by_task.get(task or "") or self.max_active_dims
+
+    def get_embedding_dimension(self) -> int:
+        """Width V of the vectors, the rows of the LM head."""
+        return self.transformer.lm_head.weight.shape[0]
+
+    def stock_modules(self) -> list[Module]:
+        """The sentence-transformers module that pools a causal LM's own logits the same way, at scale 1."""
+        return [SpladePooling("max", embedding_dimension=self.get_embedding_dimension())]
+
+    def save(self, output_path: str, *args, safe_serialization: bool = True, **kwargs) -> None:
+        """Save the configuration; the weights are the backbone's."""
+        self.save_config(output_path)
