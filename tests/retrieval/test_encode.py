@@ -1,0 +1,260 @@
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TEXTS
+
+import lion_st
+from lion_st.retrieval import EncodedCorpus, StorageError, encode_corpus, encode_texts
+from lion_st.retrieval.records import BadRecord, Record, read_corpus
+
+DOCUMENTS = [" ".join([TEXTS[number % len(TEXTS)], str(number)] * (1 + number % 5)) for number in range(60)]
+
+
+@pytest.fixture(scope="module")
+def sparse_model(tiny_backbone):
+    return lion_st.build(tiny_backbone(), "sparse", query_length=32, document_length=48)
+
+
+@pytest.fixture(scope="module")
+def dense_model(tiny_backbone):
+    return lion_st.build(tiny_backbone(), "dense", query_length=32, document_length=48)
+
+
+def write_jsonl(path: Path, rows: list) -> Path:
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return path
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    rows = [{"_id": f"d{number}", "text": text} for number, text in enumerate(DOCUMENTS)]
+    return write_jsonl(tmp_path / "corpus.jsonl", rows)
+
+
+def shard_bytes(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(folder.glob("shard-*"))}
+
+
+@pytest.mark.parametrize("paradigm", ["sparse", "dense"])
+def test_texts_get_the_vectors_that_sentence_transformers_gives_them(paradigm, sparse_model, dense_model) -> None:
+    model = sparse_model if paradigm == "sparse" else dense_model
+    vectors = encode_texts(model, DOCUMENTS[:20], "document", tokens_per_batch=200)
+    expected = model.encode_document(DOCUMENTS[:20], convert_to_numpy=True)
+    found = vectors.toarray() if paradigm == "sparse" else vectors
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert not np.allclose(found, model.encode_query(DOCUMENTS[:20], convert_to_numpy=True))  # cut at 32 tokens
+
+
+def test_sparse_rows_never_become_dense(sparse_model, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    forward = type(sparse_model).forward
+
+    def watched(self, *args, **kwargs):
+        features = forward(self, *args, **kwargs)
+        seen.append(features["sentence_embedding"].layout)
+        return features
+
+    monkeypatch.setattr(type(sparse_model), "forward", watched)
+    encode_texts(sparse_model, DOCUMENTS[:5], "document")
+    assert seen == [torch.sparse_csr]
+
+
+@pytest.mark.parametrize("bad", ["", "  \n", None, 7])
+def test_texts_that_cannot_be_encoded_are_named(sparse_model, bad) -> None:
+    with pytest.raises(ValueError, match="position 1"):
+        encode_texts(sparse_model, ["good", bad], "query")
+
+
+@pytest.mark.parametrize("paradigm, dtype", [("sparse", "float32"), ("sparse", "float16"), ("dense", "float16")])
+def test_a_corpus_is_encoded_into_shards_in_its_own_order(tmp_path, corpus, sparse_model, dense_model, paradigm, dtype):
+    model = sparse_model if paradigm == "sparse" else dense_model
+    output = encode_corpus(model, corpus, tmp_path / "out", dtype=dtype, shard_documents=25, show_progress=False)
+    encoded = EncodedCorpus(output)
+    shards = list(encoded)
+    assert [len(ids) for ids, _ in shards] == [25, 25, 10]
+    assert [one for ids, _ in shards for one in ids] == [f"d{number}" for number in range(60)]
+    whole = encode_texts(model, DOCUMENTS, "document")
+    parts = [vectors.toarray() if paradigm == "sparse" else vectors for _, vectors in shards]
+    expected = whole.toarray() if paradigm == "sparse" else whole
+    np.testing.assert_allclose(np.concatenate(parts), expected, atol=1e-5 if dtype == "float32" else 5e-3)
+    assert len(encoded) == 60
+    assert encoded.manifest["truncated"] == sum(len(model.tokenizer(text)["input_ids"]) > 48 for text in DOCUMENTS)
+    assert encoded.manifest["settings"]["paradigm"] == paradigm
+
+
+def test_a_second_run_continues_and_changes_no_byte(tmp_path, corpus, sparse_model) -> None:
+    whole = encode_corpus(sparse_model, corpus, tmp_path / "whole", shard_documents=7, show_progress=False)
+    part = encode_corpus(sparse_model, corpus, tmp_path / "part", shard_documents=7, show_progress=False)
+    for number in (0, 3, 8):
+        (part / f"shard-{number:06d}.safetensors").unlink()
+    (part / "manifest.json").unlink()
+    (part / "shard-000003.99.tmp").write_bytes(b"half")
+    kept = (part / "shard-000001.safetensors").stat().st_mtime_ns
+    with pytest.raises(StorageError, match="has not finished"):
+        EncodedCorpus(part)
+    encode_corpus(sparse_model, corpus, part, shard_documents=7, show_progress=False)
+    assert shard_bytes(part) == shard_bytes(whole)
+    assert (part / "manifest.json").read_text() == (whole / "manifest.json").read_text()
+    assert (part / "shard-000001.safetensors").stat().st_mtime_ns == kept
+    assert not list(part.glob("*.tmp"))
+
+
+def test_a_changed_model_corpus_or_setting_is_refused_and_named(tmp_path, corpus, tiny_backbone, sparse_model) -> None:
+    output = encode_corpus(sparse_model, corpus, tmp_path / "out", shard_documents=20, show_progress=False)
+    with pytest.raises(StorageError, match="shard_documents was 20, is 10"):
+        encode_corpus(sparse_model, corpus, output, shard_documents=10, show_progress=False)
+    other = lion_st.build(tiny_backbone(), "sparse", query_length=32, document_length=40)
+    with pytest.raises(StorageError, match="max_tokens was 48, is 40"):
+        encode_corpus(other, corpus, output, shard_documents=20, show_progress=False)
+    with torch.no_grad():
+        next(other.parameters()).add_(1.0)
+    with pytest.raises(StorageError, match="model_sha256 was"):
+        encode_corpus(other, corpus, output, shard_documents=20, show_progress=False)
+    lines = corpus.read_text().splitlines()
+    corpus.write_text("\n".join([*lines[:30], lines[30].replace("d30", "d30b"), *lines[31:]]) + "\n")
+    with pytest.raises(StorageError, match=r"shard-000001.*corpus changed"):
+        encode_corpus(sparse_model, corpus, output, shard_documents=20, show_progress=False)
+    corpus.write_text("\n".join(lines[:20]) + "\n")
+    with pytest.raises(StorageError, match="beyond the end of the corpus"):
+        encode_corpus(sparse_model, corpus, output, shard_documents=20, show_progress=False)
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "notes.txt").write_text("mine")
+    with pytest.raises(StorageError, match="not empty"):
+        encode_corpus(sparse_model, corpus, foreign, show_progress=False)
+
+
+def test_a_damaged_shard_is_refused(tmp_path, corpus, sparse_model) -> None:
+    output = encode_corpus(sparse_model, corpus, tmp_path / "out", shard_documents=30, show_progress=False)
+    shard = output / "shard-000001.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(bytes(content))
+    with pytest.raises(StorageError, match="checksum"):
+        list(EncodedCorpus(output))
+    shard.write_bytes(bytes(content[:-40]))
+    with pytest.raises(StorageError, match="truncated"):
+        list(EncodedCorpus(output, verify=False))
+
+
+def test_bad_records_are_skipped_counted_and_named(tmp_path, sparse_model) -> None:
+    rows = [
+        {"_id": "a", "title": "A title", "text": "and a text"},
+        "{broken",
+        {"_id": "b", "text": "   "},
+        {"text": "no id"},
+        {"_id": "c", "text": 5},
+        ["a", "list"],
+        {"_id": "a", "text": "again"},
+        {"_id": "d", "title": "only a title"},
+        {"_id": 12, "text": "word " * 30_000},
+    ]
+    corpus = write_jsonl(tmp_path / "corpus.jsonl", rows)
+    manifest = EncodedCorpus(encode_corpus(sparse_model, corpus, tmp_path / "out", show_progress=False)).manifest
+    assert manifest["documents"] == 3
+    assert manifest["skipped"] == {"duplicate id": 1, "empty": 1, "malformed": 4}
+    assert manifest["skipped_examples"][:2] == ["malformed: corpus.jsonl:2", "empty: corpus.jsonl:3"]
+    assert manifest["truncated"] == 1
+    with pytest.raises(ValueError, match=r"malformed.*corpus\.jsonl:2"):
+        encode_corpus(sparse_model, corpus, tmp_path / "strict", on_bad_record="raise", show_progress=False)
+    with pytest.raises(ValueError, match="no usable record"):
+        encode_corpus(sparse_model, [{"id": "x"}], tmp_path / "none", show_progress=False)
+
+
+def test_a_duplicate_in_a_later_shard_is_noticed(tmp_path, sparse_model) -> None:
+    rows = [{"id": f"d{number % 10}", "text": f"text {number}"} for number in range(25)] + [{"id": "new", "text": "x"}]
+    output = encode_corpus(sparse_model, rows, tmp_path / "out", shard_documents=4, show_progress=False)
+    assert EncodedCorpus(output).manifest["skipped"] == {"duplicate id": 15}
+    assert len(EncodedCorpus(output)) == 11
+
+
+def test_every_kind_of_corpus_gives_the_same_records(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [{"_id": f"d{number}", "title": "T", "text": f"text {number}"} for number in range(5)]
+    expected = [Record(f"d{number}", f"T text {number}") for number in range(5)]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    beir = tmp_path / "beir"
+    beir.mkdir()
+    (beir / "corpus.jsonl").write_text(lines)
+    (beir / "queries.jsonl").write_text('{"_id": "q", "text": "not a document"}\n')
+    with gzip.open(tmp_path / "a.jsonl.gz", "wt") as file:
+        file.write(lines)
+    (tmp_path / "a.tsv").write_text("".join(f"d{number}\ttext {number}\tT\n" for number in range(5)))
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    for start in (0, 3):
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows[start : start + 3]), parts / f"{start}.parquet")
+    monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+    for source in (beir, tmp_path / "a.jsonl.gz", tmp_path / "a.tsv", "-", rows):
+        assert list(read_corpus(source)) == expected
+    assert list(read_corpus(parts))[:5] == expected
+    (tmp_path / "bad.tsv").write_text("d1\n")
+    assert list(read_corpus(tmp_path / "bad.tsv")) == [BadRecord("malformed", "bad.tsv:1")]
+    with pytest.raises(FileNotFoundError, match="missing"):
+        list(read_corpus(tmp_path / "missing.jsonl"))
+    (tmp_path / "a.docx").write_text("")
+    with pytest.raises(ValueError, match=r"a\.docx"):
+        list(read_corpus(tmp_path / "a.docx"))
+
+
+def test_several_processes_share_the_shards(tmp_path, corpus, sparse_model, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = encode_corpus(sparse_model, corpus, tmp_path / "alone", shard_documents=9, show_progress=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        shared = encode_corpus(sparse_model, corpus, tmp_path / "shared", shard_documents=9, show_progress=False)
+        if rank == "1":
+            assert sorted(shard_bytes(shared)) == [f"shard-{number:06d}.safetensors" for number in (1, 3, 5)]
+            assert not (shared / "manifest.json").exists()
+    assert shard_bytes(shared) == shard_bytes(alone)
+    assert (shared / "manifest.json").read_text() == (alone / "manifest.json").read_text()
+
+
+def test_twenty_random_kills_leave_no_trace(tmp_path, corpus, sparse_model) -> None:
+    """SIGKILL at random moments, then one run to the end: the bytes of an undisturbed run."""
+
+    def run(output: Path) -> None:
+        torch.set_num_threads(1)
+        encode_corpus(sparse_model, corpus, output, shard_documents=2, tokens_per_batch=64, show_progress=False)
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    started = time.monotonic()
+    run(tmp_path / "whole")
+    duration = time.monotonic() - started
+    fork = multiprocessing.get_context("fork")
+    randomness = random.Random(0)
+    kills = 0
+    while kills < 20:
+        process = fork.Process(target=run, args=(tmp_path / "killed",))
+        process.start()
+        time.sleep(randomness.uniform(0, duration / 6))
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        if (tmp_path / "killed" / "manifest.json").exists():  # it was done: start a new corpus folder's worth of kills
+            for shard in randomness.sample(sorted((tmp_path / "killed").glob("shard-*")), 15):
+                shard.unlink()
+            (tmp_path / "killed" / "manifest.json").unlink()
+        kills += process.exitcode == -signal.SIGKILL
+    run(tmp_path / "killed")
+    torch.set_num_threads(threads)
+    assert shard_bytes(tmp_path / "killed") == shard_bytes(tmp_path / "whole")
+    assert (tmp_path / "killed" / "manifest.json").read_text() == (tmp_path / "whole" / "manifest.json").read_text()
+    assert sorted(file.name for file in (tmp_path / "killed").iterdir()) == sorted(
+        file.name for file in (tmp_path / "whole").iterdir()
+    )
