@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import mteb
+import pytest
+from conftest import TEXTS
+
+import lion_st
+from lion_st.evaluation import PROTOCOLS, MtebSearch, evaluate_retrieval, get_task, read_run
+from lion_st.retrieval import Bm25Retriever, HybridRetriever, ModelRetriever
+
+CORPUS = {
+    f"d{number}": {"title": f"Title {number}", "text": f"{text} {number}"} for number, text in enumerate(TEXTS * 4)
+}
+QUERIES = {f"d{number}": f"{TEXTS[number % 8][:25]} {number}" for number in range(10)}  # ids of documents: self-matches
+QRELS = {query: {f"d{(int(query[1:]) + 8) % 32}": 1, query: 1} for query in QUERIES}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "lions"
+    (folder / "qrels").mkdir(parents=True)
+    (folder / "corpus.jsonl").write_text("".join(json.dumps({"_id": key, **row}) + "\n" for key, row in CORPUS.items()))
+    queries = {**QUERIES, "unjudged": "no judgement"}
+    (folder / "queries.jsonl").write_text(
+        "".join(json.dumps({"_id": key, "text": text}) + "\n" for key, text in queries.items())
+    )
+    lines = [f"{query}\t{doc}\t{grade}\n" for query, docs in QRELS.items() for doc, grade in docs.items()]
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sparse_model(tiny_backbone):
+    return lion_st.build(tiny_backbone(), "sparse", query_length=32, document_length=48)
+
+
+@pytest.fixture(scope="module")
+def dense_model(tiny_backbone):
+    return lion_st.build(tiny_backbone(), "dense", query_length=32, document_length=48)
+
+
+def task_scores(folder: Path) -> dict:
+    (result,) = [file for file in folder.rglob("lions.json") if "rows" not in file.parts]
+    return mteb.results.TaskResult.from_disk(result).scores["test"][0]
+
+
+@pytest.mark.parametrize("paradigm", ["sparse", "dense"])
+def test_the_indexed_evaluation_scores_as_mteb_does_by_brute_force(
+    tmp_path, folder, sparse_model, dense_model, paradigm
+) -> None:
+    model = sparse_model if paradigm == "sparse" else dense_model
+    (row,) = evaluate_retrieval(model, folder, output_dir=tmp_path / "ours", name="tiny")
+    brute_force = mteb.evaluate(model, get_task(folder), cache=None, co2_tracker=False, show_progress_bar=False)
+    theirs = brute_force.task_results[0].scores["test"][0]
+    ours = task_scores(tmp_path / "ours")
+    for metric in ("ndcg_at_10", "mrr_at_10", "recall_at_100", "map_at_1000"):
+        assert ours[metric] == pytest.approx(theirs[metric], abs=1e-5)
+    assert row["nDCG@10"] == pytest.approx(theirs["ndcg_at_10"], abs=1e-5)
+    assert row["MRR@10"] == pytest.approx(theirs["mrr_at_10"], abs=1e-5)
+    assert (row["documents"], row["queries"], row["dataset"], row["paradigm"]) == (32, 10, "lions", paradigm)
+    assert row["index_bytes"] > 0
+    assert (row["document_terms"] is not None) == (paradigm == "sparse")
+    assert read_run(row["run"]).keys() == QUERIES.keys()
+
+
+def test_a_second_evaluation_reads_the_first_and_notices_changes(tmp_path, folder, sparse_model, monkeypatch) -> None:
+    searches = []
+    search = MtebSearch.search
+    monkeypatch.setattr(MtebSearch, "search", lambda self, *args, **kw: searches.append(1) or search(self, *args, **kw))
+    first = evaluate_retrieval(sparse_model, folder, output_dir=tmp_path / "out")
+    assert evaluate_retrieval(sparse_model, folder, output_dir=tmp_path / "out") == first
+    assert len(searches) == 1
+    evaluate_retrieval(sparse_model, folder, output_dir=tmp_path / "out", overwrite=True)
+    assert len(searches) == 2
+    evaluate_retrieval(sparse_model, folder, output_dir=tmp_path / "out", top_k=5)
+    assert len(searches) == 3
+    with (folder / "corpus.jsonl").open("a") as file:
+        file.write('{"_id": "new", "title": "", "text": "one more"}\n')
+    (changed,) = evaluate_retrieval(sparse_model, folder, output_dir=tmp_path / "out")
+    assert changed["documents"] == 33
+    assert len(searches) == 4
+
+
+def test_bm25_and_hybrids_are_evaluated_alike(tmp_path, folder, sparse_model) -> None:
+    (bm25,) = evaluate_retrieval("bm25", folder, output_dir=tmp_path / "out")
+    assert bm25["nDCG@10"] > 0.5
+    assert bm25["engine"] == "bm25s"
+    hybrid = HybridRetriever([ModelRetriever(sparse_model, name="sp"), Bm25Retriever()], weights=(0.0, 1.0), depth=32)
+    (fused,) = evaluate_retrieval(hybrid, folder, output_dir=tmp_path / "out")
+    assert fused["model"] == "sp+bm25"
+    assert fused["MRR@10"] == pytest.approx(bm25["MRR@10"], abs=0.05)
+    (ranked,) = evaluate_retrieval(HybridRetriever(hybrid.retrievers), folder, output_dir=tmp_path / "out")
+    assert ranked["run"] != fused["run"]
+
+
+@pytest.mark.parametrize("self_matches, depth, kept", [("keep", 3, True), ("drop_before_cut", 3, False)])
+def test_self_matches_follow_the_setting(tmp_path, folder, self_matches, depth, kept) -> None:
+    (row,) = evaluate_retrieval("bm25", folder, output_dir=tmp_path, self_matches=self_matches, top_k=depth)
+    run = read_run(row["run"])
+    assert any(query in hits for query, hits in run.items()) == kept
+    assert max(len(hits) for hits in run.values()) == depth
+
+
+def test_self_matches_dropped_after_the_cut_leave_shorter_rankings(tmp_path, folder) -> None:
+    (row,) = evaluate_retrieval("bm25", folder, output_dir=tmp_path, self_matches="drop_after_cut", top_k=3)
+    run = read_run(row["run"])
+    assert not any(query in hits for query, hits in run.items())
+    assert min(len(hits) for hits in run.values()) == 2
+
+
+def test_a_protocol_sets_lengths_depth_and_metrics(tmp_path, folder, sparse_model) -> None:
+    (row,) = evaluate_retrieval(sparse_model, folder, output_dir=tmp_path, protocol="msmarco")
+    assert set(PROTOCOLS["msmarco"].metrics) <= row.keys()
+    assert "MAP" not in row
+    assert sparse_model[0].query_length == 32
+    (short,) = evaluate_retrieval(
+        ModelRetriever(sparse_model, document_tokens=3), folder, output_dir=tmp_path, protocol="msmarco"
+    )
+    assert short["document_terms"] != row["document_terms"]
+    with pytest.raises(ValueError, match="'trec'"):
+        evaluate_retrieval("bm25", folder, output_dir=tmp_path, protocol="trec")
+
+
+def test_encoded_corpora_are_reused_between_engines(tmp_path, folder, sparse_model, monkeypatch) -> None:
+    from lion_st.retrieval import encode
+
+    shards = []
+    write = encode.encode_shard
+    monkeypatch.setattr(encode, "encode_shard", lambda *args, **kw: shards.append(1) or write(*args, **kw))
+    (exact,) = evaluate_retrieval(sparse_model, folder, output_dir=tmp_path, keep_encoded=True)
+    (seismic,) = evaluate_retrieval(sparse_model, folder, "seismic", output_dir=tmp_path, keep_encoded=True)
+    assert shards == [1]
+    assert seismic["nDCG@10"] == pytest.approx(exact["nDCG@10"], abs=0.05)
+
+
+def test_blank_documents_and_queries_find_and_are_nothing(sparse_model) -> None:
+    retriever = ModelRetriever(sparse_model)
+    retriever.index({"a": "lions live in prides", "b": "  "})
+    assert [[doc for doc, _ in hits] for hits in retriever.search([" ", "lions"], 5)] == [[], ["a"]]
+
+
+def test_sources_that_are_no_test_set_are_named(tmp_path) -> None:
+    with pytest.raises(FileNotFoundError, match="NoSuchTask"):
+        get_task("NoSuchTask")
+    with pytest.raises(ValueError, match="STS12"):
+        get_task("STS12")
+    with pytest.raises(FileNotFoundError, match=r"corpus\.jsonl"):
+        get_task(tmp_path)
