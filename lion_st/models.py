@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import importlib
-import json
-import os
-import re
-import shutil
-import tempfile
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from sentence_transformers import SentenceTransformer, SparseEncoder
 from sentence_transformers.base.model import BaseModel
-from sentence_transformers.base.modules import Module, Normalize, Transformer
+from sentence_transformers.base.modules import Module, Normalize
 from sentence_transformers.sentence_transformer.modules import Pooling
 from sentence_transformers.sparse_encoder.modules import SpladePooling
-from sentence_transformers.util import fullname, load_file_path
+from sentence_transformers.util import load_file_path
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from lion_st.checkpoints import STOCK_TRANSFORMER, staged_folder, write_stock_checkpoint
 from lion_st.modules import LionTransformer, LlamaPooling, SpladeHead
 from lion_st.modules.adapters import attach_adapter, has_adapter, merge_adapter
 from lion_st.modules.lion_transformer import check_texts
@@ -32,7 +26,6 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
 Paradigm = Literal["sparse", "dense"]
-STOCK_TRANSFORMER = fullname(Transformer)
 
 
 class LionModel(BaseModel):
@@ -96,7 +89,7 @@ class LionModel(BaseModel):
         if not safe_serialization:
             raise ValueError("safe_serialization=False would pickle the weights; Lion checkpoints are safetensors.")
         with staged_folder(Path(path)) as folder:
-            if has_adapter(self[0].model):
+            if has_adapter(self.transformers_model):
                 super().save(str(folder), model_name, create_model_card, train_datasets)
             else:
                 write_stock_checkpoint(self, folder, model_type=self.model_type, resume=True)
@@ -301,69 +294,6 @@ def as_sparse_encoder(model: BaseModel) -> LionSparseEncoder:
         similarity_fn_name="dot",
         device=str(model.device),
     )
-
-
-def write_stock_checkpoint(model: BaseModel, folder: Path, model_type: str, resume: bool = False) -> None:
-    """Write a model of Lion modules as a checkpoint of stock modules, adapters merged, scale folded.
-
-    Args:
-        model: `LionTransformer` followed by `SpladeHead` or `LlamaPooling`. It is left as it is.
-        folder: Existing folder.
-        model_type: `"SentenceTransformer"` or `"SparseEncoder"`: the class that will load it.
-        resume: Also keep what folding loses, for training to go on from.
-    """
-    transformer: Any = model[0]
-    head: Any = model[1]
-    scale = head.scale if isinstance(head, SpladeHead) else 1.0
-    transformer.save(str(folder), scale=scale, resume=resume)
-    entries = [{"idx": 0, "name": "0", "path": "", "type": STOCK_TRANSFORMER}]
-    for position, module in enumerate(head.stock_modules(), start=1):
-        name = f"{position}_{type(module).__name__}"
-        (folder / name).mkdir()
-        module.save(str(folder / name))
-        entries.append({"idx": position, "name": str(position), "path": name, "type": fullname(module)})
-    (folder / "modules.json").write_text(json.dumps(entries, indent=2), encoding="utf-8")
-    config = model._get_model_config() | {"model_type": model_type}
-    if model_type == "SparseEncoder" and isinstance(head, SpladeHead) and head.max_active_dims is not None:
-        config["max_active_dims"] = head.max_active_dims
-    (folder / "config_sentence_transformers.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
-
-
-@contextmanager
-def staged_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path` whose files are moved into `path` if the block succeeds.
-
-    Weights of an earlier checkpoint in `path` that the new one does not replace are removed, other files stay.
-    """
-    path.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".saving-", dir=path))
-    try:
-        yield staging
-        written = [file.relative_to(staging) for file in sorted(staging.rglob("*")) if file.is_file()]
-        for name in written:
-            fsync(staging / name)
-        for name in written:
-            (path / name).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(staging / name, path / name)
-        for file in path.iterdir():
-            if file.is_file() and _is_weight_file(file.name) and Path(file.name) not in written:
-                file.unlink()
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def fsync(path: Path) -> None:
-    """Wait until a file or a folder's entries are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _is_weight_file(name: str) -> bool:
-    pattern = r"(model(-\d{5}-of-\d{5})?|adapter_model|lion_st)\.safetensors|model\.safetensors\.index\.json"
-    return re.fullmatch(pattern + r"|adapter_config\.json", name) is not None
 
 
 def _require_paradigm(paradigm: str, as_sparse_encoder: bool) -> None:

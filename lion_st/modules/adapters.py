@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def has_adapter(model: PreTrainedModel) -> bool:
+def has_adapter(model: PreTrainedModel | None) -> bool:
     """Whether a PEFT adapter is attached to the model."""
     return bool(getattr(model, "_hf_peft_config_loaded", False))
 
@@ -32,8 +32,9 @@ def attach_adapter(model: PreTrainedModel, config: PeftConfig, revision: str | N
     config = copy.deepcopy(config)
     config.revision = revision
     model.add_adapter(config)
-    base = Path(model.name_or_path)
-    model.peft_config["default"].base_model_name_or_path = str(base.resolve()) if base.is_dir() else model.name_or_path
+    base = Path(str(model.name_or_path))
+    if base.is_dir():
+        model.peft_config["default"].base_model_name_or_path = str(base.resolve())
     cast_adapter_dtype(model, "default", autocast_adapter_dtype=True)
 
 

@@ -132,8 +132,8 @@ class LionTransformer(Transformer):
         Raises:
             ValueError: If the checkpoint is a causal model, which this class would silently make another model of.
         """
-        defaults = {"query_length": None, "document_length": None, "add_bos": False}
-        module = super().load(model_name_or_path, *args, init_defaults=defaults, **kwargs)
+        kwargs["init_defaults"] = {"query_length": None, "document_length": None, "add_bos": False}
+        module = super().load(model_name_or_path, *args, **kwargs)
         if module.loaded_causal and not has_adapter(module.model):
             raise ValueError(
                 f"The checkpoint {model_name_or_path!r} is a causal model: its config.json does not say "
@@ -413,24 +413,33 @@ class LionTransformer(Transformer):
 
     # ---- saving ----
 
-    def save(self, output_path: str, *args: Any, scale: float = 1.0, resume: bool = True, **kwargs: Any) -> None:
-        """Save weights, tokenizer and configuration.
+    def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
+        """Save an attached adapter alone, or all weights as they are, with tokenizer and configuration.
 
-        A model with an adapter saves the adapter alone. A model without saves all weights with the logit scale folded
-        into the final norm, which is what a stock Transformer followed by SpladePooling needs.
+        Args:
+            output_path: Existing folder.
+        """
+        if has_adapter(self.model):
+            self.model.save_pretrained(output_path)
+            self._save_contract(output_path)
+        else:
+            self.save_stock(output_path)
+
+    def save_stock(self, output_path: str, scale: float = 1.0, resume: bool = False) -> None:
+        """Save what a stock Transformer loads: all weights, adapters merged, the logit scale folded in.
 
         Args:
             output_path: Existing folder.
             scale: The sparse head's factor on the logits.
             resume: Also keep the unfolded norm, so that training resumes to the bit.
         """
-        if has_adapter(self.model):
-            self.model.save_pretrained(output_path)
-        else:
-            self.save_merged(output_path, scale=scale)
-            if resume and scale != 1.0:
-                norm = {name: parameter.detach().cpu() for name, parameter in self.final_norm.named_parameters()}
-                save_file(norm, f"{output_path}/{RESUME_FILE}", metadata={"scale": repr(scale)})
+        self.save_merged(output_path, scale=scale)
+        if resume and scale != 1.0:
+            norm = {name: parameter.detach().cpu() for name, parameter in self.final_norm.named_parameters()}
+            save_file(norm, f"{output_path}/{RESUME_FILE}", metadata={"scale": repr(scale)})
+        self._save_contract(output_path)
+
+    def _save_contract(self, output_path: str) -> None:
         self.processor.save_pretrained(output_path)
         self.save_config(output_path)
 

@@ -1,0 +1,131 @@
+"""How a model lies on disk: stock modules, written so that a failure leaves what was there."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sentence_transformers.base.model import BaseModel
+from sentence_transformers.base.modules import Transformer
+from sentence_transformers.util import fullname
+
+from lion_st.modules import SpladeHead
+
+STOCK_TRANSFORMER = fullname(Transformer)
+
+
+def write_stock_checkpoint(model: BaseModel, folder: Path, model_type: str, resume: bool = False) -> None:
+    """Write a model of Lion modules as a checkpoint of stock modules, adapters merged, scale folded.
+
+    Args:
+        model: `LionTransformer` followed by `SpladeHead` or `LlamaPooling`. It is left as it is.
+        folder: Existing folder.
+        model_type: `"SentenceTransformer"` or `"SparseEncoder"`: the class that will load it.
+        resume: Also keep what folding loses, for training to go on from.
+    """
+    transformer: Any = model[0]
+    head: Any = model[1]
+    scale = head.scale if isinstance(head, SpladeHead) else 1.0
+    transformer.save_stock(str(folder), scale=scale, resume=resume)
+    entries = [{"idx": 0, "name": "0", "path": "", "type": STOCK_TRANSFORMER}]
+    for position, module in enumerate(head.stock_modules(), start=1):
+        name = f"{position}_{type(module).__name__}"
+        (folder / name).mkdir()
+        module.save(str(folder / name))
+        entries.append({"idx": position, "name": str(position), "path": name, "type": fullname(module)})
+    (folder / "modules.json").write_text(json.dumps(entries, indent=2), encoding="utf-8")
+    config = model._get_model_config() | {"model_type": model_type}
+    if model_type == "SparseEncoder" and isinstance(head, SpladeHead) and head.max_active_dims is not None:
+        config["max_active_dims"] = head.max_active_dims
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+
+
+@contextmanager
+def new_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary folder beside `path` that becomes `path` if the block succeeds, and vanishes if not.
+
+    Args:
+        path: The folder to make.
+        overwrite: Replace an earlier checkpoint there; it survives any failure before the last rename.
+
+    Raises:
+        FileExistsError: If something is there and `overwrite` is False, or if it is not a checkpoint.
+    """
+    occupied = path.exists() and (not path.is_dir() or any(path.iterdir()))
+    if occupied and not overwrite:
+        raise FileExistsError(f"{str(path)!r} exists. Choose another folder, or pass overwrite=True to replace it.")
+    if occupied and not (path / "config.json").is_file():
+        raise FileExistsError(f"{str(path)!r} is not a checkpoint and is not replaced. Remove it yourself first.")
+    path = path.resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        yield staging
+        for file in staging.rglob("*"):
+            fsync(file)
+        fsync(staging)
+        staging.chmod(0o777 & ~_umask())
+        if occupied:
+            earlier = Path(tempfile.mkdtemp(prefix=f".{path.name}-earlier-", dir=path.parent))
+            os.replace(path, earlier)
+            try:
+                os.replace(staging, path)
+            except OSError:
+                os.replace(earlier, path)
+                raise
+            shutil.rmtree(earlier, ignore_errors=True)
+        else:
+            os.replace(staging, path)
+        fsync(path.parent)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def staged_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path` whose files are moved into `path` if the block succeeds.
+
+    Weights of an earlier checkpoint in `path` that the new one does not replace are removed, other files stay.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=".saving-", dir=path))
+    try:
+        yield staging
+        written = [file.relative_to(staging) for file in sorted(staging.rglob("*")) if file.is_file()]
+        for name in written:
+            fsync(staging / name)
+        for name in written:
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(staging / name, path / name)
+        for file in path.iterdir():
+            if file.is_file() and _is_weight_file(file.name) and Path(file.name) not in written:
+                file.unlink()
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def fsync(path: Path) -> None:
+    """Wait until a file or a folder's entries are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _is_weight_file(name: str) -> bool:
+    pattern = r"(model(-\d{5}-of-\d{5})?|adapter_model|lion_st)\.safetensors|model\.safetensors\.index\.json"
+    return re.fullmatch(pattern + r"|adapter_config\.json", name) is not None
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,175 @@
+"""Stock checkpoints: what `SentenceTransformer(path)` and `SparseEncoder(path)` load without lion_st."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from sentence_transformers import SentenceTransformer, SparseEncoder
+from sentence_transformers.base.model import BaseModel
+from sentence_transformers.util import batch_to_device
+
+from lion_st.checkpoints import new_folder, write_stock_checkpoint
+from lion_st.models import load, paradigm_of
+from lion_st.modules import LionTransformer, LlamaPooling, SpladeHead
+from lion_st.modules.adapters import has_adapter
+
+PROBE_TEXTS = (
+    "Which animal is called the king of the beasts?",
+    "lion",
+    "Lions live in prides of related females, their cubs and a few males, mostly on the grasslands of Africa, where "
+    "they hunt zebra and wildebeest at night and rest for most of the day.",
+)
+
+
+def export(
+    model: BaseModel | str | Path,
+    path: str | Path,
+    model_type: Literal["SentenceTransformer", "SparseEncoder"] = "SentenceTransformer",
+    overwrite: bool = False,
+    verify: bool = True,
+) -> Path:
+    """Write a stock sentence-transformers checkpoint: adapters merged, scale folded in, safetensors only.
+
+    The model itself is left as it is. The folder appears whole or not at all.
+
+    A scale that is a power of two (hidden size 256, 4096, 65,536) folds exactly. Any other rounds the final norm's
+    weights once in bfloat16, about as much as the norm's own output is rounded; that tensor is saved in float32, so
+    that loading with `dtype=torch.float32` has the full product.
+
+    Args:
+        model: A model of `lion_st.build` or `lion_st.load`, or a checkpoint to load first.
+        path: The folder to make.
+        model_type: The class that will load it. `"SentenceTransformer"` gives dense rows, `"SparseEncoder"` sparse
+            tensors; the weights are the same.
+        overwrite: Replace an earlier checkpoint at `path`; it survives any failure.
+        verify: Load the result with the stock class and compare vectors before it takes its place. This needs the
+            model's memory once more.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileExistsError: If `path` exists and `overwrite` is False, or if it is not a checkpoint.
+        ValueError: If the model cannot be expressed in stock modules: another model class, a dense `SparseEncoder`,
+            limits of active terms that stock does not have; or if the stock model's vectors differ.
+        OSError: If writing fails, such as on a full disk; what was at `path` is untouched.
+
+    Example:
+        ::
+
+            lion_st.export(model, "lion-sp-1b")
+            SentenceTransformer("lion-sp-1b").encode_query("what is a lion")
+    """
+    if isinstance(model, str | Path):
+        model = load(model)
+    path = Path(path)
+    _require_exportable(model, model_type)
+    with new_folder(path, overwrite) as folder:
+        try:
+            write_stock_checkpoint(model, folder, model_type)
+            model._create_model_card(str(folder))
+        except (OSError, SafetensorError) as error:
+            raise OSError(
+                f"The export to {str(path)!r} failed ({error}); nothing there was changed. Free some disk space or "
+                "choose another folder, and export again."
+            ) from error
+        if verify:
+            _verify(model, folder, model_type)
+    return path
+
+
+def merge_backbone(
+    adapter: str | Path, path: str | Path, base: str | Path | None = None, overwrite: bool = False
+) -> Path:
+    """Merge an adapter of a causal LM (such as one adapted with MNTP) and save it as a backbone to build on.
+
+    Args:
+        adapter: Adapter folder or Hub repository.
+        path: The folder to make: weights, configuration with `is_causal: false`, and tokenizer.
+        base: Where the base model is, if not where the adapter says.
+        overwrite: Replace an earlier checkpoint at `path`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileExistsError: If `path` exists and `overwrite` is False.
+        FileNotFoundError: If the base model cannot be reached.
+        ValueError: If `adapter` is not an adapter or does not fit its base.
+
+    Example:
+        ::
+
+            backbone = lion_st.hub.merge_backbone("runs/mntp", "runs/llama-3.2-1b-mntp")
+            model = lion_st.build(backbone, "sparse", lora=LoraConfig(r=16))
+    """
+    options: dict[str, Any] = {"dtype": "auto"} | ({} if base is None else {"base": str(base)})
+    transformer = LionTransformer(str(adapter), transformer_task="text-generation", add_bos=False, model_kwargs=options)
+    if not has_adapter(transformer.model):
+        raise ValueError(f"{str(adapter)!r} is not an adapter (it has no adapter_config.json); build on it directly.")
+    with new_folder(Path(path), overwrite) as folder:
+        transformer.save_merged(str(folder))
+        transformer.processor.save_pretrained(str(folder))
+    return Path(path)
+
+
+def _require_exportable(model: BaseModel, model_type: str) -> None:
+    if model_type not in ("SentenceTransformer", "SparseEncoder"):
+        raise ValueError(f'model_type must be "SentenceTransformer" or "SparseEncoder", got {model_type!r}.')
+    modules: list[Any] = list(model)
+    match modules:
+        case [LionTransformer(), SpladeHead() | LlamaPooling()]:
+            pass
+        case _:
+            kinds = " + ".join(type(module).__name__ for module in modules)
+            raise ValueError(f"export writes models of lion_st.build or lion_st.load, this one is {kinds}.")
+    if model_type == "SparseEncoder" and paradigm_of(model) == "dense":
+        raise ValueError('A dense model exports as model_type="SentenceTransformer" alone.')
+    head = modules[1]
+    if not isinstance(head, SpladeHead):
+        return
+    if head.query_max_active_dims is not None or head.document_max_active_dims is not None:
+        raise ValueError(
+            "Stock models know one limit of active terms, not one for queries and another for documents. Set "
+            "query_max_active_dims and document_max_active_dims of model[1] to None, and pass max_active_dims when "
+            "encoding."
+        )
+    if head.max_active_dims is not None and model_type == "SentenceTransformer":
+        raise ValueError(
+            f"A stock SentenceTransformer cannot limit active terms (max_active_dims={head.max_active_dims}). Export "
+            'with model_type="SparseEncoder", or set model[1].max_active_dims to None.'
+        )
+
+
+@torch.no_grad()
+def _verify(model: BaseModel, folder: Path, model_type: str) -> None:
+    stock_class = SparseEncoder if model_type == "SparseEncoder" else SentenceTransformer
+    stock = stock_class(str(folder), device=str(model.device), local_files_only=True)
+    expected, actual = _probe(model), _probe(stock)
+    difference = (expected - actual).abs().max().item()
+    # In half precision, merging and folding round weights that the live model keeps apart.
+    tolerance = 1e-5 if model.dtype == torch.float32 else 0.05 * max(1.0, expected.abs().max().item())
+    if not difference <= tolerance:
+        raise ValueError(
+            f"The exported model's vectors differ from the live model's by {difference:.2g}, more than {tolerance:.2g} "
+            f"({model.dtype}). Nothing was written. Load the model with dtype=torch.float32 and export that."
+        )
+
+
+def _probe(model: BaseModel) -> torch.Tensor:
+    transformer, *heads = list(model)
+    was_training = model.training
+    model.eval()
+    features = batch_to_device(model.preprocess(list(PROBE_TEXTS), task="document"), model.device)
+    features = transformer(features)
+    for head in heads:
+        if isinstance(head, SpladeHead):
+            head = copy.copy(head)
+            head.max_active_dims = None
+        features = head(features)
+    model.train(was_training)
+    return features["sentence_embedding"].float()
