@@ -11,7 +11,7 @@ from lion_st.evaluation.mteb_search import MtebSearch, document_text
 from lion_st.evaluation.protocols import PROTOCOLS, Protocol
 from lion_st.evaluation.pruning import prune_report, trade_off_figure
 from lion_st.evaluation.tables import format_table
-from lion_st.evaluation.tasks import folder_task, get_task
+from lion_st.evaluation.tasks import folder_task, get_task, trec_task
 from lion_st.evaluation.trec import drop_self_matches, hits_to_run, read_qrels, read_run, read_topics, write_run
 
 # A Hugging Face metric module: evaluate.load(str(METRICS_MODULE))
@@ -41,5 +41,6 @@ __all__ = [
     "read_run",
     "read_topics",
     "trade_off_figure",
+    "trec_task",
     "write_run",
 ]

@@ -19,6 +19,7 @@ from lion_st.retrieval.retriever import ModelRetriever, Retriever
 from lion_st.retrieval.storage import write_atomic
 
 if TYPE_CHECKING:
+    from mteb.abstasks.retrieval import AbsTaskRetrieval
     from sentence_transformers import SentenceTransformer, SparseEncoder
 
 Row: TypeAlias = dict[str, Any]
@@ -26,7 +27,7 @@ Row: TypeAlias = dict[str, Any]
 
 def evaluate_retrieval(
     model: SentenceTransformer | SparseEncoder | Retriever | str | Path,
-    data: str | Path | Sequence[str | Path],
+    data: str | Path | AbsTaskRetrieval | Sequence[str | Path | AbsTaskRetrieval],
     engine: str = "exact",
     output_dir: str | Path = "results",
     *,
@@ -50,7 +51,7 @@ def evaluate_retrieval(
 
     Args:
         model: A loaded model, a path or Hub id for `lion_st.load`, "bm25", or any `Retriever`.
-        data: BEIR folders and mteb task names, see `get_task`.
+        data: BEIR folders, mteb task names and tasks, see `get_task` and `trec_task`.
         engine: Index engine, see `create_index`.
         output_dir: Folder of the result files.
         split: Split of BEIR folders.
@@ -93,7 +94,7 @@ def evaluate_retrieval(
         encoded_dir=Path(output_dir) / "encoded" if keep_encoded else None,
         name=name,
     )
-    sources = [data] if isinstance(data, str | Path) else list(data)
+    sources = list(data) if isinstance(data, Sequence) and not isinstance(data, str) else [data]
     evaluation = _Evaluation(retriever, protocol, Path(output_dir), overwrite, show_progress)
     return [row for source in sources for row in evaluation.rows(source, split)]
 
@@ -114,7 +115,7 @@ class _Evaluation:
         self.meta = model_meta(retriever, top_k=protocol.top_k, self_matches=protocol.self_matches)
         self.cache = mteb.ResultCache(output)
 
-    def rows(self, source: str | Path, split: str) -> list[Row]:
+    def rows(self, source: Any, split: str) -> list[Row]:
         """Evaluate one test set, or read back what an earlier run found."""
         import mteb
 

@@ -1,64 +1,118 @@
-"""Retrieval test sets as mteb tasks: BEIR folders of one's own, and those of mteb by name."""
+"""Retrieval test sets as mteb tasks: BEIR folders, TREC files, and those of mteb by name."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lion_st.evaluation.metrics import Qrels
+from lion_st.evaluation.trec import read_qrels, read_topics
+from lion_st.retrieval.records import Record, corpus_files, read_corpus
 from lion_st.retrieval.storage import checksum
 
 if TYPE_CHECKING:
     from mteb.abstasks.retrieval import AbsTaskRetrieval
 
 
-def get_task(source: str | Path, split: str = "test") -> AbsTaskRetrieval:
+def get_task(source: str | Path | AbsTaskRetrieval, split: str = "test") -> AbsTaskRetrieval:
     """Make an mteb retrieval task.
 
     Args:
-        source: A folder in BEIR layout (`corpus.jsonl`, `queries.jsonl`, `qrels/<split>.tsv`) or the name of an mteb
-            retrieval task, such as "SciFact" or "NanoMSMARCORetrieval".
+        source: A folder in BEIR layout (`corpus.jsonl`, `queries.jsonl`, `qrels/<split>.tsv`), the name of an mteb
+            retrieval task, such as "SciFact", "NanoMSMARCORetrieval" or "TRECDL2019", or a task, which is returned.
         split: Split of a folder; mteb's tasks name their own.
 
     Raises:
         FileNotFoundError: If the source is neither.
         ValueError: If the mteb task is not a text retrieval task.
     """
-    if Path(source).is_dir():
-        return folder_task(source, split)
     import mteb
     from mteb.abstasks.retrieval import AbsTaskRetrieval
 
-    try:
-        task = mteb.get_task(str(source))
-    except KeyError as error:
-        raise FileNotFoundError(
-            f"{source} is neither a folder with corpus.jsonl, queries.jsonl and qrels/, nor an mteb task ({error})."
-        ) from error
+    if isinstance(source, str | Path) and Path(source).is_dir():
+        return folder_task(source, split)
+    if isinstance(source, str | Path):
+        try:
+            task = mteb.get_task(str(source))
+        except KeyError as error:
+            raise FileNotFoundError(f"{source} is neither a BEIR folder nor an mteb task ({error}).") from error
+    else:
+        task = source
     if not isinstance(task, AbsTaskRetrieval) or task.metadata.modalities != ["text"]:
-        raise ValueError(f"The mteb task {source!r} is of the type {task.metadata.type!r}: give a text retrieval task.")
+        raise ValueError(f"{source} is of the type {task.metadata.type!r}: give a text retrieval task.")
     return task
 
 
 def folder_task(folder: str | Path, split: str = "test") -> AbsTaskRetrieval:
-    """Make an mteb task of a BEIR folder; the task takes the folder's name."""
+    """Make an mteb task of a BEIR folder; it takes the folder's name."""
+    root = Path(folder).resolve()
+    files = [root / "corpus.jsonl", root / "queries.jsonl", root / "qrels" / f"{split}.tsv"]
+
+    def load() -> tuple[list[dict[str, str]], dict[str, str], Qrels]:
+        from lion_st.data import load_beir
+
+        corpus, queries, qrels = load_beir(root, split=split)
+        return [{"id": key, **row} for key, row in corpus.items()], queries, qrels
+
+    return _local_task(root.name, files, load, split)
+
+
+def trec_task(
+    corpus: str | Path, topics: str | Path, qrels: str | Path, name: str, split: str = "test"
+) -> AbsTaskRetrieval:
+    """Make an mteb task of TREC files.
+
+    Args:
+        corpus: A file or folder, see `read_corpus`. A record that it would skip is an error here.
+        topics: See `read_topics`; those without judgements are left out.
+        qrels: See `read_qrels`.
+        name: Name of the task.
+        split: Name of the split.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: When the task is loaded, if a record of the corpus is unusable or a judged topic is missing.
+    """
+
+    def load() -> tuple[list[dict[str, str]], dict[str, str], Qrels]:
+        documents = []
+        for record in read_corpus(corpus):
+            if not isinstance(record, Record):
+                raise ValueError(f"The corpus {corpus} has a {record.reason} record: {record.where}.")
+            documents.append({"id": record.id, "title": "", "text": record.text})
+        judged = read_qrels(qrels)
+        queries = read_topics(topics)
+        missing = judged.keys() - queries.keys()
+        if missing:
+            raise ValueError(f"{qrels} judges {len(missing)} topics that {topics} lacks, such as {min(missing)!r}.")
+        return documents, queries, judged
+
+    return _local_task(name, [*corpus_files(corpus), Path(topics), Path(qrels)], load, split)
+
+
+def _local_task(
+    name: str,
+    files: Sequence[Path],
+    load: Callable[[], tuple[list[dict[str, str]], dict[str, str], Qrels]],
+    split: str,
+) -> AbsTaskRetrieval:
     from mteb.abstasks.retrieval import AbsTaskRetrieval
     from mteb.abstasks.task_metadata import TaskMetadata
 
-    root = Path(folder).resolve()
-    files = [root / "corpus.jsonl", root / "queries.jsonl", root / "qrels" / f"{split}.tsv"]
     for file in files:
         if not file.is_file():
-            raise FileNotFoundError(f"{file} is missing: a BEIR folder holds corpus.jsonl, queries.jsonl, qrels/*.tsv.")
+            raise FileNotFoundError(f"{file} is missing: the task {name} needs it.")
 
-    class BeirFolderTask(AbsTaskRetrieval):
+    class LocalRetrievalTask(AbsTaskRetrieval):
         metadata = TaskMetadata(
-            name=root.name,
+            name=name,
             dataset={
-                "path": str(root),
+                "path": str(files[0].parent),
                 "revision": hashlib.sha256("".join(checksum(file) for file in files).encode()).hexdigest()[:40],
             },
-            description=f"The BEIR folder {root.name}.",
+            description=f"The test collection {name} from local files.",
             type="Retrieval",
             category="t2t",
             eval_splits=[split],
@@ -67,25 +121,21 @@ def folder_task(folder: str | Path, split: str = "test") -> AbsTaskRetrieval:
         )
 
         def load_data(self, num_proc: int | None = None, **kwargs: Any) -> None:
-            if not self.data_loaded:
-                self.dataset = {"default": {split: split_data(root, split)}}
-                self.data_loaded = True
+            if self.data_loaded:
+                return
+            from datasets import Dataset
 
-    return BeirFolderTask()
+            documents, queries, qrels = load()
+            self.dataset = {
+                "default": {
+                    split: {
+                        "corpus": Dataset.from_list(documents),
+                        "queries": Dataset.from_list([{"id": key, "text": queries[key]} for key in qrels]),
+                        "relevant_docs": {query: dict(grades) for query, grades in qrels.items()},
+                        "top_ranked": None,
+                    }
+                }
+            }
+            self.data_loaded = True
 
-
-def split_data(folder: Path, split: str) -> Any:
-    """Read a BEIR folder into mteb's `RetrievalSplitData`, with the judged queries alone."""
-    from datasets import Dataset
-
-    from lion_st.data import load_beir
-
-    corpus, queries, qrels = load_beir(folder, split=split)
-    return {
-        "corpus": Dataset.from_list(
-            [{"id": key, "title": row.get("title") or "", "text": row["text"]} for key, row in corpus.items()]
-        ),
-        "queries": Dataset.from_list([{"id": key, "text": queries[key]} for key in qrels]),
-        "relevant_docs": qrels,
-        "top_ranked": None,
-    }
+    return LocalRetrievalTask()

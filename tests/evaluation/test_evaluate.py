@@ -8,7 +8,7 @@ import pytest
 from conftest import TEXTS
 
 import lion_st
-from lion_st.evaluation import PROTOCOLS, MtebSearch, evaluate_retrieval, get_task, read_run
+from lion_st.evaluation import PROTOCOLS, MtebSearch, evaluate_retrieval, get_task, read_run, trec_task
 from lion_st.retrieval import Bm25Retriever, HybridRetriever, ModelRetriever
 
 CORPUS = {
@@ -149,3 +149,17 @@ def test_sources_that_are_no_test_set_are_named(tmp_path) -> None:
         get_task("STS12")
     with pytest.raises(FileNotFoundError, match=r"corpus\.jsonl"):
         get_task(tmp_path)
+
+
+def test_trec_files_are_a_test_set(tmp_path, folder) -> None:
+    (tmp_path / "topics.tsv").write_text("".join(f"{query}\t{text}\n" for query, text in QUERIES.items()))
+    lines = [f"{query} 0 {doc} {grade}\n" for query, docs in QRELS.items() for doc, grade in docs.items()]
+    (tmp_path / "qrels.txt").write_text("".join(lines))
+    task = trec_task(folder, tmp_path / "topics.tsv", tmp_path / "qrels.txt", "lions-trec")
+    (trec,) = evaluate_retrieval("bm25", task, output_dir=tmp_path / "out")
+    (beir,) = evaluate_retrieval("bm25", folder, output_dir=tmp_path / "out")
+    assert trec["nDCG@10"] == beir["nDCG@10"]
+    (tmp_path / "qrels.txt").write_text("unknown 0 d1 1\n")
+    task = trec_task(folder, tmp_path / "topics.tsv", tmp_path / "qrels.txt", "lions-trec")
+    with pytest.raises(ValueError, match="'unknown'"):
+        task.load_data()
