@@ -32,8 +32,10 @@ def write_stock_checkpoint(model: BaseModel, folder: Path, model_type: str, resu
     """
     transformer: Any = model[0]
     head: Any = model[1]
-    scale = head.scale if isinstance(head, SpladeHead) else 1.0
-    transformer.save_stock(str(folder), scale=scale, resume=resume)
+    if isinstance(head, SpladeHead):
+        transformer.save_stock(str(folder), scale=head.scale, resume=head.get_config_dict() if resume else None)
+    else:
+        transformer.save_stock(str(folder))
     entries = [{"idx": 0, "name": "0", "path": "", "type": STOCK_TRANSFORMER}]
     for position, module in enumerate(head.stock_modules(), start=1):
         name = f"{position}_{type(module).__name__}"

@@ -13,7 +13,8 @@ from sentence_transformers.base.model import BaseModel
 from sentence_transformers.base.modules import Module, Normalize
 from sentence_transformers.sentence_transformer.modules import Pooling
 from sentence_transformers.sparse_encoder.modules import SpladePooling
-from sentence_transformers.util import load_file_path
+from sentence_transformers.util import batch_to_device, load_file_path
+from tqdm.auto import trange
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from lion_st.checkpoints import STOCK_TRANSFORMER, staged_folder, write_stock_checkpoint
@@ -31,6 +32,8 @@ Paradigm = Literal["sparse", "dense"]
 class LionModel(BaseModel):
     """What both model classes share: fast modules on loading, stock modules on disk."""
 
+    _saved_limit: int | None = None
+
     def _load_module_class_from_ref(self, class_ref: str, *args: Any, **kwargs: Any) -> type:
         if class_ref == STOCK_TRANSFORMER:
             return LionTransformer
@@ -41,11 +44,16 @@ class LionModel(BaseModel):
 
     def _load_config_modules(self, model_name_or_path: str, *args: Any, **kwargs: Any) -> Any:
         modules, _ = super()._load_config_modules(model_name_or_path, *args, **kwargs)
-        fast = _fast_modules(list(modules.values()), model_name_or_path)  # type: ignore
+        fast = _fast_modules(list(modules.values()), model_name_or_path, self._saved_limit)  # type: ignore
         return OrderedDict((str(position), module) for position, module in enumerate(fast)), {}
 
-    def _load_converted_modules(self, *args: Any, model_type: str | None = None, **kwargs: Any) -> Any:
-        return self._load_config_modules(*args, **kwargs)
+    def _parse_model_config(self, model_config: dict[str, Any]) -> None:
+        super()._parse_model_config(model_config)
+        self._saved_limit = model_config.get("max_active_dims")
+
+    def _get_model_type(self, *args: Any, **kwargs: Any) -> str:
+        # Either class reads checkpoints of both types: the modules decide what a model is.
+        return self.model_type
 
     def _load_default_modules(self, model_name_or_path: str, *args: Any, **kwargs: Any) -> Any:
         raise ValueError(
@@ -102,7 +110,53 @@ class LionSentenceTransformer(LionModel, SentenceTransformer):
 
 
 class LionSparseEncoder(LionModel, SparseEncoder):
-    """A sparse Lion retriever that returns sparse tensors [B, V]."""
+    """A sparse Lion retriever that returns sparse tensors [B, V], which never were dense rows."""
+
+    def _inference(  # type: ignore[override]
+        self,
+        inputs: list[str],
+        *,
+        prompt: str | None,
+        batch_size: int,
+        show_progress_bar: bool,
+        convert_to_sparse_tensor: bool,
+        save_to_cpu: bool,
+        max_active_dims: int | None,
+        device: str | torch.device | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        if not convert_to_sparse_tensor or not inputs:
+            return super()._inference(
+                inputs,
+                prompt=prompt,
+                batch_size=batch_size,
+                show_progress_bar=show_progress_bar,
+                convert_to_sparse_tensor=convert_to_sparse_tensor,
+                save_to_cpu=save_to_cpu,
+                max_active_dims=max_active_dims,
+                device=device,
+                **kwargs,
+            )
+        check_texts(inputs)
+        device = self._resolve_inference_device(device)
+        self.eval()
+        longest_first = sorted(range(len(inputs)), key=lambda position: -len(inputs[position]))
+        indices, values = [], []
+        for start in trange(0, len(inputs), batch_size, desc="Batches", disable=not show_progress_bar):
+            positions = longest_first[start : start + batch_size]
+            features = self.preprocess([inputs[position] for position in positions], prompt=prompt, **kwargs)
+            with torch.inference_mode():
+                rows = self(
+                    batch_to_device(features, device), output="sparse", max_active_dims=max_active_dims, **kwargs
+                )["sentence_embedding"]
+            if save_to_cpu:
+                rows = rows.cpu()
+            numbers = torch.tensor(positions, device=rows.device)
+            row_indices = numbers.repeat_interleave(rows.crow_indices().diff())
+            indices.append(torch.stack([row_indices, rows.col_indices()]))
+            values.append(rows.values())
+        size = (len(inputs), rows.shape[1])
+        return torch.sparse_coo_tensor(torch.cat(indices, dim=1), torch.cat(values), size).coalesce()
 
 
 def build(
@@ -248,7 +302,9 @@ def load(
             model.encode_document(["A lion is a large cat."])  # sparse [1, V]
     """
     source = str(path_or_repo)
-    options: dict[str, Any] = {"dtype": dtype, "is_trainable": is_trainable}
+    options: dict[str, Any] = {"is_trainable": is_trainable}
+    if dtype != "auto":
+        options["dtype"] = dtype
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
     if base is not None:
@@ -323,12 +379,13 @@ def _load_bare_adapter(
     return model_class(modules=[transformer, head], similarity_fn_name="dot", device=device)
 
 
-def _fast_modules(modules: list[Module], source: str) -> list[Module]:
+def _fast_modules(modules: list[Module], source: str, max_active_dims: int | None) -> list[Module]:
     match modules:
         case [LionTransformer(), SpladeHead() | LlamaPooling()]:
             return modules
         case [LionTransformer() as transformer, SpladePooling(pooling_strategy="max", activation_function="relu")]:
-            return [transformer, SpladeHead(transformer.resume_scale or 1.0)]
+            saved = {"scale": 1.0, "max_active_dims": max_active_dims}
+            return [transformer, SpladeHead(**(saved | transformer.resumed_head))]
         case [LionTransformer() as transformer, Normalize(module_input_name="token_embeddings"), Pooling() as pooling]:
             names = {"mean": "mean_normalized"}
         case [LionTransformer() as transformer, Pooling() as pooling]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.base.modules.transformer import TRANSFORMER_TASK_TO_AUTO_MODEL
 from sentence_transformers.util import load_file_path
@@ -113,7 +115,7 @@ class LionTransformer(Transformer):
         model_kwargs = dict(model_kwargs or {})
         self.adapter_base: str | None = model_kwargs.pop("base", None)
         self.is_trainable: bool = model_kwargs.pop("is_trainable", False)
-        self.resume_scale: float | None = None
+        self.resumed_head: dict[str, Any] = {}
         stock = STOCK_SPARSE if transformer_task == "text-generation" else STOCK_DENSE
         super().__init__(
             model_name_or_path,
@@ -425,19 +427,27 @@ class LionTransformer(Transformer):
         else:
             self.save_stock(output_path)
 
-    def save_stock(self, output_path: str, scale: float = 1.0, resume: bool = False) -> None:
+    def save_stock(self, output_path: str, scale: float = 1.0, resume: dict[str, Any] | None = None) -> None:
         """Save what a stock Transformer loads: all weights, adapters merged, the logit scale folded in.
 
         Args:
             output_path: Existing folder.
             scale: The sparse head's factor on the logits.
-            resume: Also keep the unfolded norm, so that training resumes to the bit.
+            resume: Also keep the unfolded norm and this configuration of the head, so that training resumes to the
+                bit.
         """
         self.save_merged(output_path, scale=scale)
-        if resume and scale != 1.0:
+        if resume is not None:
             norm = {name: parameter.detach().cpu() for name, parameter in self.final_norm.named_parameters()}
-            save_file(norm, f"{output_path}/{RESUME_FILE}", metadata={"scale": repr(scale)})
+            save_file(norm, f"{output_path}/{RESUME_FILE}", metadata={"head": json.dumps(resume)})
         self._save_contract(output_path)
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """What is saved of the module; with an adapter also the base's dtype, which the adapter does not say."""
+        config = super().get_config_dict()
+        if has_adapter(self.model):
+            config["model_kwargs"] = {"dtype": str(self.model.dtype).removeprefix("torch.")}
+        return config
 
     def _save_contract(self, output_path: str) -> None:
         self.processor.save_pretrained(output_path)
@@ -482,12 +492,10 @@ class LionTransformer(Transformer):
 
     @torch.no_grad()
     def _unfold(self, resume_file: str) -> None:
-        from safetensors import safe_open
-
-        for name, tensor in load_file(resume_file).items():
-            self.final_norm.get_parameter(name).copy_(tensor)
         with safe_open(resume_file, framework="pt") as file:
-            self.resume_scale = float(file.metadata()["scale"])
+            for name in file.keys():  # noqa: SIM118
+                self.final_norm.get_parameter(name).copy_(file.get_tensor(name))
+            self.resumed_head = json.loads(file.metadata()["head"])
 
 
 def check_texts(inputs: Sequence[Any]) -> None:

@@ -51,7 +51,7 @@ class SpladeHead(Module):
         "query_max_active_dims",
         "document_max_active_dims",
     ]
-    forward_kwargs: set[str] = {"task", "output"}  # noqa: RUF012
+    forward_kwargs: set[str] = {"task", "max_active_dims", "output"}  # noqa: RUF012
 
     def __init__(
         self,
@@ -102,6 +102,7 @@ class SpladeHead(Module):
         self,
         features: dict[str, Any],
         task: str | None = None,
+        max_active_dims: int | None = None,
         output: Literal["dense", "sparse"] = "dense",
         **kwargs: Any,
     ) -> dict[str, Any]:
@@ -111,10 +112,11 @@ class SpladeHead(Module):
             features: `"token_embeddings"` [B, L, D] with `"attention_mask"` [B, L], or packed [1, T, D] with
                 `"cu_seq_lens_q"` [B + 1].
             task: `"query"` or `"document"`, which picks the limit of active terms.
+            max_active_dims: Limit for this call, in place of the saved one.
             output: `"dense"` rows, or `"sparse"` for a CSR tensor that never was dense (no gradient).
         """
         lm_head = self.transformer.lm_head
-        limit = None if self.training else self.active_dims(task or features.get("task"))
+        limit = None if self.training else max_active_dims or self.active_dims(task or features.get("task"))
         embeddings = splade_pool(
             features["token_embeddings"],
             lm_head.weight,
