@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -51,6 +52,7 @@ class ExactSparseIndex(LocalIndex):
         self._windows: list[_Window] = []
         self._pending: list[sparse.csr_array] = []
         self._pending_rows = 0
+        self._local = threading.local()
 
     def _add(self, vectors: sparse.csr_array) -> None:
         self._pending.append(vectors)
@@ -107,25 +109,29 @@ class ExactSparseIndex(LocalIndex):
         from lion_st.retrieval.indexes import inverted
 
         count = queries.shape[0]
-        scores = np.zeros((count, k), dtype=np.float32)
-        rows = np.full((count, k), -1, dtype=np.int64)
+        best = np.zeros((count, k), dtype=np.uint64)
         sizes = np.zeros(count, dtype=np.int64)
-        largest = max(window.rows for window in self._windows)
-        accumulators = np.zeros(largest, dtype=np.float64)
-        touched = np.empty(largest, dtype=np.int32)
+        accumulators, touched = self._scratch(max(window.rows for window in self._windows))
         levels = LEVELS[self.quantization] if self.quantization else 0
         first_row = 0
         for window in self._windows:
             inverted.search_window(
                 window.indptr, window.documents, window.values, window.upper, levels, first_row, queries.indptr,
-                queries.indices, queries.data, scores, rows, sizes, accumulators[: window.rows], touched,
+                queries.indices, queries.data, best, sizes, accumulators[: window.rows], touched,
             )  # fmt: skip
             first_row += window.rows
-        scores[rows < 0] = -np.inf
-        order = np.lexsort((rows, -scores), axis=1)
-        rows, scores = np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)
-        scores[rows < 0] = 0.0
-        return rows, scores
+        best.sort(axis=1)
+        best = best[:, ::-1]
+        rows = 0xFFFFFFFF - (best & 0xFFFFFFFF).astype(np.int64)
+        scores = (best >> 32).astype(np.uint32).view(np.float32)
+        return np.where(best > 0, rows, -1), scores
+
+    def _scratch(self, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Accumulators and a list of documents, kept by each thread."""
+        if getattr(self._local, "size", 0) < size:
+            self._local.size = size
+            self._local.arrays = (np.zeros(size, dtype=np.float64), np.empty(size, dtype=np.int32))
+        return self._local.arrays
 
     def vectors(self, ids: Sequence[str]) -> sparse.csr_array:
         """The stored rows of documents, [len(ids), V]; quantised weights as the search sees them.

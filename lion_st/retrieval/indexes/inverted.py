@@ -62,12 +62,31 @@ def document_terms(indptr, documents, values, upper, levels, document):
     return terms[:count], weights[:count]
 
 
+@numba.njit(nogil=True, cache=True, inline="always")
+def sift_down(heap, place, key):
+    """Put a key into a min-heap from `place` downwards."""
+    while True:
+        child = 2 * place + 1
+        if child >= heap.size:
+            break
+        if child + 1 < heap.size and heap[child + 1] < heap[child]:
+            child += 1
+        if key <= heap[child]:
+            break
+        heap[place] = heap[child]
+        place = child
+    heap[place] = key
+
+
 @numba.njit(nogil=True, cache=True)
 def search_window(
     indptr, documents, values, upper, levels, first_row, query_starts, query_terms, query_weights,
-    best_scores, best_rows, sizes, accumulators, touched,
+    best, sizes, accumulators, touched,
 ):  # fmt: skip
-    """Search one window for a block of queries and merge into their heaps.
+    """Search one window for a block of queries and merge into their best documents.
+
+    A found document is a 64-bit key: the bits of its float32 score, which for positive numbers are in the order of the
+    scores, above the complement of its row. The larger of two keys is the better hit, the earlier of two equal ones.
 
     Args:
         indptr: int32 [V + 1], start of each term's postings.
@@ -77,13 +96,16 @@ def search_window(
         levels: 0 for weights stored as they are.
         first_row: Row of the window's first document in the index.
         query_starts, query_terms, query_weights: CSR of the queries.
-        best_scores, best_rows, sizes: [Q, k], [Q, k], [Q]: min-heaps of the best documents so far.
+        best: uint64 [Q, k], keys of the best documents so far: a min-heap once there are k.
+        sizes: int64 [Q], how many keys there are.
         accumulators: float64 zeros, one for each of the window's documents; left as zeros.
         touched: int32, as long.
     """
-    k = best_scores.shape[1]
+    k = best.shape[1]
+    score_of = np.empty(1, dtype=np.float32)
+    bits_of = score_of.view(np.uint32)
     for query in range(query_starts.size - 1):
-        scores, rows = best_scores[query], best_rows[query]
+        heap = best[query]
         start, end = query_starts[query], query_starts[query + 1]
         bounds = np.empty(end - start, dtype=np.float64)
         for position in range(start, end):
@@ -93,15 +115,16 @@ def search_window(
         remaining = np.zeros(count + 1, dtype=np.float64)  # remaining[i]: what terms i, i+1, ... can add at most
         for rank in range(count - 1, -1, -1):
             remaining[rank] = remaining[rank + 1] + bounds[order[rank]]
-        if count == 0 or remaining[0] == 0.0:
-            continue
-        threshold = np.float64(scores[0]) * (1.0 - 1e-6) if sizes[query] == k else -1.0
+        threshold = 0.0
+        if sizes[query] == k:
+            bits_of[0] = np.uint32(heap[0] >> np.uint64(32))
+            threshold = np.float64(score_of[0]) * (1.0 - 1e-6)
         if remaining[0] <= threshold:
             continue
 
         essential = 0
         postings = 0
-        while essential < count and remaining[essential] > max(threshold, 0.0):
+        while essential < count and remaining[essential] > threshold:
             term = query_terms[start + order[essential]]
             postings += indptr[term + 1] - indptr[term]
             essential += 1
@@ -161,35 +184,17 @@ def search_window(
 
         for candidate in range(alive):
             document = touched[candidate]
-            score = np.float32(accumulators[document])
-            row = first_row + document
+            score_of[0] = accumulators[document]
+            row = np.uint64(first_row + document)
+            key = (np.uint64(bits_of[0]) << np.uint64(32)) | (np.uint64(0xFFFFFFFF) - row)
             if sizes[query] < k:
-                place = sizes[query]
+                heap[sizes[query]] = key
                 sizes[query] += 1
-                while place > 0:  # sift up
-                    parent = (place - 1) // 2
-                    if scores[parent] < score or (scores[parent] == score and rows[parent] > row):
-                        break
-                    scores[place], rows[place] = scores[parent], rows[parent]
-                    place = parent
-            elif score > scores[0] or (score == scores[0] and row < rows[0]):
-                place = 0
-                while True:  # sift down
-                    child = 2 * place + 1
-                    if child >= k:
-                        break
-                    right = child + 1
-                    if right < k and (
-                        scores[right] < scores[child] or (scores[right] == scores[child] and rows[right] > rows[child])
-                    ):
-                        child = right
-                    if score < scores[child] or (score == scores[child] and row > rows[child]):
-                        break
-                    scores[place], rows[place] = scores[child], rows[child]
-                    place = child
-            else:
-                continue
-            scores[place], rows[place] = score, row
+                if sizes[query] == k:
+                    for place in range(k // 2 - 1, -1, -1):
+                        sift_down(heap, place, heap[place])
+            elif key > heap[0]:
+                sift_down(heap, 0, key)
         if dense:
             accumulators[:] = 0.0
         else:

@@ -1,0 +1,227 @@
+"""Exact and approximate search over LLM-vocabulary sparse vectors, every engine over the same vectors in one run.
+
+    python benchmarks/search.py                                  # 20,000 documents
+    python benchmarks/search.py --documents 20000 200000 1000000 --engines exact exact-uint8 loop scipy
+
+The vectors are synthetic: 149 active terms a document and 32 a query out of 128,256. "uniform" draws terms alike often,
+so that posting lists are short; "topical" draws them by a power law within 200 topics, as real texts do. Scores are
+inner products. Build time includes what the engine needs before its first search. Latency is one query at a time, the
+rate is a batch; each is measured for at most --seconds. Recall is against exact float64 scores of the plain loop.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from scipy import sparse
+
+from lion_st.evaluation import format_table
+from lion_st.retrieval import create_index
+
+VOCABULARY = 128_256
+Search = Callable[[sparse.csr_array, int, int], np.ndarray]  # queries, k, threads -> rows [Q, k], -1 for none
+
+
+def make_vectors(count: int, terms: int, kind: str, seed: int) -> sparse.csr_array:
+    """Random term weights [count, VOCABULARY]."""
+    rng = np.random.default_rng(seed)
+    parts = []
+    for start in range(0, count, 50_000):
+        rows = min(50_000, count - start)
+        if kind == "uniform":
+            columns = rng.integers(0, VOCABULARY, size=(rows, terms))
+        else:
+            # Zipf's law with a flattened head: a document hardly draws a term twice
+            ranks = (100 * (VOCABULARY / 100) ** rng.random((rows, terms)) - 100).astype(np.int64)
+            topic = rng.integers(0, 200, size=(rows, 1))
+            is_topical = rng.random((rows, terms)) < 0.6
+            columns = np.where(
+                is_topical, (ranks * 2_654_435_761 + topic * 40_503) % VOCABULARY, ranks * 7919 % VOCABULARY
+            )
+        weights = rng.lognormal(-0.7, 0.6, size=(rows, terms)).astype(np.float32)
+        indptr = np.arange(rows + 1) * terms
+        part = sparse.csr_array((weights.ravel(), columns.ravel().astype(np.int32), indptr), shape=(rows, VOCABULARY))
+        part.sum_duplicates()
+        parts.append(part)
+    return sparse.vstack(parts, format="csr")
+
+
+@numba.njit(cache=True)
+def plain_loop(indptr, documents, values, count, query_starts, query_terms, query_weights, k):
+    """The obvious inverted index: accumulate into an array of all documents, then take the k best."""
+    found = np.full((query_starts.size - 1, k), -1)
+    for query in range(query_starts.size - 1):
+        scores = np.zeros(count, dtype=np.float32)
+        for place in range(query_starts[query], query_starts[query + 1]):
+            for posting in range(indptr[query_terms[place]], indptr[query_terms[place] + 1]):
+                scores[documents[posting]] += query_weights[place] * values[posting]
+        rows = np.flatnonzero(scores > 0)
+        if rows.size > k:
+            floor = np.partition(scores[rows], rows.size - k)[rows.size - k]
+            rows = rows[scores[rows] >= floor]
+        best = rows[np.argsort(-scores[rows])][:k]
+        found[query, : best.size] = best
+    return found
+
+
+def build_loop(documents: sparse.csr_array) -> tuple[Search, int]:
+    columns = documents.tocsc()
+
+    def search(queries: sparse.csr_array, k: int, threads: int) -> np.ndarray:
+        return plain_loop(
+            columns.indptr, columns.indices, columns.data, documents.shape[0], queries.indptr, queries.indices,
+            queries.data, k,
+        )  # fmt: skip
+
+    return search, columns.data.nbytes + columns.indices.nbytes + columns.indptr.nbytes
+
+
+def build_scipy(documents: sparse.csr_array) -> tuple[Search, int]:
+    transposed = documents.T.tocsr()
+
+    def search(queries: sparse.csr_array, k: int, threads: int) -> np.ndarray:
+        product = (queries @ transposed).tocsr()
+        found = np.full((queries.shape[0], k), -1)
+        for row in range(queries.shape[0]):
+            span = slice(product.indptr[row], product.indptr[row + 1])
+            best = np.argsort(-product.data[span])[:k]
+            found[row, : best.size] = product.indices[span][best]
+        return found
+
+    return search, transposed.data.nbytes + transposed.indices.nbytes + transposed.indptr.nbytes
+
+
+def build_torch_coo(documents: sparse.csr_array) -> tuple[Search, int]:
+    """What mteb does with a SparseEncoder: the product of two COO tensors, made dense, then topk."""
+    matrix = to_coo(documents)
+
+    def search(queries: sparse.csr_array, k: int, threads: int) -> np.ndarray:
+        torch.set_num_threads(threads)
+        scores = torch.sparse.mm(to_coo(queries), matrix.T).to_dense()
+        values, rows = scores.topk(min(k, scores.shape[1]), dim=1)
+        return np.where(values.numpy() > 0, rows.numpy(), -1)
+
+    return search, sum(part.nbytes for part in (matrix.indices(), matrix.values()))
+
+
+def to_coo(matrix: sparse.csr_array) -> torch.Tensor:
+    coo = matrix.tocoo()
+    indices = torch.from_numpy(np.stack([coo.row, coo.col]).astype(np.int64))
+    return torch.sparse_coo_tensor(indices, torch.from_numpy(coo.data), matrix.shape).coalesce()
+
+
+def build_index(engine: str, **parameters: Any) -> Callable[[sparse.csr_array], tuple[Search, int]]:
+    def build(documents: sparse.csr_array) -> tuple[Search, int]:
+        index = create_index(engine, "sparse", **parameters)
+        index.add([str(row) for row in range(documents.shape[0])], documents)
+        index.search(documents[:1], 10)
+
+        def search(queries: sparse.csr_array, k: int, threads: int) -> np.ndarray:
+            if engine != "milvus":
+                return index.search_rows(queries, k, threads)[0]
+            found = np.full((queries.shape[0], k), -1)
+            for row, hits in enumerate(index.search(queries, k)):
+                found[row, : len(hits)] = [int(document) for document, _ in hits]
+            return found
+
+        return search, index.stats()["bytes"]
+
+    return build
+
+
+def measure(search: Search, queries: sparse.csr_array, k: int, threads: int, block: int, seconds: float) -> list[float]:
+    """Seconds per call over blocks of queries, until the time is up."""
+    times: list[float] = []
+    start = 0
+    while start < queries.shape[0] and sum(times) < seconds:
+        part = queries[start : start + block]
+        began = time.perf_counter()
+        search(part, k, threads)
+        times.append((time.perf_counter() - began) / part.shape[0])
+        start += block
+    return times
+
+
+def recall(found: np.ndarray, true: np.ndarray) -> float:
+    shares = [len(set(a) & set(b[b >= 0])) / max(1, (b >= 0).sum()) for a, b in zip(found, true, strict=True)]
+    return float(np.mean(shares))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--documents", type=int, nargs="+", default=[20_000])
+    parser.add_argument("--kinds", nargs="+", default=["uniform", "topical"])
+    parser.add_argument("--terms", type=int, default=149)
+    parser.add_argument("--query-terms", type=int, default=32)
+    parser.add_argument("--queries", type=int, default=2000)
+    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--engines", nargs="+")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    options = parser.parse_args()
+
+    with tempfile.TemporaryDirectory() as folder:
+        engines = {
+            "exact": build_index("exact"),
+            "exact-uint8": build_index("exact", quantization="uint8"),
+            "loop": build_loop,
+            "scipy": build_scipy,
+            "torch-coo": build_torch_coo,
+            "seismic": build_index("seismic"),
+            "milvus-lite": build_index("milvus", uri=f"{folder}/milvus.db"),
+        }
+        unknown = set(options.engines or []) - set(engines)
+        if unknown:
+            parser.error(f"unknown engines {sorted(unknown)}: choose from {list(engines)}")
+        for count in options.documents:
+            for kind in options.kinds:
+                documents = make_vectors(count, options.terms, kind, seed=0)
+                queries = make_vectors(options.queries, options.query_terms, kind, seed=1)
+                truth, _ = build_loop(documents)
+                true = {k: truth(queries[:50], k, 1) for k in (10, 1000)}
+                rows = []
+                for name in options.engines or engines:
+                    began = time.perf_counter()
+                    search, size = engines[name](documents)
+                    built = time.perf_counter() - began
+                    search(queries[:2], 10, 1)
+                    single = measure(search, queries, 10, 1, 1, options.seconds)
+                    batch = measure(search, queries, 10, 1, 250, options.seconds)
+                    threaded = measure(search, queries, 10, options.threads, 250, options.seconds)
+                    deep = measure(search, queries, 1000, 1, 50, options.seconds)
+                    rows.append(
+                        {
+                            "engine": name,
+                            "build s": built,
+                            "MB": size / 1e6,
+                            "queries/s": 1 / np.mean(batch),
+                            f"queries/s, {options.threads} threads": 1 / np.mean(threaded),
+                            "queries/s, k=1000": 1 / np.mean(deep),
+                            "p50 ms": 1000 * np.median(single),
+                            "p99 ms": 1000 * np.quantile(single, 0.99),
+                            "recall@10": recall(search(queries[:50], 10, 1), true[10]),
+                            "recall@1000": recall(search(queries[:50], 1000, 1), true[1000]),
+                        }
+                    )
+                    print(f"{count:,} {kind}: {name} done", flush=True)
+                machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+                print(f"\n{count:,} documents, {kind} terms, {machine}\n\n{format_table(rows)}\n", flush=True)
+                report = {"documents": count, "kind": kind, "machine": machine, "options": vars(options), "rows": rows}
+                options.output.mkdir(parents=True, exist_ok=True)
+                file = options.output / f"search-{kind}-{count}.json"
+                file.write_text(json.dumps(report, indent=1, default=str) + "\n")
+
+
+if __name__ == "__main__":
+    main()
