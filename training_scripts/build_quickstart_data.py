@@ -1,0 +1,350 @@
+"""Build hub_uploads/datasets/lion-quickstart: tuples with hard negatives and teacher scores, and two test sets.
+
+python training_scripts/build_quickstart_data.py --sources SOURCES --test_sets EVAL \\
+    --teacher sentence-transformers/all-MiniLM-L6-v2
+
+SOURCES holds `<name>.jsonl.xz` files of {"query", "pos"} rows, named as the readers below name them; EVAL holds BEIR
+folders. The same sources and teacher give the same files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import lzma
+import random
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+from trl import TrlParser
+
+from lion_st.data import load_beir
+from lion_st.evaluation.metrics import evaluate_run
+
+QUESTION_LINES = 7938  # squadshifts' Wikipedia part, the only one of its three that may be passed on, comes first
+GENERIC_HEADING = re.compile(
+    r"introduction|preface|learning objectives|review|short answer|question|problem|exercise|critical thinking|homework"
+    r"|quiz|thinking ahead|figuring|fill in|video|article|website|errata|customization|coverage|openstax|practice test"
+    r"|exam|summary|key (terms|concepts|equations)|glossary|references|bringing it together|formula|self-check|multiple"
+    r"|collaborative|further research|group activit|for further|test prep|answer|chapter|step \d|solution",
+    re.IGNORECASE,
+)
+LIFE_SCIENCE = re.compile(
+    r"\b(cells?|proteins?|genes?|genom\w+|patients?|diseases?|brain|clinical|cancer|tumou?rs?|drugs?|virus\w*|infect\w+"
+    r"|bacteri\w+|neur\w+|biolog\w+|medic\w+|blood|immun\w+|dna|rna|mutations?|species|epidemi\w+|heart|cardi\w+"
+    r"|therap\w+|diet\w*|health\w*|enzym\w+|metabol\w+|mice|tissues?|molecul\w+)\b",
+    re.IGNORECASE,
+)
+MEDQUAD_LIMIT = {"What is": 2200, "What are the symptoms": 600, "What are the treatments": 500, "What causes": 700}
+
+
+@dataclass
+class DataArguments:
+    sources: str = field(metadata={"help": "Folder of the {query, pos} files (.jsonl.xz)."})
+    test_sets: str = field(metadata={"help": "Folder of BEIR folders named squad_dev and scifact."})
+    teacher: str = field(metadata={"help": "Encoder of sentence-transformers that scores beside BM25."})
+    output_dir: str = field(default="hub_uploads/datasets/lion-quickstart", metadata={"help": "Folder to write."})
+    work_dir: str = field(default="runs/quickstart-data", metadata={"help": "Where the teacher's vectors are cached."})
+    negatives: int = field(default=4, metadata={"help": "Hard negatives a query."})
+    positive_rank: int = field(default=20, metadata={"help": "Rank that the teacher must give a query's positive."})
+    relative_margin: float = field(
+        default=0.05, metadata={"help": "A negative scores at most (1 - this) times the positive's teacher score."}
+    )
+    dense_weight: float = field(default=0.5, metadata={"help": "Weight of the cosine; BM25 coverage has the rest."})
+    label_scale: float = field(default=25.0, metadata={"help": "Teacher scores are multiplied by this."})
+    max_words: int = field(default=115, metadata={"help": "Longer passages end at the last sentence within this."})
+    seed: int = field(default=0, metadata={"help": "Seed of every sampling."})
+
+
+@dataclass
+class Pair:
+    source: str
+    query: str
+    passage: str
+
+
+def read_pairs(folder: Path, name: str) -> list[tuple[str, str]]:
+    with lzma.open(folder / f"{name}.jsonl.xz", "rt", encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    return [(" ".join(row["query"].split()), " ".join(row["pos"].split())) for row in rows]
+
+
+def shorten(text: str, max_words: int) -> str:
+    """The first words of a text, up to the last end of a sentence where that keeps two thirds of them."""
+    words = text.split()
+    if len(words) <= max_words:
+        return text
+    ends = [i for i, word in enumerate(words[:max_words]) if i > max_words * 2 / 3 and word[-1] in ".?!"]
+    return " ".join(words[: ends[-1] + 1 if ends else max_words])
+
+
+def collect(folder: Path, max_words: int, seed: int) -> Iterator[Pair]:
+    """Yield the cleaned pairs of every source, the most useful source first."""
+    generator = random.Random(seed)
+
+    for query, passage in read_pairs(folder, "squadshifts")[:QUESTION_LINES]:
+        yield Pair("squadshifts_new_wiki", query, shorten(passage, 2 * max_words))
+
+    taken: dict[str, int] = {}
+    medquad = read_pairs(folder, "medquad")
+    generator.shuffle(medquad)
+    for query, passage in medquad:
+        query = query.replace("What is (are)", "What is").replace("what research (or clinical trials)", "what research")
+        query = re.sub(r"\s+\?", "?", query)
+        template = next((start for start in MEDQUAD_LIMIT if query.startswith(start)), query.split()[0])
+        boilerplate = passage.startswith(("These resources", "This condition is inherited", "What are the signs"))
+        taken[template] = taken.get(template, 0) + (not boilerplate)
+        if not boilerplate and taken[template] <= MEDQUAD_LIMIT.get(template, 500):
+            answer = re.sub(
+                r"^(What|How|Is|Are|Who|Do|Does|Can|Why)\b[^.?]{3,150}\? ", "", passage
+            )  # the question again
+            yield Pair("medquad", query, shorten(answer, max_words))
+
+    for query, passage in read_pairs(folder, "openstax_heading"):
+        if not GENERIC_HEADING.search(query) and not passage.startswith("By the end of this section"):
+            yield Pair("openstax_heading", query, shorten(passage, max_words))
+
+    glossary = [pair for pair in read_pairs(folder, "openstax_glossary") if len(pair[1].split()) >= 10]
+    for query, passage in sorted(generator.sample(glossary, 3000)):
+        yield Pair("openstax_glossary", query, passage)
+
+    plain = [pair for pair in read_pairs(folder, "arxiv_title_abstract") if not re.search(r"[$\\^_]", " ".join(pair))]
+    generator.shuffle(plain)
+    plain.sort(key=lambda pair: -min(4, len(LIFE_SCIENCE.findall(" ".join(pair)))))  # life sciences first
+    for query, abstract in plain[:12_000]:
+        passage = shorten(abstract, max_words)
+        yield Pair("arxiv_title", query, passage)
+        conclusion = re.split(r"(?<=[.?!]) (?=[A-Z])", abstract)[-1].removeprefix("Conclusions: ")
+        if conclusion not in passage and 8 <= len(conclusion.split()) <= 35:
+            yield Pair("arxiv_conclusion", conclusion, passage)
+
+
+def normalise(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def shingles(text: str, width: int = 10) -> set[int]:
+    words = normalise(text).split()
+    return {hash(tuple(words[i : i + width])) for i in range(len(words) - width + 1)}
+
+
+def without_overlap(pairs: Iterator[Pair], test_sets: dict[str, tuple]) -> list[Pair]:
+    """Drop repeated queries, whatever shares ten words in a row with a test item, and unasked pairs sharing no word."""
+    forbidden: set[int] = set()
+    questions: set[str] = set()
+    for corpus, queries, _ in test_sets.values():
+        for row in corpus.values():
+            forbidden |= shingles(f"{row['title']} {row['text']}")
+        for text in queries.values():
+            forbidden |= shingles(text)
+            questions.add(normalise(text))
+    kept = []
+    for pair in pairs:
+        key = normalise(pair.query)
+        words = {word for word in key.split() if len(word) > 3} & set(normalise(pair.passage).split())
+        related = words or pair.source == "squadshifts_new_wiki"  # its questions were written for their passages
+        seen = key in questions or shingles(pair.query) & forbidden or shingles(pair.passage) & forbidden
+        if related and not seen and len(pair.passage.split()) >= 10:
+            questions.add(key)
+            kept.append(pair)
+    return kept
+
+
+class Teacher:
+    """Cosine of an encoder, and BM25 brought to its scale.
+
+    BM25 is divided by the sum of the idf of the query's terms, its supremum: the share of the query's information that
+    the document covers. All documents of a query are divided by the same number, so BM25's ranking stays.
+    """
+
+    def __init__(self, encoder: str, work_dir: Path) -> None:
+        from sentence_transformers import SentenceTransformer
+
+        self.encoder = SentenceTransformer(encoder, device="cpu", model_kwargs={"dtype": torch.bfloat16})
+        self.work_dir = work_dir
+
+    def encode(self, texts: list[str]) -> torch.Tensor:
+        """Unit vectors, [texts, width], read from `work_dir` where they were computed before."""
+        key = hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
+        path = self.work_dir / f"vectors-{key}.npy"
+        if not path.exists():
+            self.work_dir.mkdir(parents=True, exist_ok=True)
+            vectors = self.encoder.encode(texts, batch_size=64, show_progress_bar=True, convert_to_tensor=True)
+            np.save(path, torch.nn.functional.normalize(vectors.float(), dim=-1).numpy())
+        return torch.from_numpy(np.load(path))
+
+    def index(self, documents: list[str], vectors: torch.Tensor) -> None:
+        """Take documents and their vectors as what `scores` scores."""
+        import bm25s
+        from scipy.sparse import csc_matrix
+
+        self.vectors = vectors
+        bm25 = bm25s.BM25(k1=0.9, b=0.4, method="lucene")
+        bm25.index(bm25s.tokenize(documents, show_progress=False), show_progress=False)
+        parts = (bm25.scores["data"], bm25.scores["indices"], bm25.scores["indptr"])
+        self.vocabulary = bm25.vocab_dict
+        self.terms = csc_matrix(parts, shape=(len(documents), len(parts[2]) - 1)).T.tocsr()  # [terms, documents]
+        frequency = np.diff(parts[2])
+        self.idf = np.log(1 + (len(documents) - frequency + 0.5) / (frequency + 0.5))
+
+    def scores(
+        self, queries: list[str], vectors: torch.Tensor, block: int = 256
+    ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Yield for blocks of queries their offset, cosines and coverages, both [queries, documents]."""
+        import bm25s
+        from scipy.sparse import csr_matrix
+
+        tokens = bm25s.tokenize(queries, return_ids=False, show_progress=False)
+        for start in tqdm(range(0, len(queries), block), desc="Score"):
+            ids = [
+                sorted({self.vocabulary[token] for token in row if token in self.vocabulary})
+                for row in tokens[start : start + block]
+            ]
+            rows = np.repeat(np.arange(len(ids)), [len(row) for row in ids])
+            columns = np.array([column for row in ids for column in row], dtype=np.int64)
+            weights = csr_matrix((np.ones(len(rows), np.float32), (rows, columns)), (len(ids), len(self.idf)))
+            ceiling = np.array([max(self.idf[row].sum(), 1e-6) for row in ids], dtype=np.float32)
+            coverage = (weights @ self.terms).toarray() / ceiling[:, None]
+            yield start, (vectors[start : start + block] @ self.vectors.T).numpy(), coverage
+
+
+def mix(cosine: np.ndarray, coverage: np.ndarray, dense_weight: float) -> np.ndarray:
+    return dense_weight * cosine + (1 - dense_weight) * coverage
+
+
+def first_of_near_duplicates(vectors: torch.Tensor, similarity: float = 0.95, block: int = 512) -> np.ndarray:
+    """Mask of the texts that resemble no earlier text."""
+    keep = torch.ones(len(vectors), dtype=torch.bool)
+    for start in range(0, len(vectors), block):
+        close = vectors[start : start + block] @ vectors[: start + block].T >= similarity
+        keep[start : start + block] = ~close.tril(start - 1).any(dim=1)
+    return keep.numpy()
+
+
+def mine(
+    teacher: Teacher, pairs: list[Pair], vectors: torch.Tensor, rows: dict[str, int], arguments: DataArguments
+) -> list[tuple[list[int], list[float]] | None]:
+    """For each pair its documents, positive first, and their labels; None where the teacher cannot place the positive.
+
+    The hardest negatives are taken in turn from the encoder's and BM25's ranking, past documents whose score comes so
+    close to the positive's that they may well answer the query too.
+    """
+    mined: list[tuple[list[int], list[float]] | None] = []
+    for start, cosine, coverage in teacher.scores([pair.query for pair in pairs], vectors):
+        scores = mix(cosine, coverage, arguments.dense_weight)
+        for offset, pair in enumerate(pairs[start : start + len(scores)]):
+            positive, score = rows[pair.passage], scores[offset]
+            if (score > score[positive]).sum() >= arguments.positive_rank:
+                mined.append(None)
+                continue
+            allowed = score <= (1 - arguments.relative_margin) * score[positive]
+            rankings = [np.where(allowed, view[offset], -1).argsort()[::-1][:20] for view in (cosine, coverage)]
+            best = list(
+                dict.fromkeys(int(row) for ranks in zip(*rankings, strict=True) for row in ranks if allowed[row])
+            )
+            chosen = sorted(best[: arguments.negatives], key=lambda row: -score[row])
+            if len(chosen) < arguments.negatives:
+                mined.append(None)
+                continue
+            documents = [positive, *chosen]
+            mined.append((documents, [round(float(arguments.label_scale * score[row]), 2) for row in documents]))
+    return mined
+
+
+def teacher_quality(
+    teacher: Teacher, test_sets: dict[str, tuple], weights: tuple[float, ...]
+) -> dict[str, list[float]]:
+    """nDCG@10 of ranking each test set by the mixed score alone, for each weight of the cosine."""
+    quality = {}
+    for name, (corpus, queries, qrels) in test_sets.items():
+        ids, judged = list(corpus), list(qrels)
+        texts = [f"{row['title']} {row['text']}".strip() for row in corpus.values()]
+        teacher.index(texts, teacher.encode(texts))
+        runs: list[dict[str, dict[str, float]]] = [{} for _ in weights]
+        questions = [queries[key] for key in judged]
+        for start, cosine, coverage in teacher.scores(questions, teacher.encode(questions)):
+            for run, weight in zip(runs, weights, strict=True):
+                scores = mix(cosine, coverage, weight)
+                for offset, best in enumerate(np.argpartition(-scores, 20)[:, :20]):
+                    run[judged[start + offset]] = {ids[row]: float(scores[offset, row]) for row in best}
+        quality[name] = [evaluate_run(qrels, run, ["nDCG@10"])["nDCG@10"] for run in runs]
+    return quality
+
+
+def write(path: Path, columns: dict[str, list]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kinds = {"document_ids": pa.list_(pa.string()), "scores": pa.list_(pa.float32()), "score": pa.int32()}
+    table = pa.table({name: pa.array(values, kinds.get(name, pa.string())) for name, values in columns.items()})
+    pq.write_table(table, path, compression="zstd", compression_level=22, row_group_size=len(table))
+
+
+def main() -> None:
+    (arguments,) = TrlParser((DataArguments,)).parse_args_and_config()
+    output = Path(arguments.output_dir)
+    test_sets = {name: load_beir(Path(arguments.test_sets) / name) for name in ("squad_dev", "scifact")}
+    pairs = without_overlap(collect(Path(arguments.sources), arguments.max_words, arguments.seed), test_sets)
+    teacher = Teacher(arguments.teacher, Path(arguments.work_dir))
+
+    passages = list(dict.fromkeys(pair.passage for pair in pairs))
+    passage_vectors, query_vectors = teacher.encode(passages), teacher.encode([pair.query for pair in pairs])
+    unique = first_of_near_duplicates(passage_vectors)
+    passages = [passage for passage, keep in zip(passages, unique, strict=True) if keep]
+    rows = {passage: row for row, passage in enumerate(passages)}
+    kept = [i for i, pair in enumerate(pairs) if pair.passage in rows]
+    pairs = [pairs[i] for i in kept]
+    teacher.index(passages, passage_vectors[torch.from_numpy(unique)])
+    mined = mine(teacher, pairs, query_vectors[kept], rows, arguments)
+    tuples = [(pair, *found) for pair, found in zip(pairs, mined, strict=True) if found]
+    random.Random(arguments.seed).shuffle(tuples)
+
+    used = sorted({row for _, documents, _ in tuples for row in documents})
+    write(
+        output / "documents.parquet",
+        {"document_id": [f"d{row}" for row in used], "text": [passages[row] for row in used]},
+    )
+    query_ids = [f"q{number}" for number in range(len(tuples))]
+    write(output / "queries.parquet", {"query_id": query_ids, "text": [pair.query for pair, _, _ in tuples]})
+    write(
+        output / "train.parquet",
+        {
+            "query_id": query_ids,
+            "document_ids": [[f"d{row}" for row in documents] for _, documents, _ in tuples],
+            "scores": [labels for _, _, labels in tuples],
+            "source": [pair.source for pair, _, _ in tuples],
+        },
+    )
+    for name, (corpus, queries, qrels) in test_sets.items():
+        texts = {"title": [row["title"] for row in corpus.values()], "text": [row["text"] for row in corpus.values()]}
+        write(output / name / "corpus.parquet", {"_id": list(corpus), **texts})
+        write(output / name / "queries.parquet", {"_id": list(qrels), "text": [queries[key] for key in qrels]})
+        judged = [(query, document, grade) for query, row in qrels.items() for document, grade in row.items()]
+        columns = dict(zip(("query-id", "corpus-id", "score"), map(list, zip(*judged, strict=True)), strict=True))
+        write(output / name / "qrels.parquet", columns)
+
+    labels = np.array([labels for _, _, labels in tuples])
+    weights = (0.0, 0.25, 0.5, 0.75, 1.0)
+    figures = {
+        "tuples": Counter(pair.source for pair, _, _ in tuples),
+        "documents": len(used),
+        "label_mean_positive": float(labels[:, 0].mean()),
+        "label_mean_margin": float((labels[:, :1] - labels[:, 1:]).mean()),
+        "label_mean_smallest_margin": float((labels[:, 0] - labels[:, 1:].max(1)).mean()),
+        "softmax_mean_positive": float((np.exp(labels[:, 0]) / np.exp(labels).sum(1)).mean()),
+        "teacher_dense_weights": weights,
+        "teacher_ndcg_at_10": teacher_quality(teacher, test_sets, weights),
+        "bytes": sum(file.stat().st_size for file in output.rglob("*.parquet")),
+    }
+    print(json.dumps(figures, indent=2))
+
+
+if __name__ == "__main__":
+    main()
