@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from tokenizers.processors import Sequence as PostProcessors
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+from transformers.utils import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from lion_st.modules.adapters import (
@@ -116,15 +118,22 @@ class LionTransformer(Transformer):
         self.adapter_base: str | None = model_kwargs.pop("base", None)
         self.is_trainable: bool = model_kwargs.pop("is_trainable", False)
         self.resumed_head: dict[str, Any] = {}
+        if base := self._base_with_tokenizer(model_name_or_path, model_kwargs):
+            kwargs["tokenizer_name_or_path"] = base
         stock = STOCK_SPARSE if transformer_task == "text-generation" else STOCK_DENSE
-        super().__init__(
-            model_name_or_path,
-            transformer_task=transformer_task,
-            query_length=query_length,
-            document_length=document_length,
-            model_kwargs=model_kwargs,
-            **(copy.deepcopy(stock) | kwargs),
-        )
+        # Both messages are about what is done on purpose here and checked: a head left out, the base's tokenizer.
+        with (
+            _without_message("transformers.modeling_utils", "LOAD REPORT"),
+            _without_message("sentence_transformers.base.modules.transformer", "tokenizer_name_or_path"),
+        ):
+            super().__init__(
+                model_name_or_path,
+                transformer_task=transformer_task,
+                query_length=query_length,
+                document_length=document_length,
+                model_kwargs=model_kwargs,
+                **(copy.deepcopy(stock) | kwargs),
+            )
         self._settle_tokenizer(add_bos)
 
     @classmethod
@@ -149,6 +158,18 @@ class LionTransformer(Transformer):
         return module
 
     # ---- loading ----
+
+    def _base_with_tokenizer(self, model_name_or_path: str, model_kwargs: dict[str, Any]) -> str | None:
+        """The base model of an adapter that was saved without a tokenizer of its own."""
+        names = ("token", "cache_dir", "revision", "local_files_only")
+        hub = {name: model_kwargs[name] for name in names if model_kwargs.get(name)}
+        if find_adapter_config_file(model_name_or_path, **hub) is None:
+            return None
+        if cached_file(model_name_or_path, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False, **hub):
+            return None
+        from peft import PeftConfig
+
+        return self.adapter_base or PeftConfig.from_pretrained(model_name_or_path, **hub).base_model_name_or_path
 
     def _load_config(
         self, model_name_or_path: str, backend: str, config_kwargs: dict[str, Any]
@@ -541,6 +562,20 @@ def _require_decoder_only(config: PretrainedConfig, name: str) -> None:
         "language models, such as Llama, Qwen3, Mistral or Gemma; train an encoder with SparseEncoder or "
         "SentenceTransformer."
     )
+
+
+@contextmanager
+def _without_message(logger_name: str, text: str) -> Iterator[None]:
+    logger = logging.getLogger(logger_name)
+
+    def drop(record: logging.LogRecord) -> bool:
+        return text not in record.getMessage()
+
+    logger.addFilter(drop)
+    try:
+        yield
+    finally:
+        logger.removeFilter(drop)
 
 
 @contextmanager
