@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
@@ -124,3 +130,51 @@ def texts() -> list[str]:
 def golden_case(request) -> Path:
     """Folder of one golden case."""
     return GOLDEN / request.param
+
+
+@pytest.fixture(scope="session")
+def golden_backbone(golden_case, tmp_path_factory) -> str:
+    """The golden case's model beside a tokenizer, which the case itself does not have."""
+    path = tmp_path_factory.mktemp(golden_case.name) / "model"
+    shutil.copytree(golden_case / "model", path)
+    tiny_tokenizer().save_pretrained(path)
+    return str(path)
+
+
+STOCK_PROCESS = """
+import sys
+
+class NoLion:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "lion_st":
+            raise ImportError("lion_st is not installed here")
+
+sys.meta_path.insert(0, NoLion())
+import json, numpy, torch, sentence_transformers
+jobs, texts, out = json.loads(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3]
+vectors = {}
+for path, kind in jobs:
+    model = getattr(sentence_transformers, kind)(path, device="cpu", local_files_only=True)
+    for task in ("query", "document"):
+        rows = getattr(model, f"encode_{task}")(texts, convert_to_tensor=True)
+        vectors[f"{path}|{kind}|{task}"] = (rows.to_dense() if rows.is_sparse else rows).float().numpy()
+assert "lion_st" not in sys.modules
+numpy.savez(out, **vectors)
+"""
+
+
+@pytest.fixture(scope="session")
+def stock_vectors(tmp_path_factory) -> Callable[..., dict[tuple[str, str, str], np.ndarray]]:
+    """Encode texts with stock models in a process that cannot import lion_st.
+
+    `stock_vectors([(path, "SentenceTransformer"), ...], texts)` maps (path, class, task) to vectors.
+    """
+
+    def encode(jobs: list[tuple[Any, str]], texts: list[str]) -> dict[tuple[str, str, str], np.ndarray]:
+        out = tmp_path_factory.mktemp("stock") / "vectors.npz"
+        arguments = [json.dumps([(str(path), kind) for path, kind in jobs]), json.dumps(texts), str(out)]
+        subprocess.run([sys.executable, "-c", STOCK_PROCESS, *arguments], check=True, cwd=out.parent)
+        with np.load(out) as vectors:
+            return {tuple(name.split("|")): vectors[name] for name in vectors.files}
+
+    return encode

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lion_st.modules import LlamaPooling
+
+STATES = torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(0))
+MASK = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
+
+
+def pooled(mode, states=STATES, mask=MASK):
+    features = {"token_embeddings": states.clone(), "attention_mask": mask}
+    return LlamaPooling(8, mode)(features)["sentence_embedding"]
+
+
+def test_the_default_is_the_mean_of_unit_states_not_normalised_again():
+    unit = STATES / STATES.norm(dim=-1, keepdim=True)
+    expected = torch.stack([unit[0, 2:].mean(0), unit[1].mean(0)])
+    torch.testing.assert_close(pooled("mean_normalized"), expected)
+    assert (pooled("mean_normalized").norm(dim=-1) < 0.95).all()
+
+
+def test_other_modes_by_name():
+    torch.testing.assert_close(pooled("mean"), torch.stack([STATES[0, 2:].mean(0), STATES[1].mean(0)]))
+    torch.testing.assert_close(pooled("last_token"), STATES[:, -1])
+
+
+@pytest.mark.parametrize("mode", ["mean_normalized", "mean", "last_token"])
+def test_padding_side_and_what_is_padded_do_not_matter(mode):
+    expected = pooled(mode)
+    noisy = STATES.clone()
+    noisy[0, :2] = 1e3
+    torch.testing.assert_close(pooled(mode, noisy), expected)
+    right = torch.stack([STATES[0, [2, 3, 0, 1]], STATES[1]])
+    torch.testing.assert_close(pooled(mode, right, torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]])), expected)
+
+
+def test_an_unknown_mode_is_refused():
+    with pytest.raises(ValueError, match="'cls'"):
+        LlamaPooling(8, "cls")
