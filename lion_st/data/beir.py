@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from lion_st.data.text import open_text
+
 Corpus: TypeAlias = dict[str, dict[str, str]]  # document id -> {"title", "text"}
 Queries: TypeAlias = dict[str, str]  # query id -> text
 Qrels: TypeAlias = dict[str, dict[str, int]]  # query id -> document id -> relevance
@@ -42,7 +44,7 @@ def load_beir(path: str | Path, split: str = "test") -> tuple[Corpus, Queries, Q
     for place, row in read_jsonl(root / "queries.jsonl", ("_id", "text")):
         _add(queries, row["_id"], row["text"], place)
     qrels: Qrels = {}
-    for place, query, document, grade in _read_qrels(root / "qrels" / f"{split}.tsv"):
+    for place, query, document, grade in read_qrels(root / "qrels" / f"{split}.tsv"):
         for kind, key, known in (("query", query, queries), ("document", document, corpus)):
             if key not in known:
                 raise ValueError(f"{place} judges the unknown {kind} {key!r}: add it or remove the judgement.")
@@ -103,7 +105,7 @@ def read_jsonl(path: str | Path, fields: tuple[str, ...]) -> Iterator[tuple[str,
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist.")
-    with path.open(encoding="utf-8") as lines:
+    with open_text(path) as lines:
         for number, line in enumerate(lines, 1):
             place = f"{path}:{number}"
             try:
@@ -118,13 +120,14 @@ def read_jsonl(path: str | Path, fields: tuple[str, ...]) -> Iterator[tuple[str,
             yield place, row
 
 
-def _read_qrels(path: Path) -> Iterator[tuple[str, str, str, int]]:
+def read_qrels(path: Path) -> Iterator[tuple[str, str, str, int]]:
+    """Yield the place, query id, document id and relevance of each judgement."""
     if not path.is_file():
         splits = sorted(file.stem for file in path.parent.glob("*.tsv"))
         raise FileNotFoundError(f"{path} does not exist; splits with judgements: {splits}.")
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
-            fields = line.rstrip("\n").split("\t")
+            fields = line.rstrip("\r\n").split("\t")
             if number == 1 and fields[0] == "query-id":
                 continue
             try:

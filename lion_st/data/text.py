@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import lzma
 from collections.abc import Iterable, Iterator
@@ -16,11 +17,13 @@ JSON_TEXT_FIELDS = ("text", "title", "query", "question", "pos", "positive")
 
 
 def open_text(path: str | Path) -> IO[str]:
-    """Open a UTF-8 text file, decompressing `.xz` on the way."""
+    """Open a UTF-8 text file, decompressing `.gz` and `.xz` on the way; lines end at newlines alone."""
     path = Path(path)
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8", newline="\n")
     if path.suffix == ".xz":
-        return lzma.open(path, "rt", encoding="utf-8")
-    return path.open(encoding="utf-8")
+        return lzma.open(path, "rt", encoding="utf-8", newline="\n")
+    return path.open(encoding="utf-8", newline="\n")
 
 
 def iter_documents(path: str | Path, lines_per_document: int = 64) -> Iterator[str]:

@@ -1,0 +1,240 @@
+"""Training tuples (query, positive, negatives, teacher scores) from every layout they are published in."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from lion_st.data.lookup import TextLookup
+from lion_st.data.sources import load_candidates, load_lookup
+
+if TYPE_CHECKING:
+    import numpy as np
+    from datasets import Dataset
+
+Sampling: TypeAlias = Literal["random", "first"]
+
+
+def load_tuples(
+    source: str | Path,
+    *,
+    negatives: int | None = None,
+    teacher_scores: bool = False,
+    split: str = "train",
+    subset: str | None = None,
+    queries: str | Path | None = None,
+    documents: str | Path | None = None,
+    sampling: Sampling = "random",
+    ranks: tuple[int, int | None] = (0, None),
+    absolute_margin: float | None = None,
+    relative_margin: float | None = None,
+    drop_short: bool = False,
+    seed: int = 0,
+) -> Dataset:
+    """Load training tuples; ids become texts when a row is read.
+
+    The layout is told by the columns. Ids with their scores are converted once to a common table in the cache of
+    `datasets`, which checks every row; texts are not copied but looked up row by row in the memory-mapped collection
+    (`TextLookup`). Layouts that carry their texts are copied to the cache with them.
+
+    | layout | columns |
+    |---|---|
+    | lightonai/ms-marco-en-bge, lion-quickstart | query_id, document_ids, scores; the best scored is the positive |
+    | sentence-transformers/msmarco | query_id, positive_id, negative_id[, score]; query_id, doc_ids, labels |
+    | mined by sentence-transformers, ids or texts | query, positive, negative or negative_1 ... negative_n[, label] |
+    | sentence-transformers/msmarco-hard-negatives | qid, pos, neg (a list for each system) |
+    | Tevatron/msmarco-passage | query, positive_passages, negative_passages or lists of document ids |
+    | the paper's contrastive and KL files | question, pos_pid, neg_pids[, pos_score, neg_scores] |
+    | the paper's MarginMSE file | query, docids, scores; the first is positive |
+    | JSONL pairs and lists | query, pos[, neg, pos_scores, neg_scores] |
+    | BEIR folder | pairs from qrels/<split>.tsv |
+
+    Args:
+        source: Hub data set, local copy of one, BEIR folder, or file (`.jsonl`, also `.gz` or `.xz`; `.parquet`).
+        negatives: Negatives of each tuple; None takes all, of which every row must then have equally many.
+        teacher_scores: Whether to add the column `label`, a list of 1 + negatives scores, the positive's first. Where
+            only the margin of a triplet is published, it reads [margin, 0].
+        split: Split of the data set; slices such as "train[:1%]" work where `datasets` reads the source.
+        subset: Configuration of the data set, or name of a JSONL file in it; by default the first present of train,
+            labeled-list, bert-ensemble-margin-mse, triplets, else the only one.
+        queries: Where the texts of query ids are, if not in the source: a file (`.tsv` of id and text, `.jsonl`,
+            `.parquet`), a folder, or a data set, its subset after a colon: "sentence-transformers/msmarco-corpus:query".
+        documents: The same for document ids.
+        sampling: "random" draws negatives (and one positive, where there are several) anew in every epoch, see
+            `set_epoch`; "first" takes them in the published order.
+        ranks: Negatives are taken from these ranks of the published order, [start, stop).
+        absolute_margin: Keep negatives whose teacher score is at least this far below the positive's.
+        relative_margin: Keep negatives whose teacher score is at most (1 - this) times the positive's.
+        drop_short: Whether to leave out rows with too few negatives instead of raising.
+        seed: Seed of the sampling. A row's sample depends on the seed, the epoch and its query alone, so that a resumed
+            run sees what an uninterrupted one sees.
+
+    Returns:
+        A dataset whose rows read as `query`, `positive`, `negative_1` ... `negative_n`[, `label`].
+
+    Raises:
+        FileNotFoundError: If a local source does not exist.
+        ValueError: If the layout is unknown, a line is malformed, an id is unknown or repeated, a text is empty, a
+            teacher score is missing or not finite, or rows have too few negatives or unequally many.
+
+    Example:
+        >>> tuples = load_tuples("lion-st/lion-quickstart", negatives=4, teacher_scores=True)
+        >>> list(tuples[0])
+        ['query', 'positive', 'negative_1', 'negative_2', 'negative_3', 'negative_4', 'label']
+    """
+    if negatives is not None and negatives < 0:
+        raise ValueError(f"negatives is {negatives}: give 0 or more, or None for all.")
+    if sampling not in ("random", "first"):
+        raise ValueError(f"sampling is {sampling!r}: choose 'random' or 'first'.")
+    table, query_ids, document_ids = load_candidates(
+        source, subset, split, queries_given=queries is not None, documents_given=documents is not None
+    )
+    query_lookup = load_lookup(source, queries, "queries") if query_ids else None
+    document_lookup = load_lookup(source, documents, "documents") if document_ids else None
+    margins = absolute_margin is not None or relative_margin is not None
+    if (teacher_scores or margins) and "teacher_scores" not in table.column_names:
+        raise ValueError(
+            f"{source} has no teacher scores: choose a subset or file that has them, or train with the contrastive "
+            "objective alone and without margins."
+        )
+    reader = TupleReader(
+        query_lookup,
+        document_lookup,
+        negatives,
+        teacher_scores,
+        sampling,
+        ranks,
+        absolute_margin,
+        relative_margin,
+        seed,
+    )
+    table = reader.check(table, str(source), drop_short)
+    for lookup, columns in ((query_lookup, ("query",)), (document_lookup, ("positives", "negatives"))):
+        if lookup is not None:
+            for column in columns:
+                lookup.rows(_unique_values(table, column))
+    return table.with_transform(reader)
+
+
+def set_epoch(tuples: Dataset, epoch: int) -> None:
+    """Draw the negatives of `load_tuples(..., sampling="random")` as in this epoch, from 0."""
+    reader = tuples.format["format_kwargs"].get("transform")
+    if not isinstance(reader, TupleReader):
+        raise ValueError("These tuples do not come from load_tuples (or were converted since): they have no epochs.")
+    reader.epoch = epoch
+
+
+@dataclass
+class TupleReader:
+    """Turns a batch of candidates into columns of texts; the transform of `load_tuples`."""
+
+    queries: TextLookup | None
+    documents: TextLookup | None
+    negatives: int | None
+    scored: bool
+    sampling: Sampling
+    ranks: tuple[int, int | None]
+    absolute_margin: float | None
+    relative_margin: float | None
+    seed: int
+    epoch: int = 0
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TupleReader:
+        """The same reader: views of a dataset share the lookups and the epoch."""
+        return self
+
+    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        """Read a batch of candidates."""
+        scores = batch.get("teacher_scores") or [None] * len(batch["query"])
+        chosen = [
+            self._choose(*row)
+            for row in zip(batch["query"], batch["positives"], batch["negatives"], scores, strict=True)
+        ]
+        width = len(chosen[0][0]) if chosen else 0
+        documents = [document for row, _ in chosen for document in row]
+        if self.documents is not None:
+            documents = self.documents.texts(documents)
+        columns = {"query": batch["query"] if self.queries is None else self.queries.texts(batch["query"])}
+        for position in range(width):
+            columns["positive" if position == 0 else f"negative_{position}"] = documents[position::width]
+        if self.scored:
+            columns["label"] = [label for _, label in chosen]
+        return columns
+
+    def check(self, table: Dataset, source: str, drop_short: bool) -> Dataset:
+        """Settle the number of negatives and drop or refuse rows that have too few."""
+        import numpy as np
+
+        counts = self._available(table)
+        if not len(counts):
+            raise ValueError(f"{source} has no rows.")
+        if self.negatives is None:
+            self.negatives = int(counts.max())
+        short = np.flatnonzero(counts < self.negatives)
+        if not len(short):
+            return table
+        if len(short) == len(counts) or not drop_short:
+            raise ValueError(
+                f"Row {short[0]} of {source} has {counts[short[0]]} negatives to choose from, {self.negatives} are "
+                f"needed ({len(short):,} of {len(counts):,} rows have too few): ask for fewer, widen the ranks or margins, "
+                "or leave these rows out with drop_short=True."
+            )
+        return table.select(np.flatnonzero(counts >= self.negatives))
+
+    def _available(self, table: Dataset) -> np.ndarray:
+        """Number of negatives that ranks and margins leave of each row, [rows]."""
+        import numpy as np
+        import pyarrow.compute as pc
+
+        if self.absolute_margin is None and self.relative_margin is None:
+            lengths = pc.list_value_length(table.with_format("arrow")[:]["negatives"]).to_numpy()
+            start, stop = self.ranks
+            return np.maximum(0, lengths.clip(max=stop) - start)
+        return np.asarray(
+            [
+                len(self._pool(len(positives), len(negatives), scores))
+                for batch in table.iter(10_000)
+                for positives, negatives, scores in zip(
+                    batch["positives"], batch["negatives"], batch["teacher_scores"], strict=True
+                )
+            ]
+        )
+
+    def _pool(self, positives: int, negatives: int, scores: list[float] | None) -> Sequence[int]:
+        """Places among the negatives that ranks and margins leave, in the published order."""
+        pool: Sequence[int] = range(*slice(*self.ranks).indices(negatives))
+        if scores is None or (self.absolute_margin is None and self.relative_margin is None):
+            return pool
+        positive = min(scores[:positives])
+        margin = max(self.absolute_margin or 0.0, (self.relative_margin or 0.0) * abs(positive))
+        return [place for place in pool if scores[positives + place] <= positive - margin]
+
+    def _choose(
+        self, query: str, positives: list[str], negatives: list[str], scores: list[float] | None
+    ) -> tuple[list[str], list[float]]:
+        assert self.negatives is not None
+        pool = self._pool(len(positives), len(negatives), scores)
+        if self.sampling == "random":
+            generator = random.Random(f"{self.seed} {self.epoch} {query}")
+            positive = generator.randrange(len(positives))
+            places = generator.sample(pool, self.negatives)
+        else:
+            positive, places = 0, list(pool[: self.negatives])
+        documents = [positives[positive], *(negatives[place] for place in places)]
+        if not self.scored:
+            return documents, []
+        assert scores is not None
+        return documents, [scores[positive], *(scores[len(positives) + place] for place in places)]
+
+
+def _unique_values(table: Dataset, column: str) -> list[str]:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    values = table.select_columns([column]).with_format("arrow")[:][column]
+    if pa.types.is_list(values.type):
+        values = pc.list_flatten(values)
+    return pc.unique(values).to_pylist()
