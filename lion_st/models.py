@@ -156,7 +156,9 @@ class LionSparseEncoder(LionModel, SparseEncoder):
             indices.append(torch.stack([row_indices, rows.col_indices()]))
             values.append(rows.values())
         size = (len(inputs), rows.shape[1])
-        return torch.sparse_coo_tensor(torch.cat(indices, dim=1), torch.cat(values), size).coalesce()
+        return torch.sparse_coo_tensor(
+            torch.cat(indices, dim=1), torch.cat(values), size, check_invariants=False
+        ).coalesce()
 
 
 def build(
@@ -311,6 +313,8 @@ def load(
         options["base"] = str(base)
     model_class = LionSparseEncoder if as_sparse_encoder else LionSentenceTransformer
     hub: dict[str, Any] = {"revision": revision, "token": token, "local_files_only": local_files_only}
+    if not Path(source).exists() and (source.startswith((".", "/", "~")) or source.count("/") > 1):
+        raise FileNotFoundError(f"There is no folder {source!r}. Pass a checkpoint's folder or a Hub repository.")
     is_saved_model = load_file_path(source, "modules.json", **hub) is not None
     if not is_saved_model and find_adapter_config_file(source, **hub) is not None:
         if paradigm is None:
@@ -337,7 +341,10 @@ def paradigm_of(model: BaseModel) -> Paradigm:
     Args:
         model: Any `SentenceTransformer` or `SparseEncoder`, with stock or Lion modules.
     """
-    sparse = isinstance(model, SparseEncoder) or any(isinstance(m, SpladeHead | SpladePooling) for m in model)
+    modules = list(model)
+    if any(isinstance(module, LlamaPooling) for module in modules):
+        return "dense"
+    sparse = isinstance(model, SparseEncoder) or any(isinstance(m, SpladeHead | SpladePooling) for m in modules)
     return "sparse" if sparse else "dense"
 
 

@@ -237,11 +237,12 @@ class LionTransformer(Transformer):
             source, sorted(report["missing_keys"]), sorted(unexpected), sorted(report["mismatched_keys"], key=str)
         )
         if is_peft_model:
-            self.adapter_config.inference_mode = not self.is_trainable
             attach_adapter(model, self.adapter_config, revision=self.base_revision)
             names = ("token", "cache_dir", "local_files_only", "subfolder", "revision")
             hub = {key: model_kwargs[key] for key in names if model_kwargs.get(key)}
             load_adapter_weights(model, model_name_or_path, **hub)
+            if not self.is_trainable:
+                model.requires_grad_(False)
         return model
 
     def _settle_tokenizer(self, add_bos: bool | None) -> None:
@@ -469,6 +470,9 @@ class LionTransformer(Transformer):
         if has_adapter(self.model):
             config["model_kwargs"] = {"dtype": str(self.model.dtype).removeprefix("torch.")}
         return config
+
+    def __repr__(self) -> str:
+        return super().__repr__().replace("Transformer(", "LionTransformer(", 1)
 
     def _save_contract(self, output_path: str) -> None:
         self.processor.save_pretrained(output_path)

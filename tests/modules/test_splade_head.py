@@ -164,9 +164,7 @@ def test_a_sparse_encoder_shares_weights_and_gives_the_same_rows(tiny_backbone, 
 
 
 def test_a_sparse_encoder_limits_active_terms(tiny_backbone, texts):
-    encoder = lion_st.build(
-        tiny_backbone(), "sparse", document_max_active_dims=7, as_sparse_encoder=True, device="cpu"
-    )
+    encoder = lion_st.build(tiny_backbone(), "sparse", document_max_active_dims=7, as_sparse_encoder=True, device="cpu")
     assert encoder.encode_document(texts)._nnz() == 7 * len(texts)
     assert encoder.encode_document(texts, max_active_dims=2)._nnz() == 2 * len(texts)
 
