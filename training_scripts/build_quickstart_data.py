@@ -1,6 +1,6 @@
-"""Build hub_uploads/datasets/lion-quickstart: tuples with hard negatives and teacher scores, and two test sets.
+r"""Build hub_uploads/datasets/lion-quickstart: tuples with hard negatives and teacher scores, and two test sets.
 
-python training_scripts/build_quickstart_data.py --sources SOURCES --test_sets EVAL \\
+python training_scripts/build_quickstart_data.py --sources SOURCES --test_sets EVAL \
     --teacher sentence-transformers/all-MiniLM-L6-v2
 
 SOURCES holds `<name>.jsonl.xz` files of {"query", "pos"} rows, named as the readers below name them; EVAL holds BEIR
@@ -20,11 +20,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
-from tqdm import tqdm
+from sentence_transformers import SentenceTransformer
 from trl import TrlParser
 
 from lion_st.data import load_beir
+from lion_st.data.beir import Corpus, Qrels, Queries
+from lion_st.data.mining import EnsembleTeacher, MinedTuple, first_of_near_duplicates, mine_negatives
+from lion_st.data.quickstart import TEST_SETS
 from lion_st.evaluation.metrics import evaluate_run
 
 QUESTION_LINES = 7938  # squadshifts' Wikipedia part, the only one of its three that may be passed on, comes first
@@ -156,191 +161,118 @@ def without_overlap(pairs: Iterator[Pair], test_sets: dict[str, tuple]) -> list[
     return kept
 
 
-class Teacher:
-    """Cosine of an encoder, and BM25 brought to its scale.
-
-    BM25 is divided by the sum of the idf of the query's terms, its supremum: the share of the query's information that
-    the document covers. All documents of a query are divided by the same number, so BM25's ranking stays.
-    """
-
-    def __init__(self, encoder: str, work_dir: Path) -> None:
-        from sentence_transformers import SentenceTransformer
-
-        self.encoder = SentenceTransformer(encoder, device="cpu", model_kwargs={"dtype": torch.bfloat16})
-        self.work_dir = work_dir
-
-    def encode(self, texts: list[str]) -> torch.Tensor:
-        """Unit vectors, [texts, width], read from `work_dir` where they were computed before."""
-        key = hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
-        path = self.work_dir / f"vectors-{key}.npy"
-        if not path.exists():
-            self.work_dir.mkdir(parents=True, exist_ok=True)
-            vectors = self.encoder.encode(texts, batch_size=64, show_progress_bar=True, convert_to_tensor=True)
-            np.save(path, torch.nn.functional.normalize(vectors.float(), dim=-1).numpy())
-        return torch.from_numpy(np.load(path))
-
-    def index(self, documents: list[str], vectors: torch.Tensor) -> None:
-        """Take documents and their vectors as what `scores` scores."""
-        import bm25s
-        from scipy.sparse import csc_matrix
-
-        self.vectors = vectors
-        bm25 = bm25s.BM25(k1=0.9, b=0.4, method="lucene")
-        bm25.index(bm25s.tokenize(documents, show_progress=False), show_progress=False)
-        parts = (bm25.scores["data"], bm25.scores["indices"], bm25.scores["indptr"])
-        self.vocabulary = bm25.vocab_dict
-        self.terms = csc_matrix(parts, shape=(len(documents), len(parts[2]) - 1)).T.tocsr()  # [terms, documents]
-        frequency = np.diff(parts[2])
-        self.idf = np.log(1 + (len(documents) - frequency + 0.5) / (frequency + 0.5))
-
-    def scores(
-        self, queries: list[str], vectors: torch.Tensor, block: int = 256
-    ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """Yield for blocks of queries their offset, cosines and coverages, both [queries, documents]."""
-        import bm25s
-        from scipy.sparse import csr_matrix
-
-        tokens = bm25s.tokenize(queries, return_ids=False, show_progress=False)
-        for start in tqdm(range(0, len(queries), block), desc="Score"):
-            ids = [
-                sorted({self.vocabulary[token] for token in row if token in self.vocabulary})
-                for row in tokens[start : start + block]
-            ]
-            rows = np.repeat(np.arange(len(ids)), [len(row) for row in ids])
-            columns = np.array([column for row in ids for column in row], dtype=np.int64)
-            weights = csr_matrix((np.ones(len(rows), np.float32), (rows, columns)), (len(ids), len(self.idf)))
-            ceiling = np.array([max(self.idf[row].sum(), 1e-6) for row in ids], dtype=np.float32)
-            coverage = (weights @ self.terms).toarray() / ceiling[:, None]
-            yield start, (vectors[start : start + block] @ self.vectors.T).numpy(), coverage
-
-
-def mix(cosine: np.ndarray, coverage: np.ndarray, dense_weight: float) -> np.ndarray:
-    return dense_weight * cosine + (1 - dense_weight) * coverage
-
-
-def first_of_near_duplicates(vectors: torch.Tensor, similarity: float = 0.95, block: int = 512) -> np.ndarray:
-    """Mask of the texts that resemble no earlier text."""
-    keep = torch.ones(len(vectors), dtype=torch.bool)
-    for start in range(0, len(vectors), block):
-        close = vectors[start : start + block] @ vectors[: start + block].T >= similarity
-        keep[start : start + block] = ~close.tril(start - 1).any(dim=1)
-    return keep.numpy()
-
-
-def mine(
-    teacher: Teacher, pairs: list[Pair], vectors: torch.Tensor, rows: dict[str, int], arguments: DataArguments
-) -> list[tuple[list[int], list[float]] | None]:
-    """For each pair its documents, positive first, and their labels; None where the teacher cannot place the positive.
-
-    The hardest negatives are taken in turn from the encoder's and BM25's ranking, past documents whose score comes so
-    close to the positive's that they may well answer the query too.
-    """
-    mined: list[tuple[list[int], list[float]] | None] = []
-    for start, cosine, coverage in teacher.scores([pair.query for pair in pairs], vectors):
-        scores = mix(cosine, coverage, arguments.dense_weight)
-        for offset, pair in enumerate(pairs[start : start + len(scores)]):
-            positive, score = rows[pair.passage], scores[offset]
-            if (score > score[positive]).sum() >= arguments.positive_rank:
-                mined.append(None)
-                continue
-            allowed = score <= (1 - arguments.relative_margin) * score[positive]
-            rankings = [np.where(allowed, view[offset], -1).argsort()[::-1][:20] for view in (cosine, coverage)]
-            best = list(
-                dict.fromkeys(int(row) for ranks in zip(*rankings, strict=True) for row in ranks if allowed[row])
-            )
-            chosen = sorted(best[: arguments.negatives], key=lambda row: -score[row])
-            if len(chosen) < arguments.negatives:
-                mined.append(None)
-                continue
-            documents = [positive, *chosen]
-            mined.append((documents, [round(float(arguments.label_scale * score[row]), 2) for row in documents]))
-    return mined
+def encode_once(teacher: EnsembleTeacher, texts: list[str], work_dir: Path) -> np.ndarray:
+    """The teacher's vectors, read from the folder where they were computed before."""
+    key = hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
+    path = work_dir / f"vectors-{key}.npy"
+    if not path.exists():
+        work_dir.mkdir(parents=True, exist_ok=True)
+        np.save(path, teacher.encode(texts))
+    return np.load(path)
 
 
 def teacher_quality(
-    teacher: Teacher, test_sets: dict[str, tuple], weights: tuple[float, ...]
+    teacher: EnsembleTeacher, test_sets: dict[str, tuple], weights: tuple[float, ...], work_dir: Path
 ) -> dict[str, list[float]]:
-    """nDCG@10 of ranking each test set by the mixed score alone, for each weight of the cosine."""
+    """nDCG@10 of ranking each test set by the teacher alone, for each weight of the cosine."""
     quality = {}
     for name, (corpus, queries, qrels) in test_sets.items():
         ids, judged = list(corpus), list(qrels)
         texts = [f"{row['title']} {row['text']}".strip() for row in corpus.values()]
-        teacher.index(texts, teacher.encode(texts))
+        teacher.index(texts, encode_once(teacher, texts, work_dir))
         runs: list[dict[str, dict[str, float]]] = [{} for _ in weights]
         questions = [queries[key] for key in judged]
-        for start, cosine, coverage in teacher.scores(questions, teacher.encode(questions)):
+        for block in teacher.score(questions, encode_once(teacher, questions, work_dir)):
             for run, weight in zip(runs, weights, strict=True):
-                scores = mix(cosine, coverage, weight)
+                scores = block.mixed(weight)
                 for offset, best in enumerate(np.argpartition(-scores, 20)[:, :20]):
-                    run[judged[start + offset]] = {ids[row]: float(scores[offset, row]) for row in best}
+                    run[judged[block.start + offset]] = {ids[row]: float(scores[offset, row]) for row in best}
         quality[name] = [evaluate_run(qrels, run, ["nDCG@10"])["nDCG@10"] for run in runs]
     return quality
 
 
-def write(path: Path, columns: dict[str, list]) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def label_figures(tuples: list[tuple[Pair, MinedTuple]]) -> dict[str, float]:
+    labels = np.array([mined.scores for _, mined in tuples])
+    return {
+        "mean_positive": float(labels[:, 0].mean()),
+        "mean_margin": float((labels[:, :1] - labels[:, 1:]).mean()),
+        "mean_smallest_margin": float((labels[:, 0] - labels[:, 1:].max(1)).mean()),
+        "mean_softmax_of_positive": float((np.exp(labels[:, 0]) / np.exp(labels).sum(1)).mean()),
+    }
 
+
+def write(path: Path, columns: dict[str, list]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     kinds = {"document_ids": pa.list_(pa.string()), "scores": pa.list_(pa.float32()), "score": pa.int32()}
     table = pa.table({name: pa.array(values, kinds.get(name, pa.string())) for name, values in columns.items()})
     pq.write_table(table, path, compression="zstd", compression_level=22, row_group_size=len(table))
 
 
+def write_tuples(folder: Path, tuples: list[tuple[Pair, MinedTuple]], passages: list[str]) -> int:
+    """Write the training part; return the number of its documents."""
+    used = sorted({row for _, mined in tuples for row in mined.documents})
+    query_ids = [f"q{number}" for number in range(len(tuples))]
+    columns = {
+        "query_id": query_ids,
+        "document_ids": [[f"d{row}" for row in mined.documents] for _, mined in tuples],
+        "scores": [mined.scores for _, mined in tuples],
+        "source": [pair.source for pair, _ in tuples],
+    }
+    write(folder / "train.parquet", columns)
+    write(folder / "queries.parquet", {"query_id": query_ids, "text": [pair.query for pair, _ in tuples]})
+    documents = {"document_id": [f"d{row}" for row in used], "text": [passages[row] for row in used]}
+    write(folder / "documents.parquet", documents)
+    return len(used)
+
+
+def write_test_set(folder: Path, corpus: Corpus, queries: Queries, qrels: Qrels) -> None:
+    texts = {part: [row[part] for row in corpus.values()] for part in ("title", "text")}
+    write(folder / "corpus.parquet", {"_id": list(corpus), **texts})
+    write(folder / "queries.parquet", {"_id": list(qrels), "text": [queries[key] for key in qrels]})
+    judged = [(query, document, grade) for query, row in qrels.items() for document, grade in row.items()]
+    columns = dict(zip(("query-id", "corpus-id", "score"), map(list, zip(*judged, strict=True)), strict=True))
+    write(folder / "qrels.parquet", columns)
+
+
 def main() -> None:
     (arguments,) = TrlParser((DataArguments,)).parse_args_and_config()
-    output = Path(arguments.output_dir)
-    test_sets = {name: load_beir(Path(arguments.test_sets) / name) for name in ("squad_dev", "scifact")}
+    output, work_dir = Path(arguments.output_dir), Path(arguments.work_dir)
+    test_sets = {name: load_beir(Path(arguments.test_sets) / name) for name in TEST_SETS}
     pairs = without_overlap(collect(Path(arguments.sources), arguments.max_words, arguments.seed), test_sets)
-    teacher = Teacher(arguments.teacher, Path(arguments.work_dir))
+    encoder = SentenceTransformer(arguments.teacher, model_kwargs={"dtype": torch.bfloat16})
+    teacher = EnsembleTeacher(encoder, arguments.dense_weight, arguments.label_scale)
 
     passages = list(dict.fromkeys(pair.passage for pair in pairs))
-    passage_vectors, query_vectors = teacher.encode(passages), teacher.encode([pair.query for pair in pairs])
+    passage_vectors = encode_once(teacher, passages, work_dir)
+    query_vectors = encode_once(teacher, [pair.query for pair in pairs], work_dir)
     unique = first_of_near_duplicates(passage_vectors)
     passages = [passage for passage, keep in zip(passages, unique, strict=True) if keep]
     rows = {passage: row for row, passage in enumerate(passages)}
-    kept = [i for i, pair in enumerate(pairs) if pair.passage in rows]
-    pairs = [pairs[i] for i in kept]
-    teacher.index(passages, passage_vectors[torch.from_numpy(unique)])
-    mined = mine(teacher, pairs, query_vectors[kept], rows, arguments)
-    tuples = [(pair, *found) for pair, found in zip(pairs, mined, strict=True) if found]
+    kept = [number for number, pair in enumerate(pairs) if pair.passage in rows]
+    pairs = [pairs[number] for number in kept]
+    teacher.index(passages, passage_vectors[unique])
+    mined = mine_negatives(
+        teacher,
+        [pair.query for pair in pairs],
+        [rows[pair.passage] for pair in pairs],
+        negatives=arguments.negatives,
+        relative_margin=arguments.relative_margin,
+        positive_rank=arguments.positive_rank,
+        query_vectors=query_vectors[kept],
+    )
+    tuples = [(pair, found) for pair, found in zip(pairs, mined, strict=True) if found is not None]
     random.Random(arguments.seed).shuffle(tuples)
 
-    used = sorted({row for _, documents, _ in tuples for row in documents})
-    write(
-        output / "documents.parquet",
-        {"document_id": [f"d{row}" for row in used], "text": [passages[row] for row in used]},
-    )
-    query_ids = [f"q{number}" for number in range(len(tuples))]
-    write(output / "queries.parquet", {"query_id": query_ids, "text": [pair.query for pair, _, _ in tuples]})
-    write(
-        output / "train.parquet",
-        {
-            "query_id": query_ids,
-            "document_ids": [[f"d{row}" for row in documents] for _, documents, _ in tuples],
-            "scores": [labels for _, _, labels in tuples],
-            "source": [pair.source for pair, _, _ in tuples],
-        },
-    )
-    for name, (corpus, queries, qrels) in test_sets.items():
-        texts = {"title": [row["title"] for row in corpus.values()], "text": [row["text"] for row in corpus.values()]}
-        write(output / name / "corpus.parquet", {"_id": list(corpus), **texts})
-        write(output / name / "queries.parquet", {"_id": list(qrels), "text": [queries[key] for key in qrels]})
-        judged = [(query, document, grade) for query, row in qrels.items() for document, grade in row.items()]
-        columns = dict(zip(("query-id", "corpus-id", "score"), map(list, zip(*judged, strict=True)), strict=True))
-        write(output / name / "qrels.parquet", columns)
-
-    labels = np.array([labels for _, _, labels in tuples])
+    documents = write_tuples(output, tuples, passages)
+    for name, test_set in test_sets.items():
+        write_test_set(output / name, *test_set)
     weights = (0.0, 0.25, 0.5, 0.75, 1.0)
     figures = {
-        "tuples": Counter(pair.source for pair, _, _ in tuples),
-        "documents": len(used),
-        "label_mean_positive": float(labels[:, 0].mean()),
-        "label_mean_margin": float((labels[:, :1] - labels[:, 1:]).mean()),
-        "label_mean_smallest_margin": float((labels[:, 0] - labels[:, 1:].max(1)).mean()),
-        "softmax_mean_positive": float((np.exp(labels[:, 0]) / np.exp(labels).sum(1)).mean()),
+        "tuples": Counter(pair.source for pair, _ in tuples),
+        "documents": documents,
+        "labels": label_figures(tuples),
         "teacher_dense_weights": weights,
-        "teacher_ndcg_at_10": teacher_quality(teacher, test_sets, weights),
+        "teacher_ndcg_at_10": teacher_quality(teacher, test_sets, weights, work_dir),
         "bytes": sum(file.stat().st_size for file in output.rglob("*.parquet")),
     }
     print(json.dumps(figures, indent=2))

@@ -25,8 +25,8 @@ def quickstart_data() -> Path:
     if named is not None:
         if not (Path(named) / "train.parquet").is_file():
             raise FileNotFoundError(
-                f"{QUICKSTART_VARIABLE} is {named!r}, where there is no train.parquet: name the folder of the data set, "
-                "or unset the variable to take it from the Hub."
+                f"{QUICKSTART_VARIABLE} is {named!r}, where there is no train.parquet: name the folder of the data set "
+                "or unset the variable."
             )
         return Path(named)
     checkout = Path(__file__).parents[2] / "hub_uploads" / "datasets" / "lion-quickstart"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ Rows: TypeAlias = Iterator[dict[str, Any]]
 TUPLE_SUBSETS = ("train", "labeled-list", "bert-ensemble-margin-mse", "triplets")
 TEXT_SUBSETS = {"queries": ("queries", "query"), "documents": ("documents", "corpus", "passage")}
 TEXT_FILES = {"queries": ("queries",), "documents": ("corpus",)}
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 TABLE_FORMAT = 1  # part of the cache key of converted tables: raise it when the conversion changes
 
 
@@ -112,49 +114,50 @@ def _open(
         source: A file, a folder or a Hub data set.
         subset: Configuration, or name of a JSONL file in the folder or data set.
         split: Split of the configuration; None takes its only one.
-        files: Names, without their endings, of the JSONL file to look for in a folder or data set without
-            configurations.
+        files: Names, without their endings, of the JSONL files to look for in a folder, or in a data set that
+            `datasets` cannot load, where no subset is named.
         subsets: Configurations to choose from where none is named.
         only: Whether a configuration without a sibling is taken whatever its name.
     """
-    from datasets import load_dataset
+    from datasets import get_dataset_config_names
 
     path = Path(source)
     if path.is_file():
-        if {".jsonl", ".tsv"} & set(path.suffixes):
-            return path
-        if path.suffix == ".parquet":
-            return load_dataset("parquet", data_files=str(path), split="train")
-        raise ValueError(f"Cannot read {path}: give .jsonl or .tsv (also .gz, .xz), or .parquet.")
-    if not path.is_dir() and (path.is_absolute() or str(source).count("/") != 1 or str(source).startswith(".")):
-        raise FileNotFoundError(f"{source} is no file or folder here, nor the name of a Hub data set (owner/name).")
-
-    names = (
-        [subset] if subset and ".jsonl" in subset else [f"{stem}.jsonl{end}" for stem in files for end in ("", ".gz")]
-    )
+        return _open_file(path)
+    lines = [f"{stem}.jsonl{end}" for stem in files for end in ("", ".gz")] if subset is None else []
+    if subset is not None and ".jsonl" in subset:
+        lines = [subset]
     if path.is_dir():
-        found = next((path / name for name in names if (path / name).is_file()), None)
-        if found is not None and (subset is None or subset == found.name):
-            return found
+        for name in lines:
+            if (path / name).is_file():
+                return path / name
+    elif not HUB_NAME.fullmatch(str(source)):
+        raise FileNotFoundError(f"{source} is no file or folder here, nor the name of a Hub data set (owner/name).")
+    elif subset in lines:
+        return _download(str(source), lines)
     try:
-        configurations = _configurations(source)
-    except RuntimeError:  # the data set comes with a loading script, which `datasets` no longer runs
-        configurations = []
-    if not configurations or subset in names:
-        return _download(str(source), names)
+        configurations = list(get_dataset_config_names(str(source)))
+    except RuntimeError:  # it comes with a loading script, which `datasets` no longer runs
+        if path.is_dir():
+            raise
+        return _download(str(source), lines)
     if subset is None:
         subset = next((name for name in subsets if name in configurations), None)
     if subset is None and only and len(configurations) == 1:
         subset = configurations[0]
-    if subset not in configurations:
+    if subset is None or subset not in configurations:
         raise ValueError(f"{source} has the subsets {configurations}: name one of them (got {subset!r}).")
     return _load(source, subset, split)
 
 
-def _configurations(source: str | Path) -> list[str]:
-    from datasets import get_dataset_config_names
+def _open_file(path: Path) -> Path | Dataset:
+    from datasets import load_dataset
 
-    return list(get_dataset_config_names(str(source)))
+    if {".jsonl", ".tsv"} & set(path.suffixes):
+        return path
+    if path.suffix == ".parquet":
+        return load_dataset("parquet", data_files=str(path), split="train")
+    raise ValueError(f"Cannot read {path}: give .jsonl or .tsv (also .gz, .xz), or .parquet.")
 
 
 def _load(source: str | Path, subset: str, split: str | None) -> Dataset:

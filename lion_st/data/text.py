@@ -31,14 +31,14 @@ def iter_documents(path: str | Path, lines_per_document: int = 64) -> Iterator[s
 
     Args:
         path: `.txt` (consecutive lines are grouped) or `.jsonl` (the text fields of a row are joined by a newline),
-            either of them optionally `.xz`.
+            either of them optionally `.gz` or `.xz`.
         lines_per_document: Lines of a `.txt` file that make one document.
 
     Raises:
         ValueError: If the file is of another kind or a JSON row has no text field.
     """
     path = Path(path)
-    kind = Path(path.name.removesuffix(".xz")).suffix
+    kind = Path(path.name.removesuffix(".gz").removesuffix(".xz")).suffix
     if kind == ".jsonl":
         with open_text(path) as lines:
             for number, line in enumerate(lines, 1):
@@ -59,7 +59,7 @@ def iter_documents(path: str | Path, lines_per_document: int = 64) -> Iterator[s
             if group:
                 yield "\n".join(group)
     else:
-        raise ValueError(f"Cannot read text from {path}: give .txt or .jsonl, optionally compressed as .xz.")
+        raise ValueError(f"Cannot read text from {path}: give .txt or .jsonl, optionally compressed as .gz or .xz.")
 
 
 def token_blocks(

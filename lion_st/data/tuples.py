@@ -61,7 +61,8 @@ def load_tuples(
         subset: Configuration of the data set, or name of a JSONL file in it; by default the first present of train,
             labeled-list, bert-ensemble-margin-mse, triplets, else the only one.
         queries: Where the texts of query ids are, if not in the source: a file (`.tsv` of id and text, `.jsonl`,
-            `.parquet`), a folder, or a data set, its subset after a colon: "sentence-transformers/msmarco-corpus:query".
+            `.parquet`), a folder, or a data set, its subset after a colon, as in
+            "sentence-transformers/msmarco-corpus:query".
         documents: The same for document ids.
         sampling: "random" draws negatives (and one positive, where there are several) anew in every epoch, see
             `set_epoch`; "first" takes them in the published order.
@@ -179,8 +180,8 @@ class TupleReader:
         if len(short) == len(counts) or not drop_short:
             raise ValueError(
                 f"Row {short[0]} of {source} has {counts[short[0]]} negatives to choose from, {self.negatives} are "
-                f"needed ({len(short):,} of {len(counts):,} rows have too few): ask for fewer, widen the ranks or margins, "
-                "or leave these rows out with drop_short=True."
+                f"needed ({len(short):,} of {len(counts):,} rows have too few): ask for fewer, widen the ranks or "
+                "margins, or leave these rows out with drop_short=True."
             )
         return table.select(np.flatnonzero(counts >= self.negatives))
 

@@ -1,0 +1,65 @@
+"""Reading and writing test collections in BEIR layout."""
+
+from __future__ import annotations
+
+import pytest
+
+from lion_st.data import load_beir, quickstart_test_sets, save_beir
+
+CORPUS = {"d1": {"title": "", "text": "lions"}, "d2": {"title": "Cats", "text": "tigers"}}
+QUERIES = {"q1": "a big cat?"}
+QRELS = {"q1": {"d1": 1, "d2": 2}}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return save_beir(tmp_path / "set", CORPUS, QUERIES, QRELS)
+
+
+def test_the_bundled_test_sets_read_as_they_are_known(tmp_path):
+    sizes = {}
+    for name, path in quickstart_test_sets(tmp_path).items():
+        corpus, queries, qrels = load_beir(path)
+        sizes[name] = (len(corpus), len(queries), sum(map(len, qrels.values())))
+    assert sizes == {"squad_dev": (2067, 10570, 10570), "scifact": (5183, 300, 339)}
+
+
+def test_a_saved_collection_is_not_overwritten(folder):
+    with pytest.raises(FileExistsError, match=r"corpus\.jsonl exists"):
+        save_beir(folder, CORPUS, QUERIES, QRELS)
+
+
+def test_a_failed_save_leaves_nothing(tmp_path):
+    with pytest.raises(TypeError):
+        save_beir(tmp_path / "set", CORPUS, {"q1": object()}, QRELS)
+    assert [path for path in (tmp_path / "set").rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "message"),
+    [
+        ("corpus.jsonl", '{"_id": "d1", "text": "again"}', r"corpus\.jsonl:3 repeats the id 'd1'"),
+        ("corpus.jsonl", '{"_id": 3, "text": "a"}', r"corpus\.jsonl:3 has the id 3: ids must be strings"),
+        ("corpus.jsonl", '{"_id": "d3"}', r"corpus\.jsonl:3 has no 'text'"),
+        ("corpus.jsonl", "[1]", r"corpus\.jsonl:3 is '\[1\]': every line must be a JSON object"),
+        ("queries.jsonl", "{", r"queries\.jsonl:2 is not JSON"),
+        ("qrels/test.tsv", "q1\td9\t1", r"test\.tsv:4 judges the unknown document 'd9'"),
+        ("qrels/test.tsv", "q9\td1\t1", r"test\.tsv:4 judges the unknown query 'q9'"),
+        ("qrels/test.tsv", "q1\td1\t2", r"test\.tsv:4 repeats the id 'd1'"),
+        ("qrels/test.tsv", "q1 d1 1", r"test\.tsv:4 is 'q1 d1 1': a judgement is"),
+        ("qrels/test.tsv", "q1\td1\tyes", r"test\.tsv:4 is .* a judgement is"),
+    ],
+)
+def test_a_bad_line_is_named(folder, file, line, message):
+    with (folder / file).open("a") as out:
+        out.write(line + "\n")
+    with pytest.raises(ValueError, match=message):
+        load_beir(folder)
+
+
+def test_a_missing_file_is_named(folder):
+    with pytest.raises(FileNotFoundError, match=r"dev\.tsv does not exist; splits with judgements: \['test'\]"):
+        load_beir(folder, split="dev")
+    (folder / "queries.jsonl").unlink()
+    with pytest.raises(FileNotFoundError, match=r"queries\.jsonl does not exist"):
+        load_beir(folder)
