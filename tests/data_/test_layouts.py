@@ -6,12 +6,21 @@ import gzip
 import json
 
 import pytest
-from layout_files import write_card, write_jsonl, write_parquet, write_tsv
+from layout_files import TUPLES, read_sample, write_card, write_jsonl, write_parquet, write_tsv
 
 from lion_st.data import load_beir, load_tuples, quickstart_data, save_beir
 
-TUPLES = 12  # of the fixture `sample`
 NAMES = ["query", "positive", "negative_1", "negative_2", "negative_3", "negative_4"]
+
+
+@pytest.fixture(autouse=True)
+def datasets_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets-cache")
+
+
+@pytest.fixture
+def sample():
+    return read_sample()
 
 
 def check_texts(tuples, sample, negatives=4):

@@ -5,12 +5,20 @@ from __future__ import annotations
 import json
 
 import pytest
-from layout_files import write_card, write_jsonl, write_parquet, write_tsv
+from layout_files import TUPLES, read_sample, write_card, write_jsonl, write_parquet, write_tsv
 
 from lion_st.data import load_tuples, quickstart_data, quickstart_test_sets, set_epoch
 from lion_st.data.lookup import TextLookup
 
-TUPLES = 12  # of the fixture `sample`
+
+@pytest.fixture(autouse=True)
+def datasets_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets-cache")
+
+
+@pytest.fixture
+def sample():
+    return read_sample()
 
 
 @pytest.fixture
