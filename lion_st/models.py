@@ -253,7 +253,11 @@ def build(
         head = LlamaPooling(transformer.get_embedding_dimension(), pooling)
     prompts = {"query": query_prompt or "", "document": document_prompt or ""}
     model_class = LionSparseEncoder if as_sparse_encoder else LionSentenceTransformer
-    return model_class(modules=[transformer, head], prompts=prompts, similarity_fn_name="dot", device=device)
+    model = model_class(modules=[transformer, head], prompts=prompts, similarity_fn_name="dot", device=device)
+    if not Path(backbone).is_dir():
+        model.model_card_data.base_model = backbone
+        model.model_card_data.base_model_revision = revision
+    return model
 
 
 def load(
@@ -387,19 +391,26 @@ def _load_bare_adapter(
 
 
 def _fast_modules(modules: list[Module], source: str, max_active_dims: int | None) -> list[Module]:
+    """The Lion modules that compute what a checkpoint's modules do."""
     match modules:
         case [LionTransformer(), SpladeHead() | LlamaPooling()]:
             return modules
         case [LionTransformer() as transformer, SpladePooling(pooling_strategy="max", activation_function="relu")]:
             saved = {"scale": 1.0, "max_active_dims": max_active_dims}
             return [transformer, SpladeHead(**(saved | transformer.resumed_head))]
-        case [LionTransformer() as transformer, Normalize(module_input_name="token_embeddings"), Pooling() as pooling]:
-            names = {"mean": "mean_normalized"}
-        case [LionTransformer() as transformer, Pooling() as pooling]:
-            names = {"mean": "mean", "lasttoken": "last_token"}
+        case [
+            LionTransformer(),
+            Normalize(module_input_name="token_embeddings"),
+            Pooling(pooling_mode="mean", include_prompt=True),
+        ]:
+            mode: PoolingName = "mean_normalized"
+        case [LionTransformer(), Pooling(pooling_mode="mean", include_prompt=True)]:
+            mode = "mean"
+        case [LionTransformer(), Pooling(pooling_mode="lasttoken", include_prompt=True)]:
+            mode = "last_token"
         case _:
-            names = {}
-    if names and pooling.pooling_mode in names and pooling.include_prompt:
-        return [transformer, LlamaPooling(pooling.embedding_dimension, names[pooling.pooling_mode])]
-    kinds = " + ".join(type(module).__name__ for module in modules)
-    raise ValueError(f"{source!r} is not a Lion checkpoint: its modules are {kinds}. Load it with SentenceTransformer.")
+            kinds = " + ".join(type(module).__name__ for module in modules)
+            raise ValueError(
+                f"{source!r} is not a Lion checkpoint: its modules are {kinds}. Load it with SentenceTransformer."
+            )
+    return [modules[0], LlamaPooling(modules[0].get_embedding_dimension(), mode)]

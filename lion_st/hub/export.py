@@ -108,7 +108,9 @@ def merge_backbone(
             model = lion_st.build(backbone, "sparse", lora=LoraConfig(r=16))
     """
     options: dict[str, Any] = {"dtype": "auto"} | ({} if base is None else {"base": str(base)})
-    transformer = LionTransformer(str(adapter), transformer_task="text-generation", add_bos=False, model_kwargs=options)
+    transformer = LionTransformer(
+        str(adapter), transformer_task="text-generation", add_bos="saved", model_kwargs=options
+    )
     if not has_adapter(transformer.model):
         raise ValueError(f"{str(adapter)!r} is not an adapter (it has no adapter_config.json); build on it directly.")
     with new_folder(Path(path), overwrite) as folder:

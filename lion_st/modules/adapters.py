@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,12 +54,15 @@ def load_adapter_weights(model: PreTrainedModel, source: str, **hub_options: Any
     from peft import load_peft_weights, set_peft_model_state_dict
     from peft.utils.save_and_load import get_peft_model_state_dict
 
+    inner = f"{model.base_model_prefix}."
+    prefix = inner if hasattr(model, model.base_model_prefix) else ""
+
+    def fitted(key: str) -> str:
+        key = key.removeprefix("base_model.model.").removeprefix(inner)
+        return key if key.startswith("lm_head.") else prefix + key
+
+    saved = {fitted(key): tensor for key, tensor in load_peft_weights(source, device="cpu", **hub_options).items()}
     expected = get_peft_model_state_dict(model)
-    prefix = "model." if any(key.startswith("model.") for key in expected) else ""
-    saved = {
-        re.sub(r"^(base_model\.model\.)?(model\.)?(?=layers\.)", prefix, key): tensor
-        for key, tensor in load_peft_weights(source, device="cpu", **hub_options).items()
-    }
     missing, unexpected = sorted(expected.keys() - saved.keys()), sorted(saved.keys() - expected.keys())
     mismatched = [key for key in expected.keys() & saved.keys() if expected[key].shape != saved[key].shape]
     raise_on_wrong_weights(source, missing, unexpected, mismatched)

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from safetensors import safe_open
@@ -23,6 +23,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 from transformers.utils import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from lion_st.modules import unpadding
 from lion_st.modules.adapters import (
     attach_adapter,
     has_adapter,
@@ -33,6 +34,8 @@ from lion_st.modules.adapters import (
 
 if TYPE_CHECKING:
     from sentence_transformers.base.model import BaseModel
+
+logger = logging.getLogger(__name__)
 
 # What a stock Transformer needs to hand every token's logits to SpladePooling.
 STOCK_SPARSE: dict[str, Any] = {
@@ -76,10 +79,11 @@ class LionTransformer(Transformer):
         document_length: Longest document in tokens (`task="document"`).
         add_bos: What to do when the backbone has a beginning-of-sequence token that its tokenizer does not add: True
             adds it, False accepts the tokenizer as it is. By default that is an error, because the wrong choice
-            costs most of a retriever's quality and shows nowhere.
+            costs most of a retriever's quality and shows nowhere. `"saved"` also keeps the tokenizer's length.
         model_kwargs: Passed to `from_pretrained`. Two keys are for adapters: `base` (path or name of the base model,
             in place of the one in the adapter's configuration) and `is_trainable`.
-        **kwargs: As for `sentence_transformers.base.modules.Transformer`.
+        **kwargs: As for `sentence_transformers.base.modules.Transformer`; `unpad_inputs=False` computes padding,
+            True insists on leaving it out, and by default it is left out where attention allows it.
 
     Raises:
         ValueError: If the backbone is not decoder-only, stays causal, depends on its padding, or its tokenizer breaks
@@ -105,7 +109,7 @@ class LionTransformer(Transformer):
         transformer_task: str = "feature-extraction",
         query_length: int | None = 64,
         document_length: int | None = 128,
-        add_bos: bool | None = None,
+        add_bos: bool | Literal["saved"] | None = None,
         model_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -117,6 +121,8 @@ class LionTransformer(Transformer):
         model_kwargs = dict(model_kwargs or {})
         self.adapter_base: str | None = model_kwargs.pop("base", None)
         self.is_trainable: bool = model_kwargs.pop("is_trainable", False)
+        # Whether padding is left out of the backbone's work; settled once the model stands.
+        self.runs_packed = False
         self.resumed_head: dict[str, Any] = {}
         if base := self._base_with_tokenizer(model_name_or_path, model_kwargs):
             kwargs["tokenizer_name_or_path"] = base
@@ -143,7 +149,7 @@ class LionTransformer(Transformer):
         Raises:
             ValueError: If the checkpoint is a causal model, which this class would silently make another model of.
         """
-        kwargs["init_defaults"] = {"query_length": None, "document_length": None, "add_bos": False}
+        kwargs["init_defaults"] = {"query_length": None, "document_length": None, "add_bos": "saved"}
         module = super().load(model_name_or_path, *args, **kwargs)
         if module.loaded_causal and not has_adapter(module.model):
             raise ValueError(
@@ -245,7 +251,7 @@ class LionTransformer(Transformer):
                 model.requires_grad_(False)
         return model
 
-    def _settle_tokenizer(self, add_bos: bool | None) -> None:
+    def _settle_tokenizer(self, add_bos: bool | Literal["saved"] | None) -> None:
         tokenizer: Any = self.tokenizer
         if tokenizer is None:
             raise ValueError(f"{self.model.name_or_path!r} has no tokenizer; save one beside its weights.")
@@ -263,8 +269,10 @@ class LionTransformer(Transformer):
                 f"The tokenizer of {self.model.name_or_path!r} has {len(tokenizer)} tokens, but the model has "
                 f"embeddings for {rows}. Use the tokenizer the model was trained with, or resize its embeddings."
             )
+        if add_bos == "saved":
+            return
         lengths = [length for length in (self.query_length, self.document_length) if length is not None]
-        if add_bos is None and lengths:
+        if lengths:
             # Without a task a text is cut like the longer of the two, not at the backbone's 128k tokens.
             tokenizer.model_max_length = max(lengths)
         self._settle_bos(add_bos)
@@ -352,10 +360,15 @@ class LionTransformer(Transformer):
 
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Writes `features["token_embeddings"]`: last hidden states [B, L, D], or [1, T, D] of packed texts."""
-        names = ("input_ids", "attention_mask", "position_ids", "inputs_embeds")
-        packed = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
-        inputs = {name: features[name] for name in names + packed if name in features}
-        features["token_embeddings"] = self.decoder(**inputs, use_cache=False).last_hidden_state
+        mask = features.get("attention_mask")
+        if self.runs_packed and mask is not None and unpadding.why_not_here(self.model) is None and not mask.all():
+            states = unpadding.packed_states(self.decoder, features["input_ids"], mask)
+        else:
+            names = ("input_ids", "attention_mask", "position_ids")
+            packed = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
+            inputs = {name: features[name] for name in names + packed if name in features}
+            states = self.decoder(**inputs, use_cache=False).last_hidden_state
+        features["token_embeddings"] = states
         return features
 
     def _can_flatten_inputs(self) -> bool:
@@ -370,8 +383,35 @@ class LionTransformer(Transformer):
     # ---- checks by running ----
 
     def on_model_ready(self, model: BaseModel) -> None:
-        """Check by running that the backbone reads in both directions and not its padding."""
+        """Check by running that the backbone reads in both directions and not its padding, then leave padding out."""
         self.verify_bidirectional()
+        self._settle_unpadding()
+
+    @torch.no_grad()
+    def _settle_unpadding(self) -> None:
+        """Run packed texts from now on, if the backbone can and gives the same states."""
+        if self.runs_packed or self.can_flatten_inputs or self.unpad_inputs is False:
+            return
+        reason = unpadding.why_not(self.model)
+        if reason is None:
+            probe = self._probe_ids()
+            features = {"input_ids": torch.stack([probe, probe]), "attention_mask": torch.ones(2, 4, dtype=torch.long)}
+            features["attention_mask"][1, :2] = 0
+            features["attention_mask"] = features["attention_mask"].to(probe.device)
+            real = features["attention_mask"].bool()
+            with _evaluating(self.model):
+                padded = self(dict(features))["token_embeddings"][real]
+                self.model.set_attn_implementation(unpadding.NAME)
+                self.runs_packed = True
+                packed = self(dict(features))["token_embeddings"][real]
+            if _relative_difference(packed, padded) < _tolerance(padded):
+                return
+            self.model.set_attn_implementation("sdpa")
+            self.runs_packed = False
+            reason = f"{type(self.model).__name__} gives other states for packed texts"
+        if self.unpad_inputs:
+            raise ValueError(f"unpad_inputs=True, but {reason}. Leave it out to compute padding as well.")
+        logger.info("Padding is computed as well: %s.", reason)
 
     @torch.no_grad()
     def verify_bidirectional(self) -> None:
@@ -402,11 +442,11 @@ class LionTransformer(Transformer):
                 attention_mask=torch.cat([torch.zeros_like(pads), torch.ones_like(first)])[None],
                 use_cache=False,
             ).last_hidden_state[0, len(pads)]
-        drift = (padded - states[0]).abs().max() / states[0].abs().max()
-        if not drift < (1e-3 if states.dtype == torch.float32 else 0.1):
+        drift = _relative_difference(padded, states[0])
+        if not drift < _tolerance(padded):
             raise ValueError(
                 f"{type(self.model).__name__} gives another vector when a text is padded on the left (relative "
-                f"difference {drift.item():.2g}). Use an architecture with rotary or relative positions."
+                f"difference {drift:.2g}). Use an architecture with rotary or relative positions."
             )
 
     @torch.no_grad()
@@ -418,18 +458,18 @@ class LionTransformer(Transformer):
         """
         head, ids = self.lm_head, self._probe_ids()[None]
         with _evaluating(self.model):
-            hidden = self.decoder(input_ids=ids, use_cache=False).last_hidden_state.float()
-            expected = self.model(input_ids=ids, use_cache=False).logits.float()
-        logits = hidden @ head.weight.float().T * head.multiplier
+            hidden = self.decoder(input_ids=ids, use_cache=False).last_hidden_state
+            expected = self.model(input_ids=ids, use_cache=False).logits
+        logits = (hidden.to(head.weight.dtype) @ head.weight.T).float() * head.multiplier
         if head.bias is not None:
             logits = logits + head.bias.float()
         if head.softcap is not None:
             logits = torch.tanh(logits / head.softcap) * head.softcap
-        error = (logits - expected).abs().max() / expected.abs().max()
-        if not error < (1e-3 if self.model.dtype == torch.float32 else 0.05):
+        error = _relative_difference(logits, expected)
+        if not error < _tolerance(head.weight):
             raise ValueError(
                 f"{type(self.model).__name__} makes its logits in a way the sparse head does not know (relative "
-                f"difference {error.item():.2g})."
+                f"difference {error:.2g})."
             )
 
     def _probe_ids(self) -> torch.Tensor:
@@ -547,6 +587,15 @@ def check_texts(inputs: Sequence[Any]) -> None:
                 f"Text {position} is {_shortened(text)}, which is not valid Unicode ({error.reason}). Repair it with "
                 'text.encode("utf-8", "replace").decode().'
             ) from error
+
+
+def _relative_difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((actual.float() - expected.float()).abs().max() / expected.float().abs().max()).item()
+
+
+def _tolerance(states: torch.Tensor) -> float:
+    """Largest relative difference that rounding explains."""
+    return 1e-3 if states.dtype == torch.float32 else 0.1
 
 
 def _shortened(value: Any) -> str:

@@ -1,0 +1,142 @@
+"""Attention over packed texts, so that a backbone never computes padding.
+
+The attention function registered here with transformers does what `"sdpa"` does, and over a packed row of texts
+(`cu_seq_lens_q` given) lets each token see its own text alone.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch.nn.functional import pad, scaled_dot_product_attention
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+varlen_attn: Any
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:
+    varlen_attn = None
+
+NAME = "lion_varlen"
+
+
+def varlen_attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    max_length_q: int | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention function for transformers' `AttentionInterface`.
+
+    Args:
+        module: The attention layer.
+        query: [B, H, L, d], or [1, H, T, d] packed.
+        key: [B, G, L, d], with G dividing H.
+        value: [B, G, L, d].
+        attention_mask: As for `"sdpa"`; None for packed texts.
+        scaling: Factor on the scores.
+        is_causal: Whether a token sees only those before it.
+        cu_seq_lens_q: Where each packed text begins, and the end [B + 1], int32.
+        max_length_q: The longest packed text.
+        **kwargs: As for `"sdpa"`.
+
+    Returns:
+        The attended values [B, L, H, d], and no weights.
+    """
+    if cu_seq_lens_q is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, is_causal=is_causal, **kwargs
+        )
+    causal = bool(module.is_causal if is_causal is None else is_causal)
+    if query.is_cuda:
+        query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
+        attended = varlen_attn(
+            query,
+            key,
+            value,
+            cu_seq_lens_q,
+            cu_seq_lens_q,
+            max_length_q,
+            max_length_q,
+            scale=scaling,
+            window_size=(-1, 0 if causal else -1),
+            enable_gqa=True,
+        )
+        return attended[None], None
+    lengths = cu_seq_lens_q.diff().tolist()
+    texts = zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True)
+    each = [
+        scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scaling, enable_gqa=True) for q, k, v in texts
+    ]
+    return torch.cat(each, dim=2).transpose(1, 2).contiguous(), None
+
+
+def why_not(model: PreTrainedModel) -> str | None:
+    """Why a model loaded with `"sdpa"` attention cannot run packed texts, None if it can."""
+    config = model.config.get_text_config()
+    layers = getattr(config, "layer_types", None) or []
+    if model.config._attn_implementation != "sdpa":
+        return f"its attention is {model.config._attn_implementation!r}, not 'sdpa'"
+    if not model.is_backend_compatible() or not model._can_set_attn_implementation():
+        return f"{type(model).__name__} does not take attention functions"
+    if getattr(config, "sliding_window", None) is not None or set(layers) - {"full_attention"}:
+        return "some of its layers do not attend to whole texts"
+    if getattr(config, "attention_dropout", 0.0):
+        return "its attention has dropout"
+    return why_not_here(model)
+
+
+def why_not_here(model: PreTrainedModel) -> str | None:
+    """Why a model cannot run packed texts on the device and in the dtype it has now, None if it can."""
+    if model.device.type == "cpu":
+        return None
+    if model.device.type != "cuda":
+        return f"there is no variable-length attention for {model.device.type!r}"
+    if varlen_attn is None or "enable_gqa" not in inspect.signature(varlen_attn).parameters:
+        return f"torch {torch.__version__} has no variable-length attention with grouped queries"
+    if model.dtype not in (torch.bfloat16, torch.float16):
+        return f"variable-length attention needs half precision, not {model.dtype}"
+    return None
+
+
+def packed_states(decoder: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """Last hidden states of the real tokens, computed without the padding, zero elsewhere.
+
+    Args:
+        decoder: Backbone whose attention function is this module's.
+        input_ids: [B, L].
+        attention_mask: [B, L], padding on any side.
+
+    Returns:
+        [B, L, D].
+    """
+    real = attention_mask.bool()
+    lengths = real.sum(1)
+    bounds = pad(lengths.cumsum(0), (1, 0)).int()
+    longest = int(lengths.max())
+    states = decoder(
+        input_ids=input_ids[real][None],
+        position_ids=(real.cumsum(1) - 1)[real][None],
+        cu_seq_lens_q=bounds,
+        cu_seq_lens_k=bounds,
+        max_length_q=longest,
+        max_length_k=longest,
+        use_cache=False,
+    ).last_hidden_state[0]
+    padded = states.new_zeros(*input_ids.shape, states.shape[-1])
+    padded[real] = states
+    return padded
+
+
+AttentionInterface.register(NAME, varlen_attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)
