@@ -56,6 +56,11 @@ class LionModel(BaseModel):
         return self.model_type
 
     def _load_default_modules(self, model_name_or_path: str, *args: Any, **kwargs: Any) -> Any:
+        if not Path(model_name_or_path).is_dir():
+            raise FileNotFoundError(
+                f"{model_name_or_path!r} is no folder, and no Hub repository with a modules.json that can be reached. "
+                "Check the name, the revision, the token and the connection."
+            )
         raise ValueError(
             f"{model_name_or_path!r} is not a saved retriever (it has no modules.json). Make one of a backbone with "
             'lion_st.build(backbone, "sparse" or "dense"), or load a bare adapter with '

@@ -153,8 +153,10 @@ def _verify(model: BaseModel, folder: Path, model_type: str) -> None:
     stock = stock_class(str(folder), device=str(model.device), local_files_only=True)
     expected, actual = _probe(model), _probe(stock)
     difference = (expected - actual).abs().max().item()
-    # In half precision, merging and folding round weights that the live model keeps apart.
-    tolerance = 1e-5 if model.dtype == torch.float32 else 0.05 * max(1.0, expected.abs().max().item())
+    # In half precision, merging and folding round weights that the live model keeps apart. The result is as near to
+    # float32 as the live model, but not the same; a wrong one (causal, unscaled) is several times further away.
+    size = max(expected.abs().max().item(), 1.0 if paradigm_of(model) == "sparse" else 0.0)
+    tolerance = 1e-5 if model.dtype == torch.float32 else 0.1 * size
     if not difference <= tolerance:
         raise ValueError(
             f"The exported model's vectors differ from the live model's by {difference:.2g}, more than {tolerance:.2g} "

@@ -127,6 +127,21 @@ def test_a_scale_that_is_no_power_of_two_is_folded_in_float32(tiny_backbone, tmp
     assert torch.equal(saved["model.norm.weight"], exact[0].final_norm.weight * 0.25)
 
 
+@pytest.mark.parametrize("with_lora", [False, True], ids=["full", "lora"])
+def test_a_bfloat16_export_is_as_near_to_float32_as_the_live_model(tiny_backbone, texts, tmp_path, with_lora):
+    backbone = tiny_backbone(dtype="bfloat16")
+    model = stirred(lion_st.build(backbone, "sparse", lora=LORA if with_lora else None, device="cpu"))
+    model.save_pretrained(str(tmp_path / "trained"))
+    exact = lion_st.load(tmp_path / "trained", dtype=torch.float32, device="cpu").encode(texts)
+    path = lion_st.export(model, tmp_path / "out")
+    exported = SentenceTransformer(str(path), device="cpu").encode(texts)
+    live_error, export_error = abs(model.encode(texts) - exact).max(), abs(exported - exact).max()
+    assert 0 < live_error and export_error < 2 * live_error
+    if not with_lora:
+        widened = SentenceTransformer(str(path), device="cpu", model_kwargs={"dtype": torch.float32})
+        assert abs(widened.encode(texts) - exact).max() < 1e-5
+
+
 def test_gemmas_norm_is_folded_around_one(tiny_backbone, tmp_path):
     model = lion_st.build(tiny_backbone("gemma2"), "sparse", device="cpu")
     lion_st.export(model, tmp_path / "out")
