@@ -18,8 +18,7 @@ from tqdm.auto import trange
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from lion_st.checkpoints import STOCK_TRANSFORMER, staged_folder, write_stock_checkpoint
-from lion_st.modules import LionTransformer, LlamaPooling, SpladeHead
-from lion_st.modules.adapters import attach_adapter, has_adapter, merge_adapter
+from lion_st.modules import LionTransformer, LlamaPooling, SpladeHead, adapters
 from lion_st.modules.lion_transformer import check_texts
 from lion_st.modules.llama_pooling import PoolingName
 
@@ -102,7 +101,7 @@ class LionModel(BaseModel):
         if not safe_serialization:
             raise ValueError("safe_serialization=False would pickle the weights; Lion checkpoints are safetensors.")
         with staged_folder(Path(path)) as folder:
-            if has_adapter(self.transformers_model):
+            if adapters.has_adapter(self.transformers_model):
                 super().save(str(folder), model_name, create_model_card, train_datasets)
             else:
                 write_stock_checkpoint(self, folder, model_type=self.model_type, resume=True)
@@ -241,16 +240,16 @@ def build(
         processor_kwargs={"token": token, "revision": revision},
         config_kwargs={"token": token, "revision": revision},
     )
-    if has_adapter(transformer.model):
+    if adapters.has_adapter(transformer.model):
         if lora is not None:
             raise ValueError(
                 f"{backbone!r} is an adapter, and a new adapter cannot name its merged weights as its base. Save them "
                 "first: lion_st.hub.merge_backbone(adapter, folder), then build on the folder."
             )
-        merge_adapter(transformer.model)
+        adapters.merge_adapter(transformer.model)
         transformer.model.requires_grad_(True)
     if lora is not None:
-        attach_adapter(transformer.model, lora, revision=revision)
+        adapters.attach_adapter(transformer.model, lora, revision=revision)
     head: Module
     if paradigm == "sparse":
         head = SpladeHead(scale, max_active_dims, query_max_active_dims, document_max_active_dims)
@@ -337,9 +336,7 @@ def load(
         if paradigm not in (None, paradigm_of(model)):
             raise ValueError(f"{source!r} is a {paradigm_of(model)} model, not {paradigm}.")
     _require_paradigm(paradigm_of(model), as_sparse_encoder)
-    if merge_adapter and has_adapter(model[0].model):
-        from lion_st.modules import adapters
-
+    if merge_adapter and adapters.has_adapter(model[0].model):
         adapters.merge_adapter(model[0].model)
     return model
 

@@ -231,7 +231,7 @@ class LionTransformer(Transformer):
         try:
             model, report = auto_class.from_pretrained(source, config=config, output_loading_info=True, **options)
         except RuntimeError as error:
-            if "size mismatch" not in str(error) and "mismatch" not in str(error).lower():
+            if "mismatch" not in str(error):
                 raise
             raise ValueError(
                 f"The weights in {source!r} do not match its configuration: {error} Restore the weights and "
