@@ -303,7 +303,7 @@ def train(model, folder: Path, steps: int, resume: bool = False, **settings):
     trainer_class = SparseEncoderTrainer if sparse else SentenceTransformerTrainer
     trainer = trainer_class(model, arguments, train_dataset=pairs, loss=loss)
     trainer.train(resume_from_checkpoint=resume)
-    return model
+    return trainer
 
 
 @pytest.mark.parametrize("with_lora", [False, True], ids=["full", "lora"])
@@ -319,9 +319,9 @@ def test_training_resumes_to_the_bit(tiny_backbone, tmp_path, lora, paradigm, as
             device="cpu",
         )
 
-    uninterrupted = train(fresh(), tmp_path / "whole", steps=4)
+    uninterrupted = train(fresh(), tmp_path / "whole", steps=4).model
     train(fresh(), tmp_path / "halves", steps=2)
-    resumed = train(fresh(), tmp_path / "halves", steps=4, resume=True)
+    resumed = train(fresh(), tmp_path / "halves", steps=4, resume=True).model
     assert_same_weights(uninterrupted, resumed)
     moved = [
         name for name, tensor in fresh().state_dict().items() if not torch.equal(tensor, resumed.state_dict()[name])
@@ -329,3 +329,14 @@ def test_training_resumes_to_the_bit(tiny_backbone, tmp_path, lora, paradigm, as
     assert moved
     loaded = lion_st.load(tmp_path / "halves" / "checkpoint-4", device="cpu", is_trainable=True)
     assert_same_weights(uninterrupted, loaded)
+
+
+@pytest.mark.parametrize("with_lora", [False, True], ids=["full", "lora"])
+def test_the_best_checkpoint_is_brought_back(tiny_backbone, tmp_path, lora, with_lora):
+    model = lion_st.build(tiny_backbone(), "sparse", lora=lora if with_lora else None, device="cpu")
+    trainer = train(model, tmp_path, steps=4)
+    best = lion_st.load(tmp_path / "checkpoint-2", device="cpu")
+    assert any(not torch.equal(tensor, best.state_dict()[name]) for name, tensor in model.state_dict().items())
+    trainer.state.best_model_checkpoint = str(tmp_path / "checkpoint-2")
+    trainer._load_best_model()
+    assert_same_weights(model, best)
