@@ -1,0 +1,18 @@
+"""Objectives: the joint contrastive and distillation loss, FLOPS across ranks, and scores for the stock losses."""
+
+from __future__ import annotations
+
+from lion_st.losses.cached_contrastive_distillation import CachedContrastiveDistillationLoss
+from lion_st.losses.contrastive_distillation import ContrastiveDistillationLoss
+from lion_st.losses.flops_regularizer import FlopsRegularizer
+from lion_st.losses.micro_batch_scheduler import MicroBatchRegularizerWeightSchedulerCallback
+from lion_st.losses.scoring import dot_scores, pairwise_dot_scores
+
+__all__ = [
+    "CachedContrastiveDistillationLoss",
+    "ContrastiveDistillationLoss",
+    "FlopsRegularizer",
+    "MicroBatchRegularizerWeightSchedulerCallback",
+    "dot_scores",
+    "pairwise_dot_scores",
+]

@@ -1,0 +1,207 @@
+"""The joint contrastive and distillation objective (CL + KD)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from sentence_transformers.base.losses.merged_forward import embed_columns
+from sentence_transformers.util import get_rank
+from torch import Tensor, nn
+
+from lion_st.losses.distributed import mean_across_ranks, scores_of_all_documents
+from lion_st.losses.scoring import dot_scores_of_columns
+
+Distillation = Literal["kl_div", "margin_mse"]
+
+
+class ContrastiveDistillationLoss(nn.Module):
+    """Learns from labelled positives and from a teacher's scores of the same documents, at once.
+
+    For a query q_i, its candidates D_i = (d_i0, ..., d_in) with d_i0 the positive, and s(q, d) = scale * q . d:
+
+    - L_NCE = mean over i of -log(exp s(q_i, d_i0) / sum of exp s(q_i, d) over d in D_B), where D_B holds the candidates
+      of all queries of the batch, on all ranks;
+    - L_KL = mean over i of KL(softmax(t_i / teacher_temperature) || softmax(s(q_i, D_i))), t_i the teacher's scores of
+      D_i, or L_MSE = mean over i and j >= 1 of ((s(q_i, d_i0) - s(q_i, d_ij)) - (t_i0 - t_ij))^2;
+    - L = contrastive_weight * L_NCE + distillation_weight * L_KL (or L_MSE).
+
+    For sparse models, use it inside :class:`~sentence_transformers.sparse_encoder.losses.SpladeLoss` with
+    :class:`FlopsRegularizer`; for dense ones on its own. Scores and loss are float32 at any precision of the model.
+    With equal batches on all ranks, value and gradients are those of one process with the whole batch.
+
+    Args:
+        model: The model that is trained.
+        contrastive_weight: Weight of L_NCE. The paper's objective is (L_NCE + L_KL) / 2.
+        distillation_weight: Weight of the distillation term. At 0 the labels are not read.
+        distillation: `"kl_div"` or `"margin_mse"`.
+        scale: Factor on the student's scores, 1 / temperature: 1.0 for sparse models, 100.0 for dense ones, whose
+            temperature in the paper is 0.01.
+        teacher_temperature: Divisor of the teacher's scores in `"kl_div"`; not used by `"margin_mse"`.
+        gather_across_devices: Candidates of the other ranks are negatives too. If False, those of this rank alone.
+        released_scaling: Reproduce the paper's released code, whose gradient of L_NCE is divided by the number of
+            ranks while that of L_KL is not.
+
+    Raises:
+        ValueError: If a setting is out of range; when called, if there are too few columns, if columns differ in
+            shape, or if the labels are missing, not of shape [B, 1 + n], or not finite.
+
+    References:
+        Zeng et al., Scaling Sparse and Dense Retrieval in Decoder-Only LLMs, 2025, section 3:
+        https://arxiv.org/abs/2502.15526. van den Oord et al., 2018: https://arxiv.org/abs/1807.03748 (NCE). Hofstätter
+        et al., 2020: https://arxiv.org/abs/2010.02666 (MarginMSE).
+
+    Example:
+        ::
+
+            train_dataset = Dataset.from_dict({
+                "query": ["what do lions eat"],
+                "positive": ["Lions prey on zebras and wildebeest."],
+                "negative_1": ["Lions sleep up to twenty hours a day."],
+                "label": [[9.1, 2.4]],
+            })
+            loss = ContrastiveDistillationLoss(model, scale=100.0)
+            SentenceTransformerTrainer(model=model, train_dataset=train_dataset, loss=loss).train()
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        contrastive_weight: float = 0.5,
+        distillation_weight: float = 0.5,
+        distillation: Distillation = "kl_div",
+        scale: float = 1.0,
+        teacher_temperature: float = 1.0,
+        gather_across_devices: bool = True,
+        released_scaling: bool = False,
+    ) -> None:
+        super().__init__()
+        for name, weight in (("contrastive_weight", contrastive_weight), ("distillation_weight", distillation_weight)):
+            if not 0 <= weight < math.inf:
+                raise ValueError(f"{name} must be a finite number of at least 0, got {weight!r}.")
+        if contrastive_weight == distillation_weight == 0:
+            raise ValueError("contrastive_weight and distillation_weight are both 0: there is nothing to learn from.")
+        for name, factor in (("scale", scale), ("teacher_temperature", teacher_temperature)):
+            if not 0 < factor < math.inf:
+                raise ValueError(f"{name} must be a finite number above 0, got {factor!r}.")
+        if distillation not in get_args(Distillation):
+            raise ValueError(f"distillation must be one of {get_args(Distillation)}, got {distillation!r}.")
+        if released_scaling and not gather_across_devices:
+            raise ValueError("released_scaling=True needs gather_across_devices=True; local negatives are not scaled.")
+        self.model = model
+        self.contrastive_weight = contrastive_weight
+        self.distillation_weight = distillation_weight
+        self.distillation = distillation
+        self.scale = scale
+        self.teacher_temperature = teacher_temperature
+        self.gather_across_devices = gather_across_devices
+        self.released_scaling = released_scaling
+
+    def forward(
+        self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Embed the columns and compute the loss; see :meth:`compute_loss_from_embeddings`."""
+        return self.compute_loss_from_embeddings(embed_columns(self.model, sentence_features), labels)
+
+    def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None = None) -> dict[str, Tensor]:
+        """The weighted terms of the loss, which trainers log one by one and add up.
+
+        Args:
+            embeddings: Queries, positives and n columns of negatives, [B, D] each.
+            labels: [B, 1 + n] the teacher's scores of the positive and of each negative, in the order of the columns.
+
+        Returns:
+            `"contrastive_loss"` and `"distillation_loss"`, float32 scalars with the weights applied; a term with
+            weight 0 is left out.
+        """
+        self._check_embeddings(embeddings)
+        queries, *columns = embeddings
+        if self.distillation_weight > 0:
+            self._check_labels(labels, (len(queries), len(columns)))
+        gather = self.gather_across_devices and self.contrastive_weight > 0
+        scores = self.scale * (scores_of_all_documents if gather else dot_scores_of_columns)(queries, columns)
+        own = torch.arange(len(columns) * len(queries), device=scores.device).view(len(columns), -1).T  # [B, 1 + n]
+        if gather:
+            own = own + get_rank() * own.numel()  # the columns of `scores` that hold each query's own documents
+
+        loss = {}
+        if self.contrastive_weight > 0:
+            contrastive = F.cross_entropy(scores, own[:, 0])
+            if self.released_scaling:
+                contrastive = mean_across_ranks(contrastive, shrink_gradient=True)
+            loss["contrastive_loss"] = self.contrastive_weight * contrastive
+        if labels is not None and self.distillation_weight > 0:
+            distillation = self._distil(scores.gather(1, own), labels.to(scores))
+            loss["distillation_loss"] = self.distillation_weight * distillation
+        return loss
+
+    def _distil(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The distillation term from both sides' scores [B, 1 + n]."""
+        if self.distillation == "margin_mse":
+            return F.mse_loss(student[:, :1] - student[:, 1:], teacher[:, :1] - teacher[:, 1:])
+        target = F.log_softmax(teacher / self.teacher_temperature, dim=1)
+        return F.kl_div(F.log_softmax(student, dim=1), target, log_target=True, reduction="batchmean")
+
+    def _check_embeddings(self, embeddings: list[Tensor]) -> None:
+        needed = 3 if self.distillation_weight > 0 else 2
+        if len(embeddings) < needed:
+            raise ValueError(
+                f"{type(self).__name__} needs at least {needed} text columns (query, positive"
+                f"{', negative_1, ...' if needed == 3 else ''}), got {len(embeddings)}. "
+                "Add a column of negatives to the data set, for example with mine_hard_negatives."
+            )
+        shapes = [tuple(column.shape) for column in embeddings]
+        if any(len(shape) != 2 or shape != shapes[0] for shape in shapes):
+            raise ValueError(
+                f"{type(self).__name__} needs embeddings [B, D] of one shape for all columns, got {shapes}. "
+                "Give every query the same number of negatives."
+            )
+
+    def _check_labels(self, labels: Tensor | None, shape: tuple[int, int]) -> None:
+        if labels is None:
+            raise ValueError(
+                f"{type(self).__name__} needs teacher scores as the label, but the batch has none. Add a column "
+                f'"label" with {shape[1]} scores a row (the positive first), or set distillation_weight=0.'
+            )
+        if labels.shape != shape:
+            raise ValueError(
+                f"{type(self).__name__} needs teacher scores of shape [B, 1 + n] = {list(shape)}, one for the positive "
+                f"and each negative column, got {list(labels.shape)}. Make the label as wide as there are documents."
+            )
+        if not labels.isfinite().all():
+            row, column = (~labels.isfinite()).nonzero()[0].tolist()
+            raise ValueError(
+                f"{type(self).__name__}: the teacher score of row {row}, document {column} is "
+                f"{labels[row, column].item()}. Score it again or drop the row from the data set."
+            )
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """The hyperparameters, for the model card."""
+        return {
+            "contrastive_weight": self.contrastive_weight,
+            "distillation_weight": self.distillation_weight,
+            "distillation": self.distillation,
+            "scale": self.scale,
+            "teacher_temperature": self.teacher_temperature,
+            "gather_across_devices": self.gather_across_devices,
+            "released_scaling": self.released_scaling,
+        }
+
+    @property
+    def citation(self) -> str:
+        """BibTeX of the objective's source."""
+        return """
+@misc{zeng2025scalingsparsedenseretrieval,
+    title={Scaling Sparse and Dense Retrieval in Decoder-Only LLMs},
+    author={Hansi Zeng and Julian Killingback and Hamed Zamani},
+    year={2025},
+    eprint={2502.15526},
+    archivePrefix={arXiv},
+    primaryClass={cs.IR},
+    url={https://arxiv.org/abs/2502.15526},
+}
+"""

@@ -1,0 +1,68 @@
+"""A tiny float64 sparse encoder and a global batch, importable by the processes of a distributed test."""
+
+from __future__ import annotations
+
+import torch
+from sentence_transformers.sparse_encoder.losses import CachedSpladeLoss, SpladeLoss
+from torch import Tensor, nn
+
+from lion_st.losses import CachedContrastiveDistillationLoss, ContrastiveDistillationLoss, FlopsRegularizer
+
+VOCABULARY, WIDTH, LENGTH, NEGATIVES = 50, 24, 6, 2
+
+
+class TinyEncoder(nn.Module):
+    """Bag of token embeddings -> WIDTH non-negative term weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(VOCABULARY, 8, dtype=torch.float64)
+        self.terms = nn.Linear(8, WIDTH, dtype=torch.float64)
+
+    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        mask = features["attention_mask"][:, :, None]
+        tokens = self.embedding(features["input_ids"]) * mask
+        return {"sentence_embedding": self.terms(tokens.sum(dim=1) / mask.sum(dim=1)).relu().log1p()}
+
+
+def columns_and_labels(rows: slice, batch: int = 6) -> tuple[list[dict[str, Tensor]], Tensor]:
+    """`rows` of a global batch of queries, positives and two columns of negatives, with teacher scores."""
+    generator = torch.Generator().manual_seed(1)
+    columns = []
+    for _ in range(2 + NEGATIVES):
+        lengths = torch.randint(1, LENGTH + 1, (batch, 1), generator=generator)
+        ids = torch.randint(VOCABULARY, (batch, LENGTH), generator=generator)
+        mask = (torch.arange(LENGTH) < lengths).long()
+        columns.append({"input_ids": ids[rows], "attention_mask": mask[rows]})
+    labels = torch.randn(batch, 1 + NEGATIVES, generator=generator, dtype=torch.float64)
+    return columns, 3 * labels[rows]
+
+
+LOSSES = {
+    "dense": lambda model: ContrastiveDistillationLoss(model, scale=5.0),
+    "margin_mse": lambda model: ContrastiveDistillationLoss(model, distillation="margin_mse", distillation_weight=0.1),
+    "contrastive alone": lambda model: ContrastiveDistillationLoss(model, distillation_weight=0.0),
+    "distillation alone": lambda model: ContrastiveDistillationLoss(model, contrastive_weight=0.0),
+    "cached": lambda model: CachedContrastiveDistillationLoss(model, scale=5.0, mini_batch_size=1),
+    "sparse": lambda model: splade(SpladeLoss, model),
+    "cached sparse": lambda model: splade(CachedSpladeLoss, model, mini_batch_size=1),
+}
+
+
+def splade(kind: type[SpladeLoss], model: nn.Module, **settings) -> SpladeLoss:
+    return kind(
+        model,
+        ContrastiveDistillationLoss(model),
+        document_regularizer_weight=0.04,
+        query_regularizer_weight=0.05,
+        document_regularizer=FlopsRegularizer(model, columns=1 + NEGATIVES),
+        query_regularizer=FlopsRegularizer(model),
+        **settings,
+    )
+
+
+def value_and_gradients(loss: nn.Module, encoder: TinyEncoder, rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
+    value = torch.stack(list(loss(*columns_and_labels(rows)).values())).sum()
+    value.backward()
+    return value.detach(), {name: parameter.grad for name, parameter in encoder.named_parameters()}
