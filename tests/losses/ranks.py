@@ -14,7 +14,9 @@ import torch.multiprocessing as mp
 
 
 def _process(rank: int, world_size: int, folder: str, job: Callable[..., Any], arguments: tuple) -> None:
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    # What torchrun sets, which trainers read; the file store below needs no port.
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500", "GLOO_SOCKET_IFNAME": "lo"}
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
     torch.save(job(*arguments), f"{folder}/{rank}.pt")

@@ -12,6 +12,8 @@ from ranks import run_ranks
 from safetensors.torch import load_file
 from torch.nn.parallel import DistributedDataParallel
 
+from lion_st.losses import FlopsRegularizer
+
 # Float32 through two to four layers; the dense gradients are near 1e4.
 VALUE = dict(rtol=2e-6, atol=0)
 GRADIENT = 2e-5
@@ -92,3 +94,9 @@ def test_unscaled_gradients_are_the_released_ones_times_the_number_of_ranks(
     golden = golden_values(golden_case, paradigm, "nce", 2, 0)
     torch.testing.assert_close(sum(totals) / 2, golden["total"], **VALUE)
     assert_gradients(two_ranks[0][paradigm, objective]["gradients"], golden_case, paradigm, "nce", 2, factor=2.0)
+
+
+def test_flops(golden_case):
+    golden = json.loads((golden_case.parent / "regularizers.json").read_text())["FLOPS"]
+    (matrix,) = load_file(golden_case.parent / "reg_input.safetensors").values()
+    torch.testing.assert_close(FlopsRegularizer(None).compute_loss_from_embeddings(matrix).item(), golden, **VALUE)
