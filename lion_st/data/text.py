@@ -6,6 +6,7 @@ import gzip
 import json
 import lzma
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -60,6 +61,37 @@ def iter_documents(path: str | Path, lines_per_document: int = 64) -> Iterator[s
                 yield "\n".join(group)
     else:
         raise ValueError(f"Cannot read text from {path}: give .txt or .jsonl, optionally compressed as .gz or .xz.")
+
+
+def read_documents(sources: Iterable[str | Path], split: str = "train", rows_per_document: int = 64) -> Iterator[str]:
+    """Yield the documents of files and data sets.
+
+    Args:
+        sources: Files as `iter_documents` reads them, or data sets of the Hub (or local folders of one) with a column
+            `text`, the subset after a colon, as in "Salesforce/wikitext:wikitext-103-raw-v1".
+        split: Split of a data set.
+        rows_per_document: Rows of a data set that make one document, empty ones not counted.
+
+    Raises:
+        FileNotFoundError: If a source looks like a file and is not there.
+        ValueError: If a data set has no column `text`.
+    """
+    for source in sources:
+        name, _, subset = str(source).partition(":")
+        path = Path(str(source))
+        if path.is_file():
+            yield from iter_documents(path)
+            continue
+        if not Path(name).is_dir() and (path.suffix in (".txt", ".jsonl", ".gz", ".xz") or name.count("/") > 1):
+            raise FileNotFoundError(f"There is no text file {str(source)!r}.")
+        from datasets import load_dataset
+
+        rows = load_dataset(name, subset or None, split=split)
+        if "text" not in rows.column_names:
+            raise ValueError(f"{source} has the columns {rows.column_names}: it needs a column 'text'.")
+        texts = (text.strip() for batch in rows.iter(1000) for text in batch["text"] if text and not text.isspace())
+        while group := list(islice(texts, rows_per_document)):
+            yield "\n".join(group)
 
 
 def token_blocks(

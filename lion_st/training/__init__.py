@@ -1,0 +1,1 @@
+"""Recipes, MNTP adaptation and the training of retrievers."""

@@ -1,0 +1,287 @@
+"""Masked next-token prediction (MNTP): teaches a causal language model to use attention in both directions."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from types import MethodType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import Trainer, TrainerCallback, set_seed
+from transformers.modeling_outputs import ModelOutput
+
+from lion_st.checkpoints import staged_folder
+from lion_st.data.text import read_documents, token_blocks
+from lion_st.modules import LionTransformer
+from lion_st.training.record import RunRecord, last_checkpoint
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from lion_st.training.arguments import MntpArguments, MntpTrainingArguments
+
+
+class MntpCollator:
+    """Masks blocks of tokens for MNTP.
+
+    Of each block the same number of tokens is chosen, never the first nor a special token; 80 % of them become the
+    mask token, 10 % a random token and 10 % stay. What is chosen depends on the seed, the epoch and the block alone:
+    not on the batch, the process, or whether the run was resumed.
+
+    Args:
+        vocab_size: Random tokens are drawn from [0, vocab_size).
+        mask_token_id: What a masked token becomes.
+        special_token_ids: Tokens never chosen.
+        mask_probability: Share of each block's tokens that are chosen.
+        seed: Seed of the choice.
+
+    References:
+        BehnamGhader et al., LLM2Vec, 2024, section 2.2: https://arxiv.org/abs/2404.05961.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        mask_token_id: int,
+        special_token_ids: Sequence[int] = (),
+        mask_probability: float = 0.2,
+        seed: int = 0,
+    ) -> None:
+        if not 0 < mask_probability < 1:
+            raise ValueError(f"mask_probability must be between 0 and 1, got {mask_probability!r}.")
+        self.vocab_size = vocab_size
+        self.mask_token_id = mask_token_id
+        self.special_token_ids = np.asarray(special_token_ids, dtype=np.int64)
+        self.mask_probability = mask_probability
+        self.seed = seed
+        self.epoch = 0
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """Mask rows of `input_ids`, all of the same length.
+
+        Returns:
+            `input_ids` [B, L] with tokens masked, `positions` [B, M] of the chosen tokens in ascending order, and
+            `labels` [B, M], the tokens that were there.
+        """
+        original = np.asarray([row["input_ids"] for row in rows], dtype=np.int64)  # [B, L]
+        blocks = original.copy()
+        positions = np.stack([self._mask(block) for block in blocks])
+        labels = np.take_along_axis(original, positions, axis=1)
+        return {
+            "input_ids": torch.from_numpy(blocks),
+            "positions": torch.from_numpy(positions),
+            "labels": torch.from_numpy(labels),
+        }
+
+    def _mask(self, block: np.ndarray) -> np.ndarray:
+        """Mask one block [L] in place; the chosen positions [M]."""
+        generator = np.random.default_rng([self.seed, self.epoch, zlib.crc32(block.tobytes())])
+        maskable = np.flatnonzero(~np.isin(block, self.special_token_ids))
+        maskable = maskable[maskable > 0]
+        count = max(1, round(self.mask_probability * len(block)))
+        if len(maskable) < count:
+            raise ValueError(
+                f"A block of {len(block)} tokens has {len(maskable)} that are not special tokens, fewer than the "
+                f"{count} to mask. Drop empty documents from the text, or lower mask_probability."
+            )
+        positions = np.sort(generator.choice(maskable, count, replace=False))
+        fate = generator.random(count)
+        masked, random = positions[fate < 0.8], positions[(fate >= 0.8) & (fate < 0.9)]
+        block[masked] = self.mask_token_id
+        block[random] = generator.integers(self.vocab_size, size=len(random))
+        return positions
+
+
+class _EpochCallback(TrainerCallback):
+    """Has the collator draw other masks in every epoch."""
+
+    def __init__(self, collator: MntpCollator) -> None:
+        self.collator = collator
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # A resumed run begins inside an epoch.
+        self.collator.epoch = math.floor(state.epoch or 0)
+
+
+class MntpTrainer(Trainer):
+    """Transformers' Trainer on blocks masked by `MntpCollator`: other masks in each epoch, fixed ones to evaluate."""
+
+    def __init__(self, *args: Any, data_collator: MntpCollator, **kwargs: Any) -> None:
+        super().__init__(*args, data_collator=data_collator, **kwargs)
+        # The loss is a mean over equally many tokens of each block: accumulated steps are averaged as they are.
+        self.model_accepts_loss_kwargs = False
+        self.add_callback(_EpochCallback(data_collator))
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate with the masks of epoch 0, whatever the epoch."""
+        collator: Any = self.data_collator
+        epoch, collator.epoch = collator.epoch, 0
+        try:
+            return super().evaluate(*args, **kwargs)
+        finally:
+            collator.epoch = epoch
+
+
+def masked_next_token_forward(transformer: LionTransformer) -> Any:
+    """Give the transformer's causal LM a forward pass that computes the MNTP loss, and return the LM.
+
+    The state of position i - 1 predicts the masked token i. States are gathered before the LM head, so that logits
+    exist for the masked tokens alone: [B, M, V] in place of [B, L, V].
+
+    Args:
+        transformer: A module with an LM head. Its model is changed: it is then called with `input_ids` [B, L],
+            `positions` [B, M] and `labels` [B, M], and returns `loss`, the mean cross-entropy in float32.
+    """
+    model: Any = transformer.model
+    transformer.verify_lm_head()
+    multiplier, softcap = transformer.lm_head.multiplier, transformer.lm_head.softcap
+
+    def forward(self: Any, input_ids: Tensor, positions: Tensor, labels: Tensor, **kwargs: Any) -> ModelOutput:
+        states = self.get_decoder()(input_ids=input_ids, use_cache=False).last_hidden_state  # [B, L, D]
+        index = (positions - 1)[..., None].expand(-1, -1, states.shape[-1])
+        logits = self.get_output_embeddings()(states.gather(1, index)).float() * multiplier  # [B, M, V]
+        if softcap is not None:
+            logits = torch.tanh(logits / softcap) * softcap
+        return ModelOutput(loss=F.cross_entropy(logits.flatten(0, 1), labels.flatten()))
+
+    model.forward = MethodType(forward, model)
+    return model
+
+
+def adapt_mntp(arguments: MntpArguments, training_arguments: MntpTrainingArguments) -> Path:
+    """Adapt a causal language model to bidirectional attention with masked next-token prediction.
+
+    Called again with the same arguments it resumes from its last checkpoint, and does nothing once it has finished.
+
+    Args:
+        arguments: Backbone, texts and masking.
+        training_arguments: Those of transformers' Trainer, with the recipe's values as defaults.
+
+    Returns:
+        The output folder: a backbone to build on (`merge`) or an adapter of one, with its tokenizer, and the report
+        `mntp.json`: loss on held-out blocks before and after, tokens, seconds, steps.
+
+    Raises:
+        ValueError: If the backbone cannot be adapted, its vocabulary has no such mask token, the text is too short,
+            or the output folder belongs to a run with other settings.
+        FileNotFoundError: If the backbone or a text is not there.
+
+    References:
+        BehnamGhader et al., LLM2Vec, 2024, section 2.2: https://arxiv.org/abs/2404.05961. Zeng et al., Scaling Sparse
+        and Dense Retrieval in Decoder-Only LLMs, 2025, section 3.1: https://arxiv.org/abs/2502.15526.
+
+    Example:
+        ::
+
+            adapt_mntp(
+                MntpArguments(backbone="meta-llama/Llama-3.2-1B", texts=["Salesforce/wikitext:wikitext-103-raw-v1"]),
+                MntpTrainingArguments(output_dir="runs/llama-3.2-1b-mntp"),
+            )
+            lion_st.build("runs/llama-3.2-1b-mntp", "sparse")
+    """
+    output = Path(training_arguments.output_dir)
+    blocks_a_step = training_arguments.train_batch_size * training_arguments.gradient_accumulation_steps
+    tokens_a_step = blocks_a_step * training_arguments.world_size * arguments.block_size
+    record = RunRecord(
+        output / "mntp.json",
+        arguments.settings() | training_arguments.settings(),
+        cost=lambda steps: {"tokens": steps * tokens_a_step},
+    )
+    if record.is_finished:
+        print(f"{output} is adapted already; nothing to do.")
+        return output
+    set_seed(training_arguments.seed)
+    transformer, dtype = _load_transformer(arguments)
+    trainer = _build_trainer(transformer, arguments, training_arguments)
+    trainer.add_callback(record)
+    # A loss "before" of the very blocks and masks that "after" is measured on, of the model made bidirectional.
+    before = record.content.get("eval_loss_before") or trainer.evaluate()["eval_loss"]
+    output.mkdir(parents=True, exist_ok=True)
+    record.content["eval_loss_before"] = before
+    trainer.train(resume_from_checkpoint=last_checkpoint(output))
+    after = trainer.evaluate()["eval_loss"]
+    if trainer.is_world_process_zero():
+        _save(trainer.accelerator.unwrap_model(trainer.model), transformer, arguments, dtype, output)
+        record.update(eval_loss_after=after, finished=True)
+    trainer.accelerator.wait_for_everyone()
+    return output
+
+
+def _load_transformer(arguments: MntpArguments) -> tuple[LionTransformer, torch.dtype]:
+    """The backbone, and the dtype it is published in."""
+    transformer = LionTransformer(
+        arguments.backbone,
+        transformer_task="text-generation",
+        query_length=None,
+        document_length=None,
+        add_bos=arguments.add_bos,
+        model_kwargs={"dtype": "auto"},
+    )
+    transformer.verify_bidirectional()
+    dtype = transformer.model.dtype
+    if Path(arguments.backbone).is_dir():
+        # What an adapter names as its base must not depend on where it is read from.
+        transformer.model.name_or_path = str(Path(arguments.backbone).resolve())
+    if not arguments.use_peft:
+        # Steps of 5e-5 are lost in bfloat16's rounding.
+        transformer.model.float()
+    return transformer, dtype
+
+
+def _build_trainer(
+    transformer: LionTransformer, arguments: MntpArguments, training_arguments: MntpTrainingArguments
+) -> MntpTrainer:
+    tokenizer: Any = transformer.tokenizer
+    mask_token_id = tokenizer.convert_tokens_to_ids(arguments.mask_token)
+    if mask_token_id is None or mask_token_id == tokenizer.unk_token_id:
+        raise ValueError(
+            f"The vocabulary of {arguments.backbone!r} has no token {arguments.mask_token!r}; "
+            "pass a token it has with --mask_token."
+        )
+    model = masked_next_token_forward(transformer)
+    if arguments.use_peft:
+        from peft import get_peft_model
+
+        model = get_peft_model(model, arguments.lora_config())
+    train, held_out = _split_blocks(tokenizer, arguments, training_arguments.seed)
+    return MntpTrainer(
+        model=model,
+        args=training_arguments,
+        train_dataset=train,
+        eval_dataset=held_out,
+        data_collator=MntpCollator(
+            vocab_size=len(tokenizer),
+            mask_token_id=mask_token_id,
+            special_token_ids=tokenizer.all_special_ids,
+            mask_probability=arguments.mask_probability,
+            seed=training_arguments.seed,
+        ),
+    )
+
+
+def _split_blocks(tokenizer: Any, arguments: MntpArguments, seed: int) -> tuple[Dataset, Dataset]:
+    blocks = token_blocks(read_documents(arguments.texts), tokenizer, arguments.block_size)
+    if len(blocks) <= arguments.eval_blocks:
+        raise ValueError(
+            f"The text has {len(blocks)} blocks of {arguments.block_size} tokens, of which {arguments.eval_blocks} "
+            "are held out: give more text or fewer --eval_blocks."
+        )
+    split = blocks.train_test_split(test_size=arguments.eval_blocks, seed=seed)
+    return split["train"], split["test"]
+
+
+def _save(model: Any, transformer: LionTransformer, arguments: MntpArguments, dtype: torch.dtype, output: Path) -> None:
+    with staged_folder(output) as folder:
+        if arguments.use_peft and not arguments.merge:
+            model.save_pretrained(folder)
+        else:
+            transformer.model = model.merge_and_unload() if arguments.use_peft else model
+            transformer.model.to(dtype)
+            transformer.save_merged(str(folder))
+        transformer.processor.save_pretrained(folder)

@@ -1,0 +1,101 @@
+"""What a training run was asked to do and what it has cost so far, beside its checkpoints."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+
+
+class RunRecord(TrainerCallback):
+    """A JSON file with a run's settings, kept up to date at every checkpoint, so that a run resumes only itself.
+
+    Args:
+        path: The JSON file, in the run's output folder.
+        settings: What determines the result of the run. A folder with other settings is refused.
+        cost: Called with the optimizer step, returns figures such as tokens and FLOPs to add to the file.
+
+    Raises:
+        ValueError: If the folder belongs to a run with other settings; the message names them.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any], cost: Callable[[int], dict[str, Any]]) -> None:
+        self.path = path
+        self.cost = cost
+        # The way through JSON turns tuples into lists, as they come back from an earlier run.
+        self.content: dict[str, Any] = {"settings": json.loads(json.dumps(settings, default=str))}
+        if path.exists():
+            earlier = json.loads(path.read_text(encoding="utf-8"))
+            self._require_same_settings(earlier.get("settings", {}))
+            self.content = earlier
+        self._seconds_before = self.content.get("seconds", 0.0)
+        self._start = time.monotonic()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has written its result."""
+        return self.content.get("finished", False)
+
+    def update(self, **figures: Any) -> None:
+        """Add figures and write the file."""
+        self.content |= figures
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(self.content, indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, self.path)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Write the settings before the first step."""
+        self._start = time.monotonic()
+        self._write(state)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Write what the run has cost up to this checkpoint."""
+        self._write(state)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Write what the whole run has cost."""
+        self._write(state)
+
+    def _write(self, state: TrainerState) -> None:
+        if state.is_world_process_zero:
+            seconds = self._seconds_before + time.monotonic() - self._start
+            self.update(steps=state.global_step, seconds=round(seconds, 2), **self.cost(state.global_step))
+
+    def _require_same_settings(self, earlier: dict[str, Any]) -> None:
+        settings = self.content["settings"]
+        changed = [
+            f"{name} was {earlier.get(name)!r} and is {settings.get(name)!r}"
+            for name in sorted(earlier.keys() | settings.keys())
+            if earlier.get(name) != settings.get(name)
+        ]
+        if changed:
+            raise ValueError(
+                f"{self.path.parent} holds a run with other settings: {'; '.join(changed)}. Repeat its command to "
+                "resume it, or choose another --output_dir."
+            )
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The latest checkpoint of a run that was written to its end, None if there is none.
+
+    The trainer's state is the last file it writes; a checkpoint without it was cut off.
+    """
+    steps = [int(path.name.partition("-")[2]) for path in folder.glob("checkpoint-[0-9]*")]
+    for step in sorted(steps, reverse=True):
+        state = folder / f"checkpoint-{step}" / TRAINER_STATE_NAME
+        try:
+            json.loads(state.read_text(encoding="utf-8"))
+        except (FileNotFoundError, json.JSONDecodeError):
+            continue
+        return str(state.parent)
+    return None
