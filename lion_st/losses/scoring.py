@@ -28,11 +28,10 @@ class _DotScores(torch.autograd.Function):
         ctx.save_for_backward(queries, *columns)
         rows = [len(documents) for documents in columns]
         scores = queries.new_zeros(len(queries), sum(rows), dtype=_score_dtype(queries, *columns))
-        with torch.autocast(queries.device.type, enabled=False):
-            for block in _blocks(queries, *columns):
-                q = queries[:, block].to(scores.dtype)
-                for part, documents in zip(scores.split(rows, dim=1), columns, strict=True):
-                    part.addmm_(q, documents[:, block].to(scores.dtype).T)
+        for block in _blocks(queries, *columns):
+            q = queries[:, block].to(scores.dtype)
+            for part, documents in zip(scores.split(rows, dim=1), columns, strict=True):
+                part.addmm_(q, documents[:, block].to(scores.dtype).T)  # in place: autocast leaves it alone
         return scores
 
     @staticmethod
