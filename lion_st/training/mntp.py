@@ -19,6 +19,8 @@ from transformers.modeling_outputs import ModelOutput
 from lion_st.checkpoints import staged_folder
 from lion_st.data.text import read_documents, token_blocks
 from lion_st.modules import LionTransformer
+from lion_st.training.cost import TrainingCost
+from lion_st.training.recipes import BackboneShape
 from lion_st.training.record import RunRecord, last_checkpoint
 
 if TYPE_CHECKING:
@@ -112,15 +114,25 @@ class _EpochCallback(TrainerCallback):
 class MntpTrainer(Trainer):
     """Transformers' Trainer on blocks masked by `MntpCollator`: other masks in each epoch, fixed ones to evaluate."""
 
-    def __init__(self, *args: Any, data_collator: MntpCollator, **kwargs: Any) -> None:
-        super().__init__(*args, data_collator=data_collator, **kwargs)
+    data_collator: MntpCollator
+
+    def __init__(self, *args: Any, cost: TrainingCost, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.cost = cost
         # The loss is a mean over equally many tokens of each block: accumulated steps are averaged as they are.
         self.model_accepts_loss_kwargs = False
-        self.add_callback(_EpochCallback(data_collator))
+        self.add_callback(_EpochCallback(self.data_collator))
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Operations of a step, with an LM head over the masked tokens alone."""
+        texts, length = inputs["input_ids"].shape
+        passes = 2 if self.cost.lora_r is not None else 3  # a frozen head has no gradient of its own
+        head = 2 * passes * self.cost.head_parameters * inputs["positions"].numel()
+        return int(self.cost.flops(texts, texts * length, texts * length**2)) + head
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate with the masks of epoch 0, whatever the epoch."""
-        collator: Any = self.data_collator
+        collator = self.data_collator
         epoch, collator.epoch = collator.epoch, 0
         try:
             return super().evaluate(*args, **kwargs)
@@ -187,14 +199,14 @@ def adapt_mntp(arguments: MntpArguments, training_arguments: MntpTrainingArgumen
     """
     output = Path(training_arguments.output_dir)
     blocks_a_step = training_arguments.train_batch_size * training_arguments.gradient_accumulation_steps
-    tokens_a_step = blocks_a_step * training_arguments.world_size * arguments.block_size
     record = RunRecord(
         output / "mntp.json",
         arguments.settings() | training_arguments.settings(),
-        cost=lambda steps: {"tokens": steps * tokens_a_step},
+        tokens_a_step=blocks_a_step * training_arguments.world_size * arguments.block_size,
     )
     if record.is_finished:
-        print(f"{output} is adapted already; nothing to do.")
+        if training_arguments.process_index == 0:
+            print(f"{output} is adapted already; nothing to do.")
         return output
     set_seed(training_arguments.seed)
     transformer, dtype = _load_transformer(arguments)
@@ -262,6 +274,12 @@ def _build_trainer(
             mask_probability=arguments.mask_probability,
             seed=training_arguments.seed,
         ),
+        cost=TrainingCost(
+            BackboneShape.from_config(transformer.config),
+            has_head=False,
+            lora_r=arguments.lora_r if arguments.use_peft else None,
+            gradient_checkpointing=bool(training_arguments.gradient_checkpointing),
+        ),
     )
 
 
@@ -282,6 +300,6 @@ def _save(model: Any, transformer: LionTransformer, arguments: MntpArguments, dt
             model.save_pretrained(folder)
         else:
             transformer.model = model.merge_and_unload() if arguments.use_peft else model
-            transformer.model.to(dtype)
+            transformer.model.to(dtype)  # type: ignore[arg-type]
             transformer.save_merged(str(folder))
         transformer.processor.save_pretrained(folder)

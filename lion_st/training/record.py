@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,15 @@ class RunRecord(TrainerCallback):
     Args:
         path: The JSON file, in the run's output folder.
         settings: What determines the result of the run. A folder with other settings is refused.
-        cost: Called with the optimizer step, returns figures such as tokens and FLOPs to add to the file.
+        tokens_a_step: Tokens of an optimizer step, where all steps have as many.
 
     Raises:
         ValueError: If the folder belongs to a run with other settings; the message names them.
     """
 
-    def __init__(self, path: Path, settings: dict[str, Any], cost: Callable[[int], dict[str, Any]]) -> None:
+    def __init__(self, path: Path, settings: dict[str, Any], tokens_a_step: int | None = None) -> None:
         self.path = path
-        self.cost = cost
+        self.tokens_a_step = tokens_a_step
         # The way through JSON turns tuples into lists, as they come back from an earlier run.
         self.content: dict[str, Any] = {"settings": json.loads(json.dumps(settings, default=str))}
         if path.exists():
@@ -69,7 +68,10 @@ class RunRecord(TrainerCallback):
     def _write(self, state: TrainerState) -> None:
         if state.is_world_process_zero:
             seconds = self._seconds_before + time.monotonic() - self._start
-            self.update(steps=state.global_step, seconds=round(seconds, 2), **self.cost(state.global_step))
+            figures: dict[str, Any] = {"steps": state.global_step, "seconds": round(seconds, 2)}
+            if self.tokens_a_step is not None:
+                figures["tokens"] = state.global_step * self.tokens_a_step
+            self.update(**figures, floating_point_operations=state.total_flos)
 
     def _require_same_settings(self, earlier: dict[str, Any]) -> None:
         settings = self.content["settings"]

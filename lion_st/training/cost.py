@@ -1,0 +1,115 @@
+"""What training costs: floating point operations and memory, from a backbone's shape."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lion_st.training.recipes import BackboneShape
+
+LORA_BYTES = 16  # float32 weight, gradient and two Adam moments
+FULL_BYTES = 16
+LOW_PRECISION_BYTES = 2
+
+
+@dataclass(frozen=True)
+class TrainingCost:
+    """Counts the floating point operations of training steps; a multiply-add is two.
+
+    Matrix products of the backbone, the adapter, attention and the LM head are counted. Scores, regularizers and the
+    optimizer, together below 1 %, are not.
+
+    Args:
+        shape: The backbone's.
+        has_head: Whether the LM head runs over every token (sparse models).
+        lora_r: Rank of an adapter on all linear layers; None if all weights are trained.
+        cached: Gradient caching: every text is embedded once more, without gradients.
+        gradient_checkpointing: The backbone runs once more in the backward pass.
+    """
+
+    shape: BackboneShape
+    has_head: bool
+    lora_r: int | None
+    cached: bool = False
+    gradient_checkpointing: bool = False
+
+    @property
+    def linear_parameters(self) -> int:
+        """Weights of the linear layers of all blocks."""
+        return self.shape.num_hidden_layers * sum(rows * columns for rows, columns in self._linear_shapes())
+
+    @property
+    def head_parameters(self) -> int:
+        """Weights of the LM head."""
+        return self.shape.hidden_size * self.shape.vocab_size
+
+    @property
+    def parameters(self) -> int:
+        """All weights but the norms': blocks, embeddings, and the LM head where it is not tied to them."""
+        return self.linear_parameters + self.head_parameters * (1 if self.shape.tie_word_embeddings else 2)
+
+    @property
+    def adapter_parameters(self) -> int:
+        """Weights of the adapter."""
+        if self.lora_r is None:
+            return 0
+        return self.shape.num_hidden_layers * self.lora_r * sum(sum(pair) for pair in self._linear_shapes())
+
+    def flops(self, texts: int, tokens: float, squared_lengths: float) -> float:
+        """Operations of forward and backward passes over texts.
+
+        Args:
+            texts: How many.
+            tokens: Their tokens altogether.
+            squared_lengths: Sum over the texts of their squared lengths, to which attention is proportional.
+        """
+        shape = self.shape
+        linear = 2 * self.linear_parameters * tokens
+        adapter = 2 * self.adapter_parameters * tokens
+        width = shape.num_attention_heads * shape.head_dim
+        attention = 4 * shape.num_hidden_layers * width * squared_lengths
+        head = 2 * self.head_parameters * tokens if self.has_head else 0.0
+        backbone = linear + adapter + attention
+        forward = backbone + head
+        frozen = self.lora_r is not None
+        # Frozen weights have no gradient of their own, only pass that of their input on.
+        backward = (1 if frozen else 2) * linear + 2 * adapter + 2 * attention
+        if self.has_head:
+            # Of a text, one position a term at most has a gradient.
+            backward += (1 if frozen else 2) * 2 * self.head_parameters * texts
+        return forward + backward + (forward if self.cached else 0.0) + (backbone if self.gradient_checkpointing else 0)
+
+    def memory(self, tokens_at_once: int, embedded_texts: int) -> dict[str, float]:
+        """Bytes on each device that hold whole weights there (no sharding), by what they hold.
+
+        Args:
+            tokens_at_once: Tokens whose activations are held for the backward pass.
+            embedded_texts: Texts of the device's batch, whose embeddings and their gradients are held.
+        """
+        shape = self.shape
+        if self.lora_r is None:
+            weights, training = 0, FULL_BYTES * self.parameters
+        else:
+            weights, training = LOW_PRECISION_BYTES * self.parameters, LORA_BYTES * self.adapter_parameters
+        query, keys = shape.num_attention_heads * shape.head_dim, 2 * shape.num_key_value_heads * shape.head_dim
+        # Inputs and outputs that the backward pass of a block reads: norms, projections, gated MLP, residuals.
+        block = 5 * shape.hidden_size + 2 * query + keys + 4 * shape.intermediate_size
+        if self.lora_r is not None:
+            # Each adapter keeps its own dropped-out copy of its layer's input.
+            block += 5 * shape.hidden_size + query + shape.intermediate_size
+        blocks = shape.num_hidden_layers * (shape.hidden_size if self.gradient_checkpointing else block)
+        activations = LOW_PRECISION_BYTES * tokens_at_once * (blocks + (block if self.gradient_checkpointing else 0))
+        width = shape.vocab_size if self.has_head else shape.hidden_size
+        return {
+            "frozen weights": weights,
+            "trained weights, gradients, optimizer": training,
+            "activations": activations,
+            "embeddings and gradients": 2 * LOW_PRECISION_BYTES * width * embedded_texts,
+        }
+
+    def _linear_shapes(self) -> list[tuple[int, int]]:
+        """Rows and columns of the linear layers of one block."""
+        shape = self.shape
+        query, key = shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
+        hidden, intermediate = shape.hidden_size, shape.intermediate_size
+        attention = [(query, hidden), (key, hidden), (key, hidden), (hidden, query)]
+        return [*attention, (intermediate, hidden), (intermediate, hidden), (hidden, intermediate)]

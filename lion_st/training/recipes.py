@@ -1,0 +1,280 @@
+"""The paper's settings as data: three backbones, two paradigms, three objectives, and the MNTP stage before them.
+
+Zeng et al., Scaling Sparse and Dense Retrieval in Decoder-Only LLMs, 2025: https://arxiv.org/abs/2502.15526,
+section 4 (experimental setup). The backbone `micro` is this project's own, small enough for a CPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from lion_st.data.quickstart import QUICKSTART_REPOSITORY
+
+Paradigm: TypeAlias = Literal["sparse", "dense"]
+Objective: TypeAlias = Literal["cl", "kd", "cl_kd"]
+PARADIGMS: tuple[Paradigm, ...] = ("sparse", "dense")
+OBJECTIVES: tuple[Objective, ...] = ("cl", "kd", "cl_kd")
+MICRO_REPOSITORY = "lion-st/lion-micro-base"
+
+
+@dataclass(frozen=True)
+class BackboneShape:
+    """What the cost of running a decoder depends on."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    tie_word_embeddings: bool
+
+    @classmethod
+    def from_config(cls, config: Any) -> BackboneShape:
+        """The shape in a transformers configuration."""
+        config = config.get_text_config()
+        heads = config.num_attention_heads
+        return cls(
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.num_hidden_layers,
+            num_attention_heads=heads,
+            num_key_value_heads=getattr(config, "num_key_value_heads", None) or heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            vocab_size=config.vocab_size,
+            tie_word_embeddings=bool(config.tie_word_embeddings),
+        )
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A causal language model that the recipes start from, and its shape."""
+
+    model: str
+    shape: BackboneShape
+
+
+@dataclass(frozen=True)
+class MntpRecipe:
+    """The MNTP stage of one backbone."""
+
+    backbone: str
+    model: str
+    texts: tuple[str, ...] = ("sentence-transformers/msmarco-corpus:passage",)
+    block_size: int = 512
+    mask_probability: float = 0.2
+    mask_token: str = "_"
+    per_device_train_batch_size: int = 32
+    max_steps: int = 10_000
+    learning_rate: float = 5e-5
+    use_peft: bool = True
+    lora_r: int = 16
+    lora_alpha: int = 32
+    gradient_checkpointing: bool = True
+
+    def defaults(self) -> dict[str, Any]:
+        """Values for the options of training_scripts/adapt_mntp.py."""
+        values = dict(vars(self), backbone=self.model, texts=list(self.texts), output_dir=mntp_folder(self.backbone))
+        del values["model"]
+        return _without_default(values)
+
+
+@dataclass(frozen=True)
+class RetrieverRecipe:
+    """One setting of the fine-tuning: backbone x paradigm x objective.
+
+    Attributes:
+        backbone: Name in `BACKBONES`.
+        paradigm: `"sparse"` (Lion-SP) or `"dense"` (Lion-DS).
+        objective: `"cl"` (contrastive), `"kd"` (MarginMSE on a teacher's margins) or `"cl_kd"` (contrastive and
+            KL divergence from the teacher, half each).
+        model: What is fine-tuned: the folder that the MNTP recipe writes.
+        train_data: Source for `lion_st.data.load_tuples`.
+        batch_size: Queries of an optimizer step, over all devices and accumulation steps.
+        epochs: Passes over the 532,751 training queries of MS MARCO that `max_steps` amounts to.
+        max_steps: Optimizer steps.
+        negatives: Negatives of each query.
+        temperature: Divisor of the student's scores.
+        query_regularizer_weight: Weight of the queries' FLOPS after the ramp.
+        document_regularizer_weight: Weight of the documents' FLOPS after the ramp.
+        regularizer_warmup_ratio: Share of `max_steps` in which both weights rise quadratically.
+        mini_batch_size: Texts embedded at a time under gradient caching: bounds memory, not the batch.
+    """
+
+    backbone: str
+    paradigm: Paradigm
+    objective: Objective
+    model: str
+    train_data: str
+    batch_size: int
+    epochs: int
+    max_steps: int
+    negatives: int
+    train_subset: str | None = None
+    query_length: int = 64
+    document_length: int = 128
+    temperature: float = 1.0
+    teacher_temperature: float = 1.0
+    query_regularizer_weight: float = 0.05
+    document_regularizer_weight: float = 0.04
+    regularizer_warmup_ratio: float = 1 / 3
+    learning_rate: float = 1e-4
+    lr_scheduler_type: str = "linear"
+    warmup_steps: float = 0.04
+    bf16: bool = True
+    use_peft: bool = True
+    lora_r: int = 16
+    lora_alpha: int = 32
+    lora_dropout: float = 0.05
+    mini_batch_size: int | None = None
+    gradient_checkpointing: bool = False
+
+    def defaults(self) -> dict[str, Any]:
+        """Values for the options of training_scripts/train_retriever.py."""
+        values = dict(vars(self), output_dir=f"runs/{self.backbone}-{self.paradigm}-{self.objective}")
+        del values["epochs"]
+        return _without_default(values)
+
+
+BACKBONES = {
+    "llama-3.2-1b": Backbone("meta-llama/Llama-3.2-1B", BackboneShape(2048, 8192, 16, 32, 8, 64, 128_256, True)),
+    "llama-3.2-3b": Backbone("meta-llama/Llama-3.2-3B", BackboneShape(3072, 8192, 28, 24, 8, 128, 128_256, True)),
+    "llama-3-8b": Backbone("meta-llama/Meta-Llama-3-8B", BackboneShape(4096, 14_336, 32, 32, 8, 128, 128_256, False)),
+    "micro": Backbone(MICRO_REPOSITORY, BackboneShape(256, 768, 6, 4, 2, 64, 16_384, True)),
+}
+# Batch, epochs and steps by backbone: the longer schedules of small models spend the compute of large ones.
+_CONTRASTIVE = {"llama-3.2-1b": (112, 7, 33_250), "llama-3.2-3b": (128, 3, 12_600), "llama-3-8b": (128, 1, 4_200)}
+_DISTILLED = {"llama-3.2-1b": (1024, 56, 29_400), "llama-3.2-3b": (512, 24, 25_200), "llama-3-8b": (512, 8, 8_400)}
+_MINI_BATCHES = {"llama-3.2-1b": 32, "llama-3.2-3b": 16, "llama-3-8b": 16}
+DENSE_TEMPERATURE = 0.01
+
+
+def mntp_folder(backbone: str) -> str:
+    """Where the MNTP stage of a backbone writes and its fine-tuning reads."""
+    return f"runs/{backbone}-mntp"
+
+
+def micro_backbone() -> str:
+    """The backbone lion-micro-base, which is adapted already: its folder in a source checkout, else its Hub name."""
+    checkout = Path(__file__).parents[2] / "hub_uploads" / "models" / "lion-micro-base"
+    return str(checkout) if checkout.is_dir() else MICRO_REPOSITORY
+
+
+def _without_default(values: dict[str, Any]) -> dict[str, Any]:
+    # Newer versions of transformers warn of this option even where it is off.
+    if not values["gradient_checkpointing"]:
+        del values["gradient_checkpointing"]
+    return values
+
+
+def _paper_recipe(backbone: str, paradigm: Paradigm, objective: Objective) -> RetrieverRecipe:
+    batch_size, epochs, max_steps = (_DISTILLED if objective == "kd" else _CONTRASTIVE)[backbone]
+    distilled = objective == "kd"
+    return RetrieverRecipe(
+        backbone,
+        paradigm,
+        objective,
+        model=mntp_folder(backbone),
+        train_data="sentence-transformers/msmarco" if distilled else "lightonai/ms-marco-en-bge",
+        train_subset="bert-ensemble-margin-mse" if distilled else None,
+        batch_size=batch_size,
+        epochs=epochs,
+        max_steps=max_steps,
+        negatives=1 if distilled else 16,
+        temperature=DENSE_TEMPERATURE if paradigm == "dense" else 1.0,
+        mini_batch_size=_MINI_BATCHES[backbone],
+        gradient_checkpointing=backbone == "llama-3-8b",
+    )
+
+
+def _micro_recipe(paradigm: Paradigm, objective: Objective) -> RetrieverRecipe:
+    return RetrieverRecipe(
+        "micro",
+        paradigm,
+        objective,
+        model=micro_backbone(),
+        train_data=QUICKSTART_REPOSITORY,
+        batch_size=64,
+        epochs=1,
+        max_steps=560,
+        negatives=1 if objective == "kd" else 4,
+        query_length=32,
+        temperature=DENSE_TEMPERATURE if paradigm == "dense" else 1.0,
+        learning_rate=5e-4,
+        use_peft=False,
+        query_regularizer_weight=0.005,
+        document_regularizer_weight=0.004,
+    )
+
+
+RECIPES: dict[tuple[str, str, str], RetrieverRecipe] = {
+    (backbone, paradigm, objective): (
+        _micro_recipe(paradigm, objective) if backbone == "micro" else _paper_recipe(backbone, paradigm, objective)
+    )
+    for backbone in BACKBONES
+    for paradigm in PARADIGMS
+    for objective in OBJECTIVES
+}
+MNTP_RECIPES = {name: MntpRecipe(name, backbone.model) for name, backbone in BACKBONES.items() if name != "micro"}
+
+
+def get_recipe(backbone: str, paradigm: str, objective: str) -> RetrieverRecipe:
+    """The recipe of a setting.
+
+    Raises:
+        ValueError: If there is none; the message lists what there is.
+
+    Example:
+        >>> get_recipe("llama-3.2-1b", "sparse", "cl_kd").max_steps
+        33250
+    """
+    recipe = RECIPES.get((backbone, paradigm, objective))
+    if recipe is None:
+        raise ValueError(
+            f"There is no recipe for backbone {backbone!r}, paradigm {paradigm!r}, objective {objective!r}. Choose a "
+            f"backbone of {', '.join(BACKBONES)}; a paradigm of {', '.join(PARADIGMS)}; an objective of "
+            f"{', '.join(OBJECTIVES)}. To fine-tune another model, take the nearest recipe and name it with --model."
+        )
+    return recipe
+
+
+def recipes_table() -> list[dict[str, Any]]:
+    """A row for each stage of each backbone, for people to read."""
+    rows: list[dict[str, Any]] = [
+        {
+            "backbone": recipe.backbone,
+            "stage": "mntp",
+            "batch": recipe.per_device_train_batch_size,
+            "steps": recipe.max_steps,
+            "learning rate": recipe.learning_rate,
+            "data": ", ".join(recipe.texts),
+        }
+        for recipe in MNTP_RECIPES.values()
+    ]
+    for recipe in RECIPES.values():
+        rows.append(
+            {
+                "backbone": recipe.backbone,
+                "stage": f"{recipe.paradigm} {recipe.objective}",
+                "batch": recipe.batch_size,
+                "epochs": recipe.epochs,
+                "steps": recipe.max_steps,
+                "negatives": recipe.negatives,
+                "temperature": recipe.temperature,
+                "learning rate": recipe.learning_rate,
+                "lengths": f"{recipe.query_length}/{recipe.document_length}",
+                "FLOPS": (
+                    f"{recipe.query_regularizer_weight}/{recipe.document_regularizer_weight}"
+                    if recipe.paradigm == "sparse"
+                    else ""
+                ),
+                "data": recipe.train_data + (f":{recipe.train_subset}" if recipe.train_subset else ""),
+            }
+        )
+    order = list(BACKBONES)
+    rows.sort(key=lambda row: order.index(row["backbone"]))
+    columns = list(rows[-1])
+    return [{column: row.get(column, "") for column in columns} for row in rows]

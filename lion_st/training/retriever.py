@@ -1,0 +1,387 @@
+"""Fine-tuning of a retriever: model, loss and trainer of a recipe, and the run from data to stock checkpoint."""
+
+from __future__ import annotations
+
+import json
+import logging
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sentence_transformers import SentenceTransformerTrainer, SparseEncoderTrainer
+from sentence_transformers.base.model import BaseModel
+from sentence_transformers.base.sampler import BatchSamplers
+from sentence_transformers.sentence_transformer.losses import (
+    CachedMultipleNegativesRankingLoss,
+    MarginMSELoss,
+    MultipleNegativesRankingLoss,
+)
+from sentence_transformers.sparse_encoder.callbacks.splade_callbacks import SpladeRegularizerWeightSchedulerCallback
+from sentence_transformers.sparse_encoder.losses import (
+    CachedSpladeLoss,
+    SparseMarginMSELoss,
+    SparseMultipleNegativesRankingLoss,
+    SpladeLoss,
+)
+from torch import nn
+from transformers import AutoConfig, TrainerCallback, set_seed
+
+from lion_st.checkpoints import staged_folder
+from lion_st.data.quickstart import QUICKSTART_REPOSITORY, quickstart_data
+from lion_st.data.tuples import load_tuples, set_epoch
+from lion_st.hub import export
+from lion_st.losses import (
+    CachedContrastiveDistillationLoss,
+    ContrastiveDistillationLoss,
+    FlopsRegularizer,
+    dot_scores,
+    pairwise_dot_scores,
+)
+from lion_st.models import build
+from lion_st.training.cost import TrainingCost
+from lion_st.training.recipes import BACKBONES, BackboneShape, mntp_folder
+from lion_st.training.record import RunRecord, last_checkpoint
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from lion_st.training.arguments import RetrieverArguments, RetrieverTrainingArguments
+
+logger = logging.getLogger(__name__)
+
+
+def build_model(arguments: RetrieverArguments, device: str | torch.device | None = None) -> BaseModel:
+    """The model to train: an adapter on the backbone in its own dtype, or all weights in float32.
+
+    Raises:
+        FileNotFoundError: If the model is not there; after which stage it will be, if a recipe's own.
+    """
+    if arguments.model == mntp_folder(arguments.backbone) and not Path(arguments.model).is_dir():
+        base = BACKBONES[arguments.backbone].model
+        raise FileNotFoundError(
+            f"There is no adapted backbone in {arguments.model!r}. Make it with `python training_scripts/adapt_mntp.py "
+            f"--backbone {arguments.backbone}`, or fine-tune the unadapted model with --model {base}."
+        )
+    return build(
+        arguments.model,
+        arguments.paradigm,  # type: ignore[arg-type]
+        query_length=arguments.query_length,
+        document_length=arguments.document_length,
+        lora=arguments.lora_config() if arguments.use_peft else None,
+        # Optimizer steps are smaller than bfloat16's rounding of the weights.
+        dtype="auto" if arguments.use_peft else torch.float32,
+        scale=arguments.scale,
+        pooling=arguments.pooling,  # type: ignore[arg-type]
+        query_prompt=arguments.query_prompt,
+        document_prompt=arguments.document_prompt,
+        add_bos=arguments.add_bos,
+        as_sparse_encoder=arguments.paradigm == "sparse",
+        attn_implementation=arguments.attn_implementation,
+        device=None if device is None else str(device),
+    )
+
+
+def build_loss(model: Any, arguments: RetrieverArguments) -> nn.Module:
+    """The loss of an objective; cached where `mini_batch_size` is set.
+
+    | objective | dense | sparse, with FLOPS of queries and documents |
+    |---|---|---|
+    | cl | MultipleNegativesRankingLoss | SpladeLoss of SparseMultipleNegativesRankingLoss |
+    | kd | MarginMSELoss | SpladeLoss of SparseMarginMSELoss |
+    | cl_kd | ContrastiveDistillationLoss | SpladeLoss of ContrastiveDistillationLoss |
+
+    Negatives and FLOPS are over all devices. Dense `kd` has no cached form and needs none: it has no terms across
+    queries, so that accumulation steps are as good.
+
+    Args:
+        model: The model to train.
+        arguments: Those of `RetrieverArguments` under "objective".
+    """
+    scale = 1 / arguments.temperature
+    cached: dict[str, Any] = {}
+    if arguments.mini_batch_size is not None:
+        cached["mini_batch_size"] = arguments.mini_batch_size
+    sparse = arguments.paradigm == "sparse"
+    loss: nn.Module
+    if arguments.objective == "kd":
+        similarity = partial(pairwise_dot_scores, scale=scale)
+        loss = (SparseMarginMSELoss if sparse else MarginMSELoss)(model, similarity_fct=similarity)
+    elif arguments.objective == "cl":
+        settings: dict[str, Any] = {"scale": scale, "similarity_fct": dot_scores, "gather_across_devices": True}
+        if sparse:
+            loss = SparseMultipleNegativesRankingLoss(model, **settings)
+        elif cached:
+            loss = CachedMultipleNegativesRankingLoss(model, **settings, **cached)
+        else:
+            loss = MultipleNegativesRankingLoss(model, **settings)
+    else:
+        joint: Any = ContrastiveDistillationLoss
+        if cached and not sparse:
+            joint = partial(CachedContrastiveDistillationLoss, **cached)
+        loss = joint(
+            model,
+            contrastive_weight=arguments.contrastive_weight,
+            distillation_weight=arguments.distillation_weight,
+            scale=scale,
+            teacher_temperature=arguments.teacher_temperature,
+        )
+    if not sparse:
+        return loss
+    # MarginMSE regularizes positives and negatives each for themselves, the contrastive objectives all at once.
+    columns = 1 + arguments.negatives if arguments.objective == "kd" else 1
+    splade: Any = partial(CachedSpladeLoss, **cached) if cached else SpladeLoss
+    return splade(
+        model,
+        loss,
+        query_regularizer_weight=arguments.query_regularizer_weight,
+        document_regularizer_weight=arguments.document_regularizer_weight,
+        query_regularizer=FlopsRegularizer(model),
+        document_regularizer=FlopsRegularizer(model, columns=columns),
+    )
+
+
+def build_trainer(
+    model: Any,
+    arguments: RetrieverArguments,
+    training_arguments: RetrieverTrainingArguments,
+    train_dataset: Dataset,
+    callbacks: list[TrainerCallback] | None = None,
+) -> SentenceTransformerTrainer | SparseEncoderTrainer:
+    """sentence-transformers' trainer of a model, with the recipe's loss, lengths, prompts and batches.
+
+    Args:
+        model: As `build_model` makes it.
+        arguments: Objective and prompts.
+        training_arguments: Changed: column tasks and prompts, batch sampler, batch and accumulation are filled in.
+        train_dataset: As `load_tuples` makes it.
+        callbacks: Of the trainer.
+
+    Raises:
+        ValueError: If the batch cannot be divided as asked, or the data are fewer than one batch.
+    """
+    needed = settle_batches(arguments, training_arguments) * training_arguments.world_size
+    if len(train_dataset) < needed:
+        raise ValueError(
+            f"{arguments.train_data} has {len(train_dataset)} tuples, fewer than a batch of {needed}: give more data, "
+            "or a smaller --batch_size."
+        )
+    texts = [column for column in train_dataset[0] if column != "label"]
+    # The task of a column decides on its length.
+    training_arguments.router_mapping = {column: "query" if column == "query" else "document" for column in texts}
+    prompts = {"query": arguments.query_prompt, "document": arguments.document_prompt}
+    training_arguments.prompts = {
+        column: prompt for column, task in training_arguments.router_mapping.items() if (prompt := prompts[task])
+    }
+    if arguments.objective != "kd":
+        # A text twice in a batch would be its own negative.
+        training_arguments.batch_sampler = BatchSamplers.NO_DUPLICATES
+    loss = build_loss(model, arguments)
+    callbacks = [EpochCallback(train_dataset), *(callbacks or [])]
+    if isinstance(loss, SpladeLoss):
+        ramp = SpladeRegularizerWeightSchedulerCallback(loss, warmup_ratio=arguments.regularizer_warmup_ratio)
+        callbacks.insert(0, ramp)
+    trainer_class = SparseRetrieverTrainer if arguments.paradigm == "sparse" else DenseRetrieverTrainer
+    trainer = trainer_class(
+        model=model, args=training_arguments, train_dataset=train_dataset, loss=loss, callbacks=callbacks
+    )
+    trainer.cost = training_cost(arguments, training_arguments, BackboneShape.from_config(model[0].config))
+    return trainer
+
+
+class EpochCallback(TrainerCallback):
+    """Has the training tuples draw other negatives in every epoch."""
+
+    def __init__(self, tuples: Dataset) -> None:
+        self.tuples = tuples
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Set the epoch; a resumed run begins inside one."""
+        set_epoch(self.tuples, int(state.epoch or 0))
+
+
+class _CountsFlops:
+    """Has the trainer's `state.total_flos` count every column, adapter, attention and LM head."""
+
+    cost: TrainingCost
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        lengths = [mask.sum(1) for name, mask in inputs.items() if name.endswith("attention_mask")]
+        tokens = torch.cat(lengths).double()
+        return int(self.cost.flops(len(tokens), tokens.sum().item(), tokens.square().sum().item()))
+
+
+class SparseRetrieverTrainer(_CountsFlops, SparseEncoderTrainer):
+    """sentence-transformers' SparseEncoderTrainer, counting operations."""
+
+
+class DenseRetrieverTrainer(_CountsFlops, SentenceTransformerTrainer):
+    """sentence-transformers' SentenceTransformerTrainer, counting operations."""
+
+
+def settle_batches(arguments: RetrieverArguments, training_arguments: RetrieverTrainingArguments) -> int:
+    """Fill in the batch of each device and the accumulation steps, so that together they are `batch_size`.
+
+    What is left out follows from the rest; with both left out there is one accumulation step, which keeps all
+    in-batch negatives, and memory is bounded by `mini_batch_size`. Dense `kd`, which has no negatives across queries,
+    accumulates instead.
+
+    Returns:
+        The batch of each device.
+
+    Raises:
+        ValueError: If the batch cannot be divided so.
+    """
+    world_size = training_arguments.world_size
+    if training_arguments.n_gpu > 1:
+        raise ValueError(
+            f"{training_arguments.n_gpu} GPUs in one process would not share negatives: run "
+            f"`torchrun --nproc_per_node {training_arguments.n_gpu} ...`, or name one in CUDA_VISIBLE_DEVICES."
+        )
+    total, each, steps = (
+        arguments.batch_size,
+        training_arguments.per_device_train_batch_size,
+        training_arguments.gradient_accumulation_steps,
+    )
+    if each is None and steps is None and arguments.mini_batch_size and uncacheable(arguments):
+        each = min(arguments.mini_batch_size, total // world_size)
+    if each is None:
+        steps = steps or 1
+        each = total // (world_size * steps)
+    elif steps is None:
+        steps = total // (world_size * each)
+    if each * steps * world_size != total or not each:
+        raise ValueError(
+            f"A batch of {total} cannot be divided into {world_size} device(s) x {each} queries x {steps} accumulation "
+            "step(s). Choose --per_device_train_batch_size and --gradient_accumulation_steps whose product with the "
+            "number of devices is the batch, or leave them out, or change --batch_size."
+        )
+    if steps > 1 and arguments.objective != "kd":
+        logger.warning(
+            "With %d accumulation steps each query has the negatives of %d queries, not of %d. Lower "
+            "--mini_batch_size to save memory instead.",
+            steps,
+            each * world_size,
+            total,
+        )
+    training_arguments.per_device_train_batch_size = each
+    training_arguments.gradient_accumulation_steps = steps
+    return each
+
+
+def uncacheable(arguments: RetrieverArguments) -> bool:
+    """Whether the setting's loss has no cached form."""
+    return arguments.objective == "kd" and arguments.paradigm == "dense"
+
+
+def train_retriever(arguments: RetrieverArguments, training_arguments: RetrieverTrainingArguments) -> Path:
+    """Train a retriever and write it as a stock checkpoint.
+
+    Called again with the same arguments it resumes from its last checkpoint, and does nothing once it has finished.
+
+    Args:
+        arguments: Model, data and objective.
+        training_arguments: Those of sentence-transformers' trainers.
+
+    Returns:
+        The output folder: a checkpoint for `SentenceTransformer(folder)`, beside the trainer's own checkpoints and
+        `training.json` with settings, steps, seconds and floating point operations spent.
+
+    Raises:
+        ValueError: If the settings do not fit each other, the model or the data, or the output folder belongs to a run
+            with other settings.
+        FileNotFoundError: If the model or the data are not there.
+
+    Example:
+        ::
+
+            recipe = get_recipe("llama-3.2-1b", "sparse", "cl_kd")
+            folder = train_retriever(*retriever_arguments(recipe, output_dir="runs/lion-sp-1b"))
+            SentenceTransformer(str(folder)).encode_query("what is a lion")
+    """
+    settle_batches(arguments, training_arguments)
+    output = Path(training_arguments.output_dir)
+    record = RunRecord(output / "training.json", arguments.settings() | training_arguments.settings())
+    if record.is_finished:
+        if training_arguments.process_index == 0:
+            print(f"{output} is trained already; nothing to do.")
+        return output
+    set_seed(training_arguments.seed)
+    model = build_model(arguments, training_arguments.device)
+    tuples = load_training_tuples(arguments, training_arguments.seed)
+    trainer = build_trainer(model, arguments, training_arguments, tuples, callbacks=[record])
+    output.mkdir(parents=True, exist_ok=True)
+    trainer.train(resume_from_checkpoint=last_checkpoint(output))
+    if trainer.is_world_process_zero():
+        with staged_folder(output) as folder:
+            export(model, folder)
+        record.update(finished=True)
+    trainer.accelerator.wait_for_everyone()
+    return output
+
+
+def load_training_tuples(arguments: RetrieverArguments, seed: int) -> Dataset:
+    """The training tuples, with the teacher's scores where the objective reads them."""
+    bundled = arguments.train_data == QUICKSTART_REPOSITORY
+    return load_tuples(
+        quickstart_data() if bundled else arguments.train_data,
+        negatives=arguments.negatives,
+        teacher_scores=arguments.objective != "cl",
+        split=arguments.train_split,
+        subset=arguments.train_subset,
+        queries=arguments.train_queries,
+        documents=arguments.train_documents,
+        sampling=arguments.sampling,  # type: ignore[arg-type]
+        drop_short=arguments.drop_short,
+        seed=seed,
+    )
+
+
+def training_cost(
+    arguments: RetrieverArguments, training_arguments: RetrieverTrainingArguments, shape: BackboneShape
+) -> TrainingCost:
+    """Counts the operations of a run's steps."""
+    return TrainingCost(
+        shape,
+        has_head=arguments.paradigm == "sparse",
+        lora_r=arguments.lora_r if arguments.use_peft else None,
+        cached=arguments.mini_batch_size is not None and not uncacheable(arguments),
+        gradient_checkpointing=bool(training_arguments.gradient_checkpointing),
+    )
+
+
+def describe_run(arguments: RetrieverArguments, training_arguments: RetrieverTrainingArguments) -> str:
+    """The resolved settings of a run and what it will cost at most, without loading weights.
+
+    The shape is the recipe's for the recipe's own model, else that of the model's configuration.
+
+    Raises:
+        OSError: If another model than the recipe's is named and its configuration cannot be reached.
+        ValueError: If the batch cannot be divided as asked.
+    """
+    each, documents = settle_batches(arguments, training_arguments), 1 + arguments.negatives
+    backbone = BACKBONES[arguments.backbone]
+    if arguments.model in (backbone.model, mntp_folder(arguments.backbone)):
+        shape = backbone.shape
+    else:
+        shape = BackboneShape.from_config(AutoConfig.from_pretrained(arguments.model))
+    cost = training_cost(arguments, training_arguments, shape)
+    lengths = [arguments.query_length, *[arguments.document_length] * documents]
+    tokens = arguments.batch_size * sum(lengths)
+    squared = arguments.batch_size * sum(length**2 for length in lengths)
+    flops = cost.flops(arguments.batch_size * len(lengths), tokens, squared)
+    at_once = each * documents
+    if cost.cached and arguments.mini_batch_size is not None:
+        at_once = arguments.mini_batch_size
+    memory = cost.memory(at_once * max(lengths), each * len(lengths))
+    steps = training_arguments.max_steps
+    settings = arguments.settings() | training_arguments.settings() | {"mini_batch_size": arguments.mini_batch_size}
+    lines = [json.dumps(settings, indent=2), ""]
+    lines += [
+        f"Parameters: {cost.parameters / 1e9:.3f} B, adapter {cost.adapter_parameters / 1e6:.1f} M",
+        f"Tokens, every text at full length: {tokens:,} a step" + (f", {tokens * steps:,} in all" if steps > 0 else ""),
+        f"Floating point operations: {flops:.3g} a step" + (f", {flops * steps:.3g} in all" if steps > 0 else ""),
+        f"Memory of each device, about {sum(memory.values()) / 2**30:.1f} GiB: "
+        + ", ".join(f"{name} {size / 2**30:.2f}" for name, size in memory.items()),
+    ]
+    return "\n".join(lines)

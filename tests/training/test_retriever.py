@@ -1,0 +1,333 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from sentence_transformers.sentence_transformer.losses import (
+    CachedMultipleNegativesRankingLoss,
+    MarginMSELoss,
+    MultipleNegativesRankingLoss,
+)
+from sentence_transformers.sparse_encoder.losses import (
+    CachedSpladeLoss,
+    SparseMarginMSELoss,
+    SparseMultipleNegativesRankingLoss,
+    SpladeLoss,
+)
+from tiny_runs import tiny_run, write_tuples
+from transformers import Trainer
+
+import lion_st
+from lion_st.losses import CachedContrastiveDistillationLoss, ContrastiveDistillationLoss, FlopsRegularizer
+from lion_st.training.arguments import retriever_arguments
+from lion_st.training.cost import TrainingCost
+from lion_st.training.recipes import BackboneShape, get_recipe
+from lion_st.training.retriever import (
+    build_loss,
+    build_model,
+    build_trainer,
+    describe_run,
+    load_training_tuples,
+    settle_batches,
+    train_retriever,
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_tuples(tmp_path_factory.mktemp("tuples") / "tuples.jsonl")
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+LOSSES = {
+    ("cl", "dense", None): MultipleNegativesRankingLoss,
+    ("cl", "dense", 2): CachedMultipleNegativesRankingLoss,
+    ("cl", "sparse", None): SparseMultipleNegativesRankingLoss,
+    ("kd", "dense", None): MarginMSELoss,
+    ("kd", "dense", 2): MarginMSELoss,
+    ("kd", "sparse", None): SparseMarginMSELoss,
+    ("cl_kd", "dense", None): ContrastiveDistillationLoss,
+    ("cl_kd", "dense", 2): CachedContrastiveDistillationLoss,
+    ("cl_kd", "sparse", None): ContrastiveDistillationLoss,
+}
+
+
+@pytest.mark.parametrize(("setting", "expected"), LOSSES.items())
+def test_each_objective_has_its_loss(tiny_backbone, data, tmp_path, setting, expected):
+    objective, paradigm, mini_batch_size = setting
+    arguments, _ = tiny_run(tiny_backbone(), data, tmp_path, paradigm, objective, mini_batch_size=mini_batch_size)
+    loss = build_loss(build_model(arguments, "cpu"), arguments)
+    if paradigm == "sparse":
+        assert type(loss) is SpladeLoss
+        assert (loss.query_regularizer_weight, loss.document_regularizer_weight) == (0.005, 0.004)
+        assert isinstance(loss.document_regularizer, FlopsRegularizer)
+        assert loss.document_regularizer.columns == (3 if objective == "kd" else 1)
+        loss = loss.loss
+    assert type(loss) is expected
+    if objective == "kd":
+        assert loss.similarity_fct.keywords == {"scale": 1.0 if paradigm == "sparse" else pytest.approx(100.0)}
+    else:
+        assert loss.scale == pytest.approx(1.0 if paradigm == "sparse" else 100.0)
+        assert loss.gather_across_devices
+
+
+def test_a_mini_batch_size_caches_sparse_losses_with_their_regularizers(tiny_backbone, data, tmp_path):
+    for objective in ("cl", "kd", "cl_kd"):
+        arguments, _ = tiny_run(tiny_backbone(), data, tmp_path, "sparse", objective, mini_batch_size=2)
+        loss = build_loss(build_model(arguments, "cpu"), arguments)
+        assert type(loss) is CachedSpladeLoss and loss.mini_batch_size == 2
+        assert not isinstance(loss.loss, CachedContrastiveDistillationLoss)
+
+
+def test_queries_and_documents_are_cut_at_their_own_lengths_and_prefixed_with_their_prompts(tiny_backbone, tmp_path):
+    path = tmp_path / "long.jsonl"
+    rows = [
+        {"query": f"{n} why" * 99, "pos": [f"{n} because" * 99], "neg": [f"{n} so" * 99, f"{n} thus" * 99]}
+        for n in range(4)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lengths = dict(query_length=20, document_length=33)
+    prompts = dict(query_prompt="query: ", document_prompt="passage: ")
+    arguments, training = tiny_run(tiny_backbone(), path, tmp_path / "out", "dense", "cl", **lengths, **prompts)
+    model = build_model(arguments, "cpu")
+    trainer = build_trainer(model, arguments, training, load_training_tuples(arguments, 0))
+    batch = next(iter(trainer.get_train_dataloader()))
+    widths = {name.removesuffix("_input_ids"): ids.shape for name, ids in batch.items() if name.endswith("_input_ids")}
+    assert widths == {"query": (4, 20), "positive": (4, 33), "negative_1": (4, 33), "negative_2": (4, 33)}
+    read = {column: model.tokenizer.decode(batch[f"{column}_input_ids"][0]) for column in widths}
+    assert "query: " in read.pop("query")
+    assert all("passage: " in text for text in read.values())
+    assert model.prompts == {"query": "query: ", "document": "passage: "}
+
+
+BATCHES = [
+    # batch, world, per device, accumulation, mini-batch, objective, paradigm -> per device, accumulation
+    (112, 4, None, None, 32, "cl_kd", "sparse", (28, 1)),
+    (128, 1, None, None, None, "cl", "dense", (128, 1)),
+    (128, 2, 16, None, None, "cl", "dense", (16, 4)),
+    (128, 2, None, 4, None, "cl", "dense", (16, 4)),
+    (1024, 4, None, None, 32, "kd", "sparse", (256, 1)),
+    (1024, 4, None, None, 32, "kd", "dense", (32, 8)),
+    (4, 4, None, None, 32, "kd", "dense", (1, 1)),
+]
+
+
+@pytest.mark.parametrize(("total", "world", "each", "steps", "mini", "objective", "paradigm", "expected"), BATCHES)
+def test_devices_and_accumulation_make_up_the_batch(
+    data, tmp_path, total, world, each, steps, mini, objective, paradigm, expected
+):
+    arguments, training = tiny_run("m", data, tmp_path, paradigm, objective, batch_size=total, mini_batch_size=mini)
+    training = FakeWorld(training, world, each, steps)
+    assert settle_batches(arguments, training) == expected[0]
+    assert (training.per_device_train_batch_size, training.gradient_accumulation_steps) == expected
+
+
+@pytest.mark.parametrize(("world", "each", "steps"), [(3, None, None), (2, 3, None), (2, 4, 2), (16, None, None)])
+def test_a_batch_that_cannot_be_divided_is_refused(data, tmp_path, world, each, steps):
+    arguments, training = tiny_run("m", data, tmp_path, batch_size=8)
+    with pytest.raises(ValueError, match=rf"A batch of 8 cannot be divided into {world} device\(s\)"):
+        settle_batches(arguments, FakeWorld(training, world, each, steps))
+
+
+def test_several_gpus_in_one_process_are_refused(data, tmp_path):
+    arguments, training = tiny_run("m", data, tmp_path)
+    with pytest.raises(ValueError, match="torchrun --nproc_per_node 2"):
+        settle_batches(arguments, FakeWorld(training, 1, None, None, n_gpu=2))
+
+
+class FakeWorld:
+    """Training arguments on another number of devices."""
+
+    def __init__(self, training, world, each, steps, n_gpu=1):
+        self.world_size, self.n_gpu = world, n_gpu
+        self.per_device_train_batch_size, self.gradient_accumulation_steps = each, steps
+
+
+def test_accumulation_that_loses_negatives_is_said(data, tmp_path, caplog):
+    for objective, said in (("cl", 1), ("kd", 0)):
+        caplog.clear()
+        arguments, training = tiny_run("m", data, tmp_path, "dense", objective, per_device_train_batch_size=2)
+        settle_batches(arguments, training)
+        assert len([r for r in caplog.records if "has the negatives of 2 queries, not of 4" in r.getMessage()]) == said
+
+
+class Interruption(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("paradigm", "objective", "settings"),
+    [
+        ("sparse", "cl_kd", dict(use_peft=True, mini_batch_size=2)),
+        ("dense", "cl_kd", dict(use_peft=False)),
+        ("dense", "kd", dict(use_peft=True, mini_batch_size=1)),
+        ("sparse", "cl", dict(use_peft=False)),
+    ],
+)
+def test_an_interrupted_run_resumes_to_the_weights_of_an_uninterrupted_one(
+    tiny_backbone, data, tmp_path, monkeypatch, paradigm, objective, settings
+):
+    # Nine steps are one epoch and a half: the negatives of the second are drawn anew.
+    settings = dict(max_steps=9, save_steps=3, lora_dropout=0.1, **settings)
+    run = [tiny_run(tiny_backbone(), data, tmp_path / name, paradigm, objective, **settings) for name in ("a", "b")]
+    whole = train_retriever(*run[0])
+    training_step, calls = Trainer.training_step, []
+
+    def interrupted(*args, **kwargs):
+        calls.append(1)
+        steps = run[1][1].gradient_accumulation_steps
+        if len(calls) == 7 * steps + 1:
+            raise Interruption
+        return training_step(*args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(Interruption):
+        patch.setattr(Trainer, "training_step", interrupted)
+        train_retriever(*run[1])
+    assert not (tmp_path / "b" / "modules.json").exists()
+    report = json.loads((tmp_path / "b" / "training.json").read_text())
+    assert report["steps"] == 6 and "finished" not in report
+    resumed = train_retriever(*run[1])
+    expected, actual = weights(whole), weights(resumed)
+    assert expected.keys() == actual.keys()
+    assert all(torch.equal(tensor, actual[name]) for name, tensor in expected.items())
+    start = {name.removeprefix("model."): tensor for name, tensor in weights(Path(tiny_backbone())).items()}
+    moved = [name for name, tensor in expected.items() if not torch.equal(tensor, start[name.removeprefix("model.")])]
+    assert len(moved) >= 14
+    both = [json.loads((folder / "training.json").read_text()) for folder in (whole, resumed)]
+    assert both[0]["floating_point_operations"] == both[1]["floating_point_operations"] > 0
+
+
+def test_the_result_is_a_stock_checkpoint_with_the_trained_models_vectors(
+    tiny_backbone, data, tmp_path, stock_vectors, texts
+):
+    folders = {
+        paradigm: train_retriever(*tiny_run(tiny_backbone(), data, tmp_path / paradigm, paradigm, use_peft=True))
+        for paradigm in ("sparse", "dense")
+    }
+    actual = stock_vectors([(folder, "SentenceTransformer") for folder in folders.values()], texts)
+    for paradigm, folder in folders.items():
+        assert not (folder / "adapter_config.json").exists()
+        expected = torch.from_numpy(lion_st.load(folder / "checkpoint-4", device="cpu").encode_query(texts))
+        vectors = torch.from_numpy(actual[str(folder), "SentenceTransformer", "query"])
+        torch.testing.assert_close(vectors, expected, rtol=1e-5, atol=1e-5)
+        assert lion_st.paradigm_of(lion_st.load(folder, device="cpu")) == paradigm
+
+
+def test_training_ranks_the_positives_first(tiny_backbone, data, tmp_path):
+    settings = dict(max_steps=60, save_steps=60, batch_size=8, document_regularizer_weight=1e-4)
+    folder = train_retriever(*tiny_run(tiny_backbone(), data, tmp_path / "out", **settings))
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+
+    def share_first(path) -> float:
+        model = lion_st.load(path, device="cpu")
+        queries = model.encode_query([row["query"] for row in rows], convert_to_tensor=True)
+        documents = model.encode_document([row["pos"][0] for row in rows], convert_to_tensor=True)
+        return ((queries @ documents.T).argmax(1) == torch.arange(len(rows))).float().mean().item()
+
+    before = lion_st.build(tiny_backbone(), "sparse", device="cpu")
+    before.save(str(tmp_path / "before"))
+    assert share_first(folder) > 0.9 > share_first(tmp_path / "before")
+
+
+def test_caching_changes_neither_steps_nor_result(tiny_backbone, data, tmp_path):
+    results = []
+    for mini_batch_size in (None, 3):
+        settings = dict(mini_batch_size=mini_batch_size, optim="sgd", max_grad_norm=0.0)
+        run = tiny_run(tiny_backbone(), data, tmp_path / str(mini_batch_size), **settings)
+        results.append(weights(train_retriever(*run)))
+    for name, tensor in results[0].items():
+        torch.testing.assert_close(tensor, results[1][name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_operations_spent_are_those_of_the_tokens_read(tiny_backbone, data, tmp_path, monkeypatch):
+    arguments, training = tiny_run(tiny_backbone(), data, tmp_path / "out", use_peft=True, mini_batch_size=2)
+    masks, training_step = [], Trainer.training_step
+
+    def spy(self, model, inputs, *args):
+        masks.extend(value.clone() for name, value in inputs.items() if name.endswith("attention_mask"))
+        return training_step(self, model, inputs, *args)
+
+    monkeypatch.setattr(Trainer, "training_step", spy)
+    folder = train_retriever(arguments, training)
+    shape = BackboneShape.from_config(lion_st.load(folder, device="cpu")[0].config)
+    lengths = [length for mask in masks for length in mask.sum(1).tolist()]
+    assert len(lengths) == 4 * 4 * 4
+    cost = TrainingCost(shape, has_head=True, lora_r=16, cached=True)
+    expected = cost.flops(len(lengths), sum(lengths), sum(length**2 for length in lengths))
+    spent = json.loads((folder / "training.json").read_text())["floating_point_operations"]
+    assert spent == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_finished_run_is_reused_and_other_settings_are_refused(tiny_backbone, data, tmp_path, monkeypatch, capsys):
+    folder = train_retriever(*tiny_run(tiny_backbone(), data, tmp_path / "out", max_steps=1))
+    monkeypatch.setattr(Trainer, "train", None)
+    # Memory settings may change, what decides on the result may not.
+    assert train_retriever(*tiny_run(tiny_backbone(), data, tmp_path / "out", max_steps=1, mini_batch_size=1)) == folder
+    assert "is trained already" in capsys.readouterr().out
+    with pytest.raises(
+        ValueError, match=r"temperature was 1\.0 and is 0\.5\. Repeat its command .* another --output_dir"
+    ):
+        train_retriever(*tiny_run(tiny_backbone(), data, tmp_path / "out", max_steps=1, temperature=0.5))
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        (
+            dict(batch_size=32),
+            ValueError,
+            r"24 tuples, fewer than a batch of 32: give more data",
+        ),
+        (dict(negatives=9), ValueError, r"9 are needed"),
+        (dict(train_data="no.jsonl"), FileNotFoundError, r"no\.jsonl"),
+        (dict(model="no/such/folder"), OSError, r"no/such/folder"),
+    ],
+)
+def test_bad_runs_are_refused_and_leave_nothing_behind(tiny_backbone, data, tmp_path, settings, error, message):
+    with pytest.raises(error, match=message):
+        train_retriever(*tiny_run(tiny_backbone(), data, tmp_path / "out", **settings))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_adapted_backbone_is_said_with_the_command_that_makes_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments, _ = retriever_arguments(get_recipe("llama-3-8b", "dense", "cl"), use_cpu=True)
+    with pytest.raises(
+        FileNotFoundError, match=r"adapt_mntp\.py --backbone llama-3-8b.*--model meta-llama/Meta-Llama-3-8B"
+    ):
+        build_model(arguments, "cpu")
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_to_go_on_from(tiny_backbone, data, tmp_path, monkeypatch):
+    run = tiny_run(tiny_backbone(), data, tmp_path / "out", max_steps=2)
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr("lion_st.training.retriever.export", full)
+        train_retriever(*run)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["checkpoint-2", "training.json"]
+    assert (train_retriever(*run) / "modules.json").exists()
+    shutil.rmtree(tmp_path / "out")
+
+
+def test_a_dry_run_reads_the_shape_and_no_weights(tiny_backbone, data, tmp_path, monkeypatch):
+    folder = tmp_path / "config-only"
+    folder.mkdir()
+    shutil.copy(Path(tiny_backbone()) / "config.json", folder)
+    report = describe_run(*tiny_run(str(folder), data, tmp_path / "out", query_length=10, document_length=20))
+    matrices = sum(tensor.numel() for tensor in weights(Path(tiny_backbone())).values() if tensor.ndim == 2)
+    assert f"Parameters: {matrices / 1e9:.3f} B" in report
+    assert "Tokens, every text at full length: 280 a step, 1,120 in all" in report  # 4 x (10 + 3 x 20), 4 steps
+    assert json.loads(report[: report.index("\n}") + 2])["per_device_train_batch_size"] == 4
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(OSError, match="no/such/folder"):
+        describe_run(*tiny_run("no/such/folder", data, tmp_path / "out"))

@@ -1,0 +1,57 @@
+"""Arguments of training runs that take a second."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lion_st.training.arguments import RetrieverArguments, RetrieverTrainingArguments, retriever_arguments
+from lion_st.training.recipes import get_recipe
+
+TOPICS = ("lions", "zebras", "rivers", "storms", "bridges", "engines", "poems", "planets")
+
+
+def write_tuples(path: Path, rows: int = 24, negatives: int = 4) -> Path:
+    """Pairs with scored negatives, each text once."""
+    lines = []
+    for row in range(rows):
+        topic = TOPICS[row % len(TOPICS)]
+        others = [TOPICS[(row + n) % len(TOPICS)].capitalize() for n in range(1, negatives + 1)]
+        lines.append(
+            {
+                "query": f"what do {topic} number {row} do",
+                "pos": [f"{topic.capitalize()} number {row} do this and that on day {row}."],
+                "neg": [f"{other} {row} rest in place {n}." for n, other in enumerate(others)],
+                "pos_scores": [5.0 + row % 3],
+                "neg_scores": [float(n % 4) - 1 for n in range(negatives)],
+            }
+        )
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def tiny_options(backbone: str, data: Path, output: Path, **overrides: Any) -> dict[str, Any]:
+    """Options of a run of four steps of four queries on a tiny backbone."""
+    return {
+        "model": backbone,
+        "train_data": str(data),
+        "output_dir": str(output),
+        "batch_size": 4,
+        "negatives": 2,
+        "max_steps": 4,
+        "save_steps": 2,
+        "logging_steps": 1,
+        "learning_rate": 1e-2,
+        "use_peft": False,
+        "bf16": False,
+        "disable_tqdm": True,
+    } | overrides
+
+
+def tiny_run(
+    backbone: str, data: Path, output: Path, paradigm: str = "sparse", objective: str = "cl_kd", **overrides: Any
+) -> tuple[RetrieverArguments, RetrieverTrainingArguments]:
+    """Arguments of `tiny_options` on a recipe of the backbone micro."""
+    recipe = get_recipe("micro", paradigm, objective)
+    return retriever_arguments(recipe, **tiny_options(backbone, data, output, **overrides))
