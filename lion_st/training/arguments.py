@@ -77,6 +77,7 @@ class MntpArguments(LoraArguments):
     mask_token: str = field(default="_", metadata={"help": "Token of the vocabulary that stands for a masked one."})
     eval_blocks: int = field(default=256, metadata={"help": "Blocks held out for the reported loss."})
     add_bos: bool | None = field(default=None, metadata={"help": "See lion_st.LionTransformer."})
+    attn_implementation: str | None = field(default=None, metadata={"help": "sdpa, eager, flash_attention_2, ..."})
     merge: bool = field(default=True, metadata={"help": "Save a backbone with the adapter merged, not the adapter."})
 
     def __post_init__(self) -> None:

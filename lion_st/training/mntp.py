@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import zlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import MethodType
 from typing import TYPE_CHECKING, Any
@@ -13,12 +13,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import Trainer, TrainerCallback, set_seed
+from transformers import Trainer, set_seed
 from transformers.modeling_outputs import ModelOutput
 
 from lion_st.checkpoints import staged_folder
 from lion_st.data.text import read_documents, token_blocks
 from lion_st.modules import LionTransformer
+from lion_st.training.callbacks import EpochCallback
 from lion_st.training.cost import TrainingCost
 from lion_st.training.recipes import BackboneShape
 from lion_st.training.record import RunRecord, last_checkpoint
@@ -100,17 +101,6 @@ class MntpCollator:
         return positions
 
 
-class _EpochCallback(TrainerCallback):
-    """Has the collator draw other masks in every epoch."""
-
-    def __init__(self, collator: MntpCollator) -> None:
-        self.collator = collator
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # A resumed run begins inside an epoch.
-        self.collator.epoch = math.floor(state.epoch or 0)
-
-
 class MntpTrainer(Trainer):
     """Transformers' Trainer on blocks masked by `MntpCollator`: other masks in each epoch, fixed ones to evaluate."""
 
@@ -121,7 +111,7 @@ class MntpTrainer(Trainer):
         self.cost = cost
         # The loss is a mean over equally many tokens of each block: accumulated steps are averaged as they are.
         self.model_accepts_loss_kwargs = False
-        self.add_callback(_EpochCallback(self.data_collator))
+        self.add_callback(EpochCallback(partial(setattr, self.data_collator, "epoch")))
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Operations of a step, with an LM head over the masked tokens alone."""
@@ -233,7 +223,8 @@ def _load_transformer(arguments: MntpArguments) -> tuple[LionTransformer, torch.
         query_length=None,
         document_length=None,
         add_bos=arguments.add_bos,
-        model_kwargs={"dtype": "auto"},
+        model_kwargs={"dtype": "auto"}
+        | ({"attn_implementation": arguments.attn_implementation} if arguments.attn_implementation else {}),
     )
     transformer.verify_bidirectional()
     dtype = transformer.model.dtype

@@ -39,6 +39,7 @@ from lion_st.losses import (
     pairwise_dot_scores,
 )
 from lion_st.models import build
+from lion_st.training.callbacks import EpochCallback
 from lion_st.training.cost import TrainingCost
 from lion_st.training.recipes import BACKBONES, BackboneShape, mntp_folder
 from lion_st.training.record import RunRecord, last_checkpoint
@@ -154,7 +155,7 @@ def build_trainer(
         model: As `build_model` makes it.
         arguments: Objective and prompts.
         training_arguments: Changed: column tasks and prompts, batch sampler, batch and accumulation are filled in.
-        train_dataset: As `load_tuples` makes it.
+        train_dataset: As `load_tuples` makes it, or with such columns; the former draws other negatives each epoch.
         callbacks: Of the trainer.
 
     Raises:
@@ -177,7 +178,9 @@ def build_trainer(
         # A text twice in a batch would be its own negative.
         training_arguments.batch_sampler = BatchSamplers.NO_DUPLICATES
     loss = build_loss(model, arguments)
-    callbacks = [EpochCallback(train_dataset), *(callbacks or [])]
+    callbacks = list(callbacks or [])
+    if train_dataset.format["type"] == "custom":
+        callbacks.append(EpochCallback(partial(set_epoch, train_dataset)))
     if isinstance(loss, SpladeLoss):
         ramp = SpladeRegularizerWeightSchedulerCallback(loss, warmup_ratio=arguments.regularizer_warmup_ratio)
         callbacks.insert(0, ramp)
@@ -187,17 +190,6 @@ def build_trainer(
     )
     trainer.cost = training_cost(arguments, training_arguments, BackboneShape.from_config(model[0].config))
     return trainer
-
-
-class EpochCallback(TrainerCallback):
-    """Has the training tuples draw other negatives in every epoch."""
-
-    def __init__(self, tuples: Dataset) -> None:
-        self.tuples = tuples
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Set the epoch; a resumed run begins inside one."""
-        set_epoch(self.tuples, int(state.epoch or 0))
 
 
 class _CountsFlops:
@@ -256,9 +248,9 @@ def settle_batches(arguments: RetrieverArguments, training_arguments: RetrieverT
             "step(s). Choose --per_device_train_batch_size and --gradient_accumulation_steps whose product with the "
             "number of devices is the batch, or leave them out, or change --batch_size."
         )
-    if steps > 1 and arguments.objective != "kd":
+    if steps > 1 and not uncacheable(arguments):
         logger.warning(
-            "With %d accumulation steps each query has the negatives of %d queries, not of %d. Lower "
+            "With %d accumulation steps in-batch negatives and FLOPS are of %d queries at a time, not of %d. Lower "
             "--mini_batch_size to save memory instead.",
             steps,
             each * world_size,

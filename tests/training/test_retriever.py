@@ -150,12 +150,11 @@ class FakeWorld:
         self.per_device_train_batch_size, self.gradient_accumulation_steps = each, steps
 
 
-def test_accumulation_that_loses_negatives_is_said(data, tmp_path, caplog):
-    for objective, said in (("cl", 1), ("kd", 0)):
+def test_accumulation_that_changes_the_objective_is_said(data, tmp_path, caplog):
+    for paradigm, objective, said in (("dense", "cl", 1), ("dense", "kd", 0), ("sparse", "kd", 1)):
         caplog.clear()
-        arguments, training = tiny_run("m", data, tmp_path, "dense", objective, per_device_train_batch_size=2)
-        settle_batches(arguments, training)
-        assert len([r for r in caplog.records if "has the negatives of 2 queries, not of 4" in r.getMessage()]) == said
+        settle_batches(*tiny_run("m", data, tmp_path, paradigm, objective, per_device_train_batch_size=2))
+        assert len([r for r in caplog.records if "of 2 queries at a time, not of 4" in r.getMessage()]) == said
 
 
 class Interruption(Exception):

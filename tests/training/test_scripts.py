@@ -22,7 +22,8 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAM
 
 
 def command_line(options: dict) -> list[str]:
-    return [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    given = {name: value for name, value in options.items() if value is not None}
+    return [part for name, value in given.items() for part in (f"--{name}", str(value))]
 
 
 def run_script(name: str, options: list[str], *launcher: str, **kwargs) -> subprocess.CompletedProcess:
@@ -125,19 +126,20 @@ def test_the_example_configurations_resolve(config, tmp_path, monkeypatch, capsy
 
 
 def test_two_processes_train_what_one_does_on_the_same_batches(tiny_backbone, data, tmp_path, monkeypatch):
-    """torchrun on two gloo ranks: in-batch negatives, teacher scores and FLOPS over both."""
+    """torchrun on two gloo ranks: negatives, teacher scores and FLOPS over both, with gradient caching."""
 
-    def options(folder: str) -> list[str]:
+    def options(folder: str, mini_batch_size: int) -> list[str]:
         plain = dict(optim="sgd", max_grad_norm=0, lr_scheduler_type="constant", learning_rate=1e-3, max_steps=3)
+        plain["mini_batch_size"] = mini_batch_size
         values = tiny_options(tiny_backbone(), data, tmp_path / folder, **plain)
         return ["--backbone", "micro", "--objective", "cl_kd", *command_line(values)]
 
     launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d")
-    both = run_script("train_retriever.py", options("two"), *launcher, "--rdzv_endpoint", "localhost:0")
+    both = run_script("train_retriever.py", options("two", 1), *launcher, "--rdzv_endpoint", "localhost:0")
     assert both.returncode == 0, both.stderr
     report = json.loads((tmp_path / "two" / "training.json").read_text())
     assert (report["settings"]["world_size"], report["settings"]["per_device_train_batch_size"]) == (2, 2)
-    run_here(monkeypatch, "train_retriever.py", options("one"))
+    run_here(monkeypatch, "train_retriever.py", options("one", 4))
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     start = load_file(Path(tiny_backbone()) / "model.safetensors")
     for name, tensor in one.items():

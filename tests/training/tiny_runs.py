@@ -39,6 +39,8 @@ def tiny_options(backbone: str, data: Path, output: Path, **overrides: Any) -> d
         "output_dir": str(output),
         "batch_size": 4,
         "negatives": 2,
+        "mini_batch_size": None,
+        "attn_implementation": None,
         "max_steps": 4,
         "save_steps": 2,
         "logging_steps": 1,
