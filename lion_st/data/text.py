@@ -110,6 +110,7 @@ def token_blocks(
     """
     import numpy as np
     from datasets import Dataset
+    from tqdm.auto import tqdm
 
     parts: list[np.ndarray] = []
 
@@ -118,7 +119,7 @@ def token_blocks(
         parts.extend(np.asarray(ids, dtype=np.int32) for ids in encoded)
 
     batch: list[str] = []
-    for document in documents:
+    for document in tqdm(documents, desc="Tokenize", unit=" documents"):
         batch.append(document)
         if len(batch) == batch_size:
             flush(batch)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 from pathlib import Path
@@ -8,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lion_st
+from lion_st.data.text import read_documents
 from lion_st.hub import merge_backbone
 from lion_st.modules import LionTransformer
 from lion_st.training.arguments import MntpArguments, MntpTrainingArguments
@@ -222,3 +225,22 @@ def test_a_full_disk_leaves_the_checkpoint_to_go_on_from(tiny_backbone, text_fil
     adapt_mntp(*run)
     assert (tmp_path / "out" / "model.safetensors").exists()
     shutil.rmtree(tmp_path / "out")
+
+
+def test_texts_come_from_files_and_from_data_sets_with_a_text_column(tmp_path):
+    (tmp_path / "a.txt").write_text("One.\n\nTwo.\n")
+    with gzip.open(tmp_path / "b.jsonl.gz", "wt") as file:
+        file.write(json.dumps({"title": "Three", "text": "Four."}) + "\n")
+    (tmp_path / "set").mkdir()
+    Dataset.from_dict({"text": ["Five.", "", "  Six. ", None, "Seven."]}).to_parquet(tmp_path / "set" / "train.parquet")
+    sources = [tmp_path / "a.txt", str(tmp_path / "b.jsonl.gz"), str(tmp_path / "set")]
+    assert list(read_documents(sources, rows_per_document=2)) == [
+        "One.\nTwo.",
+        "Four.\nThree",
+        "Five.\nSix.",
+        "Seven.",
+    ]
+    (tmp_path / "other").mkdir()
+    Dataset.from_dict({"body": ["Five."]}).to_parquet(tmp_path / "other" / "train.parquet")
+    with pytest.raises(ValueError, match=r"columns \['body'\]: it needs a column 'text'"):
+        list(read_documents([tmp_path / "other"]))
