@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lion_st.retrieval.bm25 import Bm25Retriever
+from lion_st.retrieval.cluster import encode_corpus_on_ray
 from lion_st.retrieval.describe import model_fingerprint, model_name
 from lion_st.retrieval.encode import EncodedCorpus, encode_corpus, encode_texts
 from lion_st.retrieval.explain import explain_score, top_terms
@@ -29,6 +30,7 @@ __all__ = [
     "convex_fusion",
     "create_index",
     "encode_corpus",
+    "encode_corpus_on_ray",
     "encode_texts",
     "explain_score",
     "fit_convex_weights",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
@@ -129,7 +130,7 @@ def encode_corpus(
         settings = corpus_settings(model, kind, dtype, shard_documents, tokens_per_batch)
         claim_output(output, settings)
         reader = ShardReader(corpus, split, shard_documents, on_bad_record)
-        with _progress_bar(corpus, show_progress and rank == 0) as progress:
+        with progress_bar(corpus, show_progress and rank == 0) as progress:
             for number, records in enumerate(reader):
                 if number % world_size == rank and not is_finished(output, number, records):
                     encode_shard(model, records, output, number, settings, progress)
@@ -417,7 +418,8 @@ def _encode(
     order = np.argsort(-real, kind="stable")
     convert = to_csr if paradigm_of(model) == "sparse" else to_dense
     parts: list[Any] = []
-    start = 0
+    start = tokens = 0
+    started = time.monotonic()
     model.eval()
     while start < len(order):
         count = min(max(1, tokens_per_batch // int(real[order[start]])), MAX_TEXTS_PER_BATCH)
@@ -427,6 +429,8 @@ def _encode(
         start += count
         if progress is not None:
             progress.update(len(batch))
+            tokens += int(real[batch].sum())
+            progress.set_postfix_str(f"{tokens / max(1e-9, time.monotonic() - started):,.0f} tokens/s", refresh=False)
     back = np.argsort(order)
     vectors = np.concatenate(parts)[back] if convert is to_dense else sparse.vstack(parts, format="csr")[back]
     return EncodedTexts(vectors, int(real.sum()), int((lengths > limit).sum()))
@@ -458,7 +462,8 @@ def _records_digest(records: list[Record]) -> str:
     return digest.hexdigest()
 
 
-def _progress_bar(corpus: Corpus, show: bool) -> Any:
+def progress_bar(corpus: Corpus, show: bool) -> Any:
+    """A bar over the documents of a corpus, with a total where that is cheap to know."""
     from tqdm.auto import tqdm
 
     return tqdm(total=_count_documents(corpus) if show else None, desc="Encoding", unit="doc", disable=not show)

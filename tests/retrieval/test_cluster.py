@@ -80,7 +80,8 @@ def test_a_killed_driver_is_continued_from_its_shards(checkpoint, alone, tmp_pat
         from lion_st.retrieval import encode_corpus_on_ray
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
         rows = {DOCUMENTS!r}
-        encode_corpus_on_ray({str(checkpoint)!r}, rows, {str(tmp_path / "encoded")!r}, cpus_per_worker=0.5, **{SETTINGS!r})
+        output, settings = {str(tmp_path / "encoded")!r}, {SETTINGS!r}
+        encode_corpus_on_ray({str(checkpoint)!r}, rows, output, cpus_per_worker=0.5, **settings)
         """
     )
     driver = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL)

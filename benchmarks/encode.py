@@ -1,0 +1,144 @@
+"""Encoding a corpus: documents/s and peak memory of encode_corpus beside stock SparseEncoder.encode and mteb's path.
+
+    python benchmarks/encode.py                                   # 10,000 and 100,000 documents, stock on 2,000
+    python benchmarks/encode.py --documents 1000 --stock-documents 1000 --vocabulary 8000
+
+The model is a small random Llama (hidden 64, 2 layers) with a Llama-3-sized vocabulary, so that the time and memory of
+the vocabulary-wide rows show; the texts are random words, 8 to 120 of them. Every side runs in a process of its own and
+reads the same texts; its peak resident memory is what the operating system reports. "flat" is memory that does not grow
+with the corpus: compare the two rows of encode_corpus. Stock keeps all vectors in memory, as its interface asks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def make_model(folder: Path, vocabulary: int) -> None:
+    """Save a random backbone, and beside it the stock sparse-encoder checkpoint that the other sides load."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    import lion_st
+
+    words = {"<s>": 0, "</s>": 1, "<unk>": 2} | {f"w{number}": number for number in range(3, vocabulary)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>", unk_token="<unk>"
+    )
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=vocabulary, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512, bos_token_id=0, eos_token_id=1, tie_word_embeddings=False,
+    )  # fmt: skip
+    backbone = LlamaForCausalLM(config)
+    backbone.save_pretrained(folder / "backbone")
+    fast.save_pretrained(folder / "backbone")
+    model = lion_st.build(folder / "backbone", "sparse", scale=1.0, document_length=128)
+    model[1].max_active_dims = 150
+    lion_st.export(model, folder / "stock", model_type="SparseEncoder")
+
+
+def texts(count: int, vocabulary: int) -> Iterator[str]:
+    generator = random.Random(0)
+    for _ in range(count):
+        yield " ".join(f"w{generator.randrange(3, vocabulary)}" for _ in range(generator.randrange(8, 120)))
+
+
+def run_side(side: str, folder: Path, count: int, vocabulary: int) -> dict[str, float]:
+    """Encode `count` documents and report seconds and peak memory; called in a process of its own."""
+    import torch
+
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
+    if side == "encode_corpus":
+        import lion_st
+        from lion_st.retrieval import encode_corpus
+
+        model = lion_st.load(folder / "stock", as_sparse_encoder=True)
+        rows = ({"id": str(number), "text": text} for number, text in enumerate(texts(count, vocabulary)))
+        began = time.perf_counter()
+        with tempfile.TemporaryDirectory() as output:
+            encode_corpus(model, rows, Path(output) / "encoded", shard_documents=2048, show_progress=False)
+    elif side == "SparseEncoder.encode":
+        from sentence_transformers import SparseEncoder
+
+        stock = SparseEncoder(str(folder / "stock"))
+        documents = list(texts(count, vocabulary))
+        began = time.perf_counter()
+        stock.encode_document(documents, batch_size=32, show_progress_bar=False)
+    else:
+        from datasets import Dataset
+        from mteb import get_task
+        from mteb._create_dataloaders import create_dataloader
+        from mteb.models.sentence_transformer_wrapper import SparseEncoderWrapper
+        from mteb.types import PromptType
+        from sentence_transformers import SparseEncoder
+
+        wrapper = SparseEncoderWrapper(SparseEncoder(str(folder / "stock")))
+        documents = list(texts(count, vocabulary))
+        metadata = get_task("SciFact").metadata
+        corpus = Dataset.from_dict({"id": [str(number) for number in range(count)], "text": documents})
+        began = time.perf_counter()
+        loader = create_dataloader(corpus, task_metadata=metadata, prompt_type=PromptType.document, batch_size=32)
+        wrapper.encode(
+            loader, task_metadata=metadata, hf_split="test", hf_subset="default", prompt_type=PromptType.document,
+            batch_size=32, show_progress_bar=False,
+        )  # fmt: skip
+    seconds = time.perf_counter() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"side": side, "documents": count, "documents/s": count / seconds, "peak RSS MB": peak}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--documents", type=int, nargs="+", default=[10_000, 100_000])
+    parser.add_argument("--stock-documents", type=int, default=2_000)
+    parser.add_argument("--vocabulary", type=int, default=128_256)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--side", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.side:
+        print(json.dumps(run_side(options.side, options.folder, options.documents[0], options.vocabulary)))
+        return
+
+    from lion_st.evaluation import format_table
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_model(folder, options.vocabulary)
+        stock = [(side, options.stock_documents) for side in ("SparseEncoder.encode", "mteb SparseEncoderWrapper")]
+        sides = [("encode_corpus", options.stock_documents), *stock]
+        sides += [("encode_corpus", count) for count in options.documents]
+        rows = []
+        for side, count in sides:
+            command = [sys.executable, __file__, "--side", side, "--folder", name, "--documents", str(count)]
+            command += ["--vocabulary", str(options.vocabulary)]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                raise SystemExit(f"{side} failed:\n{done.stderr[-3000:]}")
+            rows.append(json.loads(done.stdout.splitlines()[-1]))
+            print(f"{side}, {count:,} documents: done", flush=True)
+    machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    print(f"\nvocabulary {options.vocabulary:,}, {machine}\n\n{format_table(rows)}\n")
+    options.output.mkdir(parents=True, exist_ok=True)
+    report = {"machine": machine, "vocabulary": options.vocabulary, "rows": rows}
+    (options.output / "encode.json").write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
