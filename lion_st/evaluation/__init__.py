@@ -1,21 +1,55 @@
-"""Measuring retrieval: test sets, metrics, TREC files, and mteb."""
+"""Measuring retrieval: test sets, metrics, TREC files, and mteb.
+
+The names below are imported on first use: a table or a metric is had without importing what encodes and searches.
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from lion_st.evaluation.compare import Comparison, compare_runs
-from lion_st.evaluation.evaluate import evaluate_retrieval
-from lion_st.evaluation.metrics import METRICS, Qrels, Run, evaluate_queries, evaluate_run
-from lion_st.evaluation.mteb_search import MtebSearch, document_text
-from lion_st.evaluation.protocols import PROTOCOLS, Protocol
-from lion_st.evaluation.pruning import prune_report, trade_off_figure
-from lion_st.evaluation.tables import format_table
-from lion_st.evaluation.tasks import folder_task, get_task, trec_task
-from lion_st.evaluation.trec import drop_self_matches, hits_to_run, read_qrels, read_run, read_topics, write_run
+if TYPE_CHECKING:
+    from lion_st.evaluation.compare import Comparison, compare_runs
+    from lion_st.evaluation.evaluate import evaluate_retrieval
+    from lion_st.evaluation.metrics import METRICS, Qrels, Run, evaluate_queries, evaluate_run
+    from lion_st.evaluation.mteb_search import MtebSearch, document_text
+    from lion_st.evaluation.protocols import PROTOCOLS, Protocol
+    from lion_st.evaluation.pruning import prune_report, trade_off_figure, write_prune_report
+    from lion_st.evaluation.tables import format_table
+    from lion_st.evaluation.tasks import folder_task, get_task, trec_task
+    from lion_st.evaluation.trec import drop_self_matches, hits_to_run, read_qrels, read_run, read_topics, write_run
 
 # A Hugging Face metric module: evaluate.load(str(METRICS_MODULE))
 METRICS_MODULE = Path(__file__).parent / "metrics_module" / "retrieval_metrics"
+
+_HOME = {
+    "METRICS": "metrics",
+    "PROTOCOLS": "protocols",
+    "Comparison": "compare",
+    "MtebSearch": "mteb_search",
+    "Protocol": "protocols",
+    "Qrels": "metrics",
+    "Run": "metrics",
+    "compare_runs": "compare",
+    "document_text": "mteb_search",
+    "drop_self_matches": "trec",
+    "evaluate_queries": "metrics",
+    "evaluate_retrieval": "evaluate",
+    "evaluate_run": "metrics",
+    "folder_task": "tasks",
+    "format_table": "tables",
+    "get_task": "tasks",
+    "hits_to_run": "trec",
+    "prune_report": "pruning",
+    "read_qrels": "trec",
+    "read_run": "trec",
+    "read_topics": "trec",
+    "trade_off_figure": "pruning",
+    "trec_task": "tasks",
+    "write_prune_report": "pruning",
+    "write_run": "trec",
+}
 
 __all__ = [
     "METRICS",
@@ -42,5 +76,14 @@ __all__ = [
     "read_topics",
     "trade_off_figure",
     "trec_task",
+    "write_prune_report",
     "write_run",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value

@@ -51,6 +51,7 @@ def compare_runs(
     permutations: int = 100_000,
     seed: int = 0,
     biggest: int = 5,
+    relevance_level: int = 1,
 ) -> list[Comparison]:
     """Compare runs pair by pair.
 
@@ -66,6 +67,7 @@ def compare_runs(
         permutations: Random flips.
         seed: Of the random flips.
         biggest: Queries listed in `gains` and `drops`.
+        relevance_level: See `evaluate_queries`.
 
     Raises:
         ValueError: If there are fewer than two runs or the baseline is not among them.
@@ -78,7 +80,7 @@ def compare_runs(
         list(combinations(runs, 2)) if baseline is None else [(baseline, other) for other in runs if other != baseline]
     )
     metrics = list(metrics)
-    values = {name: evaluate_queries(qrels, run, metrics) for name, run in runs.items()}
+    values = {name: evaluate_queries(qrels, run, metrics, relevance_level) for name, run in runs.items()}
     queries = list(qrels)
     found = []
     for metric in metrics:

@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from lion_st.evaluation.metrics import evaluate_run
+from lion_st.evaluation.metrics import evaluate_run, is_metric
 from lion_st.evaluation.mteb_search import MtebSearch, SelfMatches, model_meta
 from lion_st.evaluation.protocols import Protocol, get_protocol
 from lion_st.evaluation.tasks import get_task
@@ -23,6 +23,16 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer, SparseEncoder
 
 Row: TypeAlias = dict[str, Any]
+
+DESCRIPTION = ("model", "engine", "dataset", "subset", "split", "documents", "queries")
+FIGURES = ("document_terms", "query_terms", "index_bytes", "encode_ms_per_query", "search_ms_per_query")
+
+
+def table_columns(rows: Sequence[Row]) -> list[str]:
+    """Columns for a table of rows: what tells them apart, every metric, and the sizes and times that were measured."""
+    told_apart = [key for key in DESCRIPTION if key in ("model", "dataset") or len({row[key] for row in rows}) > 1]
+    metrics = [key for key in dict.fromkeys(key for row in rows for key in row) if is_metric(key)]
+    return told_apart + metrics + [key for key in FIGURES if any(row.get(key) is not None for row in rows)]
 
 
 def evaluate_retrieval(
@@ -41,6 +51,7 @@ def evaluate_retrieval(
     threads: int = 1,
     keep_encoded: bool = False,
     name: str | None = None,
+    load_options: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     show_progress: bool = False,
 ) -> list[Row]:
@@ -64,6 +75,7 @@ def evaluate_retrieval(
         threads: CPU threads of the search.
         keep_encoded: Keep encoded corpora in `output_dir`/encoded and reuse them between engines and tasks.
         name: Name of the model in tables and files.
+        load_options: Further arguments of `lion_st.load`.
         overwrite: Run again what is already there.
         show_progress: Show progress bars.
 
@@ -93,6 +105,7 @@ def evaluate_retrieval(
         threads=threads,
         encoded_dir=Path(output_dir) / "encoded" if keep_encoded else None,
         name=name,
+        load_options=dict(load_options or {}),
     )
     sources = list(data) if isinstance(data, Sequence) and not isinstance(data, str) else [data]
     evaluation = _Evaluation(retriever, protocol, Path(output_dir), overwrite, show_progress)
@@ -171,7 +184,7 @@ class _Evaluation:
         }
 
 
-def _retriever(model: Any, engine: str, protocol: Protocol, **settings: Any) -> Retriever:
+def _retriever(model: Any, engine: str, protocol: Protocol, load_options: dict[str, Any], **settings: Any) -> Retriever:
     if isinstance(model, Retriever):
         return model
     if model == "bm25":
@@ -180,7 +193,7 @@ def _retriever(model: Any, engine: str, protocol: Protocol, **settings: Any) -> 
         from lion_st.models import load
 
         settings["name"] = settings["name"] or str(model).rstrip("/").split("/")[-1]
-        model = load(model)
+        model = load(model, **load_options)
     return ModelRetriever(
         model, engine, query_tokens=protocol.query_tokens, document_tokens=protocol.document_tokens, **settings
     )

@@ -80,6 +80,15 @@ def evaluate_queries(
     return result
 
 
+def is_metric(name: str) -> bool:
+    """Whether `evaluate_queries` knows a metric of this name."""
+    try:
+        _parse(name)
+    except ValueError:
+        return False
+    return True
+
+
 def _parse(metric: str) -> tuple[str, int | None]:
     match = re.fullmatch(r"(\w+?)(?:@([1-9]\d*))?", metric)
     name, cut = (match[1], match[2]) if match else (metric, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from scipy import sparse
 
 from lion_st.evaluation.metrics import Qrels, evaluate_run
+from lion_st.evaluation.tables import format_table
 from lion_st.evaluation.trec import hits_to_run
 from lion_st.retrieval.indexes import create_index
 from lion_st.retrieval.prune import Pruning
@@ -73,6 +75,44 @@ def prune_report(
                     **evaluate_run(qrels, hits_to_run(query_ids, hits), metrics),
                 }
             )
+    return rows
+
+
+def write_prune_report(
+    folder: str | Path,
+    documents: tuple[Sequence[str], sparse.csr_array],
+    queries: tuple[Sequence[str], sparse.csr_array],
+    qrels: Qrels,
+    document_settings: Sequence[Pruning] = DEFAULT_SETTINGS,
+    query_settings: Sequence[Pruning] = (Pruning(),),
+    metrics: Sequence[str] = ("nDCG@10", "Recall@100"),
+    k: int = 100,
+) -> list[dict[str, Any]]:
+    """Write what `prune_report` measures into a folder: a table, its rows, and two figures.
+
+    The files are `report.md`, `report.json`, `quality-size.svg` and `quality-latency.svg`; the figures show the first
+    metric against the size of the index and against the milliseconds a query takes.
+
+    Args:
+        folder: Folder of the files.
+        documents: See `prune_report`, as are the arguments below.
+        queries: Ids and vectors [Q, V].
+        qrels: Relevance judgements.
+        document_settings: Prunings of the documents.
+        query_settings: Prunings of the queries.
+        metrics: See `evaluate_queries`.
+        k: Documents per query.
+
+    Returns:
+        The rows.
+    """
+    rows = prune_report(documents, queries, qrels, document_settings, query_settings, metrics, k)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / "report.md", f"{format_table(rows)}\n".encode())
+    write_atomic(folder / "report.json", json.dumps(rows, indent=1).encode())
+    trade_off_figure(rows, folder / "quality-size.svg", "index_bytes", metrics[0])
+    trade_off_figure(rows, folder / "quality-latency.svg", "ms_per_query", metrics[0])
     return rows
 
 

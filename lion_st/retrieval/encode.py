@@ -394,6 +394,13 @@ class EncodedCorpus:
                 parts = (arrays["weights"].astype(np.float32), arrays["terms"], arrays["indptr"])
                 yield ids, sparse.csr_array(parts, shape=(len(ids), shard["dimensions"]))
 
+    def whole(self) -> tuple[list[str], Vectors]:
+        """All ids and all vectors in memory, such as those of queries."""
+        shards = list(self)
+        ids = [one for part, _ in shards for one in part]
+        parts: list[Any] = [vectors for _, vectors in shards]
+        return ids, np.concatenate(parts) if self.paradigm == "dense" else sparse.vstack(parts, format="csr")
+
 
 def prompt_for(model: SentenceTransformer | SparseEncoder, kind: Kind) -> str | None:
     """The prompt that `encode_query` or `encode_document` would put in front of a text."""

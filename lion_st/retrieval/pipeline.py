@@ -110,6 +110,19 @@ def overlap(true: Hits, found: Hits) -> float:
     return len(dict(true).keys() & dict(found).keys()) / len(true)
 
 
+def search_run(
+    model: SentenceTransformer | SparseEncoder,
+    index: Index,
+    queries: Mapping[str, str],
+    k: int = 1000,
+    *,
+    threads: int = 1,
+) -> dict[str, dict[str, float]]:
+    """Encode queries, text by id, search, and return the scores by query and document, as `write_run` takes them."""
+    hits = index.search(encode_texts(model, list(queries.values()), "query"), k, threads)
+    return {query: dict(found) for query, found in zip(queries, hits, strict=True)}
+
+
 class Result(NamedTuple):
     """One found document."""
 

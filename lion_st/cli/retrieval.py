@@ -1,0 +1,249 @@
+"""Verbs of the retrieval room: encode, index, search, prune."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+
+import typer
+
+from lion_st.cli.options import Device, Engine, EngineSettings, Quiet, Revision, TableStyle, Threads, Weights
+from lion_st.cli.options import engine_parameters as read_settings
+
+if TYPE_CHECKING:
+    from lion_st.retrieval.pipeline import Result
+
+TopTerms: TypeAlias = Annotated[int | None, typer.Option(min=1, help="Keep this many of a document's heaviest terms.")]
+MaxRatio: TypeAlias = Annotated[
+    float | None, typer.Option(help="Keep weights of at least this share of the document's largest.")
+]
+Threshold: TypeAlias = Annotated[float | None, typer.Option(help="Keep weights of at least this value.")]
+TermQuantile: TypeAlias = Annotated[
+    float | None, typer.Option(help="Drop this share of each term's smallest weights, shard by shard.")
+]
+SHOWN_TERMS = 10
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs."""
+    for verb in (encode, index, search, prune):
+        app.command(rich_help_panel="Retrieve")(verb)
+
+
+def encode(
+    model: Annotated[str, typer.Argument(help="Checkpoint: a folder or a Hub repository.")],
+    corpus: Annotated[
+        str,
+        typer.Argument(
+            help="BEIR folder, .jsonl, .tsv or .parquet (also .gz, .bz2, .xz), folder of such files, "
+            "hf://owner/name or hf://owner/name/configuration, or - for JSON lines on the standard input."
+        ),
+    ],
+    output: Annotated[Path, typer.Argument(help="Folder for the shards; the same command goes on where it stopped.")],
+    kind: Annotated[Literal["document", "query"], typer.Option(help="What the records are.")] = "document",
+    split: Annotated[str, typer.Option(help="Split of a Hub data set.")] = "train",
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Cut texts here; by default at the model's limit.")
+    ] = None,
+    dtype: Annotated[Literal["float32", "float16"], typer.Option(help="How vectors are stored.")] = "float32",
+    shard_documents: Annotated[int, typer.Option(min=1, help="Documents per shard.")] = 4096,
+    tokens_per_batch: Annotated[int, typer.Option(min=1, help="Padded tokens per batch.")] = 16_384,
+    on_bad_record: Annotated[
+        Literal["skip", "raise"], typer.Option(help="Skip and count a bad record, or stop at it.")
+    ] = "skip",
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Encode on the Ray cluster of RAY_ADDRESS, or here with Ray.")
+    ] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Ray: actors; by default one per GPU.")] = None,
+    cpus_per_worker: Annotated[float, typer.Option(help="Ray: CPUs that an actor reserves.")] = 1.0,
+    device: Device = None,
+    weights: Weights = "auto",
+    revision: Revision = None,
+    quiet: Quiet = False,
+) -> None:
+    """Encode a corpus into shards of vectors, streaming and resumable.
+
+    On the GPUs of one machine: torchrun --nproc-per-node 8 -m lion_st.cli encode MODEL CORPUS OUTPUT
+    """
+    from lion_st.retrieval import EncodedCorpus, encode_corpus, encode_corpus_on_ray
+
+    load_options: dict[str, Any] = {"dtype": weights, "device": device, "revision": revision}
+    settings: dict[str, Any] = {
+        "kind": kind,
+        "split": split,
+        "max_tokens": max_tokens,
+        "dtype": dtype,
+        "shard_documents": shard_documents,
+        "tokens_per_batch": tokens_per_batch,
+        "on_bad_record": on_bad_record,
+        "show_progress": not quiet,
+    }
+    if ray:
+        settings |= {"workers": workers, "cpus_per_worker": cpus_per_worker, "load_options": load_options}
+        encode_corpus_on_ray(model, corpus, output, **settings)
+    else:
+        import lion_st
+
+        encode_corpus(lion_st.load(model, **load_options), corpus, output, **settings)
+    manifest = EncodedCorpus(output).manifest
+    skipped = ", ".join(f"{count:,} {reason}" for reason, count in manifest["skipped"].items()) or "none"
+    typer.echo(
+        f"{output}: {manifest['documents']:,} {kind}s in {len(manifest['shards'])} shards, {manifest['tokens']:,} "
+        f"tokens, {manifest['truncated']:,} truncated; skipped: {skipped}."
+    )
+
+
+def index(
+    encoded: Annotated[Path, typer.Argument(help="Folder of the encoded corpus.")],
+    output: Annotated[Path, typer.Argument(help="Folder of the index.")],
+    engine: Engine = "exact",
+    settings: EngineSettings = None,
+    queries: Annotated[
+        Path | None, typer.Option(help="Encoded queries to measure an approximate engine's recall with.")
+    ] = None,
+    top_terms: TopTerms = None,
+    max_ratio: MaxRatio = None,
+    threshold: Threshold = None,
+    term_quantile: TermQuantile = None,
+) -> None:
+    """Build an index of an encoded corpus; an approximate one is measured against exact search."""
+    from lion_st.retrieval import EncodedCorpus, Pruning, index_corpus
+
+    pruning = Pruning(top_terms, max_ratio, threshold, term_quantile)
+    report = index_corpus(
+        encoded,
+        output,
+        engine,
+        engine_parameters=read_settings(settings),
+        pruning=None if pruning == Pruning() else pruning,
+        queries=EncodedCorpus(queries).whole()[1] if queries is not None else None,
+    )
+    stats = report.index.stats()
+    size = "" if stats["bytes"] is None else f", {stats['bytes'] / 1e6:,.1f} MB"
+    recall = "".join(f", {name} {value:.4f}" for name, value in report.recall.items())
+    typer.echo(f"{output}: {engine}, {stats['documents']:,} documents{size}, {report.seconds:.1f} s{recall}.")
+
+
+def search(
+    model: Annotated[str, typer.Argument(help="Checkpoint that encodes the queries.")],
+    index: Annotated[Path, typer.Argument(help="Folder of the index.")],
+    query: Annotated[
+        str | None, typer.Argument(help="One query; without it and --queries you are asked for some.")
+    ] = None,
+    queries: Annotated[Path | None, typer.Option(help="File of queries: id<tab>text, TREC topics or .jsonl.")] = None,
+    run: Annotated[Path | None, typer.Option(help="Write what --queries finds into this TREC run file.")] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="Documents per query.")] = 10,
+    explain: Annotated[bool, typer.Option("--explain", help="Show the terms of each score and their shares.")] = False,
+    threads: Threads = 1,
+    device: Device = None,
+    weights: Weights = "auto",
+    revision: Revision = None,
+) -> None:
+    """Search an index: one query, a file of queries, or interactively."""
+    if query is not None and queries is not None:
+        raise ValueError("Give one QUERY or a file of --queries, not both.")
+    if run is not None and queries is None:
+        raise ValueError("A run file needs query ids: give --queries with --run.")
+    import lion_st
+    from lion_st.retrieval import load_index, search_run, search_texts
+
+    loaded = load_index(index, memory_map=True)
+    encoder = lion_st.load(model, device=device, dtype=weights, revision=revision)
+    asked = _read_queries(queries) if queries is not None else {}
+    if run is not None:
+        from lion_st.evaluation import write_run
+
+        found = search_run(encoder, loaded, asked, k, threads=threads)
+        write_run(run, found, tag=index.resolve().name.replace(" ", "_"))
+        typer.echo(f"{run}: {sum(map(len, found.values())):,} documents for {len(found):,} queries.")
+    elif asked or query is not None:
+        texts = [query] if query is not None else list(asked.values())
+        _show(search_texts(encoder, loaded, texts, k, threads=threads, explain=explain), many=query is None)
+    else:
+        for text in _asked_queries():
+            _show(search_texts(encoder, loaded, [text], k, threads=threads, explain=explain), many=False)
+
+
+def prune(
+    encoded: Annotated[Path, typer.Argument(help="Folder of the encoded corpus of a sparse model.")],
+    queries: Annotated[Path, typer.Option(help="Folder of the encoded queries.")],
+    qrels: Annotated[Path, typer.Option(help="Relevance judgements, TREC or BEIR.")],
+    report: Annotated[Path, typer.Option(help="Folder for the table (.md, .json) and the figure (.svg).")],
+    top_terms: Annotated[list[int] | None, typer.Option(help="Terms kept of a document; repeatable.")] = None,
+    max_ratio: Annotated[
+        list[float] | None, typer.Option(help="Least share of the largest weight; repeatable.")
+    ] = None,
+    threshold: Annotated[list[float] | None, typer.Option(help="Least weight; repeatable.")] = None,
+    term_quantile: Annotated[list[float] | None, typer.Option(help="Share of each term to drop; repeatable.")] = None,
+    query_top_terms: Annotated[list[int] | None, typer.Option(help="Terms kept of a query; repeatable.")] = None,
+    metric: Annotated[list[str] | None, typer.Option(help="Metrics, the first one for the figure; repeatable.")] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="Documents per query.")] = 100,
+    style: TableStyle = "markdown",
+) -> None:
+    """Measure what static pruning costs and saves: quality, index size and latency of each setting.
+
+    Without settings of your own, a default range of each kind is measured.
+    """
+    from lion_st.evaluation import format_table, read_qrels, write_prune_report
+    from lion_st.evaluation.pruning import DEFAULT_SETTINGS
+    from lion_st.retrieval import EncodedCorpus, Pruning
+
+    named: dict[str, Any] = {
+        "top_terms": top_terms, "max_ratio": max_ratio, "threshold": threshold, "term_quantile": term_quantile
+    }  # fmt: skip
+    settings = [Pruning(**{name: value}) for name, values in named.items() for value in values or []]
+    rows = write_prune_report(
+        report,
+        EncodedCorpus(encoded).whole(),
+        EncodedCorpus(queries).whole(),
+        read_qrels(qrels),
+        [Pruning(), *settings] if settings else DEFAULT_SETTINGS,
+        [Pruning(), *(Pruning(top_terms=count) for count in query_top_terms or [])],
+        metric or ("nDCG@10", "Recall@100"),
+        k,
+    )
+    typer.echo(format_table(rows, style=style))
+
+
+def _read_queries(path: Path) -> dict[str, str]:
+    from lion_st.evaluation import read_topics
+    from lion_st.retrieval.records import Record, read_corpus
+
+    if ".jsonl" not in path.suffixes:
+        return read_topics(path)
+    queries: dict[str, str] = {}
+    for record in read_corpus(path):
+        if not isinstance(record, Record):
+            raise ValueError(f"{record.where} is {record.reason}: every query needs an id and a text.")
+        if record.id in queries:
+            raise ValueError(f"{path} has the query id {record.id!r} twice: ids must be unique.")
+        queries[record.id] = record.text
+    return queries
+
+
+def _asked_queries() -> Iterator[str]:
+    """Queries typed or piped in, until the end of the input."""
+    prompt = "query> " if sys.stdin.isatty() else ""
+    while True:
+        try:
+            text = input(prompt)
+        except EOFError:
+            return
+        if text.strip():
+            yield text
+
+
+def _show(results: Iterable[Result], many: bool) -> None:
+    """Print rank, score, id and reasons of each result, under its query where there are many."""
+    previous = None
+    for result in results:
+        if many and result.query != previous:
+            typer.echo(result.query)
+            previous = result.query
+        typer.echo(f"{result.rank}\t{result.score:.4f}\t{result.document}")
+        if result.terms:
+            shown = [f"{term.term} {term.share:.0%}" for term in result.terms[:SHOWN_TERMS]]
+            more = len(result.terms) - len(shown)
+            typer.echo("\t" + ", ".join(shown) + (f", {more} more" if more else ""))
