@@ -1,0 +1,9 @@
+"""The sparse head's kernels: one function, several backends."""
+
+from __future__ import annotations
+
+from lion_st.kernels.dispatch import choose_backend
+from lion_st.kernels.reference import splade_pool_reference
+from lion_st.kernels.pool import splade_pool
+
+__all__ = ["choose_backend", "splade_pool", "splade_pool_reference"]

@@ -1,0 +1,173 @@
+"""Numba kernels of the blockwise backend.
+
+They use the OpenMP runtime that torch has loaded, so that both share one pool of threads.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+import torch
+from numba import prange
+from torch import Tensor
+
+COLUMNS = 256  # terms that one thread reduces at a time; their running maxima stay in its first-level cache
+
+
+def segment_max(logits: Tensor, bounds: Tensor, values: Tensor, positions: Tensor, offset: int) -> None:
+    """Write each text's largest logit and its token to `values` and `positions` [B, V], from column `offset` on.
+
+    Args:
+        logits: [T, tile] in float32, float64, bfloat16 or float16.
+        bounds: Where each text begins, and the end [B + 1], int32, counted from the first token of `hidden`.
+        values: [B, V] in float32, or float64 for float64 logits.
+        positions: [B, V] in int32, or empty.
+        offset: Term of the first column.
+    """
+    _share_threads()
+    if logits.dtype == torch.bfloat16 and int(bounds.diff().max()) < 2**15:
+        _segment_max_bfloat16(
+            logits.view(torch.int16).numpy(), bounds.numpy(), values.numpy(), positions.numpy(), offset
+        )
+        return
+    if logits.dtype in (torch.bfloat16, torch.float16):
+        logits = logits.float()
+    _segment_max(logits.numpy(), bounds.numpy(), values.numpy(), positions.numpy(), offset)
+
+
+def scatter_gradients(
+    grad: Tensor,
+    values: Tensor,
+    positions: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    offset: int,
+    scale: float,
+    softcap: float,
+    grad_hidden: Tensor | None,
+    grad_weight: Tensor | None,
+) -> None:
+    """Add each active term's share to the gradients of its token and its row of the LM head.
+
+    Args:
+        grad: [B, V].
+        values: [B, V].
+        positions: [B, V], int32.
+        hidden: [T, D], float32 or float64.
+        weight: Rows of the LM head from term `offset` on, of hidden's dtype.
+        offset: Term of the first row.
+        scale: Factor on the products.
+        softcap: Limit of the logits, 0 for none.
+        grad_hidden: [T, D], added to; None to leave out.
+        grad_weight: As `weight`, added to; None to leave out.
+    """
+    _share_threads()
+    nothing = np.empty((0, 0), dtype=hidden.numpy().dtype)
+    _scatter_gradients(
+        grad.contiguous().numpy(),
+        values.numpy(),
+        positions.numpy(),
+        hidden.numpy(),
+        weight.detach().numpy(),
+        offset,
+        scale,
+        softcap,
+        nothing if grad_hidden is None else grad_hidden.numpy(),
+        nothing if grad_weight is None else grad_weight.numpy(),
+        numba.get_num_threads(),
+    )
+
+
+def _share_threads() -> None:
+    numba.set_num_threads(max(1, min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)))
+
+
+@numba.njit(parallel=True, cache=True)
+def _segment_max(logits, bounds, values, positions, offset):
+    terms = logits.shape[1]
+    first = bounds[0]
+    for block in prange((terms + COLUMNS - 1) // COLUMNS):
+        low = block * COLUMNS
+        high = min(terms, low + COLUMNS)
+        best = np.empty(high - low, dtype=logits.dtype)
+        place = np.empty(high - low, dtype=np.int32)
+        for text in range(bounds.size - 1):
+            best[:] = -np.inf
+            place[:] = -1
+            for token in range(bounds[text], bounds[text + 1]):
+                row = logits[token - first, low:high]
+                for column in range(high - low):
+                    # The second test keeps a NaN, which then stays: nothing is larger.
+                    wins = (row[column] > best[column]) | (row[column] != row[column])
+                    best[column] = row[column] if wins else best[column]
+                    place[column] = token if wins else place[column]
+            values[text, offset + low : offset + high] = best
+            if positions.size:
+                positions[text, offset + low : offset + high] = place
+
+
+@numba.njit(parallel=True, cache=True)
+def _segment_max_bfloat16(bits, bounds, values, positions, offset):
+    terms = bits.shape[1]
+    first = bounds[0]
+    for block in prange((terms + COLUMNS - 1) // COLUMNS):
+        low = block * COLUMNS
+        high = min(terms, low + COLUMNS)
+        best = np.empty(high - low, dtype=np.int16)
+        place = np.empty(high - low, dtype=np.int16)
+        wide = np.empty(high - low, dtype=np.int32)
+        for text in range(bounds.size - 1):
+            best[:] = -32768
+            place[:] = -1
+            for token in range(bounds[text + 1] - bounds[text]):
+                row = bits[bounds[text] + token - first, low:high]
+                for column in range(high - low):
+                    # Flipping the magnitude bits of negative numbers makes the order of the bits that of the numbers;
+                    # a NaN becomes the largest.
+                    bit = row[column]
+                    key = np.int16(bit ^ ((bit >> 15) & 0x7FFF)) if (bit & 0x7FFF) <= 0x7F80 else np.int16(0x7FFF)
+                    wins = key > best[column]
+                    best[column] = key if wins else best[column]
+                    place[column] = np.int16(token) if wins else place[column]
+            for column in range(high - low):
+                key = best[column]
+                wide[column] = np.int32(np.int16(key ^ ((key >> 15) & 0x7FFF))) << 16
+            if bounds[text + 1] == bounds[text]:
+                values[text, offset + low : offset + high] = -np.inf
+            else:
+                values[text, offset + low : offset + high] = wide.view(np.float32)
+            if positions.size:
+                for column in range(high - low):
+                    inside = place[column]
+                    positions[text, offset + low + column] = bounds[text] + inside if inside >= 0 else -1
+
+
+@numba.njit(parallel=True, cache=True)
+def _scatter_gradients(
+    grad, values, positions, hidden, weight, offset, scale, softcap, grad_hidden, grad_weight, threads
+):
+    texts = values.shape[0]
+    width = hidden.shape[1]
+    # Every thread has its own columns of all gradients: no two write to the same place, and the order is fixed.
+    chunk = max(32, (width + threads - 1) // threads)
+    for part in prange((width + chunk - 1) // chunk):
+        low = part * chunk
+        high = min(width, low + chunk)
+        share = np.empty(1, dtype=hidden.dtype)
+        for term in range(weight.shape[0]):
+            for text in range(texts):
+                value = values[text, offset + term]
+                upstream = grad[text, offset + term]
+                if value > 0 and upstream != 0:
+                    factor = upstream * np.exp(-value) * scale
+                    if softcap > 0:
+                        factor *= 1 - (np.expm1(value) / softcap) ** 2
+                    share[0] = factor
+                    one = share[0]
+                    token = positions[text, offset + term]
+                    if grad_hidden.size:
+                        for column in range(low, high):
+                            grad_hidden[token, column] += one * weight[term, column]
+                    if grad_weight.size:
+                        for column in range(low, high):
+                            grad_weight[term, column] += one * hidden[token, column]

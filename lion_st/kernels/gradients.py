@@ -1,0 +1,33 @@
+"""What all backends share: the activation of a maximum, and its slope recovered from the result."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Gradients(NamedTuple):
+    """Gradients that a backend computed, None where none was asked for."""
+
+    hidden: Tensor | None  # [T, D]
+    weight: Tensor | None  # [V, D]
+
+
+def activate(maxima: Tensor, scale: float, bias: Tensor | None, softcap: float | None) -> Tensor:
+    """log1p(relu(softcap(scale * maxima + bias))), in place."""
+    maxima *= scale
+    if bias is not None:
+        maxima += bias
+    if softcap is not None:
+        maxima.div_(softcap).tanh_().mul_(softcap)
+    return maxima.relu_().log1p_()
+
+
+def slope(values: Tensor, softcap: float | None) -> Tensor:
+    """Derivative of a value by its logit before softcap, from the value alone; 0 where the term is not active."""
+    slopes = torch.exp(-values)
+    if softcap is not None:
+        slopes *= 1 - (torch.expm1(values) / softcap) ** 2
+    return slopes.masked_fill_(values <= 0, 0)
