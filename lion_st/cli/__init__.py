@@ -18,5 +18,3 @@ app = typer.Typer(
 
 for room in (training, retrieval, evaluation):
     room.register(app)
-
-__all__ = ["app"]

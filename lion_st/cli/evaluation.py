@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -18,6 +19,9 @@ from lion_st.cli.options import (
     engine_parameters,
 )
 
+if TYPE_CHECKING:
+    from lion_st.retrieval import Retriever
+
 
 def register(app: typer.Typer) -> None:
     """Add the verbs."""
@@ -26,31 +30,50 @@ def register(app: typer.Typer) -> None:
 
 
 def evaluate(
-    models: Annotated[list[str], typer.Argument(help="Checkpoints, or bm25.")],
+    models: Annotated[list[str], typer.Argument(help="Checkpoints, TREC run files, or bm25.")],
     data: Annotated[
-        list[str], typer.Option(help="BEIR folder or mteb task such as SciFact or TRECDL2019; repeatable.")
-    ],
+        list[str] | None,
+        typer.Option(
+            help="BEIR folder, mteb task (SciFact, MSMARCO, TRECDL2019) or benchmark (BEIR, NanoBEIR, "
+            "'MTEB(eng, v2)'); repeatable."
+        ),
+    ] = None,
+    trec: Annotated[
+        tuple[Path, Path, Path] | None, typer.Option(metavar="CORPUS TOPICS QRELS", help="A test set in TREC files.")
+    ] = None,
+    bm25: Annotated[bool, typer.Option("--bm25", help="Add a row for BM25.")] = False,
+    hybrid: Annotated[
+        Literal["rrf", "convex"] | None,
+        typer.Option(help="Add a row that fuses the models, by reciprocal ranks or by weights fitted on --dev."),
+    ] = None,
+    dev: Annotated[str | None, typer.Option(help="Development set for the weights of --hybrid convex.")] = None,
+    dev_split: Annotated[str, typer.Option(help="Split of the development set, if it is a folder.")] = "dev",
+    query_model: Annotated[
+        str | None, typer.Option(help="Encode queries with this checkpoint, such as a small query encoder.")
+    ] = None,
     engine: Annotated[
-        Literal["exact", "seismic", "faiss", "milvus"], typer.Option("--engine", help="Engine of the indexes.")
-    ] = "exact",
+        list[str] | None,
+        typer.Option(
+            "--engine",
+            help="exact (the default), seismic, faiss or milvus; of several, the first that searches the vectors.",
+        ),
+    ] = None,
     settings: EngineSettings = None,
     protocol: Annotated[
-        Literal["model", "msmarco", "trec-dl", "beir"],
-        typer.Option(help="Lengths, depth and metrics of the evaluation."),
+        Literal["model", "msmarco", "trec-dl", "beir"], typer.Option(help="Lengths, depth, metrics and self-matches.")
     ] = "model",
     self_matches: Annotated[
-        Literal["keep", "drop_before_cut", "drop_after_cut"] | None,
-        typer.Option(help="Documents with the id of their query; by default as the protocol says."),
+        Literal["task", "keep", "drop_before_cut", "drop_after_cut"] | None,
+        typer.Option(help="What becomes of a document with its query's id, in place of the protocol's rule."),
     ] = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="Documents per query, in place of the protocol's.")] = None,
     metric: Annotated[list[str] | None, typer.Option(help="Metrics in place of the protocol's; repeatable.")] = None,
     split: Annotated[str, typer.Option(help="Split of BEIR folders.")] = "test",
-    bm25: Annotated[bool, typer.Option("--bm25", help="Add a row for BM25.")] = False,
     output: Annotated[
-        Path, typer.Option(help="Folder of results, runs and rows; what is there is not run again.")
+        Path, typer.Option(help="Folder of results, runs and rows; what is there is read back, not run again.")
     ] = Path("results"),
     keep_encoded: Annotated[
-        bool, typer.Option("--keep-encoded", help="Keep encoded corpora and use them again with other engines.")
+        bool, typer.Option("--keep-encoded", help="Keep encoded corpora for other engines and for interrupted runs.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Run again what is there.")] = False,
     threads: Threads = 1,
@@ -62,26 +85,43 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Score models on retrieval test sets; results are mteb's, and resume."""
-    from lion_st.evaluation import evaluate_retrieval, format_table
-    from lion_st.evaluation.evaluate import table_columns
+    from lion_st.evaluation import evaluate_retrieval, format_table, open_retriever, trec_task
+    from lion_st.evaluation.evaluate import adjusted_protocol, table_columns
+    from lion_st.retrieval import load_encoder
 
+    sources: list[Any] = list(data or [])
+    if trec is not None:
+        sources.append(trec_task(*trec, name=trec[1].stem))
+    if not sources:
+        raise ValueError("There is nothing to evaluate on: give --data or --trec.")
+    load_options: dict[str, Any] = {"device": device, "dtype": weights, "revision": revision}
+    rules = adjusted_protocol(protocol, top_k, self_matches, metric)
+    retriever_settings: dict[str, Any] = {
+        "engine_parameters": engine_parameters(settings),
+        "tokens_per_batch": tokens_per_batch,
+        "threads": threads,
+        "encoded_dir": output / "encoded" if keep_encoded or hybrid else None,
+        "query_model": load_encoder(query_model, device=device, dtype=weights) if query_model is not None else None,
+        "load_options": load_options,
+    }
+    candidates: list[Any] = [*(["bm25"] if bm25 and "bm25" not in models else []), *models]
+    opened = [
+        model if Path(model).is_file() else open_retriever(model, engine or "exact", rules, **retriever_settings)
+        for model in candidates
+    ]
+    if hybrid is not None:
+        parts = [
+            one for name, one in zip(candidates, opened, strict=True) if name in models and not isinstance(one, str)
+        ]
+        opened.append(_fused(parts, dev, dev_split, rules.top_k, hybrid, quiet))
     rows = []
-    for model in [*(["bm25"] if bm25 and "bm25" not in models else []), *models]:
+    for retriever in opened:
         rows += evaluate_retrieval(
-            model,
-            data,
-            engine,
-            output,
+            retriever,
+            sources,
+            output_dir=output,
             split=split,
-            protocol=protocol,
-            top_k=top_k,
-            self_matches=self_matches,
-            metrics=metric,
-            engine_parameters=engine_parameters(settings),
-            tokens_per_batch=tokens_per_batch,
-            threads=threads,
-            keep_encoded=keep_encoded,
-            load_options={"device": device, "dtype": weights, "revision": revision},
+            protocol=rules,
             overwrite=overwrite,
             show_progress=not quiet,
         )
@@ -118,3 +158,16 @@ def compare(
         typer.echo(f"\n{comparison.metric}: {comparison.b} against {comparison.a}")
         for name, queries in (("better", comparison.gains), ("worse", comparison.drops)):
             typer.echo(f"  {name}: " + (", ".join(f"{query} {value:+.3f}" for query, value in queries) or "no query"))
+
+
+def _fused(
+    retrievers: Sequence[Retriever], dev: str | None, dev_split: str, depth: int, how: str, quiet: bool
+) -> Retriever:
+    from lion_st.evaluation import fit_hybrid
+    from lion_st.retrieval import HybridRetriever
+
+    if how == "rrf":
+        return HybridRetriever(retrievers, depth=depth)
+    if dev is None:
+        raise ValueError("The weights of --hybrid convex are fitted on a development set: give it as --dev.")
+    return fit_hybrid(retrievers, dev, dev_split, depth=depth, show_progress=not quiet)

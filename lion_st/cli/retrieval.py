@@ -67,7 +67,8 @@ def encode(
 
     On the GPUs of one machine: torchrun --nproc-per-node 8 -m lion_st.cli encode MODEL CORPUS OUTPUT
     """
-    from lion_st.retrieval import EncodedCorpus, encode_corpus, encode_corpus_on_ray
+    from lion_st.retrieval import EncodedCorpus, encode_corpus, encode_corpus_on_ray, load_encoder
+    from lion_st.retrieval.encode import is_complete
 
     load_options: dict[str, Any] = {"dtype": weights, "device": device, "revision": revision}
     settings: dict[str, Any] = {
@@ -84,15 +85,17 @@ def encode(
         settings |= {"workers": workers, "cpus_per_worker": cpus_per_worker, "load_options": load_options}
         encode_corpus_on_ray(model, corpus, output, **settings)
     else:
-        import lion_st
-
-        encode_corpus(lion_st.load(model, **load_options), corpus, output, **settings)
+        encode_corpus(load_encoder(model, **load_options), corpus, output, **settings)
+    if not is_complete(output):  # the process that ends last of several will say it
+        return
     manifest = EncodedCorpus(output).manifest
     skipped = ", ".join(f"{count:,} {reason}" for reason, count in manifest["skipped"].items()) or "none"
     typer.echo(
-        f"{output}: {manifest['documents']:,} {kind}s in {len(manifest['shards'])} shards, {manifest['tokens']:,} "
+        f"{output}: {manifest['documents']:,} texts in {len(manifest['shards']):,} shards, {manifest['tokens']:,} "
         f"tokens, {manifest['truncated']:,} truncated; skipped: {skipped}."
     )
+    for example in manifest["skipped_examples"]:
+        typer.echo(f"  skipped {example}")
 
 
 def index(
@@ -101,14 +104,15 @@ def index(
     engine: Engine = "exact",
     settings: EngineSettings = None,
     queries: Annotated[
-        Path | None, typer.Option(help="Encoded queries to measure an approximate engine's recall with.")
+        Path | None, typer.Option(help="Encoded queries to measure recall with; by default a sample of documents.")
     ] = None,
+    sample: Annotated[int, typer.Option(min=0, help="Queries to measure recall with; 0 measures none.")] = 200,
     top_terms: TopTerms = None,
     max_ratio: MaxRatio = None,
     threshold: Threshold = None,
     term_quantile: TermQuantile = None,
 ) -> None:
-    """Build an index of an encoded corpus; an approximate one is measured against exact search."""
+    """Build an index of an encoded corpus; an approximate or quantised one is measured against exact search."""
     from lion_st.retrieval import EncodedCorpus, Pruning, index_corpus
 
     pruning = Pruning(top_terms, max_ratio, threshold, term_quantile)
@@ -119,6 +123,7 @@ def index(
         engine_parameters=read_settings(settings),
         pruning=None if pruning == Pruning() else pruning,
         queries=EncodedCorpus(queries).whole()[1] if queries is not None else None,
+        sample=sample,
     )
     stats = report.index.stats()
     size = "" if stats["bytes"] is None else f", {stats['bytes'] / 1e6:,.1f} MB"
@@ -146,11 +151,10 @@ def search(
         raise ValueError("Give one QUERY or a file of --queries, not both.")
     if run is not None and queries is None:
         raise ValueError("A run file needs query ids: give --queries with --run.")
-    import lion_st
-    from lion_st.retrieval import load_index, search_run, search_texts
+    from lion_st.retrieval import load_encoder, load_index, search_run, search_texts
 
     loaded = load_index(index, memory_map=True)
-    encoder = lion_st.load(model, device=device, dtype=weights, revision=revision)
+    encoder = load_encoder(model, device=device, dtype=weights, revision=revision)
     asked = _read_queries(queries) if queries is not None else {}
     if run is not None:
         from lion_st.evaluation import write_run

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lion_st.evaluation.compare import Comparison, compare_runs
-    from lion_st.evaluation.evaluate import evaluate_retrieval
+    from lion_st.evaluation.evaluate import evaluate_retrieval, open_retriever
+    from lion_st.evaluation.hybrid import fit_hybrid
     from lion_st.evaluation.metrics import METRICS, Qrels, Run, evaluate_queries, evaluate_run
     from lion_st.evaluation.mteb_search import MtebSearch, document_text
     from lion_st.evaluation.protocols import PROTOCOLS, Protocol
     from lion_st.evaluation.pruning import prune_report, trade_off_figure, write_prune_report
     from lion_st.evaluation.tables import format_table
-    from lion_st.evaluation.tasks import folder_task, get_task, trec_task
+    from lion_st.evaluation.tasks import folder_task, get_task, get_task_groups, trec_task
     from lion_st.evaluation.trec import drop_self_matches, hits_to_run, read_qrels, read_run, read_topics, write_run
 
 # A Hugging Face metric module: evaluate.load(str(METRICS_MODULE))
@@ -37,10 +38,13 @@ _HOME = {
     "evaluate_queries": "metrics",
     "evaluate_retrieval": "evaluate",
     "evaluate_run": "metrics",
+    "fit_hybrid": "hybrid",
     "folder_task": "tasks",
     "format_table": "tables",
     "get_task": "tasks",
+    "get_task_groups": "tasks",
     "hits_to_run": "trec",
+    "open_retriever": "evaluate",
     "prune_report": "pruning",
     "read_qrels": "trec",
     "read_run": "trec",
@@ -66,10 +70,13 @@ __all__ = [
     "evaluate_queries",
     "evaluate_retrieval",
     "evaluate_run",
+    "fit_hybrid",
     "folder_task",
     "format_table",
     "get_task",
+    "get_task_groups",
     "hits_to_run",
+    "open_retriever",
     "prune_report",
     "read_qrels",
     "read_run",

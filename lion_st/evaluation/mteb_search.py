@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from mteb.abstasks.task_metadata import TaskMetadata
     from mteb.models.model_meta import ModelMeta
 
-SelfMatches: TypeAlias = Literal["keep", "drop_before_cut", "drop_after_cut"]
+SelfMatches: TypeAlias = Literal["task", "keep", "drop_before_cut", "drop_after_cut"]
+SELF_MATCHES: tuple[SelfMatches, ...] = ("task", "keep", "drop_before_cut", "drop_after_cut")
 
 
 class MtebSearch:
@@ -20,9 +21,10 @@ class MtebSearch:
     Args:
         retriever: What searches.
         top_k: Documents per query, at most what the task asks for.
-        self_matches: What happens to a document with the id of its query: "keep" leaves it to the task,
-            "drop_before_cut" fetches one more document so that top_k others remain, "drop_after_cut" drops it from the
-            top_k.
+        self_matches: What happens to a document with the id of its query: "drop_before_cut" fetches one more document
+            so that top_k others remain, "drop_after_cut" drops it from the top_k, "keep" keeps it, and "task" does
+            after the cut what mteb's task says. (mteb's own scores always follow the task: some tasks drop the
+            document even where queries and documents have unrelated numbers for ids, as in MS MARCO.)
         meta: Result files are named after it.
         show_progress: Show progress bars.
 
@@ -35,12 +37,12 @@ class MtebSearch:
         retriever: Retriever,
         *,
         top_k: int = 1000,
-        self_matches: SelfMatches = "keep",
+        self_matches: SelfMatches = "task",
         meta: ModelMeta | None = None,
         show_progress: bool = False,
     ) -> None:
-        if self_matches not in ("keep", "drop_before_cut", "drop_after_cut"):
-            raise ValueError(f"self_matches is keep, drop_before_cut or drop_after_cut, got {self_matches!r}.")
+        if self_matches not in SELF_MATCHES:
+            raise ValueError(f"self_matches is one of {', '.join(SELF_MATCHES)}, got {self_matches!r}.")
         self.retriever = retriever
         self.top_k = top_k
         self.self_matches = self_matches

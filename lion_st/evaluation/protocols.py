@@ -24,7 +24,7 @@ class Protocol:
     query_tokens: int | None = None
     document_tokens: int | None = None
     top_k: int = 1000
-    self_matches: SelfMatches = "keep"
+    self_matches: SelfMatches = "task"
     metrics: tuple[str, ...] = METRICS
     relevance_level: int = 1
 

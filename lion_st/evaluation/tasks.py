@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lion_st.evaluation.metrics import Qrels
 from lion_st.evaluation.trec import read_qrels, read_topics
@@ -28,21 +28,63 @@ def get_task(source: str | Path | AbsTaskRetrieval, split: str = "test") -> AbsT
         FileNotFoundError: If the source is neither.
         ValueError: If the mteb task is not a text retrieval task.
     """
-    import mteb
     from mteb.abstasks.retrieval import AbsTaskRetrieval
 
     if isinstance(source, str | Path) and Path(source).is_dir():
         return folder_task(source, split)
-    if isinstance(source, str | Path):
-        try:
-            task = mteb.get_task(str(source))
-        except KeyError as error:
-            raise FileNotFoundError(f"{source} is neither a BEIR folder nor an mteb task ({error}).") from error
-    else:
-        task = source
+    task = _mteb_task(str(source)) if isinstance(source, str | Path) else source
     if not isinstance(task, AbsTaskRetrieval) or task.metadata.modalities != ["text"]:
         raise ValueError(f"{source} is of the type {task.metadata.type!r}: give a text retrieval task.")
     return task
+
+
+class TaskGroup(NamedTuple):
+    """Tasks that are evaluated one by one, and the name under which their scores are averaged, if they are."""
+
+    name: str | None
+    tasks: list[AbsTaskRetrieval]
+
+
+def get_task_groups(source: str | Path | AbsTaskRetrieval, split: str = "test") -> list[TaskGroup]:
+    """Like `get_task`, and also for the names of benchmarks and of tasks that average others.
+
+    Args:
+        source: As for `get_task`; or an mteb benchmark, such as "BEIR", "NanoBEIR" or "MTEB(eng, v2)", of which the
+            text retrieval tasks are taken; or an average, such as "CQADupstackRetrieval".
+        split: Split of a folder.
+
+    Raises:
+        FileNotFoundError: If the source is none of these.
+        ValueError: If it has no text retrieval task.
+    """
+    import mteb
+    from mteb.abstasks.aggregated_task import AbsTaskAggregate
+
+    if not isinstance(source, str) or Path(source).exists():
+        return [TaskGroup(None, [get_task(source, split)])]
+    if source in {benchmark.name for benchmark in mteb.get_benchmarks()}:
+        found: list[Any] = [task for task in mteb.get_benchmark(source).tasks if _is_retrieval(task)]
+    else:
+        found = [_mteb_task(source)]
+    groups = []
+    for task in found:
+        parts: list[Any] = list(task.tasks) if isinstance(task, AbsTaskAggregate) else [task]
+        name = task.metadata.name if isinstance(task, AbsTaskAggregate) else None
+        groups.append(TaskGroup(name, [get_task(part) for part in parts]))
+    return groups
+
+
+def _mteb_task(name: str) -> Any:
+    import mteb
+
+    try:
+        return mteb.get_task(name)
+    except KeyError as error:
+        raise FileNotFoundError(f"{name} is neither a BEIR folder nor an mteb task or benchmark ({error}).") from error
+
+
+def _is_retrieval(task: Any) -> bool:
+    return task.metadata.type == "Retrieval" and task.metadata.modalities == ["text"]
 
 
 def folder_task(folder: str | Path, split: str = "test") -> AbsTaskRetrieval:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lion_st.retrieval.explain import explain_score, top_terms
     from lion_st.retrieval.fusion import convex_fusion, fit_convex_weights, reciprocal_rank_fusion
     from lion_st.retrieval.indexes import ENGINES, Hits, Index, StorageError, create_index, load_index
+    from lion_st.retrieval.loading import load_encoder
     from lion_st.retrieval.pipeline import index_corpus, recall_against, search_run, search_texts
     from lion_st.retrieval.prune import Pruning
     from lion_st.retrieval.retriever import HybridRetriever, ModelRetriever, Retriever
@@ -42,6 +43,7 @@ _HOME = {
     "explain_score": "explain",
     "fit_convex_weights": "fusion",
     "index_corpus": "pipeline",
+    "load_encoder": "loading",
     "load_index": "indexes",
     "model_fingerprint": "describe",
     "model_name": "describe",
@@ -75,6 +77,7 @@ __all__ = [
     "explain_score",
     "fit_convex_weights",
     "index_corpus",
+    "load_encoder",
     "load_index",
     "model_fingerprint",
     "model_name",

@@ -77,7 +77,7 @@ def encode_corpus_on_ray(
         ray.init(log_to_driver=False)
     gpus = int(ray.cluster_resources().get("GPU", 0))
     count = workers or max(1, gpus)
-    options = {
+    options: dict[str, Any] = {
         "num_cpus": cpus_per_worker,
         "num_gpus": gpus_per_worker if gpus_per_worker is not None else float(gpus > 0),
         "max_restarts": -1,

@@ -6,10 +6,13 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer, SparseEncoder
+
+Kind: TypeAlias = Literal["query", "document"]
 
 
 def model_name(model: SentenceTransformer | SparseEncoder) -> str:
@@ -20,49 +23,86 @@ def model_name(model: SentenceTransformer | SparseEncoder) -> str:
     return "/".join(parts[-2:]) if len(parts) == 2 and not str(name).startswith((".", "/")) else parts[-1]
 
 
-def model_fingerprint(model: SentenceTransformer | SparseEncoder) -> str:
-    """SHA-256 over everything that decides a model's vectors: weights, module settings, prompts and lengths."""
-    import torch
+def model_revision(model: SentenceTransformer | SparseEncoder) -> str | None:
+    """The Hub commit that a model's configuration was loaded from, None for a local one."""
+    inner: Any = getattr(input_module(model, "document"), "model", None)
+    return getattr(getattr(inner, "config", None), "_commit_hash", None)
 
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+
+def model_fingerprint(model: SentenceTransformer | SparseEncoder) -> str:
+    """SHA-256 over everything that decides a model's vectors: weights, module settings, prompts and lengths.
+
+    The weights are read again only where a tensor was replaced or changed in place, since reading those of a large
+    model takes a minute.
+    """
     settings: dict[str, Any] = {
         "modules": [(type(module).__name__, getattr(module, "get_config_dict", dict)()) for module in model],
         "prompts": dict(model.prompts),
         "max_seq_length": model.max_seq_length,
-        "tokenizer": tokenizer_contract(model.tokenizer),
+        "tokenizers": [tokenizer_contract(input_module(model, kind).tokenizer) for kind in ("query", "document")],
     }
+    digest = hashlib.sha256(weights_fingerprint(model).encode())
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     return digest.hexdigest()
 
 
-def text_limit(model: SentenceTransformer | SparseEncoder, kind: Literal["query", "document"]) -> int:
+_digests: WeakKeyDictionary[Any, tuple[Any, str]] = WeakKeyDictionary()
+
+
+def weights_fingerprint(model: SentenceTransformer | SparseEncoder) -> str:
+    """SHA-256 over the names, types and values of all weights."""
+    import torch
+
+    state = sorted(model.state_dict(keep_vars=True).items())
+    versions = [0 if tensor.is_inference() else tensor._version for _, tensor in state]
+    key = [(name, t.data_ptr(), version, t.dtype, t.shape) for (name, t), version in zip(state, versions, strict=True)]
+    known = _digests.get(model)
+    if known is not None and known[0] == key:
+        return known[1]
+    digest = hashlib.sha256()
+    for name, tensor in state:
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    _digests[model] = (key, digest.hexdigest())
+    return digest.hexdigest()
+
+
+def input_module(model: SentenceTransformer | SparseEncoder, kind: Kind) -> Any:
+    """The module that tokenizes texts of a kind: the first one, or the first one of a Router's route."""
+    from sentence_transformers.base.modules import Router
+
+    first = model[0]
+    if isinstance(first, Router):
+        route: Any = first.sub_modules[kind]
+        return route[0]
+    return first
+
+
+def text_limit(model: SentenceTransformer | SparseEncoder, kind: Kind) -> int:
     """Tokens, special ones included, to which a text is cut."""
-    limit = getattr(model[0], f"{kind}_length", None) or model.max_seq_length
+    module = input_module(model, kind)
+    limit = getattr(module, f"{kind}_length", None) or module.max_seq_length
     if limit is None:
         raise ValueError("The model has no length limit: set model.max_seq_length.")
     return int(limit)
 
 
 @contextmanager
-def limited(
-    model: SentenceTransformer | SparseEncoder, kind: Literal["query", "document"], max_tokens: int | None
-) -> Iterator[None]:
+def limited(model: SentenceTransformer | SparseEncoder, kind: Kind, max_tokens: int | None) -> Iterator[None]:
     """Cut texts of this kind to `max_tokens` while the context lasts; None leaves the model's own limit."""
     if max_tokens is None:
         yield
         return
     if max_tokens < 1:
         raise ValueError(f"max_tokens is at least 1, got {max_tokens}.")
-    holder, name = (model[0], f"{kind}_length") if hasattr(model[0], f"{kind}_length") else (model, "max_seq_length")
-    before = getattr(holder, name)
-    setattr(holder, name, max_tokens)
+    module = input_module(model, kind)
+    name = f"{kind}_length" if hasattr(module, f"{kind}_length") else "max_seq_length"
+    before = getattr(module, name)
+    setattr(module, name, max_tokens)
     try:
         yield
     finally:
-        setattr(holder, name, before)
+        setattr(module, name, before)
 
 
 def tokenizer_contract(tokenizer: Any) -> dict[str, Any]:

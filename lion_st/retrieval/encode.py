@@ -15,7 +15,17 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from scipy import sparse
 
-from lion_st.retrieval.describe import limited, model_fingerprint, model_name, text_limit, tokenizer_contract
+from lion_st.retrieval.describe import (
+    Kind,
+    input_module,
+    limited,
+    model_fingerprint,
+    model_name,
+    model_revision,
+    text_limit,
+    tokenizer_contract,
+    weights_fingerprint,
+)
 from lion_st.retrieval.prune import keep_top_terms
 from lion_st.retrieval.records import BadRecord, Corpus, Record, corpus_files, read_corpus
 from lion_st.retrieval.storage import StorageError, checksum, strings_to_arrays, sync, write_atomic
@@ -23,8 +33,6 @@ from lion_st.retrieval.vectors import Vectors, to_csr, to_dense
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer, SparseEncoder
-
-Kind = Literal["query", "document"]
 
 VERSION = 1
 SETTINGS = "settings.json"
@@ -158,12 +166,14 @@ def corpus_settings(
         "kind": "lion_st encoded corpus",
         "version": VERSION,
         "model": model_name(model),
+        "revision": model_revision(model),
         "model_sha256": model_fingerprint(model),
+        "weights_sha256": weights_fingerprint(model),
         "paradigm": paradigm_of(model),
         "texts": kind,
         "prompt": prompt_for(model, kind),
         "max_tokens": text_limit(model, kind),
-        "tokenizer": tokenizer_contract(model.tokenizer),
+        "tokenizer": tokenizer_contract(input_module(model, kind).tokenizer),
         "dtype": dtype,
         "shard_documents": shard_documents,
         "tokens_per_batch": tokens_per_batch,
@@ -174,8 +184,9 @@ def claim_output(output: Path, settings: dict[str, Any]) -> None:
     """Write the settings into a new folder, or check that an earlier run had the same ones."""
     file = output / SETTINGS
     if not file.exists():
-        if output.exists() and any(child for child in output.iterdir() if not child.name.endswith(".tmp")):
-            raise StorageError(f"{output} is not empty and holds no {SETTINGS}: give a new folder.")
+        others = [child.name for child in output.glob("*") if not child.name.endswith(".tmp")]
+        if others and not file.exists():  # another process of the same run may have written it just now
+            raise StorageError(f"{output} is not empty ({min(others)}) and holds no {SETTINGS}: give a new folder.")
         output.mkdir(parents=True, exist_ok=True)
         write_atomic(file, json.dumps(settings, indent=1, ensure_ascii=False).encode())
         return
@@ -346,8 +357,14 @@ def finish_output(output: Path, settings: dict[str, Any], reader: ShardReader) -
         "shards": shards,
     }
     write_atomic(output / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode())
-    for leftover in output.glob("*.tmp"):
+    is_alone = int(os.environ.get("WORLD_SIZE", 1)) == 1  # else another process may be writing the same manifest
+    for leftover in output.glob("*.tmp" if is_alone else "shard-*.tmp"):
         leftover.unlink(missing_ok=True)
+
+
+def is_complete(output: str | Path) -> bool:
+    """Whether an encoding has finished: the manifest is written last."""
+    return (Path(output) / MANIFEST).exists()
 
 
 class EncodedCorpus:
@@ -368,7 +385,7 @@ class EncodedCorpus:
     def __init__(self, path: str | Path, verify: bool = True) -> None:
         self.path = Path(path)
         self.verify = verify
-        if not (self.path / MANIFEST).exists():
+        if not is_complete(self.path):
             raise StorageError(f"{self.path} has no {MANIFEST}: the encoding has not finished; run it again.")
         self.manifest: dict[str, Any] = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
         self.paradigm: Literal["sparse", "dense"] = self.manifest["settings"]["paradigm"]
@@ -420,7 +437,7 @@ def _encode(
         raise ValueError(f"There is no {kind} to encode.")
     prompt = prompt_for(model, kind)
     limit = text_limit(model, kind)
-    lengths = _token_counts(model, [f"{prompt or ''}{text}" for text in texts])
+    lengths = _token_counts(input_module(model, kind).tokenizer, [f"{prompt or ''}{text}" for text in texts])
     real = np.minimum(lengths, limit)
     order = np.argsort(-real, kind="stable")
     convert = to_csr if paradigm_of(model) == "sparse" else to_dense
@@ -455,8 +472,8 @@ def _forward(model: SentenceTransformer | SparseEncoder, texts: list[str], kind:
     return vectors if limit is None else keep_top_terms(to_csr(vectors), limit)
 
 
-def _token_counts(model: SentenceTransformer | SparseEncoder, texts: list[str]) -> np.ndarray:
-    encoded = model.tokenizer(texts, truncation=False, padding=False, return_attention_mask=False, verbose=False)
+def _token_counts(tokenizer: Any, texts: list[str]) -> np.ndarray:
+    encoded = tokenizer(texts, truncation=False, padding=False, return_attention_mask=False, verbose=False)
     return np.array([len(ids) for ids in encoded["input_ids"]], dtype=np.int64)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -11,17 +12,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from scipy import sparse
 
+from lion_st.retrieval.describe import input_module, model_name, weights_fingerprint
 from lion_st.retrieval.encode import EncodedCorpus, encode_texts
 from lion_st.retrieval.explain import SharedTerm, explain_score
 from lion_st.retrieval.indexes import Hits, Index, create_index
 from lion_st.retrieval.indexes.exact import ExactSparseIndex
-from lion_st.retrieval.prune import Pruning, keep_top_terms
+from lion_st.retrieval.prune import Pruning, keep_top_terms, term_thresholds
 from lion_st.retrieval.vectors import Vectors
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer, SparseEncoder
 
 SAMPLE_TERMS = 32  # heaviest terms of a document that stand for a query when recall is sampled
+THRESHOLD_DOCUMENTS = 100_000  # documents whose weights decide the thresholds of `term_quantile`
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class IndexReport:
 
     index: Index
     seconds: float
-    recall: dict[str, float]  # recall@k against exact search; empty for an exact engine
+    recall: dict[str, float]  # recall@k against exact search; empty where the engine is exact or nothing was sampled
 
 
 def index_corpus(
@@ -46,48 +49,60 @@ def index_corpus(
 ) -> IndexReport:
     """Build an index from the shards of `encode_corpus` and save it.
 
-    An approximate engine is measured against exact search over the same vectors and its recall is part of the report.
+    An approximate or quantised index is measured against exact search over the same vectors, shard by shard, so that
+    nothing but the index itself grows with the corpus; its recall is part of the report.
 
     Args:
         encoded: Folder written by `encode_corpus`.
         output: Folder of the index.
         engine: See `create_index`.
         engine_parameters: Settings of the engine.
-        pruning: Prune sparse documents first, shard by shard.
-        queries: Vectors to measure recall with. By default `sample` documents, sparse ones cut to their 32 heaviest
-            terms, which are harder than real queries in being longer and easier in having themselves to find.
+        pruning: Prune sparse documents first. The thresholds of `term_quantile` are those of a sample of the corpus.
+        queries: Vectors to measure recall with. By default documents, sparse ones cut to their 32 heaviest terms, which
+            are harder than real queries in being longer and easier in having themselves to find.
         recall_at: Depths of the recall.
-        sample: Queries to measure recall with, at most.
+        sample: Queries to measure recall with, at most; 0 measures nothing.
 
     Returns:
         The index, the seconds it took, and its recall.
+
+    Raises:
+        StorageError: If the encoded corpus is incomplete or damaged, or `output` holds something else.
+        ValueError: If sparse pruning is asked of dense vectors.
     """
     corpus = EncodedCorpus(encoded)
     if pruning is not None and corpus.paradigm == "dense":
         raise ValueError("Pruning drops terms of sparse vectors, and this corpus was encoded by a dense model.")
     started = perf_counter()
     index = create_index(engine, corpus.paradigm, **(engine_parameters or {}))
-    is_exact = engine == "exact" or (engine == "faiss" and index.stats().get("kind") == "flat")
-    exact = None if is_exact else create_index("exact", corpus.paradigm)
-    samples: list[Any] = []
-    per_shard = -(-sample // max(1, len(corpus.manifest["shards"])))
-    for ids, vectors in corpus:
-        kept = pruning.apply(vectors) if pruning is not None else vectors
-        index.add(ids, kept)
-        if exact is not None:
-            exact.add(ids, kept)
-            samples.append(kept[:: max(1, len(ids) // per_shard)][:per_shard])
+    index.source = {**corpus.manifest["settings"], "pruning": str(pruning or Pruning())}
+    shards = _PrunedShards(corpus, pruning)
+    for ids, vectors in shards:
+        index.add(ids, vectors)
     index.save(output)
     seconds = perf_counter() - started
-    if exact is None:
+    if sample == 0 or _is_exact(index):
         return IndexReport(index, seconds, {})
-    if queries is None:
-        queries = (
-            np.concatenate(samples)
-            if corpus.paradigm == "dense"
-            else keep_top_terms(sparse.vstack(samples, format="csr"), SAMPLE_TERMS)
-        )
-    return IndexReport(index, seconds, recall_against(exact, index, queries[:sample], recall_at))
+    queries = _sampled_queries(shards, sample, corpus) if queries is None else queries[:sample]
+    true = exact_hits(shards, queries, max(recall_at))
+    return IndexReport(index, seconds, _recalls(true, index.search(queries, max(recall_at)), recall_at))
+
+
+def exact_hits(shards: Iterable[tuple[list[str], Vectors]], queries: Vectors, k: int) -> list[Hits]:
+    """The k best documents of each query over shards of vectors, of which one at a time is in memory.
+
+    Args:
+        shards: Ids and vectors, such as an `EncodedCorpus`.
+        queries: [Q, dimensions].
+        k: Documents per query.
+    """
+    best: list[Hits] = [[] for _ in range(queries.shape[0])]
+    for ids, vectors in shards:
+        part = create_index("exact", "dense" if isinstance(vectors, np.ndarray) else "sparse")
+        part.add(ids, vectors)
+        for row, hits in enumerate(part.search(queries, k)):
+            best[row] = sorted(best[row] + hits, key=lambda hit: -hit[1])[:k]
+    return best
 
 
 def recall_against(
@@ -98,11 +113,53 @@ def recall_against(
     Queries for which the exact search finds nothing are left out.
     """
     depth = max(recall_at)
-    pairs = list(zip(exact.search(queries, depth), index.search(queries, depth), strict=True))
-    return {
-        f"Recall@{k}": float(np.mean([overlap(true[:k], found[:k]) for true, found in pairs if true]))
-        for k in recall_at
-    }
+    return _recalls(exact.search(queries, depth), index.search(queries, depth), recall_at)
+
+
+class _PrunedShards:
+    """The shards of a corpus, pruned on the way."""
+
+    def __init__(self, corpus: EncodedCorpus, pruning: Pruning | None) -> None:
+        self.corpus = corpus
+        self.pruning = pruning
+        self.thresholds: np.ndarray | None = None
+        if pruning is not None and pruning.term_quantile is not None:
+            sampled = sparse.vstack(_sample(corpus, THRESHOLD_DOCUMENTS, len(corpus)), format="csr")
+            self.thresholds = term_thresholds(sampled, pruning.term_quantile)
+
+    def __iter__(self) -> Iterator[tuple[list[str], Vectors]]:
+        for ids, vectors in self.corpus:
+            yield ids, vectors if self.pruning is None else self.pruning.apply(vectors, self.thresholds)
+
+
+def _sample(shards: Iterable[tuple[list[str], Vectors]], count: int, documents: int) -> list[Any]:
+    """Rows at even steps through a corpus, at most `count` in all."""
+    step = max(1, -(-documents // count))
+    parts: list[Any] = []
+    first = 0
+    for ids, vectors in shards:
+        parts.append(vectors[first::step])
+        first = (first - len(ids)) % step
+    return parts
+
+
+def _sampled_queries(shards: _PrunedShards, sample: int, corpus: EncodedCorpus) -> Vectors:
+    parts = _sample(shards, sample, len(corpus))
+    if corpus.paradigm == "dense":
+        return np.concatenate(parts)
+    return keep_top_terms(sparse.vstack(parts, format="csr"), SAMPLE_TERMS)
+
+
+def _is_exact(index: Index) -> bool:
+    stats = index.stats()
+    if index.engine == "exact":
+        return stats.get("quantization") is None and stats.get("dtype", "float32") == "float32"
+    return index.engine == "faiss" and stats["kind"] == "flat"
+
+
+def _recalls(true: Sequence[Hits], found: Sequence[Hits], recall_at: Sequence[int]) -> dict[str, float]:
+    pairs = [(one, other) for one, other in zip(true, found, strict=True) if one]
+    return {f"Recall@{k}": float(np.mean([overlap(one[:k], other[:k]) for one, other in pairs])) for k in recall_at}
 
 
 def overlap(true: Hits, found: Hits) -> float:
@@ -118,7 +175,12 @@ def search_run(
     *,
     threads: int = 1,
 ) -> dict[str, dict[str, float]]:
-    """Encode queries, text by id, search, and return the scores by query and document, as `write_run` takes them."""
+    """Encode queries, text by id, search, and return the scores by query and document, as `write_run` takes them.
+
+    Warns:
+        UserWarning: If the index was built with another model, see `search_texts`.
+    """
+    warn_of_another_model(model, index)
     hits = index.search(encode_texts(model, list(queries.values()), "query"), k, threads)
     return {query: dict(found) for query, found in zip(queries, hits, strict=True)}
 
@@ -144,20 +206,48 @@ def search_texts(
 ) -> list[Result]:
     """Encode queries, search, and optionally explain each result by the terms it shares with its query.
 
+    Args:
+        model: The model that encoded the documents, or a query encoder made for it.
+        index: What to search.
+        queries: Texts.
+        k: Documents per query.
+        threads: CPU threads of the search.
+        explain: Fill in each result's `terms`.
+
     Raises:
-        ValueError: If an explanation is asked of an index that does not keep the documents' term weights.
+        ValueError: If an explanation is asked of an index that does not keep the documents' term weights, or the
+            model's vectors have other dimensions than the documents'.
+
+    Warns:
+        UserWarning: If the weights are not those that encoded the documents; a Router's query route is exempt.
     """
+    warn_of_another_model(model, index)
     if explain and not isinstance(index, ExactSparseIndex):
         raise ValueError(
             f"Explanations need the term weights that engine='exact' keeps for sparse vectors, not {index.engine!r}."
         )
     vectors = encode_texts(model, queries, "query")
+    tokenizer = input_module(model, "query").tokenizer
     results = []
     for row, (query, hits) in enumerate(zip(queries, index.search(vectors, k, threads), strict=True)):
         for rank, (document, score) in enumerate(hits, 1):
             terms: list[SharedTerm] = []
             if explain:
                 assert isinstance(index, ExactSparseIndex)
-                terms = explain_score(vectors[[row]], index.vectors([document]), model.tokenizer)
+                terms = explain_score(vectors[[row]], index.vectors([document]), tokenizer)
             results.append(Result(query, rank, document, score, terms))
     return results
+
+
+def warn_of_another_model(model: SentenceTransformer | SparseEncoder, index: Index) -> None:
+    """Warn if an index holds the vectors of a model with other weights."""
+    from sentence_transformers.base.modules import Router
+
+    if index.source is None or isinstance(model[0], Router):
+        return
+    if weights_fingerprint(model) != index.source["weights_sha256"]:
+        warnings.warn(
+            f"The index was built with {index.source['model']!r} and queries are encoded by {model_name(model)!r}, "
+            "whose weights or their type differ: unless one was made for the other, the results mean nothing.",
+            stacklevel=3,
+        )

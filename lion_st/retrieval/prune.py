@@ -18,7 +18,7 @@ class Pruning:
         top_terms: Keep at most this many terms of a text, the heaviest ones.
         max_ratio: Keep weights of at least this share of the text's largest weight.
         threshold: Keep weights of at least this value.
-        term_quantile: Drop this share of each term's smallest weights.
+        term_quantile: Drop this share of each term's smallest weights (thresholds by term).
     """
 
     top_terms: int | None = None
@@ -40,11 +40,19 @@ class Pruning:
         limits = [f"{name}={value:g}" for name, value in vars(self).items() if value is not None]
         return ", ".join(limits) or "none"
 
-    def apply(self, vectors: sparse.csr_array) -> sparse.csr_array:
-        """Prune vectors [N, V]; `term_quantile` is taken over these rows."""
+    def apply(self, vectors: sparse.csr_array, thresholds: np.ndarray | None = None) -> sparse.csr_array:
+        """Prune vectors [N, V].
+
+        Args:
+            vectors: Rows of term weights.
+            thresholds: [V], the weights below which `term_quantile` drops, see `term_thresholds`; by default taken over
+                these rows, which must then be all there are.
+        """
         vectors = to_csr(vectors)
         if self.term_quantile is not None:
-            vectors = drop_below(vectors, term_thresholds(vectors, self.term_quantile))
+            if thresholds is None:
+                thresholds = term_thresholds(vectors, self.term_quantile)
+            vectors = drop_below(vectors, thresholds)
         if self.threshold is not None:
             vectors = drop_below(vectors, self.threshold)
         if self.max_ratio is not None:

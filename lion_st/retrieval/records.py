@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import json
 import lzma
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeAlias
 
 ID_FIELDS = ("_id", "id", "docid", "doc_id", "pid", "query_id", "qid")
 TEXT_FIELDS = ("text", "contents", "body", "passage", "query", "question")
+
+COMPRESSED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
 Corpus: TypeAlias = str | Path | Iterable[Mapping[str, Any]]
 
@@ -25,7 +29,11 @@ class Record(NamedTuple):
 
 
 class BadRecord(NamedTuple):
-    """A record that cannot be encoded: `reason` is "malformed" or "empty", `where` says which one it is."""
+    """A record that cannot be encoded: `reason` is "malformed" or "empty", `where` says which one it is.
+
+    Malformed is what is no record (broken JSON, a line without a tab), has no id or text, or holds bytes or escapes
+    that are no Unicode text.
+    """
 
     reason: str
     where: str
@@ -39,18 +47,20 @@ def read_corpus(corpus: Corpus, split: str = "train") -> Iterator[Record | BadRe
 
     Args:
         corpus: A BEIR folder (its `corpus.jsonl`), a `.jsonl`, `.tsv` (id, text and perhaps title, tab-separated) or
-            `.parquet` file, optionally compressed (.gz, .bz2, .xz), a folder of such files, "-" for JSON lines on the
-            standard input, a dataset on the Hub as "hf://owner/name" or "hf://owner/name/configuration", or any
-            iterable of mappings.
+            `.parquet` file, optionally compressed (.gz, .bz2, .xz), a folder of such files, a folder of `.txt` files
+            (each a document with the file's name as its id), "-" for JSON lines on the standard input, a dataset on the
+            Hub as "hf://owner/name" or "hf://owner/name/configuration", or any iterable of mappings.
         split: Split of a Hub dataset.
 
     Raises:
         FileNotFoundError: If a path does not exist.
-        ValueError: If a file is of an unknown kind.
+        ValueError: If a file is of an unknown kind, or a compressed one ends early or is damaged.
     """
     if not isinstance(corpus, str | Path):
         yield from (_record(row, f"record {number}") for number, row in enumerate(corpus, 1))
     elif str(corpus) == "-":
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
         yield from _json_lines(sys.stdin, "standard input")
     elif str(corpus).startswith("hf://"):
         yield from _hub_dataset(str(corpus).removeprefix("hf://"), split)
@@ -66,11 +76,14 @@ def corpus_files(corpus: str | Path) -> list[Path]:
         raise FileNotFoundError(f"The corpus {path} does not exist; a Hub dataset is written hf://owner/name.")
     if path.is_file():
         return [path]
-    if (path / "corpus.jsonl").exists():
-        return [path / "corpus.jsonl"]
-    files = sorted(file for file in path.iterdir() if _kind(file) is not None)
+    for end in ("", *COMPRESSED):
+        if (path / f"corpus.jsonl{end}").exists():
+            return [path / f"corpus.jsonl{end}"]
+    readable = sorted(file for file in path.iterdir() if _kind(file) is not None)
+    # Beside tables, a text file is a note about them and no document.
+    files = [file for file in readable if _kind(file) != ".txt"] or readable
     if not files:
-        raise ValueError(f"The folder {path} holds no .jsonl, .tsv or .parquet file.")
+        raise ValueError(f"The folder {path} holds no .jsonl, .tsv, .parquet or .txt file.")
     return files
 
 
@@ -84,31 +97,42 @@ def _read_file(file: Path) -> Iterator[Record | BadRecord]:
             for row in batch.to_pylist():
                 number += 1
                 yield _record(row, f"{file.name} row {number}")
+    elif kind == ".txt":
+        yield _record({"id": file.name, "text": "".join(_lines(file))}, file.name)
     elif kind == ".jsonl":
-        with _open(file) as lines:
-            yield from _json_lines(lines, file.name)
+        yield from _json_lines(_lines(file), file.name)
     elif kind == ".tsv":
-        with _open(file) as lines:
-            for number, line in enumerate(lines, 1):
-                fields = line.rstrip("\r\n").split("\t")
-                where = f"{file.name}:{number}"
-                if len(fields) in (2, 3):
-                    yield _record(dict(zip(("id", "text", "title"), fields, strict=False)), where)
-                elif line.strip():
-                    yield BadRecord("malformed", where)
+        yield from _tab_separated(_lines(file), file.name)
     else:
-        raise ValueError(f"Cannot read a corpus from {file}: give .jsonl, .tsv or .parquet (also .gz, .bz2, .xz).")
+        raise ValueError(
+            f"Cannot read a corpus from {file}: give .jsonl, .tsv, .parquet or .txt (also .gz, .bz2, .xz)."
+        )
 
 
 def _kind(file: Path) -> str | None:
-    suffixes = [suffix for suffix in file.suffixes if suffix not in (".gz", ".bz2", ".xz")]
-    return suffixes[-1] if suffixes and suffixes[-1] in (".jsonl", ".tsv", ".parquet") else None
+    suffixes = [suffix for suffix in file.suffixes if suffix not in COMPRESSED]
+    return suffixes[-1] if suffixes and suffixes[-1] in (".jsonl", ".tsv", ".parquet", ".txt") else None
 
 
-def _open(file: Path) -> IO[str]:
-    # Undecodable bytes must not end a run after hours: they become U+FFFD, as in most tokenizers' own decoders.
-    opener = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(file.suffix, open)
-    return opener(file, "rt", encoding="utf-8", errors="replace")  # type: ignore[operator]
+def _lines(file: Path) -> Iterator[str]:
+    """Lines of a text file; a byte that is no UTF-8 becomes a surrogate, which makes its record malformed."""
+    opener = COMPRESSED.get(file.suffix, open)
+    lines: IO[str]
+    try:
+        with opener(file, "rt", encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
+            yield from lines
+    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+        raise ValueError(f"{file} ends early or is damaged ({error}): compress or copy it again.") from error
+
+
+def _tab_separated(lines: Iterable[str], name: str) -> Iterator[Record | BadRecord]:
+    for number, line in enumerate(lines, 1):
+        fields = line.rstrip("\r\n").split("\t")
+        where = f"{name}:{number}"
+        if len(fields) in (2, 3):
+            yield _record(dict(zip(("id", "text", "title"), fields, strict=False)), where)
+        elif line.strip():
+            yield BadRecord("malformed", where)
 
 
 def _json_lines(lines: Iterable[str], name: str) -> Iterator[Record | BadRecord]:
@@ -118,7 +142,7 @@ def _json_lines(lines: Iterable[str], name: str) -> Iterator[Record | BadRecord]
         where = f"{name}:{number}"
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             yield BadRecord("malformed", where)
         else:
             yield _record(row, where)
@@ -144,4 +168,10 @@ def _record(row: Any, where: str) -> Record | BadRecord:
     if not isinstance(text, str | None) or not isinstance(title, str | None) or (text is None and title is None):
         return BadRecord("malformed", where)
     joined = f"{title or ''} {text or ''}".strip()
-    return Record(str(identifier), joined) if joined else BadRecord("empty", where)
+    if not joined:
+        return BadRecord("empty", where)
+    try:
+        f"{identifier}{joined}".encode()
+    except UnicodeEncodeError:  # half a surrogate pair: neither a tokenizer nor a file takes it
+        return BadRecord("malformed", where)
+    return Record(str(identifier), joined)

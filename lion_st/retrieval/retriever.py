@@ -51,6 +51,7 @@ class ModelRetriever:
 
     Args:
         model: The encoder.
+        query_model: Encodes the queries in place of `model`, such as a small query encoder made for it.
         engine: Engine of the index, see `create_index`.
         engine_parameters: Settings of the engine.
         query_tokens: Length to cut queries to, in place of the model's own.
@@ -72,6 +73,7 @@ class ModelRetriever:
         model: SentenceTransformer | SparseEncoder,
         engine: str = "exact",
         *,
+        query_model: SentenceTransformer | SparseEncoder | None = None,
         engine_parameters: Mapping[str, Any] | None = None,
         query_tokens: int | None = None,
         document_tokens: int | None = None,
@@ -83,6 +85,7 @@ class ModelRetriever:
         from lion_st.models import paradigm_of
 
         self.model = model
+        self.query_model = model if query_model is None else query_model
         self.paradigm: str = paradigm_of(model)
         self.engine = engine
         self.engine_parameters = dict(engine_parameters or {})
@@ -91,18 +94,19 @@ class ModelRetriever:
         self.tokens_per_batch = tokens_per_batch
         self.threads = threads
         self.encoded_dir = Path(encoded_dir) if encoded_dir is not None else None
-        self.name = name or model_name(model)
+        self.name = name or "+".join(dict.fromkeys(model_name(one) for one in (model, self.query_model)))
         self._figures: dict[str, Any] = {}
         self._index: Index = self._new_index()
 
     def fingerprint(self) -> str:
-        """Checksum of the model's weights and settings, the lengths, and the engine's settings."""
+        """Checksums of the models' weights and settings, the lengths, and the engine's settings."""
         settings = {
             "query_tokens": self.query_tokens,
             "document_tokens": self.document_tokens,
             **self.engine_parameters,
         }
-        return f"{model_fingerprint(self.model)},{json.dumps(settings, sort_keys=True, default=str)}"
+        models = dict.fromkeys(model_fingerprint(model) for model in (self.model, self.query_model))
+        return f"{','.join(models)},{json.dumps(settings, sort_keys=True, default=str)}"
 
     def index(self, documents: Mapping[str, str], show_progress: bool = False) -> None:
         """Encode documents, text by id, and index them in place of any earlier ones."""
@@ -134,7 +138,7 @@ class ModelRetriever:
             return hits
         started = perf_counter()
         vectors = encode_texts(
-            self.model,
+            self.query_model,
             [queries[row] for row in asked],
             "query",
             max_tokens=self.query_tokens,

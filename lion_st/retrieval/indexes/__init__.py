@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,17 @@ from typing import Any
 from lion_st.retrieval.indexes.base import KIND, VERSION, Hits, Index, LocalIndex, Paradigm
 from lion_st.retrieval.storage import StorageError, read_header
 
-__all__ = ["ENGINES", "Hits", "Index", "LocalIndex", "Paradigm", "StorageError", "create_index", "load_index"]
+__all__ = [
+    "ENGINES",
+    "Hits",
+    "Index",
+    "LocalIndex",
+    "Paradigm",
+    "StorageError",
+    "create_index",
+    "engine_for",
+    "load_index",
+]
 
 # engine -> (paradigm -> class), imported on use: faiss, seismic and pymilvus are heavy or optional.
 ENGINES: dict[str, dict[str, str]] = {
@@ -40,6 +51,25 @@ def create_index(engine: str, paradigm: Paradigm, **parameters: Any) -> Index:
     return _engine_class(engine, paradigm)(paradigm, **parameters)
 
 
+def engine_for(engines: str | Sequence[str], paradigm: str) -> str:
+    """The first of some engines that searches a kind of vectors.
+
+    Raises:
+        ValueError: If none does, or one is unknown.
+
+    Example:
+        >>> engine_for(["seismic", "faiss"], "dense")
+        'faiss'
+    """
+    names = [engines] if isinstance(engines, str) else list(engines)
+    for name in names:
+        _require_known(name)
+    able = [name for name in names if paradigm in ENGINES[name]]
+    if not able:
+        _require_able(names[0], paradigm)
+    return able[0]
+
+
 def load_index(path: str | Path, *, memory_map: bool = False, verify: bool = True) -> Index:
     """Load an index of any engine; see `Index.load`."""
     metadata, _ = read_header(path, KIND, VERSION, verify=False)
@@ -48,10 +78,18 @@ def load_index(path: str | Path, *, memory_map: bool = False, verify: bool = Tru
 
 
 def _engine_class(engine: str, paradigm: str) -> Any:
+    _require_known(engine)
+    _require_able(engine, paradigm)
+    module, name = ENGINES[engine][paradigm].split(".")
+    return getattr(import_module(f"lion_st.retrieval.indexes.{module}"), name)
+
+
+def _require_known(engine: str) -> None:
     if engine not in ENGINES:
         raise ValueError(f"Unknown engine {engine!r}: choose one of {', '.join(ENGINES)}.")
+
+
+def _require_able(engine: str, paradigm: str) -> None:
     if paradigm not in ENGINES[engine]:
         able = [name for name, classes in ENGINES.items() if paradigm in classes]
         raise ValueError(f"The engine {engine!r} does not search {paradigm!r} vectors: choose one of {able}.")
-    module, name = ENGINES[engine][paradigm].split(".")
-    return getattr(import_module(f"lion_st.retrieval.indexes.{module}"), name)

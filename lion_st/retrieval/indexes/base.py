@@ -36,6 +36,7 @@ class Index(ABC):
         engine: Name in `create_index`.
         paradigms: What the engine searches.
         parameters: Constructor arguments, saved with the index and shown by `stats`.
+        source: What the vectors come from (model, its checksum, pruning), saved with the index; None if unknown.
     """
 
     engine: ClassVar[str]
@@ -46,6 +47,7 @@ class Index(ABC):
         if paradigm not in self.paradigms:
             raise ValueError(f"The engine {self.engine!r} searches {' and '.join(self.paradigms)}, not {paradigm!r}.")
         self.paradigm: Paradigm = paradigm
+        self.source: dict[str, Any] | None = None
 
     @abstractmethod
     def __len__(self) -> int:
@@ -119,6 +121,7 @@ class Index(ABC):
             "engine": self.engine,
             "paradigm": self.paradigm,
             "documents": len(self),
+            "source": self.source,
             "parameters": {name: getattr(self, name) for name in self.parameters},
         }
         return write_folder(path, KIND, VERSION, {**described, **metadata}, arrays, write_files)
@@ -195,6 +198,7 @@ class LocalIndex(Index):
         """Read a saved index; see `Index.load`."""
         metadata, data = cls._read(path, verify)
         index = cls(metadata["paradigm"], **metadata["parameters"])
+        index.source = metadata["source"]
         index.dimensions = metadata["dimensions"]
         index.ids = arrays_to_strings(data, "ids")
         index._known = set(index.ids)

@@ -142,7 +142,9 @@ class MilvusIndex(Index):
     def load(cls, path: str | Path, *, memory_map: bool = False, verify: bool = True, token: str = "") -> MilvusIndex:
         """Open the collection that `save` described; `token` is for a cluster."""
         metadata, _ = cls._read(path, verify)
-        return cls(metadata["paradigm"], **metadata["parameters"], token=token)
+        index = cls(metadata["paradigm"], **metadata["parameters"], token=token)
+        index.source = metadata["source"]
+        return index
 
     def delete_collection(self) -> None:
         """Remove the collection and all its documents from Milvus."""

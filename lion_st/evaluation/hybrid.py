@@ -1,0 +1,68 @@
+"""Fusing retrievers with weights that were fitted on a development set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lion_st.evaluation.metrics import evaluate_run
+from lion_st.evaluation.mteb_search import document_text, query_text
+from lion_st.evaluation.tasks import get_task
+from lion_st.retrieval.fusion import fit_convex_weights
+from lion_st.retrieval.retriever import HybridRetriever, Retriever
+
+if TYPE_CHECKING:
+    from mteb.abstasks.retrieval import AbsTaskRetrieval
+
+
+def fit_hybrid(
+    retrievers: Sequence[Retriever],
+    data: str | Path | AbsTaskRetrieval,
+    split: str = "dev",
+    *,
+    metric: str = "nDCG@10",
+    depth: int = 1000,
+    steps: int = 20,
+    name: str | None = None,
+    show_progress: bool = False,
+) -> HybridRetriever:
+    """Fuse two retrievers by the convex combination that scores best on a development set.
+
+    Args:
+        retrievers: Two retrievers, such as Lion-SP and Lion-DS; both are left with the development set indexed.
+        data: The development set, see `get_task`; it must not be the one that the result is reported on.
+        split: Split of a folder.
+        metric: What is maximised, see `evaluate_queries`.
+        depth: Documents taken from each retriever.
+        steps: See `fit_convex_weights`.
+        name: Name in tables and result files; by default it shows the weights.
+        show_progress: Show progress bars.
+
+    Raises:
+        ValueError: If there are not exactly two retrievers, or the development set has several parts.
+
+    Example:
+        >>> hybrid = fit_hybrid([sparse, dense], "data/msmarco", split="dev")  # doctest: +SKIP
+        >>> hybrid.weights  # doctest: +SKIP
+        [0.65, 0.35]
+    """
+    task = get_task(data, split)
+    task.load_data()
+    parts = [part for subset in task.dataset.values() for part in subset.values()]
+    if len(parts) != 1:
+        raise ValueError(f"{task.metadata.name} has {len(parts)} parts: fit weights on a set of one.")
+    documents = {row["id"]: document_text(row.get("title"), row["text"]) for row in parts[0]["corpus"]}
+    queries = {row["id"]: query_text(row, task.metadata.name) for row in parts[0]["queries"]}
+    rankings = []
+    for retriever in retrievers:
+        retriever.index(documents, show_progress)
+        rankings.append(retriever.search(list(queries.values()), depth, show_progress))
+    qrels = parts[0]["relevant_docs"]
+    weights, _ = fit_convex_weights(
+        rankings, list(queries), lambda run: evaluate_run(qrels, run, [metric])[metric], steps, depth
+    )
+    shown = name or "+".join(
+        f"{weight:.2f} {retriever.name.split('/')[-1]}" for weight, retriever in zip(weights, retrievers, strict=True)
+    )
+    return HybridRetriever(retrievers, weights, depth, shown)

@@ -1,0 +1,155 @@
+"""From a folder of text to a scored run on the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import TEXTS
+from typer.testing import CliRunner
+
+import lion_st
+from lion_st.cli import app
+from lion_st.evaluation import read_run
+from lion_st.retrieval import load_index, search_texts
+
+DOCUMENTS = {f"d{number}": f"{text} {number}" for number, text in enumerate(TEXTS * 4)}
+QUERIES = {f"q{number}": DOCUMENTS[f"d{number}"] for number in range(8)}
+
+
+def lion(*arguments: object, exit_code: int = 0, **options) -> str:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], **options)
+    assert result.exit_code == exit_code, result.output
+    return result.stdout if exit_code == 0 else result.stderr
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "lions"
+    (folder / "qrels").mkdir(parents=True)
+    for name, texts in (("corpus", DOCUMENTS), ("queries", QUERIES)):
+        lines = [json.dumps({"_id": key, "text": text}) for key, text in texts.items()]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    qrels = "".join(f"{query}\td{query[1:]}\t1\n" for query in QUERIES)
+    for split in ("test", "dev"):
+        (folder / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + qrels)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def models(tiny_backbone, tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("models")
+    return {
+        paradigm: lion_st.export(lion_st.build(tiny_backbone(), paradigm), folder / f"lion-{paradigm}", verify=False)
+        for paradigm in ("sparse", "dense")
+    }
+
+
+@pytest.fixture(scope="module")
+def encoded(models, data, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("encoded")
+    with (data / "corpus.jsonl").open() as lines:
+        shown = lion("encode", models["sparse"], "-", folder / "corpus", "--quiet", input=lines.read() + "{broken\n")
+    assert "32 texts in 1 shards" in shown
+    assert "skipped: 1 malformed" in shown
+    assert "standard input:33" in shown
+    lion("encode", models["sparse"], data / "queries.jsonl", folder / "queries", "--kind", "query", "--quiet")
+    return folder
+
+
+def test_a_folder_of_text_becomes_a_scored_run(models, data, encoded, tmp_path) -> None:
+    assert "exact, 32 documents" in lion("index", encoded / "corpus", tmp_path / "index")
+    run = tmp_path / "sp.trec"
+    search = ("search", models["sparse"], tmp_path / "index", "--queries", data / "queries.jsonl")
+    assert "queries" in lion(*search, "--run", run, "-k", "20")
+    assert read_run(run).keys() == QUERIES.keys()
+    table = lion("evaluate", run, models["sparse"], "--data", data, "--output", tmp_path / "results", "--quiet")
+    _, _, scored, evaluated = table.splitlines()
+    assert scored.split("|")[1].strip() == "sp.trec"
+    ndcg = table.splitlines()[0].split("|").index(" nDCG@10 ")
+    assert scored.split("|")[ndcg] == evaluated.split("|")[ndcg]
+    assert float(scored.split("|")[ndcg]) > 0
+
+
+def test_a_query_is_answered_with_reasons(models, encoded, tmp_path) -> None:
+    lion("index", encoded / "corpus", tmp_path / "index")
+    queries = list(QUERIES.values())[:3]
+    best = search_texts(lion_st.load(models["sparse"]), load_index(tmp_path / "index"), queries, k=1, explain=True)
+    search = ("search", models["sparse"], tmp_path / "index", "-k", "1")
+    found, reasons = lion(*search, queries[0], "--explain").splitlines()
+    assert found == f"1\t{best[0].score:.4f}\t{best[0].document}"
+    assert reasons.startswith(f"\t{best[0].terms[0].term} {best[0].terms[0].share:.0%}, ")
+    asked = lion(*search, input=f"{queries[0]}\n\n{queries[1]}\n")  # piped in, as if typed
+    assert [line.split("\t")[2] for line in asked.splitlines()] == [result.document for result in best[:2]]
+    many = tmp_path / "queries.tsv"
+    many.write_text(f"a\t{queries[1]}\nb\t{queries[2]}\n")
+    shown = lion(*search, "--queries", many).splitlines()
+    assert shown[::2] == queries[1:]
+    assert [line.split("\t")[2] for line in shown[1::2]] == [result.document for result in best[1:]]
+
+
+def test_an_approximate_or_pruned_index_says_what_it_lost(encoded, tmp_path) -> None:
+    shown = lion("index", encoded / "corpus", tmp_path / "lv", "--engine", "seismic", "--set", "query_cut=5")
+    assert "Recall@10 " in shown
+    queries = ("--queries", encoded / "queries")
+    assert "Recall@10 1.0000" in lion(
+        "index", encoded / "corpus", tmp_path / "u8", "--set", "quantization=uint16", *queries
+    )
+    whole = lion("index", encoded / "corpus", tmp_path / "whole").split(", ")[2]
+    assert whole != lion("index", encoded / "corpus", tmp_path / "pruned", "--top-terms", "5").split(", ")[2]
+    assert "NAME=VALUE" in lion("index", encoded / "corpus", tmp_path / "bad", "--set", "query_cut", exit_code=1)
+
+
+def test_the_pruning_report_is_a_table_and_figures(data, encoded, tmp_path) -> None:
+    shown = lion(
+        "prune", encoded / "corpus", "--queries", encoded / "queries", "--qrels", data / "qrels" / "test.tsv",
+        "--report", tmp_path / "report", "--top-terms", "40", "--top-terms", "3", "--query-top-terms", "2",
+    )  # fmt: skip
+    assert shown.count("top_terms=40") == 2
+    assert {file.name for file in (tmp_path / "report").iterdir()} == {
+        "report.md", "report.json", "quality-size.svg", "quality-latency.svg"
+    }  # fmt: skip
+    assert len(json.loads((tmp_path / "report" / "report.json").read_text())) == 6
+
+
+def test_sparse_dense_and_their_fusion_stand_in_one_table(models, data, tmp_path) -> None:
+    shown = lion(
+        "evaluate", models["sparse"], models["dense"], "--data", data, "--bm25", "--hybrid", "convex", "--dev", data,
+        "--engine", "seismic", "--engine", "faiss", "--output", tmp_path, "--quiet", "--metric", "MRR@10",
+    )  # fmt: skip
+    rows = [[cell.strip() for cell in line.split("|")[1:3]] for line in shown.splitlines()[2:]]
+    assert rows[:3] == [["bm25", "bm25s"], ["lion-sparse", "seismic"], ["lion-dense", "faiss"]]
+    assert rows[3][1] == "seismic+faiss"
+    assert "development set" in lion(
+        "evaluate", models["sparse"], models["dense"], "--data", data, "--hybrid", "convex", "--quiet", exit_code=1
+    )
+
+
+def test_runs_are_compared(data, tmp_path) -> None:
+    for name, kept in (("good", 8), ("poor", 2)):
+        lines = [f"{query} Q0 d{query[1:] if number < kept else 99} 1 1.0 t\n" for number, query in enumerate(QUERIES)]
+        (tmp_path / name).write_text("".join(lines))
+    shown = lion("compare", tmp_path / "poor", tmp_path / "good", "--qrels", data / "qrels" / "test.tsv")
+    assert "| nDCG@10 | poor | good | 0.250 | 1.000 | 0.750 |" in shown
+    assert "worse: no query" in shown
+    assert "two runs" in lion("compare", tmp_path / "poor", "--qrels", data / "qrels" / "test.tsv", exit_code=1)
+
+
+def test_trec_files_are_a_test_set(data, tmp_path) -> None:
+    (tmp_path / "topics.tsv").write_text("".join(f"{query}\t{text}\n" for query, text in QUERIES.items()))
+    (tmp_path / "qrels.txt").write_text("".join(f"{query} 0 d{query[1:]} 2\n" for query in QUERIES))
+    files = (data / "corpus.jsonl", tmp_path / "topics.tsv", tmp_path / "qrels.txt")
+    shown = lion("evaluate", "bm25", "--trec", *files, "--protocol", "trec-dl", "--output", tmp_path / "out", "--quiet")
+    assert "| bm25 | topics |" in shown
+
+
+def test_queries_need_ids_and_texts_of_their_own(models, encoded, tmp_path) -> None:
+    lion("index", encoded / "corpus", tmp_path / "index")
+    search = ("search", models["sparse"], tmp_path / "index")
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"_id": "a", "text": "x"}\n{"_id": "a", "text": "y"}\n')
+    assert "'a' twice" in lion(*search, "--queries", bad, exit_code=1)
+    bad.write_text('{"text": "x"}\n')
+    assert "bad.jsonl:1 is malformed" in lion(*search, "--queries", bad, exit_code=1)
+    assert "--run" in lion(*search, "lions", "--run", tmp_path / "run", exit_code=1)
