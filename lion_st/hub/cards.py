@@ -1,0 +1,346 @@
+"""Model cards: every figure measured on the model, or read from a file beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lion_st.hub.facts import (
+    EXPANDED_QUERY,
+    RESULTS_FOLDER,
+    SAMPLE_QUERIES,
+    BaseModelFacts,
+    ModelFacts,
+    TaskScores,
+    TrainingRecord,
+    base_model_facts,
+    carbon_emissions,
+    is_hub_name,
+    model_facts,
+    task_scores,
+    training_record,
+)
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult, ModelCardData
+    from sentence_transformers.base.model import BaseModel
+
+TEMPLATE = "model_card.md.jinja"
+METRICS = {
+    "nDCG@10": "ndcg_at_10",
+    "MRR@10": "mrr_at_10",
+    "Recall@100": "recall_at_100",
+    "Recall@1000": "recall_at_1000",
+    "MAP": "map_at_1000",
+}
+TABLE_METRICS = ("nDCG@10", "MRR@10", "Recall@100")
+POOLING = {
+    "mean_normalized": "and the vector is the mean of its tokens' L2-normalized states, itself not normalized again",
+    "mean": "and the vector is the mean of its tokens' states",
+    "last_token": "and the vector is the last token's state",
+}
+
+
+def render_card(
+    model: BaseModel | str | Path,
+    repo_id: str | None = None,
+    *,
+    beside: str | Path | None = None,
+    base_model: str | None = None,
+    license: str | None = None,
+    datasets: Sequence[str] | None = None,
+    languages: Sequence[str] | None = None,
+    results: Iterable[str | Path] = (),
+    offline: bool = True,
+    token: bool | str | None = None,
+) -> str:
+    """Write the model card of a checkpoint.
+
+    What the card says is measured on the model (sparsity, a query's expansion), or read from files in the checkpoint's
+    folder: `training.json`, CodeCarbon's `emissions.csv`, and mteb's results in `results/`. What nothing backs is left
+    out. The licence and the languages are those of the base model's card.
+
+    Args:
+        model: A model of `lion_st.build` or `lion_st.load`, or a checkpoint to load first.
+        repo_id: Name on the Hub; by default the folder's.
+        beside: Folder with the files named above; by default the checkpoint's own.
+        base_model: Hub name of the model it was made of, if its files do not say.
+        license: Hub identifier of the licence, if the base model's card does not say.
+        datasets: Hub names of training data, if the training record does not say.
+        languages: Language codes, if the base model's card does not say.
+        results: More files or folders with mteb's results of this model and of BM25.
+        offline: Read the base model's card from the disk alone (its folder, or the Hub's cache).
+        token: Hub token.
+
+    Returns:
+        Markdown with a YAML header.
+
+    Raises:
+        ValueError: If the licence contradicts the base model's, or the results are of several models.
+
+    Example:
+        ::
+
+            Path("README.md").write_text(lion_st.hub.render_card("runs/lion-sp-1b", "org/lion-sp-1b"))
+    """
+    if isinstance(model, str | Path):
+        from lion_st.models import load
+
+        beside = beside or (model if Path(model).is_dir() else None)
+        repo_id = repo_id or Path(model).name
+        model = load(model, token=token)
+    folder = Path(beside) if beside is not None else None
+    repo_id = repo_id or "org/model"
+    base = base_model_facts(model, folder, base_model, offline=offline, token=token)
+    places = [Path(place) for place in results]
+    if folder is not None and (folder / RESULTS_FOLDER).is_dir():
+        places.insert(0, folder / RESULTS_FOLDER)
+    scores = task_scores(places)
+    facts, training = model_facts(model), training_record(folder)
+    metadata = card_metadata(
+        repo_id,
+        facts.paradigm,
+        base,
+        license=license,
+        datasets=datasets or _hub_datasets(training),
+        languages=languages,
+        scores=scores,
+        emissions=carbon_emissions(folder),
+    )
+    context = _model_context(facts, base, metadata, repo_id)
+    context |= _results_context(scores, bool(places) and folder is not None and places[0] == folder / RESULTS_FOLDER)
+    context |= _training_context(training, metadata)
+    return render(context)
+
+
+def render(context: Mapping[str, Any]) -> str:
+    """Fill the card's template, and check its metadata as huggingface_hub reads it."""
+    from huggingface_hub import ModelCard
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    templates = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    templates.filters["cell"] = lambda value: str(value).replace("|", "\\|").replace("\n", " ")
+    card = templates.get_template(TEMPLATE).render(context)
+    ModelCard(card)
+    return card
+
+
+def card_metadata(
+    repo_id: str,
+    paradigm: str,
+    base: BaseModelFacts | None,
+    *,
+    license: str | None = None,
+    datasets: Sequence[str] | None = None,
+    languages: Sequence[str] | None = None,
+    scores: Sequence[TaskScores] = (),
+    emissions: Mapping[str, Any] | None = None,
+) -> ModelCardData:
+    """The card's YAML header.
+
+    Raises:
+        ValueError: If `license` is not that of the base model.
+    """
+    from huggingface_hub import ModelCardData
+
+    inherited = base.license if base else None
+    if license and inherited and license != inherited:
+        raise ValueError(
+            f"The licence {license!r} is not that of the base model {base.name}, {inherited!r}, which its merged "  # type: ignore[union-attr]
+            "weights inherit. Leave the licence out."
+        )
+    sparse = paradigm == "sparse"
+    tags = ["sentence-transformers", "feature-extraction", "text-retrieval", "lion-st"]
+    tags += ["sparse-encoder", "sparse", "splade"] if sparse else ["sentence-similarity", "dense"]
+    results = [result for entry in scores if not entry.is_bm25 for result in _evaluation_results(entry)]
+    further: dict[str, Any] = {"base_model_relation": "finetune"} if base else {}
+    if emissions:
+        further["co2_eq_emissions"] = dict(emissions)
+    return ModelCardData(
+        model_name=repo_id.split("/")[-1] if results else None,
+        base_model=base.name if base else None,
+        language=list(languages or (base.languages if base else ())) or None,
+        library_name="sentence-transformers",
+        license=license or inherited,
+        license_name=base.license_name if base else None,
+        license_link=base.license_link if base else None,
+        pipeline_tag="feature-extraction" if sparse else "sentence-similarity",
+        tags=tags,
+        datasets=list(datasets) if datasets else None,
+        eval_results=results or None,
+        **further,
+    )
+
+
+def _evaluation_results(entry: TaskScores) -> list[EvalResult]:
+    from huggingface_hub import EvalResult
+
+    return [
+        EvalResult(
+            task_type="text-retrieval",
+            task_name="Retrieval",
+            dataset_type=_dataset_of(entry.task),
+            dataset_name=entry.task,
+            dataset_config=entry.subset,
+            dataset_split=entry.split,
+            dataset_revision=entry.dataset_revision or None,
+            metric_type=metric,
+            metric_name=name,
+            metric_value=entry.scores[metric],
+            source_name="MTEB",
+            source_url="https://github.com/embeddings-benchmark/mteb/",
+        )
+        for name, metric in METRICS.items()
+        if metric in entry.scores
+    ]
+
+
+def _dataset_of(task: str) -> str:
+    """Hub name of an mteb task's data; of a local test set, its name."""
+    import mteb
+
+    try:
+        return mteb.get_task(task).metadata.dataset["path"]
+    except KeyError:
+        return task
+
+
+def _hub_datasets(training: TrainingRecord | None) -> list[str] | None:
+    name = str(training.settings.get("train_data", "")) if training else ""
+    return [name] if is_hub_name(name) else None
+
+
+# ---- what the template takes ----
+
+
+def _model_context(
+    facts: ModelFacts, base: BaseModelFacts | None, metadata: ModelCardData, repo_id: str
+) -> dict[str, Any]:
+    prompts = ", ".join(f"{name}: `{prompt}`" for name, prompt in facts.prompts.items())
+    limit = _lengths(facts.query_length, facts.document_length)
+    properties = [
+        ("Base model", hub_link(base.name) if base else None),
+        ("Architecture", f"{facts.architecture}, bidirectional"),
+        ("Parameters", f"{facts.parameters:,}"),
+        ("Weights", f"{facts.dtype}, safetensors"),
+        ("Vector", vector_description(facts.paradigm, facts.dimensions)),
+        ("Lengths", limit),
+        ("Prompts", prompts or "none"),
+        ("Score", "inner product"),
+        ("Licence", metadata.license),
+    ]
+    return {
+        **card_frame(facts.paradigm, facts.dimensions, base.name if base else None, repo_id, limit),
+        "metadata": metadata.to_yaml(),
+        "properties": [(label, value) for label, value in properties if value],
+        "pooling": POOLING[facts.pooling or "mean"],
+        "sparsity": facts.sparsity,
+        "sample_size": len(SAMPLE_QUERIES),
+        "expansion": facts.expansion,
+        "expanded_query": EXPANDED_QUERY,
+    }
+
+
+def card_frame(paradigm: str, dimensions: int, base: str | None, repo_id: str, lengths: str | None) -> dict[str, Any]:
+    """What every card's text needs, with what a card may leave out left out."""
+    sparse = paradigm == "sparse"
+    row_size = f"{4 * dimensions / 1000:,.0f} kB"
+    limits = [
+        f"Longer texts are cut: {lengths}." if lengths else None,
+        "It knows what its base model's training and its fine-tuning data hold, their languages and their biases.",
+        "A score orders documents for one query. It is no probability, and scores of different queries do not compare.",
+        f"As dense rows, a million documents would take {4 * dimensions / 1000:,.0f} GB: index sparse ones."
+        if sparse
+        else None,
+    ]
+    return {
+        "name": repo_id.split("/")[-1],
+        "repo_id": repo_id,
+        "sparse": sparse,
+        "dimensions": dimensions,
+        "of_base": f" made of [{base}](https://huggingface.co/{base})" if base else "",
+        "row_size": row_size,
+        "limits": [limit for limit in limits if limit],
+        "sparsity": None,
+        "expansion": (),
+        "results_table": None,
+        "training": (),
+        "training_costs": None,
+        "llm2vec": False,
+    }
+
+
+def hub_link(name: str) -> str:
+    """A Markdown link to a repository."""
+    return f"[{name}](https://huggingface.co/{name})"
+
+
+def vector_description(paradigm: str, dimensions: int) -> str:
+    """The kind and size of the vectors."""
+    return f"{dimensions:,} terms, sparse" if paradigm == "sparse" else f"{dimensions:,} dimensions, dense"
+
+
+def _lengths(query: int | None, document: int | None) -> str | None:
+    parts = [
+        f"{kind} {length} tokens"
+        for kind, length in (("queries", query), ("documents", document))
+        if length is not None
+    ]
+    return ", ".join(parts) or None
+
+
+def _results_context(scores: Sequence[TaskScores], beside: bool) -> dict[str, Any]:
+    own = [entry for entry in scores if not entry.is_bm25]
+    if not own:
+        return {}
+    from lion_st.evaluation.tables import format_table
+
+    lexical = {(entry.task, entry.subset, entry.split): entry for entry in scores if entry.is_bm25}
+    rows = []
+    for entry in own:
+        other = lexical.get((entry.task, entry.subset, entry.split))
+        row: dict[str, Any] = {"test set": entry.task + ("" if entry.subset == "default" else f" ({entry.subset})")}
+        for name in TABLE_METRICS:
+            row[name] = entry.scores.get(METRICS[name])
+            if lexical:
+                row[f"BM25 {name}"] = other.scores.get(METRICS[name]) if other else None
+        if entry.document_terms is not None:
+            row |= {"terms a query": entry.query_terms, "terms a document": entry.document_terms}
+        rows.append(row)
+    return {
+        "results_table": format_table(rows),
+        "mteb_versions": ", ".join(sorted({entry.mteb_version for entry in own})),
+        "has_bm25": bool(lexical),
+        "has_terms": any(entry.document_terms is not None for entry in own),
+        "results_beside": beside,
+    }
+
+
+def _training_context(training: TrainingRecord | None, metadata: ModelCardData) -> dict[str, Any]:
+    if training is None:
+        return {}
+    costs = []
+    if training.steps is not None:
+        costs.append(f"{training.steps:,} steps")
+    if training.seconds is not None:
+        costs.append(f"{training.seconds / 3600:.2f} hours")
+    if training.floating_point_operations:
+        costs.append(f"{training.floating_point_operations:.3g} floating point operations")
+    emissions = metadata.to_dict().get("co2_eq_emissions")
+    if emissions:
+        costs.append(f"{emissions['emissions']} g of CO2 equivalent (CodeCarbon)")
+    return {
+        "training": [(name, _value(value)) for name, value in sorted(training.settings.items())],
+        "training_costs": f"It took {', '.join(costs)}." if costs else None,
+    }
+
+
+def _value(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

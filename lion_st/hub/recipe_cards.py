@@ -1,0 +1,117 @@
+"""Cards of the paper's six models: how to train them with lion_st, and what the paper says of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lion_st.evaluation.tables import format_table
+from lion_st.hub.cards import POOLING, card_frame, card_metadata, hub_link, render, vector_description
+from lion_st.hub.facts import BaseModelFacts
+from lion_st.retrieval.storage import write_atomic
+from lion_st.training.cost import TrainingCost
+from lion_st.training.recipes import BACKBONES, MNTP_RECIPES, PARADIGMS, Paradigm, get_recipe
+
+OBJECTIVE = "cl_kd"
+SIZES = {"llama-3.2-1b": "1b", "llama-3.2-3b": "3b", "llama-3-8b": "8b"}
+LICENSES = {"llama-3.2-1b": "llama3.2", "llama-3.2-3b": "llama3.2", "llama-3-8b": "llama3"}
+# Zeng et al. (2025): MRR@10 on MS MARCO's development queries, nDCG@10 on TREC DL 2019 and 2020 together, mean nDCG@10
+# on 13 data sets of BEIR. Only what could be checked is here.
+PAPER_RESULTS: dict[tuple[str, Paradigm], dict[str, float]] = {
+    ("llama-3-8b", "sparse"): {"MS MARCO dev, MRR@10": 0.417, "TREC DL 19+20, nDCG@10": 0.758, "BEIR, nDCG@10": 0.552},
+    ("llama-3-8b", "dense"): {"MS MARCO dev, MRR@10": 0.417, "TREC DL 19+20, nDCG@10": 0.755, "BEIR, nDCG@10": 0.501},
+}
+
+
+def recipe_name(backbone: str, paradigm: Paradigm) -> str:
+    """The paper's name of a model in the form of a Hub repository's, such as lion-sp-8b."""
+    return f"lion-{'sp' if paradigm == 'sparse' else 'ds'}-{SIZES[backbone]}"
+
+
+def render_recipe_card(backbone: str, paradigm: Paradigm) -> str:
+    """Write the card of one of the paper's models, marked as not trained here.
+
+    Args:
+        backbone: "llama-3.2-1b", "llama-3.2-3b" or "llama-3-8b".
+        paradigm: "sparse" (Lion-SP) or "dense" (Lion-DS).
+
+    Returns:
+        Markdown with a YAML header.
+
+    Raises:
+        ValueError: If the paper has no such model.
+    """
+    if backbone not in SIZES or paradigm not in ("sparse", "dense"):
+        raise ValueError(f"backbone is {', '.join(SIZES)} and paradigm sparse or dense, got {backbone}, {paradigm}.")
+    base = BaseModelFacts(BACKBONES[backbone].model, LICENSES[backbone], languages=("en",))
+    recipe, mntp = get_recipe(backbone, paradigm, OBJECTIVE), MNTP_RECIPES[backbone]
+    shape = BACKBONES[backbone].shape
+    repo_id = f"lion-st/{recipe_name(backbone, paradigm)}"
+    dimensions = shape.vocab_size if paradigm == "sparse" else shape.hidden_size
+    lengths = f"queries {recipe.query_length} tokens, documents {recipe.document_length} tokens"
+    datasets = [recipe.train_data, mntp.texts[0].partition(":")[0]]
+    metadata = card_metadata(repo_id, paradigm, base, datasets=datasets)
+    parameters = TrainingCost(shape, has_head=paradigm == "sparse", lora_r=None).parameters
+    results = PAPER_RESULTS.get((backbone, paradigm), {})
+    context = card_frame(paradigm, dimensions, base.name, repo_id, lengths) | {
+        "metadata": metadata.to_yaml(),
+        "pooling": POOLING["mean_normalized"],
+        "properties": [
+            ("Base model", hub_link(base.name)),
+            ("Parameters", f"about {parameters / 1e9:.1f} billion"),
+            ("Vector", vector_description(paradigm, dimensions)),
+            ("Lengths", lengths),
+            ("Score", "inner product"),
+            ("Licence", base.license),
+        ],
+        "paper": results,
+        "paper_model": recipe_name(backbone, paradigm).upper().replace("LION", "Lion"),
+        "paper_table": format_table([{"test set": name, "score": score} for name, score in results.items()])
+        if results
+        else None,
+        "train_commands": _commands(backbone, paradigm),
+        "trained_folder": recipe.defaults()["output_dir"],
+        "training": _settings(backbone, paradigm),
+        "llm2vec": True,
+    }
+    return render(context)
+
+
+def write_recipe_cards(folder: str | Path) -> list[Path]:
+    """Write the six cards into a folder, each as `<name>.md`.
+
+    Returns:
+        The files.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    written = []
+    for backbone in SIZES:
+        for paradigm in PARADIGMS:
+            file = Path(folder) / f"{recipe_name(backbone, paradigm)}.md"
+            write_atomic(file, render_recipe_card(backbone, paradigm).encode())
+            written.append(file)
+    return written
+
+
+def _commands(backbone: str, paradigm: str) -> str:
+    choice = f"--backbone {backbone} --paradigm {paradigm} --objective {OBJECTIVE}"
+    return (
+        f"python training_scripts/adapt_mntp.py --backbone {backbone}\n"
+        f"python training_scripts/train_retriever.py {choice}"
+    )
+
+
+def _settings(backbone: str, paradigm: str) -> list[tuple[str, str]]:
+    """The settings of both stages, as a card lists them."""
+    stages: list[tuple[str, dict[str, Any]]] = [
+        ("MNTP", vars(MNTP_RECIPES[backbone])),
+        ("fine-tuning", vars(get_recipe(backbone, paradigm, OBJECTIVE))),
+    ]
+    of_sparse_alone = ("query_regularizer_weight", "document_regularizer_weight", "regularizer_warmup_ratio")
+    rows = []
+    for stage, settings in stages:
+        for name, value in settings.items():
+            if name in ("backbone", "paradigm") or value is None or (paradigm == "dense" and name in of_sparse_alone):
+                continue
+            rows.append((f"{stage}: {name}", ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)))
+    return rows

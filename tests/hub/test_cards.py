@@ -1,0 +1,171 @@
+"""Cards state what was measured or lies in a file, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+
+import lion_st
+from lion_st.data.beir import save_beir
+from lion_st.evaluation import evaluate_retrieval
+from lion_st.hub import render_card, render_recipe_card
+from lion_st.hub.facts import EXPANDED_QUERY, SAMPLE_DOCUMENTS, SAMPLE_QUERIES, model_facts
+from lion_st.training.recipes import get_recipe
+from lion_st.training.record import RunRecord
+
+EMISSIONS = "timestamp,duration,emissions,gpu_model,cpu_model\n2026-01-01,1800,0.25,,Some CPU\n"
+
+
+TABLE = ("ndcg_at_10", "mrr_at_10", "recall_at_100")
+
+
+def rows_of(text: str) -> list[list[str]]:
+    """Cells of a Markdown table's rows."""
+    return [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")][2:]
+
+
+def section(card: str, title: str) -> str:
+    _, _, rest = card.partition(f"\n## {title}\n")
+    return rest.partition("\n## ")[0]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_backbone, tmp_path_factory) -> Path:
+    """A sparse checkpoint with all that training and evaluation leave beside it."""
+    base = tmp_path_factory.mktemp("base") / "lion-tiny-base"
+    shutil.copytree(tiny_backbone(), base)
+    (base / "README.md").write_text("---\nlicense: llama3.2\nlanguage: [en, de]\n---\n# Base\n")
+    folder = tmp_path_factory.mktemp("card") / "lion-sp-tiny"
+    lion_st.export(lion_st.build(base, "sparse", device="cpu"), folder)
+    settings = {
+        "backbone": "micro",
+        "model": str(base),
+        "learning_rate": 5e-4,
+        "train_data": "org/tuples",
+        "seed": None,
+    }
+    record = RunRecord(folder / "training.json", settings)
+    record.update(steps=560, seconds=1800.0, floating_point_operations=1.5e15, finished=True)
+    (folder / "emissions.csv").write_text(EMISSIONS)
+    documents = {f"d{n}": {"title": "", "text": text} for n, text in enumerate(SAMPLE_DOCUMENTS)}
+    queries = {f"q{n}": text for n, text in enumerate(SAMPLE_QUERIES)}
+    save_beir(folder.parent / "toy", documents, queries, {f"q{n}": {f"d{n}": 1} for n in range(8)})
+    for model in (folder, "bm25"):
+        evaluate_retrieval(model, folder.parent / "toy", output_dir=folder / "results")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def card(checkpoint) -> str:
+    return render_card(checkpoint, "org/lion-sp-tiny", base_model="org/tiny-base")
+
+
+def test_the_metadata_say_what_the_checkpoint_is(card):
+    metadata = ModelCard(card).data.to_dict()
+    assert metadata["library_name"] == "sentence-transformers"
+    assert metadata["pipeline_tag"] == "feature-extraction"
+    assert {"sparse-encoder", "splade", "lion-st"} <= set(metadata["tags"])
+    assert metadata["base_model"] == "org/tiny-base" and metadata["base_model_relation"] == "finetune"
+    assert metadata["datasets"] == ["org/tuples"]
+    assert metadata["co2_eq_emissions"] == {
+        "emissions": 250.0,
+        "source": "codecarbon",
+        "training_type": "fine-tuning",
+        "hours_used": 0.5,
+        "hardware_used": "Some CPU",
+    }
+
+
+def test_results_are_those_of_the_files_with_bm25_beside(card, checkpoint):
+    measured = {}
+    for file in checkpoint.rglob("toy.json"):
+        content = json.loads(file.read_text())
+        measured["bm25" if "bm25" in str(file) else "model"] = content["scores"]["test"][0]
+    results = {result.metric_type: result for result in ModelCard(card).data.eval_results}
+    assert set(results) == {"ndcg_at_10", "mrr_at_10", "recall_at_100", "recall_at_1000", "map_at_1000"}
+    for metric, result in results.items():
+        assert result.metric_value == measured["model"][metric]
+        assert (result.dataset_name, result.dataset_split) == ("toy", "test")
+    rows_file = next(file for file in (checkpoint / "results/rows").iterdir() if "bm25" not in file.name)
+    rows = json.loads(rows_file.read_text())
+    cells = [cell.strip() for cell in rows_of(section(card, "Results"))[0]]
+    scores = [f"{measured[who][metric]:.3f}" for metric in TABLE for who in ("model", "bm25")]
+    assert cells == ["toy", *scores, *(f"{rows[0][name]:,.0f}" for name in ("query_terms", "document_terms"))]
+
+
+def test_sparsity_and_expansion_are_the_models_own(card, checkpoint):
+    stock = lion_st.load(checkpoint, device="cpu")
+    active = [float((stock.encode(list(texts)) > 0).sum(1).mean()) for texts in (SAMPLE_QUERIES, SAMPLE_DOCUMENTS)]
+    assert f"{active[0]:.1f} terms of a query and {active[1]:.1f} of a document are active" in card
+    vector = stock.encode_query(EXPANDED_QUERY, convert_to_tensor=True)
+    shown = rows_of(section(card, "What a query is expanded to"))
+    assert [weight.strip() for _, weight in shown] == [f"{weight:.2f}" for weight in vector.topk(12).values.tolist()]
+    own = {stock.tokenizer.decode([token]).strip() for token in stock.tokenizer(EXPANDED_QUERY)["input_ids"]}
+    assert all(("**" in term) == (term.strip(" *") in own) for term, _ in shown)
+
+
+def test_training_is_told_without_anybodys_folders(card, checkpoint):
+    training = section(card, "Training")
+    assert "560 steps, 0.50 hours, 1.5e+15 floating point operations, 250.0 g of CO2" in training
+    assert "| learning_rate | 0.0005 |" in training and "seed" not in training
+    settings = json.loads((checkpoint / "training.json").read_text())["settings"]
+    assert settings["model"] not in card and f"| model | {Path(settings['model']).name} |" in training
+
+
+def test_what_nothing_backs_is_left_out(tiny_backbone, tmp_path):
+    model = lion_st.build(tiny_backbone("qwen3"), "dense", query_prompt="query: ", device="cpu")
+    lion_st.export(model, tmp_path / "lion-ds-tiny")
+    (tmp_path / "lion-ds-tiny" / "training.json").write_text(json.dumps({"settings": {"model": "x"}, "steps": 3}))
+    card = render_card(tmp_path / "lion-ds-tiny")
+    metadata = ModelCard(card).data.to_dict()
+    assert not {"license", "model-index", "co2_eq_emissions", "datasets", "language", "base_model"} & metadata.keys()
+    assert metadata["pipeline_tag"] == "sentence-similarity"
+    for absent in ("## Results", "## Training", "expanded to", "SparseEncoder", "steps", "Licence", "Seismic"):
+        assert absent not in card
+    assert "| Prompts | query: `query: ` |" in card and "32 dimensions" in card
+
+
+def test_the_licence_and_languages_are_the_bases(checkpoint, tmp_path):
+    card = render_card(checkpoint, "org/lion-sp-tiny")
+    metadata = ModelCard(card).data.to_dict()
+    # The training record names the base's folder, whose card has them, and its recipe, whose backbone has a Hub name.
+    assert metadata["base_model"] == "lion-st/lion-micro-base"
+    assert metadata["license"] == "llama3.2" and metadata["language"] == ["en", "de"]
+    with pytest.raises(ValueError, match=r"'mit' is not that of the base model lion-st/lion-micro-base, 'llama3.2'"):
+        render_card(checkpoint, license="mit")
+
+
+def test_results_of_two_models_are_refused(checkpoint, tmp_path):
+    folder = tmp_path / "mine"
+    evaluate_retrieval(checkpoint, checkpoint.parent / "toy", output_dir=folder / "results", name="another")
+    with pytest.raises(ValueError, match=r"of several models: lion_st/another, lion_st/lion-sp-tiny"):
+        render_card(checkpoint, results=[folder])
+
+
+@pytest.mark.parametrize("backbone", ["llama-3.2-1b", "llama-3.2-3b", "llama-3-8b"])
+@pytest.mark.parametrize("paradigm", ["sparse", "dense"])
+def test_the_cards_of_the_papers_models_are_marked_and_up_to_date(backbone, paradigm):
+    card = render_recipe_card(backbone, paradigm)
+    name = f"lion-{'sp' if paradigm == 'sparse' else 'ds'}-{backbone.split('-')[-1]}"
+    kept = Path(__file__).parents[2] / "model_cards" / f"{name}.md"
+    assert kept.read_text() == card, "run `lion-st card --recipes model_cards`"
+    assert "A recipe, not trained here." in card
+    metadata = ModelCard(card).data.to_dict()
+    assert "model-index" not in metadata and metadata["license"].startswith("llama3")
+    assert f"| fine-tuning: max_steps | {get_recipe(backbone, paradigm, 'cl_kd').max_steps} |" in card
+
+
+def test_a_recipe_that_the_paper_has_not_is_refused():
+    with pytest.raises(ValueError, match="got micro, sparse"):
+        render_recipe_card("micro", "sparse")
+
+
+def test_tied_weights_are_counted_once(tiny_backbone):
+    tied, untied = (
+        model_facts(lion_st.build(tiny_backbone(tied=tied), "sparse", device="cpu")) for tied in (True, False)
+    )
+    assert untied.parameters - tied.parameters == tied.dimensions * 32
