@@ -1,0 +1,257 @@
+"""The sparse head on GPUs, in Triton: no logits in memory, no work for padding, no atomics.
+
+float32 is multiplied in TF32 where torch allows that (`torch.set_float32_matmul_precision`), else as three products in
+TF32 on NVIDIA's tensor cores, which keeps float32's accuracy, or exactly on others. float64, which is for checks, is
+left to the blockwise backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from lion_st.kernels import blockwise, triton_backward
+from lion_st.kernels.gradients import Gradients
+from lion_st.kernels.triton_forward import GROUP, TILE, TILE_GROUPS, finish_kernel, maxima_kernel, schedule_kernel
+from lion_st.kernels.tuning import Tuner, interpreted
+
+try:
+    from triton.tools.tensor_descriptor import TensorDescriptor
+except ImportError:  # Triton before 3.4
+    TensorDescriptor = None
+
+PARTIAL_BYTES = 128 * 2**20  # of maxima of texts that lie in several tiles
+
+
+class Configuration(NamedTuple):
+    """How `maxima_kernel` runs."""
+
+    terms: int
+    block_bytes: int  # of one row of a step's block
+    warps: int
+    stages: int
+    supertile: int = 8
+    descriptors: bool = False  # TMA, with one program a multiprocessor
+    warp_specialize: bool = False
+
+    def block_dim(self, dtype: torch.dtype) -> int:
+        """Hidden dimensions of a step."""
+        return self.block_bytes // dtype.itemsize
+
+    def shared_bytes(self, hidden: torch.dtype, weight: torch.dtype) -> int:
+        """Shared memory of the blocks in flight."""
+        row = TILE * hidden.itemsize + self.terms * weight.itemsize
+        return self.stages * row * self.block_dim(hidden)
+
+
+CONFIGURATIONS = [
+    Configuration(128, 128, 4, 3),
+    Configuration(128, 128, 8, 3),
+    Configuration(128, 64, 8, 4),
+    Configuration(128, 64, 4, 2),
+    Configuration(256, 64, 8, 3),
+    Configuration(256, 128, 8, 3),
+    Configuration(256, 128, 8, 3, descriptors=True),
+    Configuration(256, 128, 8, 4, descriptors=True),
+    Configuration(256, 128, 8, 4, supertile=16, descriptors=True),
+    Configuration(128, 128, 4, 3, descriptors=True),
+    Configuration(128, 128, 8, 4, descriptors=True),
+    Configuration(128, 128, 4, 4, descriptors=True, warp_specialize=True),
+    Configuration(256, 128, 8, 3, descriptors=True, warp_specialize=True),
+]
+_TUNER = Tuner(CONFIGURATIONS)
+
+
+class Schedule(NamedTuple):
+    """Where the tokens of each text lie in the tiles."""
+
+    ends: Tensor  # group after the last one of each text [B]
+    order: Tensor  # token of each slot [slots]
+    group_text: Tensor  # [groups], as are the following
+    group_first: Tensor
+    group_last: Tensor
+    group_row: Tensor
+
+    @property
+    def tiles(self) -> int:
+        """Upper bound on the number of tiles that hold tokens."""
+        return len(self.order) // TILE
+
+
+def forward(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    bounds: Tensor,
+    scale: float,
+    softcap: float | None,
+    with_positions: bool,
+) -> tuple[Tensor, Tensor]:
+    """Pool packed tokens.
+
+    Args:
+        hidden: [T, D]. The products are computed in its dtype and summed in float32.
+        weight: [V, D], cast in registers if its dtype is another.
+        bias: [V] or None.
+        bounds: Where each text begins, and the end [B + 1], int32.
+        scale: Factor on the products.
+        softcap: Limit of the logits.
+        with_positions: Also return where each maximum is.
+
+    Returns:
+        Values [B, V] in float32, and the row of `hidden` that each came from [B, V] in int32: the first of equals, -1
+        for a text without tokens. No positions: [0, 0].
+    """
+    if hidden.dtype == torch.float64:
+        return blockwise.forward(hidden, weight, bias, bounds, scale, softcap, with_positions)
+    texts, terms = len(bounds) - 1, weight.shape[0]
+    values = hidden.new_empty(texts, terms, dtype=torch.float32)
+    positions = bounds.new_empty((texts, terms) if with_positions else (0, 0))
+    if not hidden.shape[0] or not values.numel():
+        return values.zero_(), positions.fill_(-1)
+    with _on_device(hidden):
+        schedule = make_schedule(bounds, hidden.shape[0])
+        slots = hidden.index_select(0, schedule.order)
+        weight = _rows_contiguous(weight)
+        if interpreted() and hidden.dtype == torch.bfloat16:  # which the interpreter cannot multiply
+            slots, weight = slots.float(), weight.bfloat16().float()
+        step = _slab_terms(schedule.tiles, terms, with_positions)
+        partial_values = values.new_empty(2 * schedule.tiles, min(step, terms))
+        partial_positions = positions.new_empty(partial_values.shape if with_positions else (0, 0))
+        for low in range(0, terms, step):
+            high = min(terms, low + step)
+            results = values, positions, partial_values, partial_positions
+            _launch_maxima(slots, weight, results, schedule, low, high)
+            finish_kernel[texts, triton.cdiv(high - low, 1024)](
+                *results, schedule.ends, values if bias is None else bias.contiguous(), low, high, terms, scale,
+                softcap or 1.0, bias is not None, softcap is not None, with_positions, 1024,
+            )  # fmt: skip
+    return values, positions
+
+
+def backward(
+    grad: Tensor,
+    values: Tensor,
+    positions: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    bounds: Tensor,
+    scale: float,
+    softcap: float | None,
+    needs_hidden: bool,
+    needs_weight: bool,
+) -> Gradients:
+    """Gradients of `forward` for `hidden` and `weight`, from the gradient of its values [B, V].
+
+    Each active term with a gradient adds one row of `weight` to one row of the gradient of `hidden`, and the reverse.
+    The order of additions is fixed.
+    """
+    if hidden.dtype == torch.float64:
+        return blockwise.backward(
+            grad, values, positions, hidden, weight, bounds, scale, softcap, needs_hidden, needs_weight
+        )
+    of_hidden = of_weight = None
+    with _on_device(hidden):
+        if needs_hidden:
+            of_hidden = triton_backward.hidden_gradient(
+                grad, values, positions, hidden, _rows_contiguous(weight), bounds, scale, softcap
+            )
+        if needs_weight:
+            of_weight = triton_backward.weight_gradient(grad, values, positions, hidden, weight, scale, softcap)
+    return Gradients(of_hidden, of_weight)
+
+
+def make_schedule(bounds: Tensor, tokens: int) -> Schedule:
+    """Lay texts out in groups of 8 slots, on the device, without waiting for it."""
+    texts = len(bounds) - 1
+    ends = bounds.diff().add_(GROUP - 1).floor_divide_(GROUP).cumsum(0, dtype=torch.int32)
+    tiles = triton.cdiv(tokens + (GROUP - 1) * min(texts, tokens), TILE)
+    order = bounds.new_empty(tiles * TILE)
+    groups = [bounds.new_empty(tiles * TILE_GROUPS) for _ in range(4)]
+    schedule_kernel[(tiles,)](bounds, ends, order, *groups, texts, tokens, num_warps=1)
+    return Schedule(ends, order, *groups)
+
+
+def _launch_maxima(
+    slots: Tensor,
+    weight: Tensor,
+    results: tuple[Tensor, Tensor, Tensor, Tensor],
+    schedule: Schedule,
+    low: int,
+    high: int,
+) -> None:
+    terms, dim = weight.shape
+    texts, with_positions = len(schedule.ends), results[1].numel() > 0
+    precision = float32_precision(slots)
+
+    def launch(configuration: Configuration) -> None:
+        block = configuration.block_dim(slots.dtype)
+        programs = schedule.tiles * triton.cdiv(high - low, configuration.terms)
+        hidden_argument: Any = slots
+        weight_argument: Any = weight
+        if configuration.descriptors:
+            hidden_argument = TensorDescriptor.from_tensor(slots, [TILE, block])
+            weight_argument = TensorDescriptor.from_tensor(weight, [configuration.terms, block])
+            programs = min(programs, _multiprocessors(slots))
+        maxima_kernel[(programs,)](
+            hidden_argument, weight_argument, *results, *schedule[2:], schedule.ends, texts, low, high, terms,
+            weight.stride(0), dim, configuration.terms, block, configuration.supertile, with_positions, precision,
+            configuration.descriptors, configuration.descriptors, configuration.warp_specialize,
+            num_warps=configuration.warps, num_stages=configuration.stages,
+        )  # fmt: skip
+
+    size = schedule.tiles.bit_length()
+    key = (dim, terms, slots.dtype, weight.dtype, precision, with_positions, size, triton_backward.device_name(slots))
+    launch(_TUNER.fastest(key, launch, _fits(slots, weight)))
+
+
+def _fits(slots: Tensor, weight: Tensor) -> Callable[[Configuration], bool]:
+    """Whether a configuration can run on these tensors and their GPU."""
+    if not slots.is_cuda:
+        return lambda configuration: not configuration.descriptors
+    limit = triton.runtime.driver.active.utils.get_device_properties(slots.device.index)["max_shared_mem"]
+    is_nvidia = torch.version.hip is None
+    major = torch.cuda.get_device_capability(slots.device)[0]
+    dim = slots.shape[1]
+    describes = TensorDescriptor is not None and is_nvidia and major >= 9 and weight.data_ptr() % 16 == 0
+    describes &= dim * slots.element_size() % 16 == 0 and weight.stride(0) * weight.element_size() % 16 == 0
+
+    def fits(configuration: Configuration) -> bool:
+        if configuration.descriptors and not (describes and dim >= configuration.block_dim(slots.dtype)):
+            return False
+        if configuration.warp_specialize and major < 10:
+            return False
+        return configuration.shared_bytes(slots.dtype, weight.dtype) <= limit
+
+    return fits
+
+
+def float32_precision(tensor: Tensor) -> str:
+    """How Triton multiplies float32."""
+    if torch.get_float32_matmul_precision() != "highest":
+        return "tf32"
+    return "tf32x3" if tensor.is_cuda and torch.version.hip is None else "ieee"
+
+
+def _slab_terms(tiles: int, terms: int, with_positions: bool) -> int:
+    """Terms of a launch, in equal parts, whose partial maxima fit in `PARTIAL_BYTES`."""
+    most = max(1024, PARTIAL_BYTES // (2 * tiles * (8 if with_positions else 4)))
+    return triton.cdiv(triton.cdiv(terms, triton.cdiv(terms, most)), 256) * 256
+
+
+def _multiprocessors(tensor: Tensor) -> int:
+    return torch.cuda.get_device_properties(tensor.device).multi_processor_count if tensor.is_cuda else 1
+
+
+def _rows_contiguous(weight: Tensor) -> Tensor:
+    return weight if weight.stride(1) == 1 else weight.contiguous()
+
+
+def _on_device(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Makes the tensor's GPU the current one, on which Triton launches."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()

@@ -1,0 +1,287 @@
+"""Triton kernels of the sparse head's forward pass.
+
+A tile of logits is [terms, 128 slots], so that a maximum over tokens stays inside the threads that computed them. Every
+text begins at a multiple of 8 slots, its last token repeated up to the next multiple: repeats never win a maximum, ties
+go to the first, and no mask is needed. A group of 8 slots is reduced in registers, whatever the texts are; a segmented
+scan over a tile's 16 groups then leaves each text's maximum at its last group. A text that lies in several tiles has
+one partial maximum in each, which a second, small kernel merges in order.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+GROUP = 8  # slots that belong to one text
+TILE = 128  # slots of a tile
+TILE_GROUPS = TILE // GROUP
+
+
+@triton.jit(do_not_specialize=["texts", "tokens"])
+def schedule_kernel(bounds, ends, order, group_text, group_first, group_last, group_row, texts, tokens):
+    """What each group of 8 slots holds, and where its text's maximum goes; one program a tile.
+
+    Args:
+        bounds: Where each text begins, and the end [texts + 1].
+        ends: Group after the last one of each text [texts].
+        order: Token of each slot [slots], written in the order of the tile's columns.
+        group_text: Text of each group, `texts` after the last [groups].
+        group_first: Token of its first slot [groups].
+        group_last: Last token of its text [groups].
+        group_row: Row of the result where a text's maximum is complete, -2 - row for a row of partial maxima, -1 for
+            none [groups]. A tile's rows of partial maxima are 2 * tile for the text that an earlier tile began, and
+            2 * tile + 1 for the one that a later tile ends.
+        texts: Number of texts.
+        tokens: Number of tokens.
+    """
+    tile = tl.program_id(0)
+    group = tile * 16 + tl.arange(0, 16)
+    text = tl.zeros((16,), tl.int32)
+    stop = tl.zeros((16,), tl.int32) + texts
+    while tl.max(stop - text, 0) > 0:  # the first text that ends after the group
+        middle = (text + stop) // 2
+        after = tl.load(ends + tl.minimum(middle, texts - 1)) <= group
+        open_ = text < stop
+        text = tl.where(open_ & after, middle + 1, text)
+        stop = tl.where(open_ & (after == 0), middle, stop)
+    real = text < texts
+    begin = tl.load(ends + text - 1, mask=real & (text > 0), other=0)
+    end = tl.load(ends + text, mask=real, other=0)
+    first = tl.load(bounds + text, mask=real, other=0) + (group - begin) * 8
+    last = tl.load(bounds + text + 1, mask=real, other=1) - 1
+    closes = real & ((group + 1 == end) | (group % 16 == 15))
+    partial = tl.where(begin < tile * 16, -2 - 2 * tile, tl.where(end > tile * 16 + 16, -3 - 2 * tile, text))
+    tl.store(group_text + group, text)
+    tl.store(group_first + group, first)
+    tl.store(group_last + group, last)
+    tl.store(group_row + group, tl.where(closes, partial, -1))
+    # Slot s of group 4 * lane + chunk is column 32 * chunk + 8 * (s // 2) + 2 * lane + s % 2: a thread of a matrix unit
+    # holds columns 2 * lane and 2 * lane + 1 of every eight.
+    slot = tl.arange(0, 8)
+    local = tl.arange(0, 16)
+    column = 32 * (local % 4)[:, None] + 8 * (slot // 2)[None, :] + 2 * (local // 4)[:, None] + (slot % 2)[None, :]
+    token = tl.minimum(tl.minimum(first[:, None] + slot[None, :], last[:, None]), tokens - 1)
+    tl.store(order + tile * 128 + column, tl.where(real[:, None], token, 0))
+
+
+@triton.jit
+def _larger(value, place, other, other_place):
+    """The larger of two and its place: the first of equals, NaN if either is."""
+    places = tl.where(other > value, other_place, place)
+    return tl.maximum(value, other, propagate_nan=tl.PropagateNan.ALL), places
+
+
+@triton.jit
+def _fold(values, places, step: tl.constexpr):
+    """Maxima over the last dimension, of size 2; places in its second half are `step` later."""
+    left, right = tl.split(values)
+    left_places, right_places = tl.split(places)
+    return _larger(left, left_places, right, right_places + step)
+
+
+@triton.jit
+def _group_maxima(logits, TERMS: tl.constexpr):
+    """Maximum of each group and its slot [TERMS, 16], from logits [TERMS, 128]."""
+    values = tl.reshape(logits, (TERMS, 4, 2, 2, 4, 2))  # terms, chunk, two bits of the slot, lane, its lowest bit
+    places = tl.zeros((TERMS, 4, 2, 2, 4, 2), tl.int32)
+    values, places = _fold(values, places, 1)
+    values, places = _fold(tl.permute(values, (0, 1, 2, 4, 3)), tl.permute(places, (0, 1, 2, 4, 3)), 2)
+    values, places = _fold(tl.permute(values, (0, 1, 3, 2)), tl.permute(places, (0, 1, 3, 2)), 4)
+    values, places = tl.permute(values, (0, 2, 1)), tl.permute(places, (0, 2, 1))
+    return tl.reshape(values, (TERMS, 16)), tl.reshape(places, (TERMS, 16))
+
+
+@triton.jit
+def _continue(is_same, value, place, other, other_place):
+    """`_larger` where both are of one text, the second elsewhere."""
+    values, places = _larger(value, place, other, other_place)
+    return tl.where(is_same, values, other), tl.where(is_same, places, other_place)
+
+
+@triton.jit
+def _scan_step(values, places, tail, tail_places, group_text, TERMS: tl.constexpr, SIZE: tl.constexpr):
+    """Join neighbouring blocks of SIZE groups into blocks that are scanned as a whole.
+
+    Args:
+        values: Maximum over a group and those before it in its block and of its text [TERMS, 16].
+        places: Where each is.
+        tail: `values` at the last group of each block [TERMS, 16 / SIZE].
+        tail_places: Where each is.
+        group_text: Pointer to the text of the tile's first group.
+        TERMS: Terms of the tile.
+        SIZE: Groups of a block.
+    """
+    PAIRS: tl.constexpr = 8 // SIZE
+    border = tl.arange(0, PAIRS) * (2 * SIZE) + (SIZE - 1)  # last group of the left block
+    text = tl.load(group_text + border)
+    is_same = tl.load(group_text + border[:, None] + 1 + tl.arange(0, SIZE)[None, :]) == text[:, None]
+    is_same_tail = tl.load(group_text + border + SIZE) == text
+    left, right = tl.split(tl.permute(tl.reshape(values, (TERMS, PAIRS, 2, SIZE)), (0, 1, 3, 2)))
+    left_places, right_places = tl.split(tl.permute(tl.reshape(places, (TERMS, PAIRS, 2, SIZE)), (0, 1, 3, 2)))
+    carry, tail = tl.split(tl.reshape(tail, (TERMS, PAIRS, 2)))
+    carry_places, tail_places = tl.split(tl.reshape(tail_places, (TERMS, PAIRS, 2)))
+    right, right_places = _continue(
+        is_same[None, :, :], carry[:, :, None], carry_places[:, :, None], right, right_places
+    )
+    tail, tail_places = _continue(is_same_tail[None, :], carry, carry_places, tail, tail_places)
+    values = tl.reshape(tl.permute(tl.join(left, right), (0, 1, 3, 2)), (TERMS, 16))
+    places = tl.reshape(tl.permute(tl.join(left_places, right_places), (0, 1, 3, 2)), (TERMS, 16))
+    return values, places, tail, tail_places
+
+
+@triton.jit
+def _store_maxima(
+    logits, values, positions, partial_values, partial_positions, group_text, group_first, group_last, group_row,
+    term, first_term, last_term, terms, TERMS: tl.constexpr, WITH_POSITIONS: tl.constexpr,
+):  # fmt: skip
+    """Reduce a tile of logits [TERMS, 128] to one maximum per text and term, and store them."""
+    group = tl.arange(0, 16)
+    best, place = _group_maxima(logits, TERMS)
+    place = tl.minimum(tl.load(group_first + group)[None, :] + place, tl.load(group_last + group)[None, :])
+    tail, tail_place = best, place
+    best, place, tail, tail_place = _scan_step(best, place, tail, tail_place, group_text, TERMS, 1)
+    best, place, tail, tail_place = _scan_step(best, place, tail, tail_place, group_text, TERMS, 2)
+    best, place, tail, tail_place = _scan_step(best, place, tail, tail_place, group_text, TERMS, 4)
+    best, place, tail, tail_place = _scan_step(best, place, tail, tail_place, group_text, TERMS, 8)
+    row = tl.load(group_row + group)
+    is_partial = row < -1
+    start = tl.where(
+        is_partial, (-2 - row).to(tl.int64) * (last_term - first_term) - first_term, row.to(tl.int64) * terms
+    )
+    mask = (row != -1)[None, :] & (term < last_term)[:, None]
+    tl.store(tl.where(is_partial, partial_values, values)[None, :] + (start[None, :] + term[:, None]), best, mask=mask)
+    if WITH_POSITIONS:
+        target = tl.where(is_partial, partial_positions, positions)[None, :] + (start[None, :] + term[:, None])
+        tl.store(target, place, mask=mask)
+
+
+# Term counts stay unspecialized: known to be multiples of 16 they would make the stores of several terms a thread, in a
+# layout that spreads a tile's groups over the warps, and the scan would go through shared memory.
+@triton.jit(do_not_specialize=["texts", "first_term", "last_term", "terms"])
+def maxima_kernel(
+    hidden, weight, values, positions, partial_values, partial_positions, group_text, group_first, group_last,
+    group_row, ends, texts, first_term, last_term, terms, weight_stride,
+    DIM: tl.constexpr, TERMS: tl.constexpr, BLOCK_DIM: tl.constexpr, SUPERTILE: tl.constexpr,
+    WITH_POSITIONS: tl.constexpr, PRECISION: tl.constexpr, DESCRIPTORS: tl.constexpr, FLATTEN: tl.constexpr,
+    WARP_SPECIALIZE: tl.constexpr,
+):  # fmt: skip
+    """Largest logit of each text and its token, for terms `first_term` to `last_term`, by any number of programs.
+
+    Args:
+        hidden: Hidden states of the slots [slots, DIM], contiguous; a pointer or a descriptor of blocks
+            [128, BLOCK_DIM].
+        weight: LM head [terms, DIM]; a pointer or a descriptor of blocks [TERMS, BLOCK_DIM].
+        values: Written where a text lies in one tile [texts, terms].
+        positions: As `values`.
+        partial_values: Written where it does not [2 * tiles, last_term - first_term].
+        partial_positions: As `partial_values`.
+        group_text: These four as `schedule_kernel` wrote them.
+        group_first: See there.
+        group_last: See there.
+        group_row: See there.
+        ends: See there.
+        texts: Number of texts, at least 1.
+        first_term: First term.
+        last_term: Term after the last.
+        terms: Size of the vocabulary.
+        weight_stride: Elements from one row of `weight` to the next.
+        DIM: Hidden size.
+        TERMS: Terms of a tile.
+        BLOCK_DIM: Hidden dimensions of a step.
+        SUPERTILE: Tiles of the vocabulary that are computed for all tokens before the next ones, to stay in the cache.
+        WITH_POSITIONS: Also write positions.
+        PRECISION: How float32 is multiplied: "tf32", "tf32x3" or "ieee".
+        DESCRIPTORS: `hidden` and `weight` are descriptors.
+        FLATTEN: Make one pipeline of a program's tiles.
+        WARP_SPECIALIZE: Let different warps load, multiply and reduce.
+    """
+    tiles = tl.cdiv(tl.load(ends + texts - 1), 16)
+    term_tiles = tl.cdiv(last_term - first_term, TERMS)
+    for index in tl.range(
+        tl.program_id(0), tiles * term_tiles, tl.num_programs(0), flatten=FLATTEN, warp_specialize=WARP_SPECIALIZE
+    ):
+        supertile = index // (SUPERTILE * tiles)
+        width = tl.minimum(term_tiles - supertile * SUPERTILE, SUPERTILE)
+        inside = index - supertile * SUPERTILE * tiles
+        tile = inside // width
+        corner = first_term + (supertile * SUPERTILE + inside % width) * TERMS
+        term = corner + tl.arange(0, TERMS)
+        logits = tl.zeros((TERMS, 128), tl.float32)
+        if DESCRIPTORS:
+            for step in tl.range(0, DIM, BLOCK_DIM):
+                tokens = hidden.load([tile * 128, step])
+                rows = weight.load([corner, step]).to(tokens.dtype)
+                logits = tl.dot(rows, tokens.T, logits, input_precision=PRECISION)
+        else:
+            dim = tl.arange(0, BLOCK_DIM)
+            slot = (tile * 128 + tl.arange(0, 128)).to(tl.int64)
+            row = tl.minimum(term, terms - 1).to(tl.int64)
+            for step in tl.range(0, DIM, BLOCK_DIM):
+                token_pointers = hidden + slot[None, :] * DIM + (step + dim)[:, None]
+                row_pointers = weight + row[:, None] * weight_stride + (step + dim)[None, :]
+                if DIM % BLOCK_DIM == 0:
+                    tokens = tl.load(token_pointers)
+                    rows = tl.load(row_pointers)
+                else:
+                    tokens = tl.load(token_pointers, mask=(step + dim < DIM)[:, None], other=0)
+                    rows = tl.load(row_pointers, mask=(step + dim < DIM)[None, :], other=0)
+                logits = tl.dot(rows.to(tokens.dtype), tokens, logits, input_precision=PRECISION)
+        group = tile * 16
+        _store_maxima(
+            logits, values, positions, partial_values, partial_positions, group_text + group, group_first + group,
+            group_last + group, group_row + group, term, first_term, last_term, terms, TERMS, WITH_POSITIONS,
+        )  # fmt: skip
+
+
+@triton.jit
+def _tanh(x):
+    """Hyperbolic tangent for x >= 0, with a small relative error near 0 too."""
+    square = x * x
+    near = x * (10395 + square * (1260 + 21 * square)) / (10395 + square * (4725 + square * (210 + square)))
+    return tl.where(x < 1, near, 1 - 2 / (tl.exp(2 * x) + 1))
+
+
+@triton.jit
+def _log1p(x):
+    """log(1 + x) for x >= 0, with a small relative error near 0 too."""
+    half = x / (x + 2)
+    square = half * half
+    series = 1 / 9 + square * (1 / 11 + square * (1 / 13 + square * (1 / 15)))
+    series = 1 + square * (1 / 3 + square * (1 / 5 + square * (1 / 7 + square * series)))
+    return tl.where(x < 1, 2 * half * series, tl.log(1 + x))
+
+
+@triton.jit
+def finish_kernel(
+    values, positions, partial_values, partial_positions, ends, bias, first_term, last_term, terms, scale, softcap,
+    HAS_BIAS: tl.constexpr, HAS_SOFTCAP: tl.constexpr, WITH_POSITIONS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Merge the maxima of texts that lie in several tiles, and apply scale, bias, softcap, relu and log1p to all."""
+    text = tl.program_id(0)
+    term = first_term + tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = term < last_term
+    begin = tl.load(ends + text - 1, mask=text > 0, other=0)
+    end = tl.load(ends + text)
+    first = begin // 16
+    last = (end - 1) // 16
+    target = text.to(tl.int64) * terms + term
+    is_whole = term < tl.where((begin < end) & (first == last), last_term, 0)
+    best = tl.load(values + target, mask=is_whole, other=float("-inf"))
+    place = tl.full((BLOCK,), -1, tl.int32)
+    for tile in range(first, tl.where((begin < end) & (first < last), last + 1, first)):
+        row = 2 * tile + (tile == first).to(tl.int32)
+        source = row.to(tl.int64) * (last_term - first_term) + (term - first_term)
+        other = tl.load(partial_values + source, mask=inside, other=float("-inf"))
+        if WITH_POSITIONS:
+            best, place = _larger(best, place, other, tl.load(partial_positions + source, mask=inside, other=-1))
+        else:
+            best = tl.maximum(best, other, propagate_nan=tl.PropagateNan.ALL)
+    logits = best * scale
+    if HAS_BIAS:
+        logits += tl.load(bias + term, mask=inside, other=0).to(tl.float32)
+    logits = tl.maximum(logits, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    if HAS_SOFTCAP:
+        logits = softcap * _tanh(logits / softcap)
+    tl.store(values + target, tl.where(begin < end, _log1p(logits), 0.0), mask=inside)
+    if WITH_POSITIONS:
+        tl.store(positions + target, place, mask=inside & (is_whole == 0))
