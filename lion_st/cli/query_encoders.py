@@ -1,0 +1,76 @@
+"""Verb that makes a small query encoder of a large model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from lion_st.cli.options import Device, Quiet, Revision, Weights
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer, SparseEncoder
+
+    from lion_st.retrieval.query_encoders import Lessons
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command(rich_help_panel="Retrieve")(query_encoder)
+
+
+def query_encoder(
+    model: Annotated[str, typer.Argument(help="Full checkpoint, which encodes the documents.")],
+    data: Annotated[
+        str, typer.Argument(help="Training tuples, see lion_st.data.load_tuples; their scores are not read.")
+    ],
+    output: Annotated[Path, typer.Argument(help="Folder of the Router checkpoint to make.")],
+    kind: Annotated[
+        Literal["idf", "static", "truncated"],
+        typer.Option(help="Weights of the query's tokens, from document frequencies or learned; or the first layers."),
+    ] = "static",
+    layers: Annotated[int, typer.Option(min=1, help="Layers that a truncated encoder keeps.")] = 2,
+    split: Annotated[str, typer.Option(help="Split of the tuples, such as train[:1%].")] = "train",
+    negatives: Annotated[int, typer.Option(min=0, help="Negatives of each query.")] = 4,
+    queries: Annotated[str | None, typer.Option(help="Where query texts are, if not in the data.")] = None,
+    documents: Annotated[str | None, typer.Option(help="Where document texts are, if not in the data.")] = None,
+    epochs: Annotated[float, typer.Option(help="Passes over the tuples.")] = 1.0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Queries of a step.")] = 64,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="By default 1e-2 for token weights, 1e-4 for layers.")
+    ] = None,
+    device: Device = None,
+    weights: Weights = "auto",
+    revision: Revision = None,
+    quiet: Quiet = False,
+) -> None:
+    """Make a small query encoder of a model, by distillation; documents and their index stay as they are."""
+    import lion_st
+    from lion_st.data import load_tuples
+    from lion_st.retrieval.query_encoders import distill_query_encoder, make_lessons, save_query_encoder
+
+    if output.exists():
+        raise FileExistsError(f"{output} exists: give a new folder.")
+    full = lion_st.load(model, device=device, dtype=weights, revision=revision, merge_adapter=True)
+    tuples = load_tuples(
+        data, negatives=negatives, split=split, queries=queries, documents=documents, sampling="first", drop_short=True
+    )
+    lessons = make_lessons(full, tuples, progress=not quiet)
+    student = _student(full, kind, layers, lessons)
+    if kind != "idf":
+        settings: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
+        work = output.with_name(f".{output.name}-training")
+        distill_query_encoder(student, lessons, work, **settings, disable_tqdm=quiet)
+    save_query_encoder(student, full, output)
+    typer.echo(f"{output}: {kind} query encoder of {model}, {sum(p.numel() for p in student.parameters()):,} weights.")
+
+
+def _student(
+    full: SentenceTransformer | SparseEncoder, kind: str, layers: int, lessons: Lessons
+) -> SentenceTransformer | SparseEncoder:
+    from lion_st.retrieval.query_encoders import idf_weights, static_query_encoder, truncated_query_encoder
+
+    if kind == "truncated":
+        return truncated_query_encoder(full, layers)
+    return static_query_encoder(full, idf_weights([([], lessons.document_vectors)]))

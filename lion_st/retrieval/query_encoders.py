@@ -1,0 +1,376 @@
+"""Small query encoders for large document models: the index stays as it is, and a query costs next to nothing.
+
+Two kinds are made of a full model and learn from it: one that looks up a weight for each token of the query and runs no
+network at all, and one that keeps the first layers. Both are saved together with the full model as a stock Router
+checkpoint, in which `encode_query` runs the small encoder and `encode_document` the full model.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import sparse
+from sentence_transformers import (
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+    SparseEncoder,
+    SparseEncoderTrainer,
+    SparseEncoderTrainingArguments,
+)
+from sentence_transformers.base.modules import Router
+from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding
+from torch import Tensor, nn
+
+from lion_st.checkpoints import new_folder
+from lion_st.hub import export
+from lion_st.losses import dot_scores
+from lion_st.models import paradigm_of
+from lion_st.modules import LionTransformer
+from lion_st.modules.adapters import has_adapter
+from lion_st.retrieval.describe import text_limit
+from lion_st.retrieval.encode import encode_texts, prompt_for
+from lion_st.retrieval.vectors import Vectors, to_csr
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+PROBES = ("lion", "Which animal is called the king of the beasts?", "where do maned lions hunt at night")
+
+
+def static_query_encoder(
+    model: SentenceTransformer | SparseEncoder, weights: Tensor | np.ndarray | None = None
+) -> SparseEncoder:
+    """An inference-free query encoder for a sparse model: a query's vector holds one weight for each of its tokens.
+
+    Args:
+        model: Full model, whose tokenizer and vocabulary it shares.
+        weights: [V] weight of each term, such as `idf_weights`; by default ones, to be learned.
+
+    Raises:
+        ValueError: If the model is dense, the weights do not fit its vocabulary, or its tokenizer has fewer tokens than
+            its vectors have terms, for which stock modules have no place.
+
+    References:
+        Geng et al., Towards Competitive Search Relevance For Inference-Free Learned Sparse Retrievers, 2024:
+        https://arxiv.org/abs/2411.04403.
+
+    Example:
+        >>> student = static_query_encoder(model, idf_weights(EncodedCorpus("runs/encoded")))  # doctest: +SKIP
+    """
+    _require_plain(model)
+    if paradigm_of(model) == "dense":
+        raise ValueError("A static query encoder needs the vocabulary of a sparse model, this one is dense.")
+    terms = model.get_embedding_dimension()
+    tokenizer = copy.deepcopy(model.tokenizer)
+    tokenizer.model_max_length = text_limit(model, "query")
+    if len(tokenizer.get_vocab()) != terms:
+        raise ValueError(
+            f"The model has {terms} terms and its tokenizer {len(tokenizer.get_vocab())} tokens: a stock "
+            "SparseStaticEmbedding has one weight for each token. Use a truncated query encoder."
+        )
+    if weights is None:
+        weights = torch.ones(terms)
+    weights = torch.as_tensor(weights, dtype=torch.float32).clone()
+    if weights.shape != (terms,) or not (torch.isfinite(weights).all() and (weights >= 0).all()):
+        raise ValueError(f"weights are {terms} finite numbers of at least 0, got the shape {tuple(weights.shape)}.")
+    return SparseEncoder(
+        modules=[SparseStaticEmbedding(tokenizer, weights)],
+        prompts=_prompts(model),
+        similarity_fn_name="dot",
+        device=str(model.device),
+    )
+
+
+def truncated_query_encoder(
+    model: SentenceTransformer | SparseEncoder, num_layers: int
+) -> SentenceTransformer | SparseEncoder:
+    """A query encoder of the full model's first layers, its final norm and its head, as a copy to be trained.
+
+    Args:
+        model: Full model of `lion_st.build` or `lion_st.load`, sparse or dense, without an adapter.
+        num_layers: Layers to keep.
+
+    Raises:
+        ValueError: If there are not more layers than that, or an adapter is attached.
+
+    Example:
+        >>> student = truncated_query_encoder(lion_st.load("lion-sp-8b"), num_layers=4)  # doctest: +SKIP
+    """
+    transformer: Any = _require_plain(model)
+    decoder = transformer.decoder
+    layers = decoder.layers
+    if not 0 < num_layers < len(layers):
+        raise ValueError(f"num_layers is at least 1 and below the model's {len(layers)} layers, got {num_layers}.")
+    try:
+        decoder.layers = layers[:num_layers]  # so that the others are not copied
+        student = copy.deepcopy(model)
+    finally:
+        decoder.layers = layers
+    shortened: Any = student[0]
+    for config in (shortened.config, shortened.config.get_text_config(), shortened.decoder.config):
+        config.num_hidden_layers = num_layers
+        if getattr(config, "layer_types", None) is not None:
+            config.layer_types = config.layer_types[:num_layers]
+    return student.requires_grad_(True)
+
+
+def idf_weights(shards: Iterable[tuple[Sequence[str], Vectors]]) -> np.ndarray:
+    """Inverse document frequency of each term [V] in encoded documents: log(1 + (N - n + 0.5) / (n + 0.5)).
+
+    Args:
+        shards: Ids and sparse vectors, such as an `EncodedCorpus`.
+
+    Raises:
+        ValueError: If there is no document.
+    """
+    documents = 0
+    frequencies: np.ndarray | None = None
+    for _, vectors in shards:
+        matrix = to_csr(vectors)
+        counts = np.bincount(matrix.indices, minlength=matrix.shape[1])
+        frequencies = counts if frequencies is None else frequencies + counts
+        documents += matrix.shape[0]
+    if frequencies is None:
+        raise ValueError("There are no documents to take frequencies from.")
+    return np.log1p((documents - frequencies + 0.5) / (frequencies + 0.5)).astype(np.float32)
+
+
+class Lessons(NamedTuple):
+    """What a query encoder learns from: the full model's vectors of queries and of documents to score."""
+
+    queries: list[str]
+    query_vectors: Vectors  # [Q, V] or [Q, D]
+    document_vectors: Vectors  # [N, V] or [N, D]
+    candidates: np.ndarray  # int64 [Q, C], rows of the documents to score for each query
+
+
+def make_lessons(
+    model: SentenceTransformer | SparseEncoder, tuples: Dataset, *, tokens_per_batch: int = 8192, progress: bool = False
+) -> Lessons:
+    """Encode training tuples with the full model, each document once.
+
+    Args:
+        model: Full model.
+        tuples: As `lion_st.data.load_tuples` makes them: `query`, `positive` and any `negative_1` ... `negative_n`.
+        tokens_per_batch: Padded tokens per batch.
+        progress: Show progress bars.
+
+    Raises:
+        ValueError: If there is no tuple, or a column is missing.
+    """
+    if not len(tuples) or not {"query", "positive"} <= tuples[0].keys():
+        raise ValueError(f"Tuples need the columns query and positive, got {tuples} with {len(tuples)} rows.")
+    columns = [name for name in tuples[0] if name == "positive" or name.startswith("negative")]
+    rows: dict[str, int] = {}
+    queries: list[str] = []
+    candidates = np.empty((len(tuples), len(columns)), dtype=np.int64)
+    for number in range(len(tuples)):
+        row = tuples[number]
+        queries.append(row["query"])
+        candidates[number] = [rows.setdefault(row[name], len(rows)) for name in columns]
+    options: dict[str, Any] = {"tokens_per_batch": tokens_per_batch, "show_progress": progress}
+    return Lessons(
+        queries,
+        encode_texts(model, queries, "query", **options),
+        encode_texts(model, list(rows), "document", **options),
+        candidates,
+    )
+
+
+class QueryDistillationLoss(nn.Module):
+    """Makes a query encoder score documents as the full model does.
+
+    With s(q, d) the student's and t(q, d) the full model's dot products, both over the candidates of all queries of the
+    batch and times `scale`: the mean over queries of KL(softmax(t) || softmax(s)), plus `vector_weight` times the mean
+    squared distance of the student's vectors from the full model's, which also keeps sparse students sparse.
+
+    Args:
+        model: The student, a sentence-transformers model.
+        lessons: See `make_lessons`; labels of the training set are rows of them.
+        scale: Factor on the scores: 1 for sparse vectors, 100 for dense ones (temperature 0.01).
+        vector_weight: Weight of the distance; 0 for a static encoder, which cannot expand a query.
+    """
+
+    def __init__(self, model: nn.Module, lessons: Lessons, scale: float = 1.0, vector_weight: float = 0.0) -> None:
+        super().__init__()
+        self.model = model
+        self.lessons = lessons
+        self.scale = scale
+        self.vector_weight = vector_weight
+
+    def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> dict[str, Tensor]:
+        """Compute the terms of the loss for a batch of queries and their rows in the lessons."""
+        (features,) = sentence_features
+        student = self.model(features)["sentence_embedding"].float()
+        if sparse.issparse(self.lessons.query_vectors):
+            student = student.relu()  # a term's weight below 0 counts as 0, as it will be saved
+        rows = labels.cpu().numpy()
+        teacher = self._dense(self.lessons.query_vectors, rows, student)
+        documents = self._dense(self.lessons.document_vectors, np.unique(self.lessons.candidates[rows]), student)
+        targets = F.log_softmax(dot_scores(teacher, documents, self.scale), dim=-1)
+        scores = F.log_softmax(dot_scores(student, documents, self.scale), dim=-1)
+        terms = {"score_loss": F.kl_div(scores, targets, log_target=True, reduction="batchmean")}
+        if self.vector_weight:
+            terms["vector_loss"] = self.vector_weight * (student - teacher).square().sum(dim=-1).mean()
+        return terms
+
+    @staticmethod
+    def _dense(vectors: Vectors, rows: np.ndarray, like: Tensor) -> Tensor:
+        part = vectors[rows]
+        return torch.from_numpy(part if isinstance(part, np.ndarray) else part.toarray()).to(like)
+
+
+def distill_query_encoder(
+    student: SentenceTransformer | SparseEncoder,
+    lessons: Lessons,
+    output_dir: str | Path,
+    *,
+    epochs: float = 1.0,
+    batch_size: int = 64,
+    learning_rate: float | None = None,
+    vector_weight: float | None = None,
+    seed: int = 0,
+    **training_options: Any,
+) -> SentenceTransformer | SparseEncoder:
+    """Train a query encoder to score as the full model does, by `QueryDistillationLoss` under stock trainers.
+
+    Args:
+        student: Of `static_query_encoder` or `truncated_query_encoder`; it is trained in place.
+        lessons: See `make_lessons`.
+        output_dir: Folder of the trainer's checkpoints.
+        epochs: Passes over the lessons.
+        batch_size: Queries of a step; their candidates are scored for all of them.
+        learning_rate: By default 1e-2 for static weights and 1e-4 for layers.
+        vector_weight: See `QueryDistillationLoss`; by default 0 for static weights and 1 for layers.
+        seed: Of the order of the queries.
+        training_options: Further arguments of sentence-transformers' training arguments.
+
+    Returns:
+        The student.
+
+    Example:
+        >>> lessons = make_lessons(model, load_tuples("lion-st/lion-quickstart", negatives=4))  # doctest: +SKIP
+        >>> student = distill_query_encoder(static_query_encoder(model), lessons, "runs/static")  # doctest: +SKIP
+        >>> save_query_encoder(student, model, "lion-sp-static")  # doctest: +SKIP
+    """
+    from datasets import Dataset
+    from transformers import set_seed
+
+    is_static = isinstance(student[0], SparseStaticEmbedding)
+    if vector_weight is None:
+        vector_weight = 0.0 if is_static else 1.0
+    scale = 1.0 if sparse.issparse(lessons.query_vectors) else 100.0
+    prompt = prompt_for(student, "query")
+    options: dict[str, Any] = {
+        "output_dir": str(output_dir),
+        "num_train_epochs": epochs,
+        "per_device_train_batch_size": batch_size,
+        "learning_rate": learning_rate or (1e-2 if is_static else 1e-4),
+        "router_mapping": {"query": "query"},
+        "prompts": {"query": prompt} if prompt else None,
+        "save_strategy": "no",
+        "report_to": "none",
+        "seed": seed,
+        "use_cpu": student.device.type == "cpu",
+        **training_options,
+    }
+    is_encoder = isinstance(student, SparseEncoder)
+    arguments = (SparseEncoderTrainingArguments if is_encoder else SentenceTransformerTrainingArguments)(**options)
+    trainer_class: Any = SparseEncoderTrainer if is_encoder else SentenceTransformerTrainer
+    set_seed(seed)
+    trainer = trainer_class(
+        model=student,
+        args=arguments,
+        train_dataset=Dataset.from_dict({"query": lessons.queries, "label": range(len(lessons.queries))}),
+        loss=QueryDistillationLoss(student, lessons, scale, vector_weight),
+    )
+    trainer.train()
+    if is_static:
+        with torch.no_grad():
+            student[0].get_parameter("weight").clamp_(min=0)
+    return student.eval()
+
+
+def save_query_encoder(
+    student: SentenceTransformer | SparseEncoder,
+    model: SentenceTransformer | SparseEncoder,
+    path: str | Path,
+) -> Path:
+    """Write a query encoder and its full model as one stock Router checkpoint, verified before it takes its place.
+
+    `SparseEncoder(path)` (for a sparse model) or `SentenceTransformer(path)` (for a dense one) loads it without
+    lion_st; `encode_query` then runs the student, `encode_document` the full model.
+
+    Args:
+        student: Of `static_query_encoder` or `truncated_query_encoder`, trained or not.
+        model: The full model that it was made of.
+        path: The folder to make.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileExistsError: If `path` exists.
+        ValueError: If student and model do not fit each other, or the saved vectors differ from theirs.
+    """
+    if student.get_embedding_dimension() != model.get_embedding_dimension():
+        raise ValueError(
+            f"The query encoder has {student.get_embedding_dimension()} dimensions and the full model "
+            f"{model.get_embedding_dimension()}: give the model that it was made of."
+        )
+    stock_class: Any = SparseEncoder if paradigm_of(model) == "sparse" else SentenceTransformer
+    with tempfile.TemporaryDirectory() as scratch, new_folder(Path(path)) as folder:
+        router = Router.for_query_document(
+            _stock_modules(student, Path(scratch) / "query", stock_class),
+            _stock_modules(model, Path(scratch) / "document", stock_class),
+        )
+        options: dict[str, Any] = {"prompts": _prompts(model), "similarity_fn_name": "dot", "device": "cpu"}
+        if stock_class is SparseEncoder:
+            options["max_active_dims"] = getattr(model[1], "max_active_dims", None)
+        stock_class(modules=[router], **options).save(str(folder))
+        saved = stock_class(str(folder), device=str(model.device), local_files_only=True)
+        for kind, live in (("query", student), ("document", model)):
+            _require_equal(saved, live, kind)
+    return Path(path)
+
+
+def _stock_modules(model: SentenceTransformer | SparseEncoder, folder: Path, stock_class: Any) -> list[Any]:
+    if isinstance(model[0], SparseStaticEmbedding):
+        return [copy.deepcopy(module).cpu() for module in model]
+    export(model, folder, model_type=stock_class.__name__, verify=False)
+    return list(stock_class(str(folder), device="cpu", local_files_only=True))
+
+
+def _require_equal(saved: Any, live: Any, kind: Any) -> None:
+    difference = abs(_probe(saved, kind) - _probe(live, kind)).max()
+    tolerance = 1e-4 if live.dtype in (torch.float32, None) else 0.2
+    if not difference <= tolerance:
+        raise ValueError(f"The saved {kind} encoder's vectors differ from the live one's by {difference:.2g}.")
+
+
+def _probe(model: Any, kind: Any) -> Any:
+    vectors = encode_texts(model, PROBES, kind)
+    return vectors if isinstance(vectors, np.ndarray) else vectors.toarray()
+
+
+def _prompts(model: SentenceTransformer | SparseEncoder) -> dict[str, str]:
+    return {name: prompt or "" for name, prompt in model.prompts.items()}
+
+
+def _require_plain(model: SentenceTransformer | SparseEncoder) -> LionTransformer:
+    first = model[0]
+    if not isinstance(first, LionTransformer):
+        raise ValueError(
+            f"Query encoders are made of models of lion_st.load, this one begins with {type(first).__name__}."
+        )
+    if has_adapter(first.model):
+        raise ValueError("The model has an adapter attached: load it with merge_adapter=True first.")
+    return first
