@@ -33,15 +33,15 @@ class MicroArguments:
     texts: list[str] = field(metadata={"help": "Text files: .txt or .jsonl, optionally .xz."})
     vocab_size: int = field(default=16_384, metadata={"help": "Size of the byte-level BPE vocabulary."})
     hidden_size: int = field(default=256, metadata={"help": "Width of the model."})
-    num_hidden_layers: int = field(default=6, metadata={"help": "Depth of the model."})
-    block_size: int = field(default=256, metadata={"help": "Tokens a training block."})
+    num_hidden_layers: int = field(default=4, metadata={"help": "Depth of the model."})
+    block_size: int = field(default=128, metadata={"help": "Tokens a training block."})
     eval_blocks: int = field(default=256, metadata={"help": "Blocks held out for the reported loss."})
 
 
 @dataclass
 class MicroTrainingArguments(TrainingArguments):
     output_dir: str = "runs/micro-causal"
-    per_device_train_batch_size: int = 32
+    per_device_train_batch_size: int = 64
     per_device_eval_batch_size: int = 32
     learning_rate: float = 2e-3
     lr_scheduler_type: str = "cosine"

@@ -27,12 +27,12 @@ def segment_max(logits: Tensor, bounds: Tensor, values: Tensor, positions: Tenso
     _share_threads()
     if logits.dtype == torch.bfloat16 and int(bounds.diff().max()) < 2**15:
         _segment_max_bfloat16(
-            logits.view(torch.int16).numpy(), bounds.numpy(), values.numpy(), positions.numpy(), offset
+            _array(logits.view(torch.int16)), _array(bounds), _array(values), _array(positions), offset
         )
         return
     if logits.dtype in (torch.bfloat16, torch.float16):
         logits = logits.float()
-    _segment_max(logits.numpy(), bounds.numpy(), values.numpy(), positions.numpy(), offset)
+    _segment_max(_array(logits), _array(bounds), _array(values), _array(positions), offset)
 
 
 def scatter_gradients(
@@ -62,20 +62,25 @@ def scatter_gradients(
         grad_weight: As `weight`, added to; None to leave out.
     """
     _share_threads()
-    nothing = np.empty((0, 0), dtype=hidden.numpy().dtype)
+    nothing = np.empty((0, 0), dtype=_array(hidden).dtype)
     _scatter_gradients(
-        grad.contiguous().numpy(),
-        values.numpy(),
-        positions.numpy(),
-        hidden.numpy(),
-        weight.detach().numpy(),
+        _array(grad.contiguous()),
+        _array(values),
+        _array(positions),
+        _array(hidden),
+        _array(weight),
         offset,
         scale,
         softcap,
-        nothing if grad_hidden is None else grad_hidden.numpy(),
-        nothing if grad_weight is None else grad_weight.numpy(),
+        nothing if grad_hidden is None else _array(grad_hidden),
+        nothing if grad_weight is None else _array(grad_weight),
         numba.get_num_threads(),
     )
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    """The tensor's memory. Unlike `Tensor.numpy()` this leaves its storage resizable, which sharded weights need."""
+    return np.from_dlpack(tensor)
 
 
 def _share_threads() -> None:

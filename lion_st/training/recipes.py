@@ -144,7 +144,7 @@ BACKBONES = {
     "llama-3.2-1b": Backbone("meta-llama/Llama-3.2-1B", BackboneShape(2048, 8192, 16, 32, 8, 64, 128_256, True)),
     "llama-3.2-3b": Backbone("meta-llama/Llama-3.2-3B", BackboneShape(3072, 8192, 28, 24, 8, 128, 128_256, True)),
     "llama-3-8b": Backbone("meta-llama/Meta-Llama-3-8B", BackboneShape(4096, 14_336, 32, 32, 8, 128, 128_256, False)),
-    "micro": Backbone(MICRO_REPOSITORY, BackboneShape(256, 768, 6, 4, 2, 64, 16_384, True)),
+    "micro": Backbone(MICRO_REPOSITORY, BackboneShape(256, 768, 4, 4, 2, 64, 16_384, True)),
 }
 # Batch, epochs and steps by backbone: the longer schedules of small models spend the compute of large ones.
 _CONTRASTIVE = {"llama-3.2-1b": (112, 7, 33_250), "llama-3.2-3b": (128, 3, 12_600), "llama-3-8b": (128, 1, 4_200)}
