@@ -74,6 +74,8 @@ class MntpArguments(LoraArguments):
     )
     block_size: int = field(default=512, metadata={"help": "Tokens a training block."})
     mask_probability: float = field(default=0.2, metadata={"help": "Share of tokens to predict."})
+    random_share: float = field(default=0.1, metadata={"help": "Share of those that become a random token."})
+    kept_share: float = field(default=0.1, metadata={"help": "Share of those that stay as they are."})
     mask_token: str = field(default="_", metadata={"help": "Token of the vocabulary that stands for a masked one."})
     eval_blocks: int = field(default=256, metadata={"help": "Blocks held out for the reported loss."})
     add_bos: bool | None = field(default=None, metadata={"help": "See lion_st.LionTransformer."})

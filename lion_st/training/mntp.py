@@ -33,15 +33,18 @@ if TYPE_CHECKING:
 class MntpCollator:
     """Masks blocks of tokens for MNTP.
 
-    Of each block the same number of tokens is chosen, never the first nor a special token; 80 % of them become the
-    mask token, 10 % a random token and 10 % stay. What is chosen depends on the seed, the epoch and the block alone:
-    not on the batch, the process, or whether the run was resumed.
+    Of each block the same number of tokens is chosen, never the first nor a special token; by default 80 % of them
+    become the mask token, 10 % a random token and 10 % stay. What is chosen depends on the seed, the epoch and the
+    block alone: not on the batch, the process, or whether the run was resumed.
 
     Args:
         vocab_size: Random tokens are drawn from [0, vocab_size).
         mask_token_id: What a masked token becomes.
         special_token_ids: Tokens never chosen.
         mask_probability: Share of each block's tokens that are chosen.
+        random_share: Share of the chosen tokens that become a random token.
+        kept_share: Share of the chosen tokens that stay. The more of them, the sooner a state also names the token
+            that follows it where that can be seen, which is what lexical matching starts from.
         seed: Seed of the choice.
 
     References:
@@ -54,14 +57,23 @@ class MntpCollator:
         mask_token_id: int,
         special_token_ids: Sequence[int] = (),
         mask_probability: float = 0.2,
+        random_share: float = 0.1,
+        kept_share: float = 0.1,
         seed: int = 0,
     ) -> None:
         if not 0 < mask_probability < 1:
             raise ValueError(f"mask_probability must be between 0 and 1, got {mask_probability!r}.")
+        if random_share < 0 or kept_share < 0 or random_share + kept_share > 1:
+            raise ValueError(
+                f"random_share ({random_share!r}) and kept_share ({kept_share!r}) must be at least 0 and at most 1 "
+                "together."
+            )
         self.vocab_size = vocab_size
         self.mask_token_id = mask_token_id
         self.special_token_ids = np.asarray(special_token_ids, dtype=np.int64)
         self.mask_probability = mask_probability
+        self.random_share = random_share
+        self.kept_share = kept_share
         self.seed = seed
         self.epoch = 0
 
@@ -95,7 +107,9 @@ class MntpCollator:
             )
         positions = np.sort(generator.choice(maskable, count, replace=False))
         fate = generator.random(count)
-        masked, random = positions[fate < 0.8], positions[(fate >= 0.8) & (fate < 0.9)]
+        mask_share = 1 - self.random_share - self.kept_share
+        masked = positions[fate < mask_share]
+        random = positions[(fate >= mask_share) & (fate < 1 - self.kept_share)]
         block[masked] = self.mask_token_id
         block[random] = generator.integers(self.vocab_size, size=len(random))
         return positions
@@ -263,6 +277,8 @@ def _build_trainer(
             mask_token_id=mask_token_id,
             special_token_ids=tokenizer.all_special_ids,
             mask_probability=arguments.mask_probability,
+            random_share=arguments.random_share,
+            kept_share=arguments.kept_share,
             seed=training_arguments.seed,
         ),
         cost=TrainingCost(

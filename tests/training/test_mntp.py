@@ -45,6 +45,16 @@ def test_a_fifth_of_the_tokens_is_chosen_and_becomes_mask_random_or_stays_8_to_1
     assert torch.equal(batch["input_ids"][untouched], original[untouched])
 
 
+def test_the_shares_of_what_the_chosen_tokens_become_can_be_set():
+    rows = blocks(200, 500)
+    batch = collator(random_share=0.2, kept_share=0.5)(rows)
+    now = batch["input_ids"].gather(1, batch["positions"])
+    assert (now == 7).float().mean().item() == pytest.approx(0.3, abs=0.01)
+    assert (now == batch["labels"]).float().mean().item() == pytest.approx(0.5, abs=0.01)
+    with pytest.raises(ValueError, match=r"random_share \(0.6\) and kept_share \(0.5\) must be .* at most 1 together"):
+        collator(random_share=0.6, kept_share=0.5)
+
+
 def test_the_first_and_special_tokens_are_never_chosen():
     rows = blocks(100, 20)
     for row in rows:
