@@ -217,10 +217,11 @@ def main() -> None:
                     print(f"{count:,} {kind}: {name} done", flush=True)
                 machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
                 print(f"\n{count:,} documents, {kind} terms, {machine}\n\n{format_table(rows)}\n", flush=True)
-                report = {"documents": count, "kind": kind, "machine": machine, "options": vars(options), "rows": rows}
+                settings = {name: getattr(options, name) for name in ("terms", "query_terms", "queries", "seconds")}
+                report = {"documents": count, "kind": kind, "machine": machine, **settings, "rows": rows}
                 options.output.mkdir(parents=True, exist_ok=True)
                 file = options.output / f"search-{kind}-{count}.json"
-                file.write_text(json.dumps(report, indent=1, default=str) + "\n")
+                file.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,106 @@
+"""Small query encoders beside the full model: quality kept, and what a query costs on a CPU.
+
+    python benchmarks/query_encoders.py --model runs/quickstart/lion-sp --data runs/quickstart/test_sets/squad_dev
+
+All encoders search one index of the full model's documents. "idf" and "static" run no network: a weight for each token
+of the query, from document frequencies or learned; "n layers" keeps the model's first layers and learns. Both learn by
+distillation from the full model on the training tuples of --tuples (the bundled ones by default). Latency is one query
+at a time from text to vector, in milliseconds; quality is nDCG@10, and its share of the full model's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import lion_st
+from lion_st.data import load_beir, load_tuples, quickstart_data
+from lion_st.evaluation import evaluate_run, format_table, hits_to_run
+from lion_st.evaluation.mteb_search import document_text
+from lion_st.retrieval import create_index, encode_texts
+from lion_st.retrieval.query_encoders import (
+    distill_query_encoder,
+    idf_weights,
+    make_lessons,
+    static_query_encoder,
+    truncated_query_encoder,
+)
+
+
+def latencies(model: Any, queries: list[str], count: int) -> np.ndarray:
+    """Milliseconds to encode each of the first queries alone, after a warm-up."""
+    encode_texts(model, queries[:3], "query")
+    times = []
+    for query in queries[:count]:
+        began = time.perf_counter()
+        encode_texts(model, [query], "query")
+        times.append(1000 * (time.perf_counter() - began))
+    return np.array(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="Sparse Lion checkpoint.")
+    parser.add_argument("--data", required=True, type=Path, help="BEIR folder to score on.")
+    parser.add_argument("--tuples", help="Training tuples; the bundled ones by default.")
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--negatives", type=int, default=4)
+    parser.add_argument("--layers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--epochs", type=float, default=1.0)
+    parser.add_argument("--timed-queries", type=int, default=200)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    options = parser.parse_args()
+
+    full = lion_st.load(options.model, device="cpu")
+    corpus, queries, qrels = load_beir(options.data)
+    queries = {query: queries[query] for query in qrels}
+    index = create_index("exact", "sparse")
+    texts = [document_text(row["title"], row["text"]) for row in corpus.values()]
+    documents = encode_texts(full, texts, "document", show_progress=True)
+    index.add(list(corpus), documents)
+
+    source = options.tuples or quickstart_data()
+    tuples = load_tuples(source, split=options.split, negatives=options.negatives, sampling="first", drop_short=True)
+    lessons = make_lessons(full, tuples, progress=True)
+    idf = idf_weights([([], documents)])
+    students = {"full": full, "idf": static_query_encoder(full, idf)}
+    learners = {"static": static_query_encoder(full, idf)}
+    learners |= {f"{count} layers": truncated_query_encoder(full, count) for count in options.layers}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, student in learners.items():
+            students[name] = distill_query_encoder(student, lessons, f"{folder}/{name}", epochs=options.epochs)
+
+    rows: list[dict[str, Any]] = []
+    for name, student in students.items():
+        vectors = encode_texts(student, list(queries.values()), "query")
+        run = hits_to_run(queries, index.search(vectors, 1000))
+        quality = evaluate_run(qrels, run, ["nDCG@10", "Recall@100"])
+        times = latencies(student, list(queries.values()), options.timed_queries)
+        rows.append(
+            {
+                "query encoder": name,
+                "weights": sum(parameter.numel() for parameter in student.parameters()),
+                **quality,
+                "kept": quality["nDCG@10"] / (rows[0]["nDCG@10"] if rows else quality["nDCG@10"]),
+                "terms/query": vectors.nnz / len(queries),
+                "p50 ms": float(np.median(times)),
+                "p99 ms": float(np.quantile(times, 0.99)),
+            }
+        )
+    machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    print(f"\n{options.data.name}, {len(corpus):,} documents, {machine}\n\n{format_table(rows)}\n")
+    options.output.mkdir(parents=True, exist_ok=True)
+    report = {"machine": machine, "dataset": options.data.name, "model": Path(options.model).name, "rows": rows}
+    (options.output / f"query-encoders-{options.data.name}.json").write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
