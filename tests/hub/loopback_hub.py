@@ -260,7 +260,8 @@ class Handler(BaseHTTPRequestHandler):
             if (kind, name) in self.hub.repositories:
                 self.answer({"error": "You already created this repo", "url": url}, 409)
                 return
-            self.hub.add(name, {".gitattributes": b"*.safetensors filter=lfs\n"}, kind, bool(wanted.get("private")))
+            private = wanted.get("visibility") == "private" or bool(wanted.get("private"))
+            self.hub.add(name, {".gitattributes": b"*.safetensors filter=lfs\n"}, kind, private)
         self.answer({"url": url, "name": name, "id": name})
 
     def delete_repository(self) -> None:

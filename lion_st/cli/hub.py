@@ -1,0 +1,199 @@
+"""Verbs of the hub room: export, card, publish, import."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+
+import typer
+
+from lion_st.cli.options import Revision, Weights
+
+if TYPE_CHECKING:
+    from lion_st.hub import Publication
+
+BaseModel: TypeAlias = Annotated[
+    str | None, typer.Option("--base-model", help="Hub name of the model it was made of, if its files do not say.")
+]
+License: TypeAlias = Annotated[
+    str | None, typer.Option("--license", help="Its licence, if the base model's card does not say.")
+]
+Results: TypeAlias = Annotated[
+    list[Path] | None,
+    typer.Option("--results", help="More files or folders of mteb results, of this model or of BM25; repeatable."),
+]
+Base: TypeAlias = Annotated[str | None, typer.Option(help="Where an adapter's base model is, if not where it says.")]
+Overwrite: TypeAlias = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier checkpoint.")]
+ParadigmOption: TypeAlias = Annotated[
+    Literal["sparse", "dense"] | None, typer.Option("--paradigm", help="Of a bare adapter, which does not say.")
+]
+AsSparseEncoder: TypeAlias = Annotated[
+    bool,
+    typer.Option("--sparse-encoder", help="Write it for SparseEncoder(path) instead of SentenceTransformer(path)."),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs."""
+    for verb in (export, card, publish):
+        app.command(rich_help_panel="Publish")(verb)
+    app.command("import", rich_help_panel="Publish")(import_released)
+
+
+def export(
+    model: Annotated[str, typer.Argument(help="Checkpoint or adapter: a folder or a Hub repository.")],
+    output: Annotated[Path, typer.Argument(help="Folder to make.")],
+    sparse_encoder: AsSparseEncoder = False,
+    paradigm: ParadigmOption = None,
+    base: Base = None,
+    weights: Weights = "auto",
+    overwrite: Overwrite = False,
+    revision: Revision = None,
+) -> None:
+    """Write a checkpoint that sentence-transformers loads without lion_st: adapters merged, scale folded in."""
+    from lion_st.hub import export as write
+    from lion_st.models import load
+
+    loaded = load(model, paradigm=paradigm, base=base, dtype=weights, revision=revision)
+    typer.echo(write(loaded, output, "SparseEncoder" if sparse_encoder else "SentenceTransformer", overwrite))
+
+
+def card(
+    model: Annotated[str | None, typer.Argument(help="Checkpoint: a folder or a Hub repository.")] = None,
+    repo_id: Annotated[str | None, typer.Option(help="Its name on the Hub; by default the folder's.")] = None,
+    output: Annotated[Path | None, typer.Option(help="File to write; by default the standard output.")] = None,
+    base_model: BaseModel = None,
+    license: License = None,
+    results: Results = None,
+    online: Annotated[bool, typer.Option("--online", help="Read the base model's card from the Hub.")] = False,
+    recipes: Annotated[
+        Path | None, typer.Option(help="Write the cards of the paper's six models into this folder instead.")
+    ] = None,
+) -> None:
+    """Write a model card: what the model and the files beside it say, and nothing else."""
+    if (model is None) == (recipes is None):
+        raise ValueError("Give a model, or --recipes with a folder.")
+    if recipes is not None:
+        from lion_st.hub import write_recipe_cards
+
+        for file in write_recipe_cards(recipes):
+            typer.echo(file)
+        return
+    from lion_st.hub import render_card
+
+    text = render_card(
+        str(model), repo_id, base_model=base_model, license=license, results=results or (), offline=not online
+    )
+    if output is None:
+        typer.echo(text, nl=False)
+    else:
+        output.write_text(text, encoding="utf-8")
+        typer.echo(output)
+
+
+def publish(
+    model: Annotated[str, typer.Argument(help="Checkpoint; with --folder any folder, uploaded as it is.")],
+    repo_id: Annotated[str, typer.Argument(help="Name on the Hub, owner/name; made if it is not there.")],
+    folder: Annotated[
+        bool, typer.Option("--folder", help="Upload a folder as it is, such as one of hub_uploads/.")
+    ] = False,
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch in place of main; made if it is not there.")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List files, sizes and the card, without a network.")
+    ] = False,
+    tag: Annotated[str | None, typer.Option(help="Tag to set; by default the next of v1, v2, ...")] = None,
+    base_model: BaseModel = None,
+    license: License = None,
+    results: Results = None,
+    repo_type: Annotated[
+        Literal["model", "dataset", "space"] | None,
+        typer.Option(help="With --folder: by default as its parent says (models/, datasets/, spaces/)."),
+    ] = None,
+) -> None:
+    """Publish a model on the Hub: a stock checkpoint, its card, and its twin for SparseEncoder, each in one commit."""
+    from lion_st.hub import publish as publish_model
+    from lion_st.hub import publish_folder
+
+    if folder:
+        done = publish_folder(
+            model,
+            repo_id,
+            repo_type=repo_type,
+            private=private or None,
+            revision=revision,
+            create_pr=create_pr,
+            dry_run=dry_run,
+            tag=tag,
+        )
+    else:
+        done = publish_model(
+            model,
+            repo_id,
+            private=private or None,
+            revision=revision,
+            create_pr=create_pr,
+            dry_run=dry_run,
+            tag=tag,
+            base_model=base_model,
+            license=license,
+            results=results or (),
+        )
+    _report(done)
+
+
+def _report(done: Publication) -> None:
+    for revision, files in done.files.items():
+        typer.echo(f"{done.repo_id}, revision {revision}: {len(files)} files, {_size(sum(files.values()))}")
+        for path, size in files.items():
+            typer.echo(f"  {_size(size):>9}  {path}")
+    if done.url is None:
+        if done.card is not None:
+            typer.echo(f"\n{done.card}", nl=False)
+        return
+    for name, commit in done.tags.items():
+        typer.echo(f"tag {name}: {commit}")
+    typer.echo(done.url)
+
+
+def _size(size: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.2f} GB"
+
+
+def import_released(
+    source: Annotated[str, typer.Argument(help="Released adapter or merged checkpoint: Hub repository or folder.")],
+    output: Annotated[Path | None, typer.Argument(help="Folder to make; by default of its name in runs/.")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Where an adapter's base model is, or a merged checkpoint's tokenizer.")
+    ] = None,
+    paradigm: ParadigmOption = None,
+    contract: Annotated[
+        Literal["lion", "laconic"] | None,
+        typer.Option(help="Scale, prompts, beginning-of-sequence token and lengths of a merged checkpoint."),
+    ] = None,
+    sparse_encoder: AsSparseEncoder = False,
+    weights: Weights = "auto",
+    overwrite: Overwrite = False,
+    revision: Revision = None,
+) -> None:
+    """Make a stock checkpoint of a released retriever: the paper's adapters, or merged ones such as LACONIC."""
+    from lion_st.hub import import_released as convert
+
+    typer.echo(
+        convert(
+            source,
+            base,
+            output,
+            paradigm=paradigm,
+            contract=contract,
+            model_type="SparseEncoder" if sparse_encoder else "SentenceTransformer",
+            dtype=weights,
+            overwrite=overwrite,
+            revision=revision,
+        )
+    )

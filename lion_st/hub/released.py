@@ -1,0 +1,219 @@
+"""Released checkpoints of others made stock: the paper's adapters, and merged sparse retrievers such as LACONIC."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import torch
+from sentence_transformers.base.model import BaseModel
+from sentence_transformers.util import load_file_path
+from tokenizers.processors import TemplateProcessing
+
+from lion_st.hub.cards import render_card
+from lion_st.hub.export import export
+from lion_st.models import LionSentenceTransformer, Paradigm, load
+from lion_st.modules import LionTransformer, LlamaPooling, SpladeHead
+
+ADAPTER_CONFIG = "adapter_config.json"
+LIBRARY_OF_THE_PAPER = "scaling_retriever"
+
+
+@dataclass(frozen=True)
+class Contract:
+    """How a released model wants its texts, and the factor on its logits.
+
+    Attributes:
+        scale: Sparse: factor on the logits; None is `hidden_size ** -0.25`.
+        add_bos: Whether texts begin with the beginning-of-sequence token.
+        query_prompt: Put in front of queries.
+        document_prompt: Put in front of documents.
+        query_length: Longest query in tokens, as evaluated by its authors.
+        document_length: Longest document in tokens.
+    """
+
+    scale: float | None = None
+    add_bos: bool = True
+    query_prompt: str = ""
+    document_prompt: str = ""
+    query_length: int = 64
+    document_length: int = 192
+
+
+ContractName: TypeAlias = Literal["lion", "laconic"]
+CONTRACTS: dict[str, Contract] = {
+    # Zeng et al., 2025: https://arxiv.org/abs/2502.15526.
+    "lion": Contract(),
+    # Xu et al., 2026: https://arxiv.org/abs/2601.01684. With the beginning-of-sequence token all texts get one vector.
+    "laconic": Contract(1.0, False, "query: ", "passage: ", 256, 256),
+}
+
+
+def import_released(
+    repo_or_dir: str | Path,
+    base: str | Path | None = None,
+    output: str | Path | None = None,
+    *,
+    paradigm: Paradigm | None = None,
+    contract: ContractName | Contract | None = None,
+    model_type: Literal["SentenceTransformer", "SparseEncoder"] = "SentenceTransformer",
+    dtype: str | torch.dtype = "auto",
+    overwrite: bool = False,
+    revision: str | None = None,
+    token: bool | str | None = None,
+) -> Path:
+    """Make a stock checkpoint of a released retriever: adapter merged, scale folded in, tokenizer contract restored.
+
+    The paper's adapters (Lion-SP and Lion-DS) are known by the classes that their configuration names. Merged causal
+    language models say nothing of their contract, so it must be given: LACONIC's without its prompts or with a
+    beginning-of-sequence token encodes nonsense, and nothing would show it.
+
+    Args:
+        repo_or_dir: Hub repository or folder: a PEFT adapter (safetensors, or a `.bin` of tensors alone), or a merged
+            causal language model.
+        base: Where the base model is, if not where the adapter says, such as a path on its authors' machine. For a
+            merged model without a tokenizer: where its tokenizer is.
+        output: Folder to make; by default one of the checkpoint's name in runs/.
+        paradigm: `"sparse"` or `"dense"`, where the configuration does not say.
+        contract: `"lion"`, `"laconic"`, or your own; by default `"lion"` for the paper's adapters.
+        model_type: See `export`.
+        dtype: Of the weights: `"auto"` is the base's own. Merging is exact in float32.
+        overwrite: Replace an earlier checkpoint at `output`.
+        revision: Hub revision of the checkpoint.
+        token: Hub token; the paper's adapters are gated by the licence of their base models.
+
+    Returns:
+        The folder, with a card that names the source.
+
+    Raises:
+        FileNotFoundError: If the checkpoint or its base cannot be reached.
+        ValueError: If it is an adapter of another kind, its contract is unknown, or its weights do not fit.
+        FileExistsError: If `output` exists and `overwrite` is False.
+
+    Example:
+        ::
+
+            folder = lion_st.hub.import_released("hzeng/Lion-SP-1B-llama3-marco-mntp", output="lion-sp-1b")
+            SentenceTransformer(str(folder)).encode_query("What is the capital of France?")
+    """
+    source = str(repo_or_dir)
+    target = Path(output) if output is not None else Path("runs") / Path(source).name
+    hub: dict[str, Any] = {"revision": revision, "token": token}
+    if load_file_path(source, "modules.json", **hub) is not None:
+        model: BaseModel = load(source, dtype=dtype, **hub)
+    else:
+        adapter = _adapter_config(source, hub)
+        paradigm = paradigm or _paradigm_of(adapter, source)
+        settings = _contract(contract, adapter, source)
+        model = _build(source, base, paradigm, settings, dtype, hub, is_adapter=adapter is not None)
+    export(model, target, model_type, overwrite=overwrite)
+    card = render_card(model, target.name, beside=None, base_model=source if "/" in source else None, token=token)
+    (target / "README.md").write_text(card, encoding="utf-8")
+    return target
+
+
+def _adapter_config(source: str, hub: dict[str, Any]) -> dict[str, Any] | None:
+    file = load_file_path(source, ADAPTER_CONFIG, **hub)
+    if file is not None:
+        return json.loads(Path(file).read_text(encoding="utf-8"))
+    if load_file_path(source, "config.json", **hub) is None:
+        raise FileNotFoundError(
+            f"There is neither an {ADAPTER_CONFIG} nor a config.json in {source!r}. Check the name or folder, the "
+            "revision, the connection, and whether its licence was accepted with this token."
+        )
+    return None
+
+
+def _paradigm_of(adapter: dict[str, Any] | None, source: str) -> Paradigm:
+    """What the classes named in an adapter's configuration were trained for."""
+    if adapter is None:
+        return "sparse"
+    classes = adapter.get("auto_mapping") or {}
+    library, kind = str(classes.get("parent_library")), str(classes.get("base_model_class"))
+    if library.startswith(LIBRARY_OF_THE_PAPER):
+        return "sparse" if kind.endswith("ForMNTP") else "dense"
+    if library.startswith("llm2vec"):
+        raise ValueError(
+            f"{source!r} is an MNTP adapter of LLM2Vec, a backbone to start from and no retriever yet. Merge it with "
+            "lion_st.hub.merge_backbone, and train a retriever on it. If it was trained for retrieval, pass paradigm."
+        )
+    raise ValueError(
+        f"The adapter {source!r} does not say what it was trained for (auto_mapping {adapter.get('auto_mapping')!r}). "
+        'Pass paradigm="sparse" or "dense".'
+    )
+
+
+def _contract(contract: str | Contract | None, adapter: dict[str, Any] | None, source: str) -> Contract:
+    if isinstance(contract, Contract):
+        return contract
+    library = str(((adapter or {}).get("auto_mapping") or {}).get("parent_library"))
+    if contract is None and library.startswith(LIBRARY_OF_THE_PAPER):
+        contract = "lion"
+    if contract not in CONTRACTS:
+        given = "no contract" if contract is None else f"contract={contract!r}"
+        raise ValueError(
+            f"How {source!r} wants its texts is not in its files, and {given} was given. Pass contract="
+            f"{' or '.join(repr(name) for name in CONTRACTS)}, or a lion_st.hub.Contract with the scale, prompts, "
+            "beginning-of-sequence token and lengths that its authors name."
+        )
+    return CONTRACTS[contract]
+
+
+def _build(
+    source: str,
+    base: str | Path | None,
+    paradigm: Paradigm,
+    contract: Contract,
+    dtype: str | torch.dtype,
+    hub: dict[str, Any],
+    is_adapter: bool,
+) -> BaseModel:
+    options: dict[str, Any] = {"dtype": dtype} | hub
+    further: dict[str, Any] = {}
+    if base is not None and is_adapter:
+        options["base"] = str(base)
+    elif base is not None:
+        further["tokenizer_name_or_path"] = str(base)
+    try:
+        transformer = LionTransformer(
+            source,
+            transformer_task="text-generation" if paradigm == "sparse" else "feature-extraction",
+            query_length=contract.query_length,
+            document_length=contract.document_length,
+            add_bos=contract.add_bos,
+            model_kwargs=options,
+            config_kwargs=dict(hub),
+            processor_kwargs=dict(hub),
+            **further,
+        )
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"The weights of {source!r} hold more than tensors, and loading them could run any code. Ask its authors "
+            "for safetensors."
+        ) from error
+    if not contract.add_bos:
+        leave_out_bos(transformer.tokenizer)
+    head = SpladeHead(contract.scale) if paradigm == "sparse" else LlamaPooling(transformer.get_embedding_dimension())
+    prompts = {"query": contract.query_prompt, "document": contract.document_prompt}
+    return LionSentenceTransformer(modules=[transformer, head], prompts=prompts, similarity_fn_name="dot")
+
+
+def leave_out_bos(tokenizer: Any) -> None:
+    """Have a tokenizer put no beginning-of-sequence token in front of texts, in place.
+
+    Raises:
+        ValueError: If it adds other special tokens as well.
+    """
+    if tokenizer("a")["input_ids"][0] != tokenizer.bos_token_id:
+        return
+    if tokenizer.num_special_tokens_to_add() != 1:
+        raise ValueError(
+            f"{type(tokenizer).__name__} adds {tokenizer.num_special_tokens_to_add()} special tokens to a text, not "
+            "the beginning-of-sequence token alone. Save a tokenizer without it, and name it as the base."
+        )
+    if getattr(tokenizer, "add_bos_token", False):
+        tokenizer.add_bos_token = False
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A", pair="$A $B:1", special_tokens=[])
