@@ -76,6 +76,12 @@ class MntpArguments(LoraArguments):
     mask_probability: float = field(default=0.2, metadata={"help": "Share of tokens to predict."})
     random_share: float = field(default=0.1, metadata={"help": "Share of those that become a random token."})
     kept_share: float = field(default=0.1, metadata={"help": "Share of those that stay as they are."})
+    z_loss_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the squared distance of log Z from its target, in training."}
+    )
+    z_loss_target: float = field(
+        default=0.0, metadata={"help": "Target of log Z: terms less likely than exp(-this) are not active."}
+    )
     mask_token: str = field(default="_", metadata={"help": "Token of the vocabulary that stands for a masked one."})
     eval_blocks: int = field(default=256, metadata={"help": "Blocks held out for the reported loss."})
     add_bos: bool | None = field(default=None, metadata={"help": "See lion_st.LionTransformer."})

@@ -144,7 +144,9 @@ class MntpTrainer(Trainer):
             collator.epoch = epoch
 
 
-def masked_next_token_forward(transformer: LionTransformer) -> Any:
+def masked_next_token_forward(
+    transformer: LionTransformer, z_loss_weight: float = 0.0, z_loss_target: float = 0.0
+) -> Any:
     """Give the transformer's causal LM a forward pass that computes the MNTP loss, and return the LM.
 
     The state of position i - 1 predicts the masked token i. States are gathered before the LM head, so that logits
@@ -153,6 +155,13 @@ def masked_next_token_forward(transformer: LionTransformer) -> Any:
     Args:
         transformer: A module with an LM head. Its model is changed: it is then called with `input_ids` [B, L],
             `positions` [B, M] and `labels` [B, M], and returns `loss`, the mean cross-entropy in float32.
+        z_loss_weight: Weight of the squared distance of log Z (the logits' log-sum-exp) from its target in training.
+            Cross-entropy does not see log Z; a sparse retriever does, as it reads the logits themselves.
+        z_loss_target: Where log Z is drawn to. A logit is then above 0, and the term active, where its probability
+            exceeds exp(-target).
+
+    References:
+        Chowdhery et al., PaLM, 2022, section 5 (the z-loss, with target 0): https://arxiv.org/abs/2204.02311.
     """
     model: Any = transformer.model
     transformer.verify_lm_head()
@@ -164,7 +173,10 @@ def masked_next_token_forward(transformer: LionTransformer) -> Any:
         logits = self.get_output_embeddings()(states.gather(1, index)).float() * multiplier  # [B, M, V]
         if softcap is not None:
             logits = torch.tanh(logits / softcap) * softcap
-        return ModelOutput(loss=F.cross_entropy(logits.flatten(0, 1), labels.flatten()))
+        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        if self.training and z_loss_weight:
+            loss = loss + z_loss_weight * (logits.logsumexp(-1) - z_loss_target).square().mean()
+        return ModelOutput(loss=loss)
 
     model.forward = MethodType(forward, model)
     return model
@@ -261,7 +273,7 @@ def _build_trainer(
             f"The vocabulary of {arguments.backbone!r} has no token {arguments.mask_token!r}; "
             "pass a token it has with --mask_token."
         )
-    model = masked_next_token_forward(transformer)
+    model = masked_next_token_forward(transformer, arguments.z_loss_weight, arguments.z_loss_target)
     if arguments.use_peft:
         from peft import get_peft_model
 

@@ -101,6 +101,19 @@ def test_the_loss_is_the_shifted_cross_entropy_of_full_logits_at_the_masked_toke
         torch.testing.assert_close(parameter.grad, other.grad, rtol=1e-4, atol=1e-6, msg=name)
 
 
+def test_the_z_loss_draws_log_z_to_its_target_in_training_alone(tiny_backbone):
+    batch = collator()(blocks(3, 40))
+    transformer = LionTransformer(tiny_backbone(), transformer_task="text-generation")
+    plain = masked_next_token_forward(transformer).train()(**batch).loss
+    model = masked_next_token_forward(transformer, z_loss_weight=0.5, z_loss_target=3.0)
+    logits = []
+    model.get_output_embeddings().register_forward_hook(lambda module, inputs, output: logits.append(output))
+    assert model.eval()(**batch).loss.item() == pytest.approx(plain.item(), rel=1e-6)
+    trained = model.train()(**batch).loss
+    expected = plain + 0.5 * (logits[-1].logsumexp(-1) - 3.0).square().mean()
+    assert trained.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
 @pytest.fixture(scope="module")
 def text_file(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("texts") / "texts.txt"
