@@ -103,8 +103,9 @@ def test_the_loss_is_the_shifted_cross_entropy_of_full_logits_at_the_masked_toke
 
 def test_the_z_loss_draws_log_z_to_its_target_in_training_alone(tiny_backbone):
     batch = collator()(blocks(3, 40))
-    transformer = LionTransformer(tiny_backbone(), transformer_task="text-generation")
-    plain = masked_next_token_forward(transformer).train()(**batch).loss
+    path = tiny_backbone()
+    plain = masked_next_token_forward(LionTransformer(path, transformer_task="text-generation")).train()(**batch).loss
+    transformer = LionTransformer(path, transformer_task="text-generation")
     model = masked_next_token_forward(transformer, z_loss_weight=0.5, z_loss_target=3.0)
     logits = []
     model.get_output_embeddings().register_forward_hook(lambda module, inputs, output: logits.append(output))
