@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import TEXTS
+from tiny_models import TEXTS
 from typer.testing import CliRunner
 
 import lion_st
@@ -124,6 +124,16 @@ def test_sparse_dense_and_their_fusion_stand_in_one_table(models, data, tmp_path
     assert "development set" in lion(
         "evaluate", models["sparse"], models["dense"], "--data", data, "--hybrid", "convex", "--quiet", exit_code=1
     )
+
+
+def test_a_query_encoder_takes_the_place_of_the_full_models_queries(models, data, encoded, tmp_path) -> None:
+    made = ("query-encoder", models["sparse"], data, tmp_path / "idf", "--kind", "idf", "--split", "test")
+    assert "320 weights" in lion(*made, "--negatives", "0", "--quiet")
+    assert "exists" in lion(*made, exit_code=1)
+    lion("index", encoded / "corpus", tmp_path / "index")
+    assert len(lion("search", tmp_path / "idf", tmp_path / "index", QUERIES["q2"], "-k", "3").splitlines()) == 3
+    options = ("--query-model", tmp_path / "idf", "--output", tmp_path / "out", "--quiet")
+    assert "| lion-sparse+idf | lions |" in lion("evaluate", models["sparse"], "--data", data, *options)
 
 
 def test_runs_are_compared(data, tmp_path) -> None:

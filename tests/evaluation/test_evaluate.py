@@ -5,10 +5,22 @@ from pathlib import Path
 
 import mteb
 import pytest
-from conftest import TEXTS
+from tiny_models import TEXTS
 
 import lion_st
-from lion_st.evaluation import PROTOCOLS, MtebSearch, evaluate_retrieval, get_task, read_run, trec_task
+from lion_st.evaluation import (
+    PROTOCOLS,
+    MtebSearch,
+    evaluate_retrieval,
+    fit_hybrid,
+    get_task,
+    get_task_groups,
+    open_retriever,
+    read_run,
+    trec_task,
+    write_run,
+)
+from lion_st.evaluation.evaluate import FIGURES, mean_row, table_columns
 from lion_st.retrieval import Bm25Retriever, HybridRetriever, ModelRetriever
 
 CORPUS = {
@@ -124,6 +136,86 @@ def test_a_protocol_sets_lengths_depth_and_metrics(tmp_path, folder, sparse_mode
         evaluate_retrieval("bm25", folder, output_dir=tmp_path, protocol="trec")
 
 
+def test_ids_in_common_are_self_matches_only_where_that_is_meant(tmp_path, folder) -> None:
+    scores = {}
+    for self_matches in ("task", "keep", "drop_after_cut"):
+        task = get_task(folder)
+        task.ignore_identical_ids = True  # as mteb's MS MARCO has it, whose ids are unrelated numbers
+        (row,) = evaluate_retrieval(
+            "bm25", task, output_dir=tmp_path, self_matches=self_matches, metrics=["Recall@100"]
+        )
+        scores[self_matches] = row["Recall@100"]
+    assert scores["task"] == scores["drop_after_cut"] == 0.5
+    assert scores["keep"] == 1.0
+
+
+def test_benchmarks_and_averages_are_the_tasks_they_stand_for(folder) -> None:
+    (group,) = get_task_groups("CQADupstackRetrieval")
+    assert group.name == "CQADupstackRetrieval"
+    assert len(group.tasks) == 12
+    names = [task.metadata.name for one in get_task_groups("MTEB(eng, v2)") for task in one.tasks]
+    assert "SCIDOCS" in names
+    assert "STS12" not in names
+    assert len(get_task_groups("NanoBEIR")) == 13
+    for year, grades in ((2019, "test"), (2020, "test")):
+        assert get_task(f"TRECDL{year}").metadata.eval_splits == [grades]
+    assert [group.name for group in get_task_groups(folder)] == [None]
+    with pytest.raises(FileNotFoundError, match="NoSuchBenchmark"):
+        get_task_groups("NoSuchBenchmark")
+
+
+def test_an_average_is_a_row_of_its_own(folder, tmp_path) -> None:
+    rows = [
+        evaluate_retrieval("bm25", folder, output_dir=tmp_path, top_k=depth, metrics=["Recall@100"])[0]
+        for depth in (1, 20)
+    ]
+    mean = mean_row("both", rows)
+    assert mean["Recall@100"] == pytest.approx((rows[0]["Recall@100"] + rows[1]["Recall@100"]) / 2)
+    assert (mean["dataset"], mean["documents"], mean["queries"]) == ("both", 64, 20)
+    assert table_columns([*rows, mean]) == [
+        "model",
+        "dataset",
+        "documents",
+        "queries",
+        "Recall@100",
+        *FIGURES[2:3],
+        FIGURES[4],
+    ]
+
+
+def test_a_run_file_is_scored_as_it_is(tmp_path, folder) -> None:
+    (bm25,) = evaluate_retrieval("bm25", folder, output_dir=tmp_path)
+    (scored,) = evaluate_retrieval(bm25["run"], folder)
+    assert scored["nDCG@10"] == bm25["nDCG@10"]
+    (shallow,) = evaluate_retrieval(bm25["run"], folder, top_k=1, self_matches="drop_after_cut")
+    assert shallow["nDCG@10"] < bm25["nDCG@10"]
+    write_run(tmp_path / "other.trec", {"of-another-set": {"d1": 1.0}})
+    with pytest.raises(ValueError, match="another test set"):
+        evaluate_retrieval(tmp_path / "other.trec", folder)
+
+
+def test_fusion_weights_are_those_that_do_best_on_the_development_set(folder) -> None:
+    class Reversed(Bm25Retriever):
+        name = "reversed"
+
+        def search(self, queries, k=10, show_progress=False):
+            return [[(doc, -score) for doc, score in reversed(hits)] for hits in super().search(queries, k)]
+
+    hybrid = fit_hybrid([Bm25Retriever(), Reversed()], folder, split="test", metric="MRR@10", depth=20)
+    assert hybrid.weights[0] > 0.5
+    assert hybrid.name.endswith(f"+{hybrid.weights[1]:.2f} reversed")
+
+
+def test_of_several_engines_the_first_that_can_is_taken(sparse_model, dense_model) -> None:
+    engines = ["seismic", "faiss"]
+    assert open_retriever(sparse_model, engines).engine == "seismic"
+    assert open_retriever(dense_model, engines).engine == "faiss"
+    with pytest.raises(ValueError, match="'seismic' does not search 'dense'"):
+        open_retriever(dense_model, "seismic")
+    with pytest.raises(ValueError, match="Unknown engine 'lucene'"):
+        open_retriever(dense_model, ["exact", "lucene"])
+
+
 def test_encoded_corpora_are_reused_between_engines(tmp_path, folder, sparse_model, monkeypatch) -> None:
     from lion_st.retrieval import encode
 
@@ -134,6 +226,14 @@ def test_encoded_corpora_are_reused_between_engines(tmp_path, folder, sparse_mod
     (seismic,) = evaluate_retrieval(sparse_model, folder, "seismic", output_dir=tmp_path, keep_encoded=True)
     assert shards == [1]
     assert seismic["nDCG@10"] == pytest.approx(exact["nDCG@10"], abs=0.05)
+
+
+def test_a_milvus_retriever_forgets_the_collection_it_had_before(sparse_model) -> None:
+    pytest.importorskip("pymilvus")
+    retriever = ModelRetriever(sparse_model, "milvus")
+    for documents in ({"a": TEXTS[0], "b": TEXTS[1]}, {"c": TEXTS[0]}):
+        retriever.index(documents)
+        assert {document for document, _ in retriever.search([TEXTS[0]], 5)[0]} == documents.keys()
 
 
 def test_blank_documents_and_queries_find_and_are_nothing(sparse_model) -> None:

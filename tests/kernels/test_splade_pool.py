@@ -272,7 +272,7 @@ def test_an_unknown_backend_is_named(monkeypatch):
 def test_a_backend_that_cannot_run_says_why(monkeypatch):
     monkeypatch.setenv("LION_ST_KERNEL", "triton")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    with pytest.raises(RuntimeError, match="'triton', which cannot run here: .*'cpu', and triton needs a GPU"):
+    with pytest.raises(RuntimeError, match=r"'triton', which cannot run here: .*'cpu', and triton needs a GPU"):
         splade_pool(torch.randn(1, 2, 4), torch.randn(9, 4), scale=1.0)
 
 

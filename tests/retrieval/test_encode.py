@@ -5,6 +5,7 @@ import io
 import json
 import multiprocessing
 import os
+import pickle
 import random
 import signal
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TEXTS
+from tiny_models import TEXTS
 
 import lion_st
 from lion_st.retrieval import EncodedCorpus, StorageError, encode_corpus, encode_texts
@@ -210,6 +211,46 @@ def test_every_kind_of_corpus_gives_the_same_records(tmp_path, monkeypatch: pyte
     (tmp_path / "a.docx").write_text("")
     with pytest.raises(ValueError, match=r"a\.docx"):
         list(read_corpus(tmp_path / "a.docx"))
+
+
+def test_what_is_no_text_is_malformed_and_never_a_crash(tmp_path) -> None:
+    lines = [
+        b'{"_id": "a", "text": "good"}',
+        b'{"_id": "b", "text": "bad \xff byte"}',
+        b'{"_id": "c", "text": "half a pair \\ud83d"}',
+        b"[" * 100_000,
+        b'{"_id": "d", "text": "\xc3\xa9t\xc3\xa9"}',
+    ]
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_bytes(b"\n".join(lines))
+    bad = [BadRecord("malformed", f"corpus.jsonl:{number}") for number in (2, 3, 4)]
+    assert list(read_corpus(corpus)) == [Record("a", "good"), *bad, Record("d", "été")]
+
+
+def test_a_truncated_archive_is_an_error_and_not_the_end_of_the_corpus(tmp_path) -> None:
+    whole = gzip.compress("".join(f'{{"_id": "{n}", "text": "text {n * n}"}}\n' for n in range(500)).encode())
+    (tmp_path / "corpus.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"corpus\.jsonl\.gz ends early or is damaged"):
+        list(read_corpus(tmp_path))
+
+
+def test_a_folder_of_text_files_is_a_corpus_unless_there_are_tables(tmp_path) -> None:
+    for name in ("b.txt", "a.txt"):
+        (tmp_path / name).write_text(f"first line of {name}\nsecond line\n")
+    assert [record.id for record in read_corpus(tmp_path)] == ["a.txt", "b.txt"]
+    assert next(iter(read_corpus(tmp_path))).text == "first line of a.txt\nsecond line"
+    (tmp_path / "table.tsv").write_text("1\ttext\n")
+    assert list(read_corpus(tmp_path)) == [Record("1", "text")]
+
+
+def test_records_that_cannot_be_pickled_are_read_like_any_other() -> None:
+    class Text(str):
+        def __reduce__(self):
+            raise TypeError("not to be pickled")
+
+    records = list(read_corpus([{"id": Text("a"), "text": Text("lions")}, {"id": lambda: 0, "text": "no id"}]))
+    assert records == [Record("a", "lions"), BadRecord("malformed", "record 2")]
+    assert pickle.loads(pickle.dumps(records)) == records
 
 
 def test_several_processes_share_the_shards(tmp_path, corpus, sparse_model, monkeypatch: pytest.MonkeyPatch) -> None:

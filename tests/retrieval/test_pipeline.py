@@ -1,12 +1,26 @@
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import pytest
-from conftest import TEXTS
+import torch
+from tiny_models import TEXTS
 
 import lion_st
-from lion_st.retrieval import Pruning, encode_corpus, encode_texts, index_corpus, load_index, search_texts
+from lion_st.retrieval import (
+    EncodedCorpus,
+    Pruning,
+    StorageError,
+    create_index,
+    encode_corpus,
+    encode_texts,
+    index_corpus,
+    load_index,
+    search_run,
+    search_texts,
+)
+from lion_st.retrieval.pipeline import exact_hits
 
 DOCUMENTS = [{"id": f"d{number}", "text": f"{TEXTS[number % 8]} {number}"} for number in range(64)]
 
@@ -54,9 +68,60 @@ def test_an_approximate_index_is_measured_against_exact_search(tmp_path, sparse_
         search_texts(sparse_model, report.index, [TEXTS[0]], explain=True)
 
 
+def test_a_quantised_index_is_measured_as_well(tmp_path, encoded) -> None:
+    report = index_corpus(encoded, tmp_path / "index", engine_parameters={"quantization": "uint8"}, recall_at=(10,))
+    assert 0.9 < report.recall["Recall@10"] <= 1.0
+    assert index_corpus(encoded, tmp_path / "unmeasured", "seismic", sample=0).recall == {}
+
+
+def test_exact_hits_of_shards_are_those_of_the_whole(sparse_model, encoded) -> None:
+    queries = encode_texts(sparse_model, TEXTS[:3], "query")
+    index = create_index("exact", "sparse")
+    index.add(*EncodedCorpus(encoded).whole())
+    assert exact_hits(EncodedCorpus(encoded), queries, 7) == index.search(queries, 7)
+
+
+def test_thresholds_by_term_are_those_of_the_corpus_and_not_of_a_shard(tmp_path, encoded) -> None:
+    pruning = Pruning(term_quantile=0.5)
+    index = index_corpus(encoded, tmp_path / "index", pruning=pruning).index
+    ids, vectors = EncodedCorpus(encoded).whole()
+    assert (index.vectors(ids) != pruning.apply(vectors)).nnz == 0
+    assert index.source["pruning"] == "term_quantile=0.5"
+
+
+def test_a_collection_that_holds_other_documents_is_not_added_to(tmp_path, encoded) -> None:
+    pytest.importorskip("pymilvus")
+    uri = str(tmp_path / "lion.db")
+    create_index("milvus", "sparse", uri=uri).add(["other"], [[1.0] * 320])
+    with pytest.raises(StorageError, match="was not empty"):
+        index_corpus(encoded, tmp_path / "index", "milvus", engine_parameters={"uri": uri}, sample=0)
+    report = index_corpus(encoded, tmp_path / "new", "milvus", engine_parameters={"uri": uri, "collection": "new"})
+    assert report.recall["Recall@10"] == 1.0
+    report.index.close()
+    assert len(load_index(tmp_path / "new")) == 64
+    (tmp_path / "lion.db").rename(tmp_path / "moved.db")
+    with pytest.raises(StorageError, match="which is gone"):
+        load_index(tmp_path / "new")
+
+
+def test_an_index_knows_the_weights_it_was_built_with(tmp_path, sparse_model, encoded, tiny_backbone) -> None:
+    index_corpus(encoded, tmp_path / "index")
+    index = load_index(tmp_path / "index")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        search_texts(sparse_model, index, [TEXTS[0]])
+    other = lion_st.build(tiny_backbone(), "sparse")
+    with torch.no_grad():
+        next(other.parameters()).mul_(1.5)
+    with pytest.warns(UserWarning, match="weights or their type differ"):
+        search_run(other, index, {"q": TEXTS[0]})
+
+
 def test_pruning_shrinks_the_index(tmp_path, encoded) -> None:
     whole = index_corpus(encoded, tmp_path / "whole").index
-    pruned = index_corpus(encoded, tmp_path / "pruned", pruning=Pruning(top_terms=10)).index
+    report = index_corpus(encoded, tmp_path / "pruned", pruning=Pruning(top_terms=10))
+    pruned = report.index
+    assert report.recall["Recall@10"] < 1.0
     assert len(pruned) == len(whole) == 64
     assert (pruned.vectors(["d7"]) > 0).sum() == 10
 
