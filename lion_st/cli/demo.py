@@ -1,0 +1,40 @@
+"""Verb of the demo room: demo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lion_st.cli.options import Device, Quiet, Revision, Weights
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command(rich_help_panel="Publish")(demo)
+
+
+def demo(
+    model: Annotated[str, typer.Argument(help="Sparse checkpoint: a folder or a Hub repository.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="BEIR folder, or other documents, to search; by default SQuAD dev of the quickstart data."),
+    ] = None,
+    dense: Annotated[
+        str | None, typer.Option(help="Dense checkpoint to search beside it; without one, BM25 is beside it.")
+    ] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on; by default 127.0.0.1, this machine alone.")
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="Port; by default the first free one from 7860.")] = None,
+    device: Device = None,
+    weights: Weights = "auto",
+    revision: Revision = None,
+    quiet: Quiet = False,
+) -> None:
+    """Open a page to explore a model: a query's expansion terms, what it finds, and why."""
+    from lion_st.demo import build_page, launch, load_explorer
+
+    options = {"device": device, "dtype": weights, "revision": revision}
+    launch(build_page(load_explorer(model, data, dense, load_options=options, show_progress=not quiet)), host, port)

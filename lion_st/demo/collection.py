@@ -1,0 +1,99 @@
+"""The documents that the page searches, with queries to try."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+from lion_st.data.beir import load_beir
+from lion_st.data.quickstart import quickstart_test_sets
+from lion_st.retrieval.records import Record, read_corpus
+
+
+class Document(NamedTuple):
+    """One document; `title` is "" where it has none."""
+
+    id: str
+    title: str
+    text: str
+
+    @property
+    def content(self) -> str:
+        """What the models read: the title in front of the text."""
+        return f"{self.title} {self.text}".strip()
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Documents to search.
+
+    Args:
+        name: Shown on the page.
+        documents: Documents by id.
+        judged: Ids of the relevant documents by the text of a query, of the queries that were judged.
+    """
+
+    name: str
+    documents: Mapping[str, Document]
+    judged: Mapping[str, frozenset[str]] = field(default_factory=dict)
+
+    def examples(self, count: int = 5) -> list[str]:
+        """Judged queries at even steps through the collection, to be tried; none where nothing was judged."""
+        queries = list(self.judged)
+        count = min(count, len(queries))
+        return [queries[place * len(queries) // count] for place in range(count)]
+
+    def relevant(self, query: str) -> frozenset[str]:
+        """Ids of the documents judged relevant to a query of this text; empty for one that was not judged."""
+        return self.judged.get(query.strip(), frozenset())
+
+
+def read_collection(path: str | Path, name: str | None = None) -> Collection:
+    """Read the documents of a folder or file, and queries with judgements where it has them.
+
+    Args:
+        path: A folder in BEIR layout with `qrels/test.tsv`, or documents alone in any form that `read_corpus` takes.
+        name: Name of the collection; by default that of the path.
+
+    Returns:
+        The collection, without documents that are blank.
+
+    Raises:
+        FileNotFoundError: If there is no such path.
+        ValueError: If a document is malformed, an id repeats, or no document is left.
+    """
+    path = Path(path)
+    judged: dict[str, frozenset[str]] = {}
+    if (path / "qrels" / "test.tsv").is_file():
+        corpus, queries, qrels = load_beir(path)
+        documents = [Document(key, row["title"], row["text"]) for key, row in corpus.items()]
+        for key, grades in qrels.items():
+            relevant = frozenset(document for document, grade in grades.items() if grade > 0)
+            judged[queries[key].strip()] = judged.get(queries[key].strip(), frozenset()) | relevant
+    else:
+        documents = _documents_alone(path)
+    kept = {document.id: document for document in documents if document.content}
+    if not kept:
+        raise ValueError(f"{path} has no document with a text: the page needs something to search.")
+    return Collection(name or path.resolve().name, kept, judged)
+
+
+def quickstart_collection() -> Collection:
+    """The paragraphs of SQuAD's development set from the quickstart data set, with their questions."""
+    with TemporaryDirectory() as folder:
+        return read_collection(quickstart_test_sets(folder)["squad_dev"], "SQuAD dev paragraphs")
+
+
+def _documents_alone(path: Path) -> list[Document]:
+    documents: dict[str, Document] = {}
+    for record in read_corpus(path):
+        if isinstance(record, Record):
+            if record.id in documents:
+                raise ValueError(f"{path} has the document id {record.id!r} twice: ids must be unique.")
+            documents[record.id] = Document(record.id, "", record.text)
+        elif record.reason != "empty":
+            raise ValueError(f"{record.where} is {record.reason}: every document needs an id and a text.")
+    return list(documents.values())

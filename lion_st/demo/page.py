@@ -1,0 +1,113 @@
+"""The page itself, laid out with Gradio; it needs nothing from the network."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from lion_st.demo import markup
+from lion_st.demo.explorer import Explorer, QueryError
+from lion_st.demo.style import CSS
+
+if TYPE_CHECKING:
+    from gradio import Blocks
+
+START = "Type a query and press Enter, or choose one above."
+# The choices become one group, so that arrow keys move between them; the query comes from the address.
+ON_LOAD = """() => {
+  document.querySelectorAll("#lion-beside input").forEach(choice => { choice.name = "lion-beside"; });
+  return new URLSearchParams(window.location.search).get("q") || "";
+}"""
+
+
+def build_page(explorer: Explorer) -> Blocks:
+    """Lay the page out.
+
+    Its address takes a query, `?q=...`, so that a search can be linked to.
+
+    Args:
+        explorer: What answers.
+
+    Raises:
+        ImportError: If Gradio is not installed.
+    """
+    gr = _gradio()
+    names = list(explorer.beside)
+
+    def search(query: str, beside: str) -> tuple[str, str]:
+        return respond(explorer, query, beside)
+
+    def open_link(query: str) -> tuple[str, str, str]:
+        return query, *(search(query, names[0]) if query else (markup.message(START), ""))
+
+    with gr.Blocks(title="Lion explorer", analytics_enabled=False) as page:
+        gr.HTML(markup.header(explorer))
+        with gr.Row(equal_height=True):
+            query = gr.Textbox(label="Query", max_lines=1, autofocus=True, scale=8, min_width=260, elem_id="lion-query")
+            button = gr.Button("Search", variant="primary", scale=1, min_width=110, elem_id="lion-search")
+        beside = gr.Radio(names, value=names[0], label="Beside it", visible=len(names) > 1, elem_id="lion-beside")
+        with gr.Row(elem_id="lion-examples"):
+            examples = [gr.Button(text, size="sm") for text in explorer.collection.examples()]
+        terms = gr.HTML(elem_id="lion-terms")
+        results = gr.HTML(elem_id="lion-results")
+        asked: dict[str, Any] = {"fn": search, "inputs": [query, beside], "outputs": [terms, results]}
+        # What is asked while an answer is on its way is answered next, not dropped.
+        gr.on([query.submit, button.click, beside.input], **asked, api_name="search", trigger_mode="always_last")
+        for example in examples:
+            chosen = example.click(str, example, query, api_visibility="private", queue=False)
+            chosen.then(**asked, api_visibility="private")
+        page.load(open_link, query, [query, terms, results], js=ON_LOAD, api_visibility="private")
+    return page
+
+
+def respond(explorer: Explorer, query: str, beside: str | None = None) -> tuple[str, str]:
+    """HTML of a query's terms and of what was found; of a query that cannot be answered, a message and nothing else."""
+    try:
+        answer = explorer.answer(query or "", beside)
+    except QueryError as error:
+        return markup.message(str(error), "error"), ""
+    return markup.expansion(answer), markup.rankings(answer)
+
+
+def launch(page: Blocks, host: str | None = None, port: int | None = None, *, block: bool = True) -> str:
+    """Serve a page.
+
+    Args:
+        page: As `build_page` made it.
+        host: Address to listen on, by default GRADIO_SERVER_NAME or 127.0.0.1: this machine alone.
+        port: Port, by default GRADIO_SERVER_PORT or the first free one from 7860.
+        block: Serve until interrupted; else return at once and serve until `page.close()`.
+
+    Returns:
+        The page's address.
+
+    Raises:
+        OSError: If the port is taken.
+    """
+    gr = _gradio()
+    _, address, _ = page.launch(
+        server_name=host,
+        server_port=port,
+        theme=_theme(gr),
+        css=CSS,
+        footer_links=["gradio", "settings"],
+        run_history=False,
+        ssr_mode=False,
+        prevent_thread_lock=not block,
+        quiet=not block,
+    )
+    return address
+
+
+def _theme(gr: Any) -> Any:
+    """Fonts of the reader's own machine, and a button whose white text can be read."""
+    theme = gr.themes.Default(primary_hue="orange", font=["system-ui", "sans-serif"], font_mono=["monospace"])
+    button = {"background_fill": "*primary_700", "background_fill_hover": "*primary_800"}
+    return theme.set(**{f"button_primary_{name}{mode}": hue for name, hue in button.items() for mode in ("", "_dark")})
+
+
+def _gradio() -> Any:
+    try:
+        return import_module("gradio")
+    except ImportError as error:
+        raise ImportError(f"The page is made with Gradio ({error}): pip install 'lion-st[demo]'.") from error

@@ -1,0 +1,189 @@
+"""What the explorer answers, with real models, indexes and BM25."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from tiny_models import TEXTS
+
+import lion_st
+from lion_st.data import save_beir
+from lion_st.demo import Collection, Document, Explorer, QueryError, build_page, markup, page, read_collection
+from lion_st.demo.terms import Reason, Reasons, Segment
+from lion_st.retrieval import ModelRetriever
+
+QUERY = "What is the capital of France?"
+
+
+@pytest.fixture(scope="module")
+def collection() -> Collection:
+    documents = {f"d{number}": Document(f"d{number}", f"Text {number}", text) for number, text in enumerate(TEXTS)}
+    documents["long"] = Document("long", "", f"The capital {'of the largest city ' * 60}ends here")
+    return Collection("eight texts", documents, {QUERY: frozenset({"d1"})})
+
+
+@pytest.fixture(scope="module")
+def models(tiny_backbone):
+    return lion_st.build(tiny_backbone(), "sparse"), lion_st.build(tiny_backbone(), "dense")
+
+
+@pytest.fixture(scope="module")
+def explorer(models, collection) -> Explorer:
+    return Explorer(models[0], collection, models[1])
+
+
+def test_both_rankings_are_what_the_models_find(explorer, models, collection) -> None:
+    answer = explorer.answer(f"  {QUERY}\n")
+    assert answer.query == QUERY
+    assert [ranking.paradigm for ranking in answer.rankings] == ["sparse", "dense"]
+    texts = {key: document.content for key, document in collection.documents.items()}
+    for model, ranking in zip(models, answer.rankings, strict=True):
+        retriever = ModelRetriever(model)
+        retriever.index(texts)
+        expected = retriever.search([QUERY], 5)[0]
+        assert [hit.document.id for hit in ranking.hits] == [document for document, _ in expected]
+        assert [hit.score for hit in ranking.hits] == pytest.approx([score for _, score in expected], rel=1e-5)
+        assert [hit.rank for hit in ranking.hits] == [1, 2, 3, 4, 5]
+
+
+def test_each_hit_says_where_the_other_ranking_has_it_and_whether_it_is_relevant(explorer) -> None:
+    sparse, dense = explorer.answer(QUERY).rankings
+    places = {hit.document.id: hit.rank for hit in dense.hits}
+    assert any(hit.document.id in places for hit in sparse.hits)
+    for hit in sparse.hits:
+        assert hit.elsewhere == places.get(hit.document.id, hit.elsewhere)
+        assert hit.relevant == (hit.document.id == "d1")
+    assert explorer.answer("Who wrote it?").judged == 0
+
+
+def test_the_reasons_are_the_whole_score_and_stand_in_the_text(explorer) -> None:
+    for ranking in (*explorer.answer(QUERY).rankings, explorer.answer(QUERY, "BM25").rankings[1]):
+        for hit in ranking.hits:
+            shares = [reason.share for reason in hit.reasons.listed]
+            assert sum(shares) + hit.reasons.more_share == pytest.approx(1.0)
+            assert shares == sorted(shares, reverse=True)
+            assert "".join(segment.text for segment in hit.title) == hit.document.title
+            assert "".join(segment.text for segment in hit.text) == hit.document.text
+            marked = {reason for segment in (*hit.title, *hit.text) for reason in segment.reasons}
+            assert {reason for reason in hit.reasons.listed if reason.in_passage} == marked
+
+
+def test_bm25_is_explained_by_the_words_it_adds_up(explorer) -> None:
+    query = "capital capital city"
+    ranking = explorer.answer(query, "BM25").rankings[1]
+    assert ranking.paradigm == "lexical"
+    hit = next(hit for hit in ranking.hits if hit.document.id == "d1")
+    alone = {word: dict(explorer.beside["BM25"].search([word], 9)[0])["d1"] for word in ("capital", "city")}
+    assert 2 * alone["capital"] + alone["city"] == pytest.approx(hit.score, rel=1e-5)
+    assert {reason.name: reason.share for reason in hit.reasons.listed} == pytest.approx(
+        {"capital": 2 * alone["capital"] / hit.score, "city": alone["city"] / hit.score}
+    )
+    assert explorer.answer("of the", "BM25").rankings[1].hits == []
+
+
+def test_terms_of_the_query_are_told_apart(explorer) -> None:
+    answer = explorer.answer(QUERY)
+    weights = [term.weight for term in answer.terms]
+    assert weights == sorted(weights, reverse=True)
+    assert answer.active_terms >= len(answer.terms) == 20
+    assert {term.in_query for term in answer.terms} == {True, False}
+    for term in answer.terms:
+        if term.in_query:
+            assert term.name.replace("␣", "").casefold() in QUERY.casefold()
+
+
+def test_what_a_model_does_not_read_is_said(explorer, models, collection) -> None:
+    assert explorer.answer(QUERY).notes == []
+    (note,) = explorer.answer("capital " * 200).notes
+    assert "reads the first 64 of them" in note
+    alone = Explorer(models[0], Collection("one text", {"long": collection.documents["long"]}))
+    sparse, lexical = alone.answer("capital of the city where the road ends").rankings
+    assert not sparse.hits[0].text[-1].read
+    assert sparse.hits[0].text[-1].text.endswith("ends here")
+    assert all(segment.read for segment in lexical.hits[0].text), "BM25 reads it all"
+    assert "ends" in [segment.text for segment in lexical.hits[0].text if segment.reasons]
+    assert "In italics" in markup.rankings(alone.answer("capital"))
+
+
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [("", "Type a query"), (" \n\t", "Type a query"), ("x" * 10_001, "10,001 characters"), ("a\ud800b", "no valid")],
+)
+def test_a_query_that_cannot_be_answered_gets_a_message(explorer, query: str, says: str) -> None:
+    with pytest.raises(QueryError, match=says):
+        explorer.answer(query)
+    terms, results = page.respond(explorer, query)
+    assert 'role="alert"' in terms
+    assert says in terms
+    assert results == ""
+
+
+def test_only_the_right_models_are_taken(models, collection, monkeypatch) -> None:
+    sparse, dense = models
+    with pytest.raises(ValueError, match="is a dense model, and a sparse one is needed"):
+        Explorer(dense, collection)
+    with pytest.raises(ValueError, match="is a sparse model, and a dense one is needed"):
+        Explorer(sparse, collection, sparse)
+    explorer = Explorer(sparse, collection)
+    assert list(explorer.beside) == ["BM25"]
+    with pytest.raises(ValueError, match=r"'dense': choose one of \['BM25'\]"):
+        explorer.answer(QUERY, "dense")
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(ImportError, match=r"pip install 'lion-st\[demo\]'"):
+        build_page(explorer)
+
+
+def test_a_folder_becomes_a_collection(tmp_path) -> None:
+    corpus = {
+        "a": {"title": "Lions", "text": "hunt"},
+        "b": {"title": "", "text": "rest"},
+        "c": {"title": "", "text": ""},
+    }
+    queries = {"q1": "who hunts", "q2": "who rests", "q3": "who?"}
+    save_beir(tmp_path / "beir", corpus, queries, {"q1": {"a": 1, "b": 0}, "q2": {"b": 2}})
+    read = read_collection(tmp_path / "beir")
+    assert (read.name, list(read.documents)) == ("beir", ["a", "b"])
+    assert read.documents["a"].content == "Lions hunt"
+    assert read.relevant(" who hunts ") == {"a"}
+    assert read.relevant("who?") == frozenset()
+    assert read.examples() == ["who hunts", "who rests"]
+    assert read.examples(1) == ["who hunts"]
+
+
+def test_documents_alone_are_enough(tmp_path) -> None:
+    file = tmp_path / "docs.tsv"
+    file.write_text("1\tlions hunt\n2\t\n3\ttigers\tCats\n")
+    read = read_collection(file, "cats")
+    assert read.documents == {"1": Document("1", "", "lions hunt"), "3": Document("3", "", "Cats tigers")}
+    assert read.examples() == []
+    file.write_text("1\tlions\n1\ttigers\n")
+    with pytest.raises(ValueError, match="'1' twice"):
+        read_collection(file)
+    file.write_text("no tab\n")
+    with pytest.raises(ValueError, match=r"docs.tsv:1 is malformed"):
+        read_collection(file)
+    file.write_text("1\t \n")
+    with pytest.raises(ValueError, match="no document with a text"):
+        read_collection(file)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        read_collection(tmp_path / "nowhere")
+
+
+def test_no_text_is_taken_for_markup(explorer) -> None:
+    evil = '<img src=x onerror="alert(1)">'
+    reasons = Reasons([Reason(evil, 0.5, True, True)], 0, 0.0)
+    text = [Segment(evil), Segment(evil, tuple(reasons.listed)), Segment(evil, read=False)]
+    answer = explorer.answer(QUERY)
+    ranking = answer.rankings[0]
+    ranking.hits[0] = ranking.hits[0]._replace(document=Document(evil, "", evil), title=[], text=text, reasons=reasons)
+    html = markup.rankings(answer) + markup.message(evil) + markup.expansion(explorer.answer(evil))
+    assert "<img" not in html
+    assert "&lt;img src=x onerror=&quot;alert(1)&quot;&gt;" in html
+
+
+def test_long_passages_are_folded_without_losing_text(explorer) -> None:
+    html = markup._passage([Segment("word " * 300)])
+    assert html.count("word") == 300
+    assert "<details" in html
+    assert "<details" not in markup._passage([Segment("word " * 150)])
