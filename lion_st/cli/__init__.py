@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from lion_st.cli import evaluation, query_encoders, retrieval, training
+from lion_st.cli import demo, evaluation, hub, query_encoders, retrieval, training
 from lion_st.cli.group import OneLineErrors
 
 app = typer.Typer(
@@ -16,5 +16,5 @@ app = typer.Typer(
     help="Sparse and dense retrievers from decoder-only LLMs: train, encode, index, search, evaluate, publish.",
 )
 
-for room in (training, retrieval, query_encoders, evaluation):
+for room in (training, retrieval, query_encoders, evaluation, hub, demo):
     room.register(app)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -87,7 +87,6 @@ def evaluate(
     """Score models on retrieval test sets; results are mteb's, and resume."""
     from lion_st.evaluation import evaluate_retrieval, format_table, open_retriever, trec_task
     from lion_st.evaluation.evaluate import adjusted_protocol, table_columns
-    from lion_st.retrieval import load_encoder
 
     sources: list[Any] = list(data or [])
     if trec is not None:
@@ -101,15 +100,16 @@ def evaluate(
         "tokens_per_batch": tokens_per_batch,
         "threads": threads,
         "encoded_dir": output / "encoded" if keep_encoded or hybrid else None,
-        "query_model": load_encoder(query_model, device=device, dtype=weights) if query_model is not None else None,
+        "query_model": query_model,
         "load_options": load_options,
     }
     candidates: list[Any] = [*(["bm25"] if bm25 and "bm25" not in models else []), *models]
-    opened = [
+    opened: Iterable[Any] = (
         model if Path(model).is_file() else open_retriever(model, engine or "exact", rules, **retriever_settings)
         for model in candidates
-    ]
+    )
     if hybrid is not None:
+        opened = list(opened)
         parts = [
             one for name, one in zip(candidates, opened, strict=True) if name in models and not isinstance(one, str)
         ]

@@ -47,14 +47,21 @@ def query_encoder(
 ) -> None:
     """Make a small query encoder of a model, by distillation; documents and their index stay as they are."""
     import lion_st
-    from lion_st.data import load_tuples
+    from lion_st.data import load_tuples, quickstart_data
+    from lion_st.data.quickstart import QUICKSTART_REPOSITORY
     from lion_st.retrieval.query_encoders import distill_query_encoder, make_lessons, save_query_encoder
 
     if output.exists():
         raise FileExistsError(f"{output} exists: give a new folder.")
     full = lion_st.load(model, device=device, dtype=weights, revision=revision, merge_adapter=True)
     tuples = load_tuples(
-        data, negatives=negatives, split=split, queries=queries, documents=documents, sampling="first", drop_short=True
+        quickstart_data() if data == QUICKSTART_REPOSITORY else data,
+        negatives=negatives,
+        split=split,
+        queries=queries,
+        documents=documents,
+        sampling="first",
+        drop_short=True,
     )
     lessons = make_lessons(full, tuples, progress=not quiet)
     student = _student(full, kind, layers, lessons)

@@ -112,15 +112,18 @@ def index(
     threshold: Threshold = None,
     term_quantile: TermQuantile = None,
 ) -> None:
-    """Build an index of an encoded corpus; an approximate or quantised one is measured against exact search."""
+    """Build an index of an encoded corpus; an approximate, quantised or pruned one is measured against exact search."""
     from lion_st.retrieval import EncodedCorpus, Pruning, index_corpus
 
     pruning = Pruning(top_terms, max_ratio, threshold, term_quantile)
+    parameters = read_settings(settings)
+    if engine == "milvus":
+        parameters.setdefault("uri", f"{output}.db")
     report = index_corpus(
         encoded,
         output,
         engine,
-        engine_parameters=read_settings(settings),
+        engine_parameters=parameters,
         pruning=None if pruning == Pruning() else pruning,
         queries=EncodedCorpus(queries).whole()[1] if queries is not None else None,
         sample=sample,

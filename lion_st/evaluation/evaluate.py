@@ -17,6 +17,7 @@ from lion_st.evaluation.protocols import Protocol, get_protocol
 from lion_st.evaluation.tasks import get_task_groups
 from lion_st.evaluation.trec import drop_self_matches, read_run, write_run
 from lion_st.retrieval.bm25 import Bm25Retriever
+from lion_st.retrieval.describe import model_name
 from lion_st.retrieval.indexes import engine_for
 from lion_st.retrieval.retriever import ModelRetriever, Retriever
 from lion_st.retrieval.storage import write_atomic
@@ -118,6 +119,8 @@ def open_retriever(
     engine: str | Sequence[str] = "exact",
     protocol: str | Protocol = "model",
     *,
+    query_model: SentenceTransformer | SparseEncoder | str | Path | None = None,
+    name: str | None = None,
     load_options: Mapping[str, Any] | None = None,
     engine_parameters: Mapping[str, Any] | None = None,
     **settings: Any,
@@ -128,6 +131,8 @@ def open_retriever(
         model: A loaded model, a path or Hub id, "bm25", or a retriever, which is returned.
         engine: Index engine; of several, the first that searches the model's kind of vectors.
         protocol: Decides the lengths.
+        query_model: Encodes the queries in place of the model; a loaded one, a path or a Hub id.
+        name: Name in tables and files; by default that of the folder or the Hub name.
         load_options: Further arguments of `load_encoder`.
         engine_parameters: Settings of the engine.
         settings: Further arguments of `ModelRetriever`.
@@ -136,24 +141,38 @@ def open_retriever(
         ValueError: If no engine searches the model's vectors.
     """
     from lion_st.models import paradigm_of
-    from lion_st.retrieval.loading import load_encoder
 
     protocol = get_protocol(protocol) if isinstance(protocol, str) else protocol
     if isinstance(model, Retriever):
         return model
     if model == "bm25":
         return Bm25Retriever()
-    if isinstance(model, str | Path):
-        settings["name"] = settings.get("name") or str(model).rstrip("/").split("/")[-1]
-        model = load_encoder(model, **dict(load_options or {}))
+    options = dict(load_options or {})
+    encoder, found_name = _opened(model, options)
+    query_encoder = None
+    if query_model is not None:
+        query_encoder, query_name = _opened(query_model, options | {"revision": None})
+        found_name += f"+{query_name.split('/')[-1]}"
     return ModelRetriever(
-        model,
-        engine_for(engine, paradigm_of(model)),
+        encoder,
+        engine_for(engine, paradigm_of(encoder)),
+        query_model=query_encoder,
         engine_parameters=engine_parameters,
         query_tokens=protocol.query_tokens,
         document_tokens=protocol.document_tokens,
+        name=name or found_name,
         **settings,
     )
+
+
+def _opened(model: Any, options: Mapping[str, Any]) -> tuple[Any, str]:
+    """A model and its name: that of its folder, or of its Hub repository."""
+    from lion_st.retrieval.loading import load_encoder
+
+    if not isinstance(model, str | Path):
+        return model, model_name(model)
+    name = Path(model).resolve().name if Path(model).exists() else str(model)
+    return load_encoder(model, **options), name
 
 
 def adjusted_protocol(

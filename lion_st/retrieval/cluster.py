@@ -44,7 +44,8 @@ def encode_corpus_on_ray(
     writes each shard where `encode_corpus` would. A killed worker is started again with the shard it had; after a
     killed driver, run the same command, or `encode_corpus` on one machine, to go on from the shards that are there.
 
-    Connects to the cluster of `RAY_ADDRESS`, or starts Ray on this machine.
+    Connects to the cluster of `RAY_ADDRESS`, or starts Ray on this machine. Actors are used rather than Ray Data, whose
+    blocks are not the corpus in its own order: shards would not be the ones that one machine writes.
 
     Args:
         model: Path or Hub id that every machine can load with `lion_st.load`.
@@ -68,57 +69,73 @@ def encode_corpus_on_ray(
         RuntimeError: If the workers load different models.
         StorageError: See `encode_corpus`.
     """
+    ray = _require_ray()
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False)
+    shape = (kind, dtype, shard_documents, tokens_per_batch)
+    arguments = (str(model), dict(load_options or {}), max_tokens, shape)
+    actors = _start_workers(arguments, workers, gpus_per_worker, cpus_per_worker)
+    try:
+        settings, *others = ray.get([actor.settings.remote() for actor in actors])
+        if any(other != settings for other in others):
+            raise RuntimeError(f"The workers loaded different models from {model}: put the same one on every machine.")
+        output = Path(output).resolve()
+        claim_output(output, settings)
+        reader = ShardReader(corpus, split, shard_documents, on_bad_record)
+        with progress_bar(corpus, show_progress) as progress:
+            _feed(actors, reader, output, progress)
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+    finish_output(output, settings, reader)
+    return output
+
+
+def _require_ray() -> Any:
     try:
         import ray
     except ImportError as error:
         raise ImportError("Encoding on a cluster needs Ray: pip install 'lion-st[ray]'.") from error
+    return ray
 
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False)
+
+def _start_workers(
+    arguments: tuple[Any, ...], workers: int | None, gpus_per_worker: float | None, cpus_per_worker: float
+) -> list[Any]:
+    ray = _require_ray()
     gpus = int(ray.cluster_resources().get("GPU", 0))
-    count = workers or max(1, gpus)
-    options: dict[str, Any] = {
-        "num_cpus": cpus_per_worker,
-        "num_gpus": gpus_per_worker if gpus_per_worker is not None else float(gpus > 0),
-        "max_restarts": -1,
-        "max_task_retries": -1,
-    }
-    shape = (kind, dtype, shard_documents, tokens_per_batch)
-    remote_worker: Any = ray.remote(**options)(_ShardWorker)
-    actors = [remote_worker.remote(str(model), dict(load_options or {}), max_tokens, shape) for _ in range(count)]
-    every_settings = ray.get([actor.settings.remote() for actor in actors])
-    settings = every_settings[0]
-    if any(other != settings for other in every_settings):
-        raise RuntimeError(f"The workers loaded different models from {model}: put the same one on every machine.")
+    remote_worker = ray.remote(
+        num_cpus=cpus_per_worker,
+        num_gpus=gpus_per_worker if gpus_per_worker is not None else float(gpus > 0),
+        max_restarts=-1,
+        max_task_retries=-1,
+    )(_ShardWorker)
+    return [remote_worker.remote(*arguments) for _ in range(workers or max(1, gpus))]
 
-    output = Path(output).resolve()
-    claim_output(output, settings)
-    reader = ShardReader(corpus, split, shard_documents, on_bad_record)
-    idle = actors * 2  # two shards per worker: one at work, one waiting
+
+def _feed(actors: list[Any], reader: ShardReader, output: Path, progress: Any) -> None:
+    """Hand out the shards that are missing, two to an actor at a time: one at work, one waiting."""
+    ray = _require_ray()
+    idle = actors * 2
     running: dict[Any, tuple[Any, int]] = {}
-    with progress_bar(corpus, show_progress) as progress:
 
-        def collect() -> None:
-            (done,), _ = ray.wait(list(running))
-            actor, documents = running.pop(done)
-            ray.get(done)
-            idle.append(actor)
-            progress.update(documents)
+    def collect() -> None:
+        (done,), _ = ray.wait(list(running))
+        actor, documents = running.pop(done)
+        ray.get(done)
+        idle.append(actor)
+        progress.update(documents)
 
-        for number, records in enumerate(reader):
-            if is_finished(output, number, records):
-                progress.update(len(records))
-                continue
-            while not idle:
-                collect()
-            actor = idle.pop(0)
-            running[actor.encode.remote(records, str(output), number)] = (actor, len(records))
-        while running:
+    for number, records in enumerate(reader):
+        if is_finished(output, number, records):
+            progress.update(len(records))
+            continue
+        while not idle:
             collect()
-    for actor in actors:
-        ray.kill(actor)
-    finish_output(output, settings, reader)
-    return output
+        actor = idle.pop(0)
+        running[actor.encode.remote(records, str(output), number)] = (actor, len(records))
+    while running:
+        collect()
 
 
 class _ShardWorker:

@@ -15,7 +15,7 @@ from scipy import sparse
 from lion_st.retrieval.describe import input_module, model_name, weights_fingerprint
 from lion_st.retrieval.encode import EncodedCorpus, encode_texts
 from lion_st.retrieval.explain import SharedTerm, explain_score
-from lion_st.retrieval.indexes import Hits, Index, create_index
+from lion_st.retrieval.indexes import Hits, Index, StorageError, create_index
 from lion_st.retrieval.indexes.exact import ExactSparseIndex
 from lion_st.retrieval.prune import Pruning, keep_top_terms, term_thresholds
 from lion_st.retrieval.vectors import Vectors
@@ -33,7 +33,7 @@ class IndexReport:
 
     index: Index
     seconds: float
-    recall: dict[str, float]  # recall@k against exact search; empty where the engine is exact or nothing was sampled
+    recall: dict[str, float]  # recall@k against exact search; empty where nothing can be lost or was sampled
 
 
 def index_corpus(
@@ -49,8 +49,8 @@ def index_corpus(
 ) -> IndexReport:
     """Build an index from the shards of `encode_corpus` and save it.
 
-    An approximate or quantised index is measured against exact search over the same vectors, shard by shard, so that
-    nothing but the index itself grows with the corpus; its recall is part of the report.
+    An approximate, quantised or pruned index is measured against exact search over the vectors as they were encoded,
+    shard by shard, so that nothing but the index itself grows with the corpus; its recall is part of the report.
 
     Args:
         encoded: Folder written by `encode_corpus`.
@@ -67,7 +67,8 @@ def index_corpus(
         The index, the seconds it took, and its recall.
 
     Raises:
-        StorageError: If the encoded corpus is incomplete or damaged, or `output` holds something else.
+        StorageError: If the encoded corpus is incomplete or damaged, `output` holds something else, or the engine's
+            collection holds other documents.
         ValueError: If sparse pruning is asked of dense vectors.
     """
     corpus = EncodedCorpus(encoded)
@@ -79,12 +80,17 @@ def index_corpus(
     shards = _PrunedShards(corpus, pruning)
     for ids, vectors in shards:
         index.add(ids, vectors)
+    if len(index) > len(corpus):
+        raise StorageError(
+            f"The index now holds {len(index):,} documents and the corpus has {len(corpus):,}: the collection was not "
+            "empty. Name another one."
+        )
     index.save(output)
     seconds = perf_counter() - started
-    if sample == 0 or _is_exact(index):
+    if sample == 0 or (pruning is None and _is_exact(index)):
         return IndexReport(index, seconds, {})
-    queries = _sampled_queries(shards, sample, corpus) if queries is None else queries[:sample]
-    true = exact_hits(shards, queries, max(recall_at))
+    queries = _sampled_queries(corpus, sample) if queries is None else queries[:sample]
+    true = exact_hits(corpus, queries, max(recall_at))
     return IndexReport(index, seconds, _recalls(true, index.search(queries, max(recall_at)), recall_at))
 
 
@@ -124,7 +130,7 @@ class _PrunedShards:
         self.pruning = pruning
         self.thresholds: np.ndarray | None = None
         if pruning is not None and pruning.term_quantile is not None:
-            sampled = sparse.vstack(_sample(corpus, THRESHOLD_DOCUMENTS, len(corpus)), format="csr")
+            sampled = sparse.vstack(_sample(corpus, THRESHOLD_DOCUMENTS), format="csr")
             self.thresholds = term_thresholds(sampled, pruning.term_quantile)
 
     def __iter__(self) -> Iterator[tuple[list[str], Vectors]]:
@@ -132,19 +138,19 @@ class _PrunedShards:
             yield ids, vectors if self.pruning is None else self.pruning.apply(vectors, self.thresholds)
 
 
-def _sample(shards: Iterable[tuple[list[str], Vectors]], count: int, documents: int) -> list[Any]:
-    """Rows at even steps through a corpus, at most `count` in all."""
-    step = max(1, -(-documents // count))
+def _sample(corpus: EncodedCorpus, count: int) -> list[Any]:
+    """Rows at even steps through a corpus, at most `count` in all, shard by shard."""
+    step = max(1, -(-len(corpus) // count))
     parts: list[Any] = []
     first = 0
-    for ids, vectors in shards:
+    for ids, vectors in corpus:
         parts.append(vectors[first::step])
         first = (first - len(ids)) % step
     return parts
 
 
-def _sampled_queries(shards: _PrunedShards, sample: int, corpus: EncodedCorpus) -> Vectors:
-    parts = _sample(shards, sample, len(corpus))
+def _sampled_queries(corpus: EncodedCorpus, count: int) -> Vectors:
+    parts = _sample(corpus, count)
     if corpus.paradigm == "dense":
         return np.concatenate(parts)
     return keep_top_terms(sparse.vstack(parts, format="csr"), SAMPLE_TERMS)

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -53,7 +54,8 @@ class ModelRetriever:
         model: The encoder.
         query_model: Encodes the queries in place of `model`, such as a small query encoder made for it.
         engine: Engine of the index, see `create_index`.
-        engine_parameters: Settings of the engine.
+        engine_parameters: Settings of the engine. For milvus `uri` is by default a temporary file, and `collection`
+            lion_st_scratch_sparse or _dense, which `index` empties first.
         query_tokens: Length to cut queries to, in place of the model's own.
         document_tokens: Length to cut documents to, in place of the model's own.
         tokens_per_batch: Padded tokens per batch when encoding.
@@ -96,6 +98,7 @@ class ModelRetriever:
         self.encoded_dir = Path(encoded_dir) if encoded_dir is not None else None
         self.name = name or "+".join(dict.fromkeys(model_name(one) for one in (model, self.query_model)))
         self._figures: dict[str, Any] = {}
+        self._folder: TemporaryDirectory[str] | None = None
         self._index: Index = self._new_index()
 
     def fingerprint(self) -> str:
@@ -167,7 +170,15 @@ class ModelRetriever:
     def _new_index(self) -> Index:
         from lion_st.models import paradigm_of
 
-        return create_index(self.engine, paradigm_of(self.model), **self.engine_parameters)
+        paradigm = paradigm_of(self.model)
+        if self.engine != "milvus":
+            return create_index(self.engine, paradigm, **self.engine_parameters)
+        if self._folder is None:
+            self._folder = TemporaryDirectory(prefix="lion-st-")
+        scratch = {"uri": f"{self._folder.name}/milvus.db", "collection": f"lion_st_scratch_{paradigm}"}
+        index: Any = create_index(self.engine, paradigm, **(scratch | self.engine_parameters))
+        index.delete_collection()
+        return index
 
     def _encoded(self, documents: Mapping[str, str], show_progress: bool) -> Iterator[tuple[list[str], Vectors]]:
         if self.encoded_dir is None:

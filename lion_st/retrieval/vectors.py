@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+import sys
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 import numpy as np
-import torch
 from scipy import sparse
+
+if TYPE_CHECKING:
+    import torch
 
 # scipy CSR float32 [N, V] for a sparse model, numpy float32 or float16 [N, D] for a dense one.
 Vectors: TypeAlias = sparse.csr_array | np.ndarray
@@ -22,18 +25,10 @@ def to_csr(vectors: Any) -> sparse.csr_array:
         ValueError: If the matrix is not two-dimensional or a value is negative or not finite: the vectors of a sparse
             retriever are term weights.
     """
-    if isinstance(vectors, torch.Tensor):
-        vectors = vectors.detach()
-        if vectors.layout == torch.sparse_csr:
-            parts = (vectors.values().float(), vectors.col_indices(), vectors.crow_indices())
-            matrix = sparse.csr_array(tuple(part.cpu().numpy() for part in parts), shape=tuple(vectors.shape))
-        elif vectors.layout == torch.sparse_coo:
-            coalesced = vectors.coalesce()
-            terms = tuple(coalesced.indices().cpu().numpy())
-            values = coalesced.values().float().cpu().numpy()
-            matrix = sparse.coo_array((values, terms), shape=tuple(vectors.shape)).tocsr()
-        else:
-            matrix = sparse.csr_array(_two_dimensional(vectors.float().cpu().numpy()))
+    if _is_tensor(vectors):
+        matrix = _tensor_to_csr(vectors.detach())
+    elif isinstance(vectors, sparse.csr_array):
+        matrix = vectors
     elif sparse.issparse(vectors):
         matrix = sparse.csr_array(vectors, dtype=np.float32)
     else:
@@ -42,10 +37,13 @@ def to_csr(vectors: Any) -> sparse.csr_array:
     if not matrix.has_canonical_format:
         matrix = matrix.copy()
         matrix.sum_duplicates()
-    if matrix.nnz and not (matrix.data.min() >= 0 and np.isfinite(matrix.data).all()):
+    if not matrix.nnz:
+        return matrix
+    smallest = matrix.data.min()
+    if not (smallest >= 0 and matrix.data.max() < np.inf):
         bad = matrix.data[~(np.isfinite(matrix.data) & (matrix.data >= 0))][0]
         raise ValueError(f"Sparse vectors hold term weights >= 0, got {bad}: is this the output of a dense model?")
-    if matrix.nnz and matrix.data.min() == 0:
+    if smallest == 0:
         matrix = matrix.copy()
         matrix.eliminate_zeros()
     return matrix
@@ -58,9 +56,10 @@ def to_dense(vectors: Any) -> np.ndarray:
         TypeError: If the vectors are sparse.
         ValueError: If the matrix is not two-dimensional or a value is not finite.
     """
-    if sparse.issparse(vectors) or (isinstance(vectors, torch.Tensor) and vectors.layout != torch.strided):
+    is_tensor = _is_tensor(vectors)
+    if sparse.issparse(vectors) or (is_tensor and str(vectors.layout) != "torch.strided"):
         raise TypeError("This index holds dense vectors and got sparse ones: create it with paradigm='sparse'.")
-    if isinstance(vectors, torch.Tensor):
+    if is_tensor:
         vectors = vectors.detach().float().cpu().numpy()
     matrix = _two_dimensional(np.ascontiguousarray(vectors, dtype=np.float32))
     if not np.isfinite(matrix).all():
@@ -71,6 +70,26 @@ def to_dense(vectors: Any) -> np.ndarray:
 def active_terms(vectors: sparse.csr_array) -> float:
     """Mean number of non-zero terms per row (0 for an empty matrix)."""
     return float(vectors.nnz / vectors.shape[0]) if vectors.shape[0] else 0.0
+
+
+def _is_tensor(vectors: Any) -> TypeGuard[torch.Tensor]:
+    """Whether these are a torch tensor; torch itself is not imported for it."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(vectors, torch.Tensor)
+
+
+def _tensor_to_csr(vectors: torch.Tensor) -> sparse.csr_array:
+    import torch
+
+    if vectors.layout == torch.sparse_csr:
+        parts = (vectors.values().float(), vectors.col_indices(), vectors.crow_indices())
+        return sparse.csr_array(tuple(part.cpu().numpy() for part in parts), shape=tuple(vectors.shape))
+    if vectors.layout == torch.sparse_coo:
+        coalesced = vectors.coalesce()
+        terms = tuple(coalesced.indices().cpu().numpy())
+        values = coalesced.values().float().cpu().numpy()
+        return sparse.coo_array((values, terms), shape=tuple(vectors.shape)).tocsr()
+    return sparse.csr_array(_two_dimensional(vectors.float().cpu().numpy()))
 
 
 def _two_dimensional(matrix: np.ndarray) -> np.ndarray:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import TEXTS
 from datasets import Dataset
+from tiny_models import TEXTS
 
 import lion_st
 from lion_st.retrieval import ModelRetriever, create_index, encode_texts, load_encoder

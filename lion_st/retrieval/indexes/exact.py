@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from scipy import sparse
 from lion_st.retrieval.indexes.base import LocalIndex, Paradigm
 from lion_st.retrieval.storage import read_array
 
+BLOCK = 64  # queries that a thread searches at a time
 WINDOW = 65_536  # documents whose number fits 16 bits
 LEVELS = {"uint8": 255, "uint16": 65_535}
 
@@ -53,6 +55,8 @@ class ExactSparseIndex(LocalIndex):
         self._pending: list[sparse.csr_array] = []
         self._pending_rows = 0
         self._local = threading.local()
+        self._pool: ThreadPoolExecutor | None = None
+        self._pool_key = (0, 0)
 
     def _add(self, vectors: sparse.csr_array) -> None:
         self._pending.append(vectors)
@@ -87,28 +91,28 @@ class ExactSparseIndex(LocalIndex):
     def _search(self, queries: sparse.csr_array, k: int, threads: int) -> tuple[np.ndarray, np.ndarray]:
         self._invert_pending()
         count = queries.shape[0]
-        blocks = [range(start, min(start + 64, count)) for start in range(0, count, 64)]
-        if threads > 1 and len(blocks) < threads:
-            step = -(-count // threads)
-            blocks = [range(start, min(start + step, count)) for start in range(0, count, step)]
-        rows = np.full((count, k), -1, dtype=np.int64)
-        scores = np.zeros((count, k), dtype=np.float32)
+        step = min(BLOCK, -(-count // threads))
+        blocks = [slice(start, min(start + step, count)) for start in range(0, count, step)]
 
-        def search_block(block: range) -> None:
-            rows[block], scores[block] = self._search_block(queries[block.start : block.stop], k)
+        def search_block(block: slice) -> tuple[np.ndarray, np.ndarray]:
+            return self._search_block(queries, block, k)
 
-        if threads == 1 or len(blocks) == 1:
-            for block in blocks:
-                search_block(block)
-        else:
-            with ThreadPoolExecutor(threads) as pool:
-                list(pool.map(search_block, blocks))
-        return rows, scores
+        if len(blocks) == 1:
+            return search_block(blocks[0])
+        found = list(map(search_block, blocks) if threads == 1 else self._threads(threads).map(search_block, blocks))
+        rows, scores = zip(*found, strict=True)
+        return np.concatenate(rows), np.concatenate(scores)
 
-    def _search_block(self, queries: sparse.csr_array, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def _threads(self, count: int) -> ThreadPoolExecutor:
+        """Threads that stay, with their scratch arrays, until another number is asked for or the process forks."""
+        if self._pool is None or self._pool_key != (count, os.getpid()):
+            self._pool, self._pool_key = ThreadPoolExecutor(count), (count, os.getpid())
+        return self._pool
+
+    def _search_block(self, queries: sparse.csr_array, block: slice, k: int) -> tuple[np.ndarray, np.ndarray]:
         from lion_st.retrieval.indexes import inverted
 
-        count = queries.shape[0]
+        count = block.stop - block.start
         best = np.zeros((count, k), dtype=np.uint64)
         sizes = np.zeros(count, dtype=np.int64)
         accumulators, touched = self._scratch(max(window.rows for window in self._windows))
@@ -116,8 +120,9 @@ class ExactSparseIndex(LocalIndex):
         first_row = 0
         for window in self._windows:
             inverted.search_window(
-                window.indptr, window.documents, window.values, window.upper, levels, first_row, queries.indptr,
-                queries.indices, queries.data, best, sizes, accumulators[: window.rows], touched,
+                window.indptr, window.documents, window.values, window.upper, levels, first_row,
+                queries.indptr[block.start : block.stop + 1], queries.indices, queries.data, best, sizes,
+                accumulators[: window.rows], touched,
             )  # fmt: skip
             first_row += window.rows
         best.sort(axis=1)

@@ -95,7 +95,7 @@ def search_window(
         upper: float32 [V], largest weight of each term; a quantised weight is value * upper[term] / levels.
         levels: 0 for weights stored as they are.
         first_row: Row of the window's first document in the index.
-        query_starts, query_terms, query_weights: CSR of the queries.
+        query_starts, query_terms, query_weights: CSR of the queries; query_starts [Q + 1] may begin within the others.
         best: uint64 [Q, k], keys of the best documents so far: a min-heap once there are k.
         sizes: int64 [Q], how many keys there are.
         accumulators: float64 zeros, one for each of the window's documents; left as zeros.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 from scipy import sparse
 
 from lion_st.retrieval.indexes.base import Hits, Index, Paradigm
+from lion_st.retrieval.storage import StorageError
 from lion_st.retrieval.vectors import to_csr, to_dense
 
 MAX_ID_BYTES = 512
@@ -27,9 +29,9 @@ class MilvusIndex(Index):
 
     Args:
         paradigm: "sparse", "dense", or "hybrid", whose vectors and queries are pairs (sparse [N, V], dense [N, D]).
-        uri: A file for Milvus Lite ("corpus.db") or the address of a cluster ("http://host:19530").
+        uri: A file for Milvus Lite ("corpus.db", made if needed) or the address of a cluster ("http://host:19530").
         collection: Name of the collection; it is opened if it exists.
-        token: "user:password" or API key of a cluster; never saved.
+        token: "user:password" or API key of a cluster; never saved. By default that of the variable MILVUS_TOKEN.
         rows_per_request: Documents sent at once.
         dense_index_type: Milvus index of the dense field: FLAT, HNSW, IVF_FLAT or AUTOINDEX.
         candidates: Hybrid: documents taken from each side for fusion, at least k.
@@ -59,7 +61,7 @@ class MilvusIndex(Index):
             raise ImportError("The milvus engine needs pymilvus: pip install 'lion-st[milvus]'.") from error
         if weights is not None and len(weights) != 2:
             raise ValueError(f"weights are two numbers, for the sparse and the dense score, got {weights!r}.")
-        self.uri = str(uri)
+        self.uri = str(uri) if "://" in str(uri) else str(Path(uri).resolve())
         self.collection = collection
         self.rows_per_request = rows_per_request
         self.dense_index_type = dense_index_type
@@ -67,7 +69,7 @@ class MilvusIndex(Index):
         self.weights = list(weights) if weights is not None else None
         # A cluster is asked for what was just added; Milvus Lite always answers so and knows no consistency levels.
         self._consistency = {"consistency_level": "Strong"} if "://" in self.uri else {}
-        self._client = MilvusClient(self.uri, token=token)
+        self._client = MilvusClient(self.uri, token=token or os.environ.get("MILVUS_TOKEN", ""))
         if self._client.has_collection(collection):
             self._check_collection()
 
@@ -140,15 +142,23 @@ class MilvusIndex(Index):
 
     @classmethod
     def load(cls, path: str | Path, *, memory_map: bool = False, verify: bool = True, token: str = "") -> MilvusIndex:
-        """Open the collection that `save` described; `token` is for a cluster."""
+        """Open the collection that `save` described; `token` is for a cluster.
+
+        Raises:
+            StorageError: If the file of Milvus Lite is not where it was, or no such index was saved.
+        """
         metadata, _ = cls._read(path, verify)
+        uri = metadata["parameters"]["uri"]
+        if "://" not in uri and not Path(uri).exists():
+            raise StorageError(f"The collection of {path} was in {uri}, which is gone: build the index again.")
         index = cls(metadata["paradigm"], **metadata["parameters"], token=token)
         index.source = metadata["source"]
         return index
 
     def delete_collection(self) -> None:
         """Remove the collection and all its documents from Milvus."""
-        self._client.drop_collection(self.collection)
+        if self._client.has_collection(self.collection):
+            self._client.drop_collection(self.collection)
 
     def close(self) -> None:
         """Close the connection; Milvus Lite then releases its file."""
