@@ -44,9 +44,14 @@ class Configuration(NamedTuple):
         return self.block_bytes // dtype.itemsize
 
     def shared_bytes(self, hidden: torch.dtype, weight: torch.dtype) -> int:
-        """Shared memory of the blocks in flight."""
+        """Shared memory, at most: the blocks in flight, and what the reduction needs beside them."""
         row = TILE * hidden.itemsize + self.terms * weight.itemsize
-        return self.stages * row * self.block_dim(hidden)
+        return self.stages * row * self.block_dim(hidden) + (8192 if self.descriptors else 0)
+
+    @property
+    def logits_per_thread(self) -> int:
+        """Registers that hold a tile's logits."""
+        return self.terms * TILE // (32 * self.warps)
 
 
 CONFIGURATIONS = [
@@ -75,7 +80,7 @@ class Schedule(NamedTuple):
     group_text: Tensor  # [groups], as are the following
     group_first: Tensor
     group_last: Tensor
-    group_row: Tensor
+    group_start: Tensor
 
     @property
     def tiles(self) -> int:
@@ -115,21 +120,22 @@ def forward(
     if not hidden.shape[0] or not values.numel():
         return values.zero_(), positions.fill_(-1)
     with _on_device(hidden):
-        schedule = make_schedule(bounds, hidden.shape[0])
+        tiles = triton.cdiv(hidden.shape[0] + (GROUP - 1) * min(texts, hidden.shape[0]), TILE)
+        step = _slab_terms(tiles, terms, with_positions)
+        schedule = make_schedule(bounds, hidden.shape[0], tiles, terms, step)
         slots = hidden.index_select(0, schedule.order)
         weight = _rows_contiguous(weight)
         if interpreted() and hidden.dtype == torch.bfloat16:  # which the interpreter cannot multiply
             slots, weight = slots.float(), weight.bfloat16().float()
-        step = _slab_terms(schedule.tiles, terms, with_positions)
-        partial_values = values.new_empty(2 * schedule.tiles, min(step, terms))
+        partial_values = values.new_empty(2 * tiles, step)
         partial_positions = positions.new_empty(partial_values.shape if with_positions else (0, 0))
         for low in range(0, terms, step):
             high = min(terms, low + step)
             results = values, positions, partial_values, partial_positions
             _launch_maxima(slots, weight, results, schedule, low, high)
             finish_kernel[texts, triton.cdiv(high - low, 1024)](
-                *results, schedule.ends, values if bias is None else bias.contiguous(), low, high, terms, scale,
-                softcap or 1.0, bias is not None, softcap is not None, with_positions, 1024,
+                *results, schedule.ends, values if bias is None else bias.contiguous(), low, high, terms, step,
+                scale, softcap or 1.0, bias is not None, softcap is not None, with_positions, 1024,
             )  # fmt: skip
     return values, positions
 
@@ -166,14 +172,21 @@ def backward(
     return Gradients(of_hidden, of_weight)
 
 
-def make_schedule(bounds: Tensor, tokens: int) -> Schedule:
-    """Lay texts out in groups of 8 slots, on the device, without waiting for it."""
+def make_schedule(bounds: Tensor, tokens: int, tiles: int, terms: int, partial_terms: int) -> Schedule:
+    """Lay texts out in groups of 8 slots, on the device, without waiting for it.
+
+    Args:
+        bounds: Where each text begins, and the end [B + 1].
+        tokens: Number of tokens.
+        tiles: Upper bound on the number of tiles.
+        terms: Width of the result.
+        partial_terms: Width of the partial maxima.
+    """
     texts = len(bounds) - 1
     ends = bounds.diff().add_(GROUP - 1).floor_divide_(GROUP).cumsum(0, dtype=torch.int32)
-    tiles = triton.cdiv(tokens + (GROUP - 1) * min(texts, tokens), TILE)
     order = bounds.new_empty(tiles * TILE)
-    groups = [bounds.new_empty(tiles * TILE_GROUPS) for _ in range(4)]
-    schedule_kernel[(tiles,)](bounds, ends, order, *groups, texts, tokens, num_warps=1)
+    groups = [bounds.new_empty(tiles * TILE_GROUPS, dtype=dtype) for dtype in [torch.int32] * 3 + [torch.int64]]
+    schedule_kernel[(tiles,)](bounds, ends, order, *groups, texts, tokens, terms, partial_terms, num_warps=1)
     return Schedule(ends, order, *groups)
 
 
@@ -221,10 +234,14 @@ def _fits(slots: Tensor, weight: Tensor) -> Callable[[Configuration], bool]:
     describes = TensorDescriptor is not None and is_nvidia and major >= 9 and weight.data_ptr() % 16 == 0
     describes &= dim * slots.element_size() % 16 == 0 and weight.stride(0) * weight.element_size() % 16 == 0
 
+    needs_registers = is_nvidia and (major < 9 or slots.element_size() > 2)  # more would spill
+
     def fits(configuration: Configuration) -> bool:
         if configuration.descriptors and not (describes and dim >= configuration.block_dim(slots.dtype)):
             return False
         if configuration.warp_specialize and major < 10:
+            return False
+        if needs_registers and configuration.logits_per_thread > 64:
             return False
         return configuration.shared_bytes(slots.dtype, weight.dtype) <= limit
 
@@ -240,7 +257,7 @@ def float32_precision(tensor: Tensor) -> str:
 
 def _slab_terms(tiles: int, terms: int, with_positions: bool) -> int:
     """Terms of a launch, in equal parts, whose partial maxima fit in `PARTIAL_BYTES`."""
-    most = max(1024, PARTIAL_BYTES // (2 * tiles * (8 if with_positions else 4)))
+    most = max(256, PARTIAL_BYTES // (2 * tiles * (8 if with_positions else 4)))
     return triton.cdiv(triton.cdiv(terms, triton.cdiv(terms, most)), 256) * 256
 
 

@@ -18,7 +18,9 @@ TILE_GROUPS = TILE // GROUP
 
 
 @triton.jit(do_not_specialize=["texts", "tokens"])
-def schedule_kernel(bounds, ends, order, group_text, group_first, group_last, group_row, texts, tokens):
+def schedule_kernel(
+    bounds, ends, order, group_text, group_first, group_last, group_start, texts, tokens, terms, partial_terms,
+):  # fmt: skip
     """What each group of 8 slots holds, and where its text's maximum goes; one program a tile.
 
     Args:
@@ -28,11 +30,14 @@ def schedule_kernel(bounds, ends, order, group_text, group_first, group_last, gr
         group_text: Text of each group, `texts` after the last [groups].
         group_first: Token of its first slot [groups].
         group_last: Last token of its text [groups].
-        group_row: Row of the result where a text's maximum is complete, -2 - row for a row of partial maxima, -1 for
-            none [groups]. A tile's rows of partial maxima are 2 * tile for the text that an earlier tile began, and
-            2 * tile + 1 for the one that a later tile ends.
+        group_start: Where to write the text's maxima, if they are complete with this group [groups]: twice the offset
+            of their row in the result; or twice that in the partial maxima and 1, where the text lies in other tiles
+            too; -1 for nowhere. A tile has two rows of partial maxima: 2 * tile for the text that an earlier tile
+            began, and 2 * tile + 1 for the one that a later tile ends.
         texts: Number of texts.
         tokens: Number of tokens.
+        terms: Width of the result.
+        partial_terms: Width of the partial maxima.
     """
     tile = tl.program_id(0)
     group = tile * 16 + tl.arange(0, 16)
@@ -50,11 +55,14 @@ def schedule_kernel(bounds, ends, order, group_text, group_first, group_last, gr
     first = tl.load(bounds + text, mask=real, other=0) + (group - begin) * 8
     last = tl.load(bounds + text + 1, mask=real, other=1) - 1
     closes = real & ((group + 1 == end) | (group % 16 == 15))
-    partial = tl.where(begin < tile * 16, -2 - 2 * tile, tl.where(end > tile * 16 + 16, -3 - 2 * tile, text))
+    continues, goes_on = begin < tile * 16, end > tile * 16 + 16
+    partial_row = 2 * tile + tl.where(continues, 0, 1)
+    partial_start = partial_row.to(tl.int64) * partial_terms * 2 + 1
+    start = tl.where(continues | goes_on, partial_start, text.to(tl.int64) * terms * 2)
     tl.store(group_text + group, text)
     tl.store(group_first + group, first)
     tl.store(group_last + group, last)
-    tl.store(group_row + group, tl.where(closes, partial, -1))
+    tl.store(group_start + group, tl.where(closes, start, -1))
     # Slot s of group 4 * lane + chunk is column 32 * chunk + 8 * (s // 2) + 2 * lane + s % 2: a thread of a matrix unit
     # holds columns 2 * lane and 2 * lane + 1 of every eight.
     slot = tl.arange(0, 8)
@@ -131,7 +139,7 @@ def _scan_step(values, places, tail, tail_places, group_text, TERMS: tl.constexp
 
 @triton.jit
 def _store_maxima(
-    logits, values, positions, partial_values, partial_positions, group_text, group_first, group_last, group_row,
+    logits, values, positions, partial_values, partial_positions, group_text, group_first, group_last, group_start,
     term, first_term, last_term, terms, TERMS: tl.constexpr, WITH_POSITIONS: tl.constexpr,
 ):  # fmt: skip
     """Reduce a tile of logits [TERMS, 128] to one maximum per text and term, and store them."""
@@ -143,16 +151,14 @@ def _store_maxima(
     best, place, tail, tail_place = _scan_step(best, place, tail, tail_place, group_text, TERMS, 2)
     best, place, tail, tail_place = _scan_step(best, place, tail, tail_place, group_text, TERMS, 4)
     best, place, tail, tail_place = _scan_step(best, place, tail, tail_place, group_text, TERMS, 8)
-    row = tl.load(group_row + group)
-    is_partial = row < -1
-    start = tl.where(
-        is_partial, (-2 - row).to(tl.int64) * (last_term - first_term) - first_term, row.to(tl.int64) * terms
-    )
-    mask = (row != -1)[None, :] & (term < last_term)[:, None]
-    tl.store(tl.where(is_partial, partial_values, values)[None, :] + (start[None, :] + term[:, None]), best, mask=mask)
+    start = tl.load(group_start + group)
+    offset = (start >> 1)[None, :] + term[:, None]
+    mask = (start != -1)[None, :] & (term < last_term)[:, None]
+    target = tl.where((start & 1) == 1, partial_values - first_term, values)
+    tl.store(target[None, :] + offset, best, mask=mask)
     if WITH_POSITIONS:
-        target = tl.where(is_partial, partial_positions, positions)[None, :] + (start[None, :] + term[:, None])
-        tl.store(target, place, mask=mask)
+        target = tl.where((start & 1) == 1, partial_positions - first_term, positions)
+        tl.store(target[None, :] + offset, place, mask=mask)
 
 
 # Term counts stay unspecialized: known to be multiples of 16 they would make the stores of several terms a thread, in a
@@ -160,7 +166,7 @@ def _store_maxima(
 @triton.jit(do_not_specialize=["texts", "first_term", "last_term", "terms"])
 def maxima_kernel(
     hidden, weight, values, positions, partial_values, partial_positions, group_text, group_first, group_last,
-    group_row, ends, texts, first_term, last_term, terms, weight_stride,
+    group_start, ends, texts, first_term, last_term, terms, weight_stride,
     DIM: tl.constexpr, TERMS: tl.constexpr, BLOCK_DIM: tl.constexpr, SUPERTILE: tl.constexpr,
     WITH_POSITIONS: tl.constexpr, PRECISION: tl.constexpr, DESCRIPTORS: tl.constexpr, FLATTEN: tl.constexpr,
     WARP_SPECIALIZE: tl.constexpr,
@@ -173,12 +179,12 @@ def maxima_kernel(
         weight: LM head [terms, DIM]; a pointer or a descriptor of blocks [TERMS, BLOCK_DIM].
         values: Written where a text lies in one tile [texts, terms].
         positions: As `values`.
-        partial_values: Written where it does not [2 * tiles, last_term - first_term].
+        partial_values: Written where it does not [2 * tiles, partial_terms].
         partial_positions: As `partial_values`.
         group_text: These four as `schedule_kernel` wrote them.
         group_first: See there.
         group_last: See there.
-        group_row: See there.
+        group_start: See there.
         ends: See there.
         texts: Number of texts, at least 1.
         first_term: First term.
@@ -229,16 +235,18 @@ def maxima_kernel(
         group = tile * 16
         _store_maxima(
             logits, values, positions, partial_values, partial_positions, group_text + group, group_first + group,
-            group_last + group, group_row + group, term, first_term, last_term, terms, TERMS, WITH_POSITIONS,
+            group_last + group, group_start + group, term, first_term, last_term, terms, TERMS, WITH_POSITIONS,
         )  # fmt: skip
 
 
 @triton.jit
 def _tanh(x):
     """Hyperbolic tangent for x >= 0, with a small relative error near 0 too."""
-    square = x * x
-    near = x * (10395 + square * (1260 + 21 * square)) / (10395 + square * (4725 + square * (210 + square)))
-    return tl.where(x < 1, near, 1 - 2 / (tl.exp(2 * x) + 1))
+    small = tl.minimum(x, 1.0)
+    square = small * small
+    near = small * (10395 + square * (1260 + 21 * square)) / (10395 + square * (4725 + square * (210 + square)))
+    decay = tl.exp(-2 * x)
+    return tl.where(x < 1, near, (1 - decay) / (1 + decay))
 
 
 @triton.jit
@@ -253,7 +261,8 @@ def _log1p(x):
 
 @triton.jit
 def finish_kernel(
-    values, positions, partial_values, partial_positions, ends, bias, first_term, last_term, terms, scale, softcap,
+    values, positions, partial_values, partial_positions, ends, bias, first_term, last_term, terms, partial_terms,
+    scale, softcap,
     HAS_BIAS: tl.constexpr, HAS_SOFTCAP: tl.constexpr, WITH_POSITIONS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Merge the maxima of texts that lie in several tiles, and apply scale, bias, softcap, relu and log1p to all."""
@@ -270,7 +279,7 @@ def finish_kernel(
     place = tl.full((BLOCK,), -1, tl.int32)
     for tile in range(first, tl.where((begin < end) & (first < last), last + 1, first)):
         row = 2 * tile + (tile == first).to(tl.int32)
-        source = row.to(tl.int64) * (last_term - first_term) + (term - first_term)
+        source = row.to(tl.int64) * partial_terms + (term - first_term)
         other = tl.load(partial_values + source, mask=inside, other=float("-inf"))
         if WITH_POSITIONS:
             best, place = _larger(best, place, other, tl.load(partial_positions + source, mask=inside, other=-1))
