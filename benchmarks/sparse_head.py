@@ -15,6 +15,8 @@ its own; memory is what the step adds at its peak to inputs and gradients, of th
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
 import os
 import platform
@@ -109,10 +111,12 @@ class Memory:
 
     def __init__(self, device: str):
         self.on_gpu = device == "cuda"
+        gc.collect()
         if self.on_gpu:
             torch.cuda.reset_peak_memory_stats()
             self.before = torch.cuda.memory_allocated() / 2**20
         else:
+            ctypes.CDLL(None).malloc_trim(0)  # what the warm-up freed goes back to the system, to be counted again
             Path("/proc/self/clear_refs").write_text("5")  # the peak becomes what is in use now
             self.before = self._status("VmRSS")
 
@@ -213,7 +217,7 @@ def add_ratios(rows: list[dict[str, Any]]) -> None:
         if floors and "forward ms" in row:
             row["forward / matmul"] = row["forward ms"] / min(floors)
         for what in ("forward+backward ms", "forward+backward MiB"):
-            if what in row and what in ours:
+            if what in row and ours.get(what, 0) > 0:
                 row[f"{what.removesuffix(' MiB').removesuffix(' ms')} {what[-3:].strip()} / lion_st"] = (
                     row[what] / ours[what]
                 )
