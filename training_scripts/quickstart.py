@@ -66,6 +66,7 @@ def evaluate(arguments: QuickstartArguments, model: str | Path, objective: str |
         output_dir=output / "evaluation",
         metrics=("nDCG@10", "MRR@10", "Recall@100"),
         tokens_per_batch=4096,
+        load_options={"dtype": "bfloat16"},
         show_progress=True,
     )
     for row in rows:
