@@ -84,7 +84,8 @@ def _array(tensor: Tensor) -> np.ndarray:
 
 
 def _share_threads() -> None:
-    numba.set_num_threads(max(1, min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)))
+    available: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+    numba.set_num_threads(max(1, min(torch.get_num_threads(), available)))
 
 
 @numba.njit(parallel=True, cache=True)

@@ -40,6 +40,7 @@ MANIFEST = "manifest.json"
 MAX_TEXTS_PER_BATCH = 256
 MAX_EXAMPLES = 20  # skipped records that the manifest names
 
+PLURAL: dict[Kind, str] = {"query": "queries", "document": "documents"}
 PROMPT_NAMES: dict[Kind, tuple[str, ...]] = {"query": ("query",), "document": ("document", "passage", "corpus")}
 
 
@@ -81,7 +82,7 @@ def encode_texts(
     for row, text in enumerate(texts):
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"The {kind} at position {row} is {text!r}: give a string that is not blank.")
-    bar = tqdm(total=len(texts), desc=f"Encoding {kind}s", unit=kind, disable=not show_progress)
+    bar = tqdm(total=len(texts), desc=f"Encoding {PLURAL[kind]}", unit=kind, disable=not show_progress)
     with bar as progress, limited(model, kind, max_tokens):
         return _encode(model, texts, kind, tokens_per_batch, progress).vectors
 
