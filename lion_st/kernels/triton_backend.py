@@ -36,8 +36,9 @@ class Configuration(NamedTuple):
     warps: int
     stages: int
     supertile: int = 8
-    descriptors: bool = False  # TMA, with one program a multiprocessor
+    descriptors: bool = False  # TMA, by programs that stay and take one tile after the other
     warp_specialize: bool = False
+    residents: int = 1  # such programs of a multiprocessor
 
     def block_dim(self, dtype: torch.dtype) -> int:
         """Hidden dimensions of a step."""
@@ -46,7 +47,7 @@ class Configuration(NamedTuple):
     def shared_bytes(self, hidden: torch.dtype, weight: torch.dtype) -> int:
         """Shared memory, at most: the blocks in flight, and what the reduction needs beside them."""
         row = TILE * hidden.itemsize + self.terms * weight.itemsize
-        return self.stages * row * self.block_dim(hidden) + (8192 if self.descriptors else 0)
+        return self.stages * row * self.block_dim(hidden) + (20_480 if self.descriptors else 0)
 
     @property
     def logits_per_thread(self) -> int:
@@ -64,7 +65,7 @@ CONFIGURATIONS = [
     Configuration(256, 128, 8, 3, descriptors=True),
     Configuration(256, 128, 8, 4, descriptors=True),
     Configuration(256, 128, 8, 4, supertile=16, descriptors=True),
-    Configuration(128, 128, 4, 3, descriptors=True),
+    Configuration(128, 128, 4, 3, descriptors=True, residents=2),
     Configuration(128, 128, 8, 4, descriptors=True),
     Configuration(128, 128, 4, 4, descriptors=True, warp_specialize=True),
     Configuration(256, 128, 8, 3, descriptors=True, warp_specialize=True),
@@ -210,7 +211,7 @@ def _launch_maxima(
         if configuration.descriptors:
             hidden_argument = TensorDescriptor.from_tensor(slots, [TILE, block])
             weight_argument = TensorDescriptor.from_tensor(weight, [configuration.terms, block])
-            programs = min(programs, _multiprocessors(slots))
+            programs = min(programs, configuration.residents * _multiprocessors(slots))
         maxima_kernel[(programs,)](
             hidden_argument, weight_argument, *results, *schedule[2:], schedule.ends, texts, low, high, terms,
             weight.stride(0), dim, configuration.terms, block, configuration.supertile, with_positions, precision,
