@@ -83,7 +83,6 @@ class Answer:
         terms: Its heaviest terms.
         active_terms: How many it has in all.
         rankings: The sparse one and the one beside it.
-        judged: How many documents are judged relevant to the query; 0 if it was not judged.
         notes: What the reader should know, such as that the query was cut.
     """
 
@@ -91,7 +90,6 @@ class Answer:
     terms: list[QueryTerm]
     active_terms: int
     rankings: list[Ranking]
-    judged: int
     notes: list[str]
 
 
@@ -182,7 +180,7 @@ class Explorer:
                 Ranking(name, retriever.paradigm, self._hits(compared, found, relevant, explain)),
             ]
             terms = query_terms(vector, read.names, self._tokenizer("query"), TERMS)
-        return Answer(query, terms, vector.nnz, rankings, len(relevant), self._notes(read))
+        return Answer(query, terms, vector.nnz, rankings, self._notes(read))
 
     def _hits(
         self, found: Hits, other: Hits, relevant: frozenset[str], explain: Callable[[Document], Explained]
@@ -288,9 +286,10 @@ def _require(model: SentenceTransformer | SparseEncoder, paradigm: str, name: st
 def _marked(document: Document, passage: Pieces, reasons: Reasons) -> tuple[list[Segment], list[Segment]]:
     """A document's title and text, with the reasons marked where they stand."""
     segments = mark(document.content, passage.pieces, reasons.listed, passage.read_until)
-    title, text = cut(segments, len(document.title))
-    if title and text:  # the space between them
-        text[0] = text[0]._replace(text=text[0].text.lstrip())
+    title, text = cut(segments, len(document.title.strip()))
+    if title and text:
+        between, *others = text
+        text = [between._replace(text=between.text.lstrip()), *others] if between.text.strip() else others
     return title, text
 
 

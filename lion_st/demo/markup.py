@@ -65,6 +65,20 @@ def text_with_marks(segments: Sequence[Segment]) -> str:
     return "".join(_segment(segment) for segment in segments)
 
 
+def passage(segments: Sequence[Segment]) -> str:
+    """A passage with its reasons marked, the rest of a long one folded away."""
+    text = "".join(segment.text for segment in segments)
+    if len(text) <= SHOWN_CHARACTERS + LEAST_FOLDED:
+        return f'<p class="lion-text">{text_with_marks(segments)}</p>'
+    place = text.rfind(" ", 0, SHOWN_CHARACTERS)
+    first, rest = cut(segments, place if place > 0 else SHOWN_CHARACTERS)
+    return (
+        f'<p class="lion-text">{text_with_marks(first)} …</p><details class="lion-rest"><summary>The rest '
+        f"({sum(len(segment.text) for segment in rest):,} characters)</summary>"
+        f'<p class="lion-text">{text_with_marks(rest)}</p></details>'
+    )
+
+
 def _section(title: str, body: str) -> str:
     return f'<section class="lion-section"><h2>{escape(title)}</h2>{body}</section>'
 
@@ -94,9 +108,9 @@ def _ranking(ranking: Ranking, other: str, answer: Answer) -> str:
 def _lead(ranking: Ranking, sparse: str) -> str:
     """What the percentages of a ranking are."""
     lead = {
-        "sparse": "A score adds up over the terms that query and passage share: each has its part of it.",
-        "lexical": "A score adds up over the words that query and passage share: each has its part of it.",
-        "dense": f"A dense score has no parts. Shown are the terms that {sparse} shares, in parts of its own score.",
+        "sparse": "A score is a sum over the terms that query and passage share; each percentage is a term's part.",
+        "lexical": "A score is a sum over the words that query and passage share; each percentage is a word's part.",
+        "dense": f"A dense score has no parts to show. The percentages are parts of {sparse}'s score of the passage.",
     }[ranking.paradigm]
     cut_off = any(not segment.read for hit in ranking.hits for segment in hit.text)
     return f"{lead} In italics: beyond what {sparse} reads." if cut_off else lead
@@ -110,7 +124,7 @@ def _hit(hit: Hit, other: str) -> str:
         facts.append('<span class="relevant">✓ judged relevant</span>')
     return (
         f'<li class="lion-hit"><h3><span class="rank">{hit.rank}</span>{title}</h3>'
-        f'<p class="lion-small">{" · ".join(facts)}</p>{_why(hit.reasons)}{_passage(hit.text)}</li>'
+        f'<p class="lion-small">{" · ".join(facts)}</p>{_why(hit.reasons)}{passage(hit.text)}</li>'
     )
 
 
@@ -144,19 +158,6 @@ def _origin(reason: Reason) -> tuple[str, str]:
             return "new", "in the passage; the query was expanded with it"
         case _:
             return "new", "in neither text; both were expanded with it"
-
-
-def _passage(segments: list[Segment]) -> str:
-    text = "".join(segment.text for segment in segments)
-    if len(text) <= SHOWN_CHARACTERS + LEAST_FOLDED:
-        return f'<p class="lion-text">{text_with_marks(segments)}</p>'
-    place = text.rfind(" ", 0, SHOWN_CHARACTERS)
-    first, rest = cut(segments, place if place > 0 else SHOWN_CHARACTERS)
-    return (
-        f'<p class="lion-text">{text_with_marks(first)} …</p><details class="lion-rest"><summary>The rest '
-        f"({sum(len(segment.text) for segment in rest):,} characters)</summary>"
-        f'<p class="lion-text">{text_with_marks(rest)}</p></details>'
-    )
 
 
 def _segment(segment: Segment) -> str:

@@ -92,20 +92,22 @@ def read_text(text: str, tokenizer: PreTrainedTokenizerBase, limit: int | None =
         limit: Tokens that the model reads, special ones and the prompt included; None for all.
         prompt: What the model reads in front of the text.
     """
-    encoded = tokenizer(prompt + text, return_offsets_mapping=True, truncation=False, verbose=False)
+    whole = prompt + text
+    encoded = tokenizer(
+        whole, truncation=limit is not None, max_length=limit, return_offsets_mapping=True, verbose=False
+    )
     ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
-    read = len(ids) if limit is None else limit
-    ends = [end for _, end in offsets[:read]]
-    read_until = len(text) if len(ids) <= read else max(0, max(ends, default=0) - len(prompt))
+    cut_off = limit is not None and len(ids) == limit
+    tokens = len(tokenizer(whole, verbose=False)["input_ids"]) if cut_off else len(ids)
+    read_until = len(text) if tokens == len(ids) else max(0, max(end for _, end in offsets) - len(prompt))
     pieces = read_words(text[:read_until]).pieces
-    for name, (start, end) in zip(term_names(np.asarray(ids[:read]), tokenizer), offsets[:read], strict=True):
-        start = start - len(prompt)
-        token = text[max(0, start) : end - len(prompt)] if start >= 0 else ""
-        if not token.strip() or PART_OF_A_CHARACTER in name:
-            continue
-        start += len(token) - len(token.lstrip())
-        pieces.append(Piece(start, start + len(token.strip()), name.casefold()))
-    return Pieces(pieces, read_until, len(ids))
+    for name, (start, end) in zip(term_names(np.asarray(ids), tokenizer), offsets, strict=True):
+        token = whole[start:end]
+        first = start + len(token) - len(token.lstrip()) - len(prompt)
+        last = start + len(token.rstrip()) - len(prompt)
+        if 0 <= first < last and PART_OF_A_CHARACTER not in name:
+            pieces.append(Piece(first, last, name.casefold()))
+    return Pieces(pieces, read_until, tokens)
 
 
 def read_words(text: str) -> Pieces:

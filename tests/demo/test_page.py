@@ -9,14 +9,12 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-import typer
 from headless import asked_addresses, open_browser, set_screen, wait, what_is_missing
 from tiny_models import TEXTS
 from typer.testing import CliRunner
 
 import lion_st
-from lion_st.cli import demo
-from lion_st.cli.group import OneLineErrors
+from lion_st.cli import app
 from lion_st.data import save_beir
 from lion_st.demo import launch
 
@@ -129,7 +127,7 @@ def test_everything_can_be_done_with_the_keyboard(page) -> None:
     assert page.browser.switch_to.active_element.text == QUERY
     page.type(Keys.TAB)
     page.type(Keys.ENTER)
-    page.await_text(".lion-ranking.sparse h3", "Text 3")
+    page.await_text(".lion-ranking.lexical h3", "Text 3")
     ring = page.browser.execute_script("return getComputedStyle(document.activeElement).outlineStyle")
     assert ring == "solid", "the focus can be seen"
     query = page.browser.execute_script(
@@ -194,8 +192,6 @@ def test_nothing_is_asked_of_the_network(page) -> None:
 
 
 def test_the_verb_serves_the_page_or_says_what_is_wrong(settings, tmp_path, monkeypatch) -> None:
-    app = typer.Typer(cls=OneLineErrors, callback=lambda: None)
-    demo.register(app)
     served: list[tuple[Any, ...]] = []
     monkeypatch.setattr("lion_st.demo.launch", lambda *arguments: served.append(arguments))
     model, dense, data = settings.values()

@@ -61,6 +61,8 @@ def test_a_text_is_read_up_to_the_limit_behind_its_prompt(tokenizer) -> None:
     for piece in prompted.pieces:
         assert TEXTS[3][piece.start : piece.end].casefold() == piece.name
         assert piece.end <= prompted.read_until
+    named = read_text("France", tokenizer, prompt="the capital of ").pieces
+    assert named == [Piece(0, 6, "france")] * 2, "a word, and a token that begins with the prompt's last space"
     assert read_text(TEXTS[3], tokenizer, limit=3, prompt="a prompt longer than the limit: ").pieces == []
 
 
