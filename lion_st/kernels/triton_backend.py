@@ -47,7 +47,7 @@ class Configuration(NamedTuple):
     def shared_bytes(self, hidden: torch.dtype, weight: torch.dtype) -> int:
         """Shared memory, at most: the blocks in flight, and what the reduction needs beside them."""
         row = TILE * hidden.itemsize + self.terms * weight.itemsize
-        return self.stages * row * self.block_dim(hidden) + (20_480 if self.descriptors else 0)
+        return self.stages * row * self.block_dim(hidden) + (20_480 if self.descriptors else 1024)
 
     @property
     def logits_per_thread(self) -> int:
@@ -235,14 +235,15 @@ def _fits(slots: Tensor, weight: Tensor) -> Callable[[Configuration], bool]:
     describes = TensorDescriptor is not None and is_nvidia and major >= 9 and weight.data_ptr() % 16 == 0
     describes &= dim * slots.element_size() % 16 == 0 and weight.stride(0) * weight.element_size() % 16 == 0
 
-    needs_registers = is_nvidia and (major < 9 or slots.element_size() > 2)  # more would spill
+    # The products of compute capability 9 and 10 take their operands from shared memory; others need registers for them.
+    few_logits = is_nvidia and (major not in (9, 10) or slots.element_size() > 2)
 
     def fits(configuration: Configuration) -> bool:
         if configuration.descriptors and not (describes and dim >= configuration.block_dim(slots.dtype)):
             return False
         if configuration.warp_specialize and major < 10:
             return False
-        if needs_registers and configuration.logits_per_thread > 64:
+        if few_logits and configuration.logits_per_thread > 64:
             return False
         return configuration.shared_bytes(slots.dtype, weight.dtype) <= limit
 
