@@ -235,7 +235,7 @@ def _fits(slots: Tensor, weight: Tensor) -> Callable[[Configuration], bool]:
     describes = TensorDescriptor is not None and is_nvidia and major >= 9 and weight.data_ptr() % 16 == 0
     describes &= dim * slots.element_size() % 16 == 0 and weight.stride(0) * weight.element_size() % 16 == 0
 
-    # The products of compute capability 9 and 10 take their operands from shared memory; others need registers for them.
+    # Compute capability 9 and 10 multiply from shared memory; others, and float32, need registers for the operands.
     few_logits = is_nvidia and (major not in (9, 10) or slots.element_size() > 2)
 
     def fits(configuration: Configuration) -> bool:
