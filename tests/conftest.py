@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from tiny_models import FAMILIES, TEXTS, tiny_config, tiny_tokenizer
+
+# Asked for before anything imports Triton: without a GPU its kernels run interpreted.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 GOLDEN_CASES = ("h64_tied_rope_default", "h128_untied_rope_llama32")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import logging
 import os
@@ -9,13 +10,16 @@ from functools import cache
 from types import ModuleType
 
 import torch
+from packaging.version import Version
 
 logger = logging.getLogger(__name__)
 
 VARIABLE = "LION_ST_KERNEL"
+OLDEST_TRITON = "3.4"
 BACKENDS = ("reference", "blockwise", "triton")
 
 
+@torch.compiler.assume_constant_result
 def choose_backend(device: torch.device) -> str:
     """Name of the backend for tensors of a device: `LION_ST_KERNEL` if set, else the fastest that can run.
 
@@ -62,6 +66,9 @@ def _choose(device: str, forced: str, interpreted: bool) -> str:
 def _why_not_triton(device: str, interpreted: bool) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed (pip install triton)"
+    version = importlib.metadata.version("triton")
+    if Version(version) < Version(OLDEST_TRITON):
+        return f"triton {version} is too old (pip install 'triton>={OLDEST_TRITON}')"
     if interpreted:
         return None
     if device != "cuda":

@@ -46,8 +46,10 @@ class GoldenEncoder(nn.Module):
         inputs = dict(input_ids=features["input_ids"], attention_mask=mask, position_ids=positions)
         if self.paradigm == "sparse":
             logits = self.llama(**inputs).logits * self.llama.config.hidden_size**-0.25
-            largest = logits.masked_fill(mask[:, :, None] == 0, -torch.inf).amax(dim=1)
-            return {"sentence_embedding": torch.log1p(F.relu(largest))}
+            logits = logits.masked_fill(mask[:, :, None] == 0, -torch.inf)
+            # One term's two largest logits differ by 2e-7, which rounding decides: the first of such a pair wins.
+            first = (logits >= logits.amax(dim=1, keepdim=True) - 1e-6).int().argmax(dim=1, keepdim=True)
+            return {"sentence_embedding": torch.log1p(F.relu(logits.gather(1, first).squeeze(1)))}
         hidden = F.normalize(self.llama(**inputs).last_hidden_state, dim=-1) * mask[:, :, None]
         return {"sentence_embedding": hidden.sum(dim=1) / mask.sum(dim=1, keepdim=True)}
 

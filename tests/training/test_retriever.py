@@ -66,7 +66,7 @@ def test_each_objective_has_its_loss(tiny_backbone, data, tmp_path, setting, exp
     loss = build_loss(build_model(arguments, "cpu"), arguments)
     if paradigm == "sparse":
         assert type(loss) is SpladeLoss
-        assert (loss.query_regularizer_weight, loss.document_regularizer_weight) == (0.005, 0.004)
+        assert (loss.query_regularizer_weight, loss.document_regularizer_weight) == (0.05, 0.04)
         assert isinstance(loss.document_regularizer, FlopsRegularizer)
         assert loss.document_regularizer.columns == (3 if objective == "kd" else 1)
         loss = loss.loss
