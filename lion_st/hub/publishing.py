@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 MAIN = "main"
 SPARSE_ENCODER = "sparse-encoder"
+NEXT = "next of v1, v2, ..."  # no tag can have this name
 CONFIG = "config_sentence_transformers.json"
+MODULES = "modules.json"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 IGNORED = re.compile(r"(^|/)(\.git|\.cache|\.DS_Store|__pycache__)(/|$)")
 
@@ -104,28 +106,18 @@ def publish(
             lion_st.hub.publish("runs/lion-sp-1b", "org/lion-sp-1b", dry_run=True).files["main"]
             lion_st.hub.publish("runs/lion-sp-1b", "org/lion-sp-1b").url
     """
-    _require_repo_id(repo_id)
-    if create_pr and (revision is not None or tag is not None):
-        raise ValueError("A pull request goes to main and is not tagged: leave out revision and tag, or create_pr.")
+    _require_place(repo_id, create_pr, revision, tag)
     with tempfile.TemporaryDirectory(prefix="lion-st-publish-") as temporary:
         folder = Path(temporary) / repo_id.split("/")[-1]
         card = _stage(model, folder, repo_id, offline=dry_run, token=token, base_model=base_model, license=license,
                       results=list(results))  # fmt: skip
-        contents = {revision or MAIN: _contents(folder)}
-        if revision is None and not create_pr and _is_sparse(folder):
-            # The twin first: main changes once everything else is there.
-            contents = {SPARSE_ENCODER: _twin(contents[MAIN])} | contents
-        files = {name: {path: _size(content) for path, content in parts.items()} for name, parts in contents.items()}
+        contents = _revisions(_contents(folder), revision, create_pr)
+        files = _sizes(contents)
         if dry_run:
             return Publication(repo_id, files, card)
         _require_license(card, repo_id)
         upload = _Upload(repo_id, "model", token, private)
-        message = message or "Publish with lion_st"
-        with upload.explained():
-            if create_pr:
-                commit = upload.commit(contents[MAIN], MAIN, message, create_pr=True)
-                return Publication(repo_id, files, card, {commit.pr_revision: commit.oid}, url=commit.pr_url)
-            return _publish_revisions(upload, contents, files, card, message, tag, number=revision is None)
+        return upload.send(contents, files, card, message, create_pr, tag or (NEXT if revision is None else None))
 
 
 def publish_folder(
@@ -143,7 +135,8 @@ def publish_folder(
 ) -> Publication:
     """Publish a folder as it is, such as one of hub_uploads/, in one commit.
 
-    The revision then holds the folder's files and no others. Pickled files are refused.
+    The revision then holds the folder's files and no others. Pickled files are refused. Of a sparse model the revision
+    `sparse-encoder` is made as by `publish`.
 
     Args:
         folder: What to publish; hidden files and caches are left out.
@@ -172,24 +165,18 @@ def publish_folder(
 
             lion_st.hub.publish_folder("hub_uploads/datasets/lion-quickstart", "org/lion-quickstart")
     """
-    _require_repo_id(repo_id)
+    _require_place(repo_id, create_pr, revision, tag)
     folder = Path(folder)
     contents = _contents(folder)
     if not contents:
         raise FileNotFoundError(f"{str(folder)!r} is no folder with files to publish.")
     repo_type = repo_type or _type_of(folder)
-    name = revision or MAIN
-    files = {name: {path: _size(content) for path, content in contents.items()}}
+    revisions = _revisions(contents, revision, create_pr or repo_type != "model")
+    files = _sizes(revisions)
     card = (folder / "README.md").read_text(encoding="utf-8") if (folder / "README.md").is_file() else None
     if dry_run:
         return Publication(repo_id, files, card)
-    upload = _Upload(repo_id, repo_type, token, private)
-    message = message or "Publish with lion_st"
-    with upload.explained():
-        if create_pr:
-            commit = upload.commit(contents, name, message, create_pr=True)
-            return Publication(repo_id, files, card, {commit.pr_revision: commit.oid}, url=commit.pr_url)
-        return _publish_revisions(upload, {name: contents}, files, card, message, tag)
+    return _Upload(repo_id, repo_type, token, private).send(revisions, files, card, message, create_pr, tag)
 
 
 # ---- what is uploaded ----
@@ -233,15 +220,33 @@ def _contents(folder: Path) -> Contents:
     return contents
 
 
-def _is_sparse(folder: Path) -> bool:
-    modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
-    return any(module["type"].endswith("SpladePooling") for module in modules)
+def _revisions(contents: Contents, revision: str | None, alone: bool) -> dict[str, Contents]:
+    """What each revision is to hold; the twin of a sparse model first, as main changes once all else is there."""
+    if revision is not None or alone or not _is_sparse(contents):
+        return {revision or MAIN: contents}
+    return {SPARSE_ENCODER: _twin(contents), MAIN: contents}
+
+
+def _is_sparse(contents: Contents) -> bool:
+    """Whether this is a sparse checkpoint for SentenceTransformer."""
+    if MODULES not in contents or CONFIG not in contents:
+        return False
+    has_head = any(module["type"].endswith(".SpladePooling") for module in _read(contents[MODULES]))
+    return has_head and _read(contents[CONFIG]).get("model_type", "SentenceTransformer") == "SentenceTransformer"
 
 
 def _twin(contents: Contents) -> Contents:
-    """The same checkpoint as a SparseEncoder's."""
-    config = json.loads(Path(str(contents[CONFIG])).read_text(encoding="utf-8"))
-    return contents | {CONFIG: json.dumps(config | {"model_type": "SparseEncoder"}, indent=2).encode()}
+    """The same checkpoint for SparseEncoder."""
+    config = _read(contents[CONFIG]) | {"model_type": "SparseEncoder"}
+    return contents | {CONFIG: json.dumps(config, indent=2).encode()}
+
+
+def _read(content: Path | bytes) -> Any:
+    return json.loads(content if isinstance(content, bytes) else content.read_text(encoding="utf-8"))
+
+
+def _sizes(contents: Mapping[str, Contents]) -> dict[str, dict[str, int]]:
+    return {name: {path: _size(content) for path, content in parts.items()} for name, parts in contents.items()}
 
 
 def _size(content: Path | bytes) -> int:
@@ -259,10 +264,12 @@ def _type_of(folder: Path) -> RepositoryType:
     return types[parent]
 
 
-def _require_repo_id(repo_id: str) -> None:
+def _require_place(repo_id: str, create_pr: bool, revision: str | None, tag: str | None) -> None:
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
+    if create_pr and (revision is not None or tag is not None):
+        raise ValueError("A pull request goes to main and is not tagged: leave out revision and tag, or create_pr.")
     try:
         validate_repo_id(repo_id)
         owner, _, name = repo_id.partition("/")
@@ -298,6 +305,48 @@ class _Upload:
         self.kind: dict[str, Any] = {"repo_id": repo_id, "repo_type": repo_type}
         self.api: HfApi = HfApi(token=token, library_name="lion_st")
 
+    def send(
+        self,
+        contents: Mapping[str, Contents],
+        files: dict[str, dict[str, int]],
+        card: str | None,
+        message: str | None,
+        create_pr: bool,
+        tag: str | None,
+    ) -> Publication:
+        """Make each revision hold its files and tag them, or open a pull request for the only one."""
+        message = message or "Publish with lion_st"
+        with self.explained():
+            if create_pr:
+                commit = self.commit(contents[MAIN], MAIN, message, create_pr=True)
+                return Publication(self.repo_id, files, card, {commit.pr_revision: commit.oid}, url=commit.pr_url)
+            branches, tags = self.references()
+            if tag in tags and tags[tag] not in branches.values():
+                raise ValueError(f"The tag {tag!r} of {self.repo_id!r} marks an earlier commit. Choose another one.")
+            commits = {name: self.commit(parts, name, message).oid for name, parts in contents.items()}
+            if tag == NEXT:
+                tag = _next_tag(tags, commits[MAIN])
+            wanted = {} if tag is None else {_tag_of(revision, tag): commit for revision, commit in commits.items()}
+            self.set_tags(wanted, tags)
+            kind = self.kind["repo_type"]
+            page = f"{self.api.endpoint}/{'' if kind == 'model' else kind + 's/'}{self.repo_id}"
+            return Publication(self.repo_id, files, card, commits, wanted, page)
+
+    def set_tags(self, wanted: Mapping[str, str], there: Mapping[str, str]) -> None:
+        """Mark commits that are not marked yet.
+
+        Raises:
+            ValueError: If a tag marks another commit.
+        """
+        for name, commit in wanted.items():
+            if there.get(name, commit) != commit:
+                raise ValueError(
+                    f"Published as {commit}, but the tag {name!r} of {self.repo_id!r} marks an earlier commit and was "
+                    "left there. Publish again with another tag."
+                )
+            if name not in there:
+                self.api.create_tag(tag=name, revision=commit, **self.kind)
+
     @contextmanager
     def explained(self) -> Iterator[None]:
         """Make the repository if needed, run the block, and turn the clients' errors into ours."""
@@ -317,7 +366,7 @@ class _Upload:
                     "`hf auth login`, or pass a token that may write."
                 ) from error
             raise OSError(
-                f"The upload to {self.repo_id!r} failed ({reason}). The main revision is as it was; the same call made "
+                f"The upload to {self.repo_id!r} failed ({reason}). No revision is half changed; the same call made "
                 "again goes on from here."
             ) from error
 
@@ -343,33 +392,6 @@ class _Upload:
             create_pr=create_pr,
             **self.kind,
         )
-
-
-def _publish_revisions(
-    upload: _Upload,
-    contents: Mapping[str, Contents],
-    files: dict[str, dict[str, int]],
-    card: str | None,
-    message: str,
-    tag: str | None,
-    number: bool = False,
-) -> Publication:
-    before, tags = upload.references()
-    if tag in tags and tags[tag] not in before.values():
-        raise ValueError(f"The tag {tag!r} of {upload.repo_id!r} marks an earlier commit. Choose another one.")
-    commits = {revision: upload.commit(parts, revision, message).oid for revision, parts in contents.items()}
-    if tag is None and number:
-        tag = _next_tag(tags, commits[MAIN])
-    wanted = {} if tag is None else {_tag_of(revision, tag): commit for revision, commit in commits.items()}
-    for name, commit in wanted.items():
-        if name in tags and tags[name] != commit:
-            raise ValueError(f"The tag {name!r} of {upload.repo_id!r} marks another commit. Choose another one.")
-        if name not in tags:
-            upload.api.create_tag(tag=name, revision=commit, **upload.kind)
-    url = str(upload.api.repo_info(**upload.kind).id)
-    kind = upload.kind["repo_type"]
-    page = f"{upload.api.endpoint}/{'' if kind == 'model' else kind + 's/'}{url}"
-    return Publication(upload.repo_id, files, card, commits, wanted, page)
 
 
 def _tag_of(revision: str, tag: str) -> str:

@@ -125,10 +125,19 @@ def test_a_folder_is_published_as_it_is(connected, tmp_path):
     assert HfApi().dataset_info("org/toy").sha == done.commits["main"]
 
 
+def test_a_folder_with_a_sparse_model_has_its_twin_too(connected, sparse, tmp_path):
+    folder = lion_st.export(sparse, tmp_path / "models" / "lion-sp-tiny", verify=False)
+    done = publish_folder(folder, NAME, tag="v1")
+    assert set(done.tags) == {"v1", "v1-sparse-encoder"}
+    main, twin = connected.files(NAME), connected.files(NAME, "sparse-encoder")
+    assert {path for path in main if main[path] != twin[path]} == {CONFIG}
+    assert json.loads(twin[CONFIG])["model_type"] == "SparseEncoder"
+
+
 def test_a_cut_upload_leaves_main_as_it_was_and_a_second_one_completes(connected, folder):
     before = connected.add("org/two-shards", {"config.json": b"before"}).refs.copy()
     connected.cut_uploads_after = 200_000
-    with pytest.raises(OSError, match="main revision is as it was; the same call made again goes on from here"):
+    with pytest.raises(OSError, match="No revision is half changed; the same call made again goes on from here"):
         publish_folder(folder, "org/two-shards")
     assert connected.was_cut.is_set()
     assert connected.repositories["model", "org/two-shards"].refs == before
