@@ -69,6 +69,9 @@ class MilvusIndex(Index):
         self.weights = list(weights) if weights is not None else None
         # A cluster is asked for what was just added; Milvus Lite always answers so and knows no consistency levels.
         self._consistency = {"consistency_level": "Strong"} if "://" in self.uri else {}
+        # Milvus Lite builds the index of rows that were not flushed anew in every search; an earlier process that died
+        # may have left some.
+        self._is_flushed = False
         self._client = MilvusClient(self.uri, token=token or os.environ.get("MILVUS_TOKEN", ""))
         if self._client.has_collection(collection):
             self._check_collection()
@@ -102,6 +105,7 @@ class MilvusIndex(Index):
         for start in range(0, len(kept), self.rows_per_request):
             part = kept[start : start + self.rows_per_request]
             rows = [{"id": ids[row], **{name: _row(matrix, row) for name, matrix in fields.items()}} for row in part]
+            self._is_flushed = False
             self._client.upsert(self.collection, rows)
 
     def search(self, queries: Any, k: int = 10, threads: int = 1) -> list[Hits]:
@@ -113,6 +117,8 @@ class MilvusIndex(Index):
         found: list[Hits] = [[] for _ in range(count)]
         if not self._client.has_collection(self.collection):
             return found
+        if "://" not in self.uri:
+            self._flush()
         if self.paradigm == "hybrid":
             for row in range(count):
                 found[row] = self._hybrid_search({name: _row(matrix, row) for name, matrix in fields.items()}, k)
@@ -136,8 +142,7 @@ class MilvusIndex(Index):
 
     def save(self, path: str | Path) -> Path:
         """Flush the collection and write where it is."""
-        if self._client.has_collection(self.collection):
-            self._client.flush(self.collection)
+        self._flush()
         return self._write(path, {}, {})
 
     @classmethod
@@ -163,6 +168,11 @@ class MilvusIndex(Index):
     def close(self) -> None:
         """Close the connection; Milvus Lite then releases its file."""
         self._client.close()
+
+    def _flush(self) -> None:
+        if not self._is_flushed and self._client.has_collection(self.collection):
+            self._client.flush(self.collection)
+            self._is_flushed = True
 
     def _hybrid_search(self, query: dict[str, Any], k: int) -> Hits:
         from pymilvus import AnnSearchRequest, RRFRanker, WeightedRanker
