@@ -15,6 +15,7 @@ from tokenizers.processors import TemplateProcessing
 
 from lion_st.hub.cards import render_card
 from lion_st.hub.export import export
+from lion_st.hub.facts import is_hub_name
 from lion_st.models import LionSentenceTransformer, Paradigm, load
 from lion_st.modules import LionTransformer, LlamaPooling, SpladeHead
 
@@ -110,7 +111,8 @@ def import_released(
         settings = _contract(contract, adapter, source)
         model = _build(source, base, paradigm, settings, dtype, hub, is_adapter=adapter is not None)
     export(model, target, model_type, overwrite=overwrite)
-    card = render_card(model, target.name, beside=None, base_model=source if "/" in source else None, token=token)
+    from_hub = is_hub_name(source)
+    card = render_card(model, target.name, base_model=source if from_hub else None, offline=not from_hub, token=token)
     (target / "README.md").write_text(card, encoding="utf-8")
     return target
 

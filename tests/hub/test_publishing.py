@@ -8,15 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-import typer
 from datasets import Dataset
 from huggingface_hub import HfApi, ModelCard
 from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
-from typer.testing import CliRunner
 
 import lion_st
-from lion_st.cli import hub as verbs
 from lion_st.hub import publish, publish_folder
 
 NAME = "org/lion-sp-tiny"
@@ -184,18 +181,6 @@ def test_pickled_files_and_unknown_types_are_refused(folder, tmp_path):
     (folder / "pytorch_model.bin").write_bytes(b"x")
     with pytest.raises(ValueError, match=r"pytorch_model.bin may be pickled"):
         publish_folder(folder, "org/old")
-
-
-def test_the_verb_lists_what_it_would_publish(folder):
-    (folder / "README.md").write_text("# Two shards\n")
-    app = typer.Typer()
-    verbs.register(app)
-    shown = CliRunner().invoke(app, ["publish", "--folder", str(folder), "org/two-shards", "--dry-run"])
-    assert shown.exit_code == 0, shown.output
-    lines = shown.stdout.splitlines()
-    assert lines[0] == "org/two-shards, revision main: 4 files, 400.0 kB"
-    assert lines[3] == "   100.0 kB  model-00001-of-00002.safetensors"
-    assert lines[-1] == "# Two shards"
 
 
 # ---- while training ----
