@@ -64,7 +64,8 @@ def card(checkpoint) -> str:
     return render_card(checkpoint, "org/lion-sp-tiny", base_model="org/tiny-base")
 
 
-def test_the_metadata_say_what_the_checkpoint_is(card):
+def test_the_metadata_say_what_the_checkpoint_is(card, connected):
+    ModelCard(card).validate()
     metadata = ModelCard(card).data.to_dict()
     assert metadata["library_name"] == "sentence-transformers"
     assert metadata["pipeline_tag"] == "feature-extraction"
@@ -148,8 +149,9 @@ def test_results_of_two_models_are_refused(checkpoint, tmp_path):
 
 @pytest.mark.parametrize("backbone", ["llama-3.2-1b", "llama-3.2-3b", "llama-3-8b"])
 @pytest.mark.parametrize("paradigm", ["sparse", "dense"])
-def test_the_cards_of_the_papers_models_are_marked_and_up_to_date(backbone, paradigm):
+def test_the_cards_of_the_papers_models_are_marked_and_up_to_date(backbone, paradigm, connected):
     card = render_recipe_card(backbone, paradigm)
+    ModelCard(card).validate()
     name = f"lion-{'sp' if paradigm == 'sparse' else 'ds'}-{backbone.split('-')[-1]}"
     kept = Path(__file__).parents[2] / "model_cards" / f"{name}.md"
     assert kept.read_text() == card, "run `lion-st card --recipes model_cards`"

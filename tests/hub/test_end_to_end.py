@@ -119,25 +119,31 @@ def add_scifact(hub: LoopbackHub, texts: list[str]) -> None:
     repository.refs[f"refs/tags/{dataset['revision']}"] = repository.refs["refs/heads/main"]
 
 
-def test_mteb_runs_the_cards_command(published, texts, tmp_path):
+def test_mteb_scores_both_revisions_as_the_stock_command_line(published, texts, tmp_path):
     hub, model = published
     add_scifact(hub, texts)
-    command = re.search(r"^mteb run .*$", hub.files(NAME)["README.md"].decode(), re.MULTILINE)[0].split()
-    assert command == f"mteb run -m {NAME} --model-revision sparse-encoder -t SciFact".split()
-    command[0] = str(Path(sys.executable).parent / "mteb")
-    done = subprocess.run(
-        [*command, "--output-folder", "out", "--no-co2-tracker"],
-        env=environment(hub, tmp_path / "home") | {"MTEB_CACHE": str(tmp_path / "cache")},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    result = next((tmp_path / "out").rglob("SciFact.json"), None)
-    assert result is not None, done.stdout + done.stderr
-    assert "org__lion-sp-micro" in str(result)
+    card = hub.files(NAME)["README.md"].decode()
+    assert f"\nmteb run -m {NAME} --model-revision sparse-encoder -t SciFact\n" in card
     scores = model.encode_query(texts[:4]) @ model.encode_document(texts).T
     run = {f"q{q}": {f"d{d}": float(score) for d, score in enumerate(row)} for q, row in enumerate(scores)}
     expected = evaluate_run({f"q{n}": {f"d{n + 4}": 1} for n in range(4)}, run, ("nDCG@10", "MRR@10"))
-    measured = json.loads(result.read_text())["scores"]["test"][0]
-    assert measured["ndcg_at_10"] == pytest.approx(expected["nDCG@10"], abs=1e-4)
-    assert measured["mrr_at_10"] == pytest.approx(expected["MRR@10"], abs=1e-4)
+    command = [str(Path(sys.executable).parent / "mteb"), "run", "-m", NAME, "-t", "SciFact", "--no-co2-tracker"]
+    started = {
+        revision: subprocess.Popen(
+            [*command, "--output-folder", revision, *options],
+            env=environment(hub, tmp_path / f"home-{revision}") | {"MTEB_CACHE": str(tmp_path / f"cache-{revision}")},
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for revision, options in {"main": [], "sparse-encoder": ["--model-revision", "sparse-encoder"]}.items()
+    }
+    for revision, process in started.items():
+        output, _ = process.communicate()
+        result = next((tmp_path / revision).rglob("SciFact.json"), None)
+        assert result is not None, output
+        assert "org__lion-sp-micro" in str(result)
+        measured = json.loads(result.read_text())["scores"]["test"][0]
+        assert measured["ndcg_at_10"] == pytest.approx(expected["nDCG@10"], abs=1e-4), revision
+        assert measured["mrr_at_10"] == pytest.approx(expected["MRR@10"], abs=1e-4), revision
