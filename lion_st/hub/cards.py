@@ -84,15 +84,16 @@ def render_card(
 
             Path("README.md").write_text(lion_st.hub.render_card("runs/lion-sp-1b", "org/lion-sp-1b"))
     """
+    source = str(beside) if beside is not None else None
     if isinstance(model, str | Path):
         from lion_st.models import load
 
-        beside = beside or (model if Path(model).is_dir() else None)
-        repo_id = repo_id or Path(model).name
+        source = source or str(model)
+        repo_id = repo_id or (str(model) if is_hub_name(str(model)) else Path(model).name)
         model = load(model, token=token)
-    folder = Path(beside) if beside is not None else None
+    folder = Path(source) if source is not None and Path(source).is_dir() else None
     repo_id = repo_id or "org/model"
-    base = base_model_facts(model, folder, base_model, offline=offline, token=token)
+    base = base_model_facts(model, source, base_model, own_name=repo_id, offline=offline, token=token)
     places = [Path(place) for place in results]
     if folder is not None and (folder / RESULTS_FOLDER).is_dir():
         places.insert(0, folder / RESULTS_FOLDER)

@@ -278,14 +278,21 @@ def _read_task_result(file: Path, content: Any) -> list[TaskScores]:
 
 
 def base_model_facts(
-    model: BaseModel | None, folder: Path | None, name: str | None = None, *, offline: bool = True, token: Any = None
+    model: BaseModel | None,
+    source: str | None,
+    name: str | None = None,
+    *,
+    own_name: str | None = None,
+    offline: bool = True,
+    token: Any = None,
 ) -> BaseModelFacts | None:
     """What a checkpoint was made of: as told, or as its adapter, its card or its training record say.
 
     Args:
         model: The loaded checkpoint.
-        folder: Its folder.
+        source: Its folder or Hub name.
         name: The base model's Hub name, if known.
+        own_name: The checkpoint's own Hub name, which is not its base's.
         offline: Read the base model's card from the disk alone, not from the Hub.
         token: Hub token.
 
@@ -294,11 +301,12 @@ def base_model_facts(
     """
     from huggingface_hub import ModelCardData
 
-    sources = [name] if name else [*_recorded_bases(model, folder)]
-    name = next((source for source in sources if is_hub_name(source)), None)
+    bases = [name] if name else [*_recorded_bases(model, source, offline, token)]
+    bases = [base for base in bases if base not in (source, own_name)]
+    name = next((base for base in bases if is_hub_name(base)), None)
     card: Mapping[str, Any] = {}
-    for source in sources:
-        card = card or _card_metadata(source, offline, token)
+    for base in bases:
+        card = card or _card_metadata(base, offline, token)
     if name is None:
         return None
     data = ModelCardData(**{**card, "ignore_metadata_errors": True})
@@ -311,7 +319,7 @@ def is_hub_name(source: str) -> bool:
     return source.count("/") == 1 and not source.startswith((".", "/", "~")) and not Path(source).is_dir()
 
 
-def _recorded_bases(model: Any, folder: Path | None) -> Iterable[str]:
+def _recorded_bases(model: Any, source: str | None, offline: bool, token: Any) -> Iterable[str]:
     """Names and folders of the base model, the surest first."""
     from lion_st.training.recipes import BACKBONES, mntp_folder
 
@@ -321,13 +329,14 @@ def _recorded_bases(model: Any, folder: Path | None) -> Iterable[str]:
             yield adapter.base_model_name_or_path
         if model.model_card_data.base_model:
             yield model.model_card_data.base_model
-    if folder is None:
+    if source is None:
         return
-    base = _card_metadata(str(folder), offline=True).get("base_model")
+    base = _card_metadata(source, offline, token).get("base_model")
     if base:
         yield base if isinstance(base, str) else base[0]
-    if (folder / TRAINING_RECORD).is_file():
-        settings = json.loads((folder / TRAINING_RECORD).read_text(encoding="utf-8"))["settings"]
+    record = Path(source) / TRAINING_RECORD
+    if record.is_file():
+        settings = json.loads(record.read_text(encoding="utf-8"))["settings"]
         backbone = settings.get("backbone")
         if Path(settings["model"]).is_dir() or settings["model"] != mntp_folder(backbone):
             yield settings["model"]

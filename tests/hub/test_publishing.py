@@ -14,7 +14,7 @@ from sentence_transformers import SentenceTransformerTrainer, SentenceTransforme
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
 import lion_st
-from lion_st.hub import publish, publish_folder
+from lion_st.hub import publish, publish_folder, render_card
 
 NAME = "org/lion-sp-tiny"
 CONFIG = "config_sentence_transformers.json"
@@ -77,6 +77,8 @@ def test_a_dense_model_needs_main_alone_and_takes_its_bases_licence(connected, t
     assert set(connected.repositories["model", "org/lion-ds-tiny"].refs) == {"refs/heads/main", "refs/tags/first"}
     card = ModelCard(connected.files("org/lion-ds-tiny")["README.md"].decode()).data
     assert (card.license, card.base_model, card.language) == ("apache-2.0", "org/base", ["en"])
+    again = ModelCard(render_card("org/lion-ds-tiny", offline=False)).data
+    assert (again.license, again.base_model, again.language) == ("apache-2.0", "org/base", ["en"])
 
 
 def test_without_a_licence_nothing_is_published(connected, sparse):
