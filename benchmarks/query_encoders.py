@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--negatives", type=int, default=4)
     parser.add_argument("--layers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--epochs", type=float, default=1.0)
+    parser.add_argument("--learning-rate", type=float, default=1e-3, help="Of the layers; token weights learn at 1e-2.")
     parser.add_argument("--timed-queries", type=int, default=200)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
@@ -76,7 +77,9 @@ def main() -> None:
     learners |= {f"{count} layers": truncated_query_encoder(full, count) for count in options.layers}
     with tempfile.TemporaryDirectory() as folder:
         for name, student in learners.items():
-            students[name] = distill_query_encoder(student, lessons, f"{folder}/{name}", epochs=options.epochs)
+            rate = None if name == "static" else options.learning_rate
+            settings = {"epochs": options.epochs, "learning_rate": rate}
+            students[name] = distill_query_encoder(student, lessons, f"{folder}/{name}", **settings)
 
     rows: list[dict[str, Any]] = []
     for name, student in students.items():
