@@ -4,7 +4,8 @@
     python benchmarks/encode.py --documents 1000 --stock-documents 1000 --vocabulary 8000
 
 The model is a small random Llama (hidden 64, 2 layers) with a Llama-3-sized vocabulary, so that the time and memory of
-the vocabulary-wide rows show; the texts are random words, 8 to 120 of them. Every side runs in a process of its own and
+the vocabulary-wide rows show, and with about 150 active terms a text, as trained retrievers have; the texts are random
+words, 8 to 120 of them. Every side runs in a process of its own and
 reads the same texts; its peak resident memory is what the operating system reports. "flat" is memory that does not grow
 with the corpus: compare the two rows of encode_corpus. Stock keeps all vectors in memory, as its interface asks.
 """
@@ -23,6 +24,9 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+ACTIVE_TERMS = 150
 
 
 def make_model(folder: Path, vocabulary: int) -> None:
@@ -46,11 +50,31 @@ def make_model(folder: Path, vocabulary: int) -> None:
         num_key_value_heads=2, max_position_embeddings=512, bos_token_id=0, eos_token_id=1, tie_word_embeddings=False,
     )  # fmt: skip
     backbone = LlamaForCausalLM(config)
-    backbone.save_pretrained(folder / "backbone")
     fast.save_pretrained(folder / "backbone")
+    make_sparse(backbone, fast, vocabulary)
+    backbone.save_pretrained(folder / "backbone")
     model = lion_st.build(folder / "backbone", "sparse", scale=1.0, document_length=128)
-    model[1].max_active_dims = 150
     lion_st.export(model, folder / "stock", model_type="SparseEncoder")
+
+
+def make_sparse(backbone: Any, tokenizer: Any, vocabulary: int) -> None:
+    """Give random weights a trained retriever's sparsity: about `ACTIVE_TERMS` terms of a text are above zero.
+
+    One hidden dimension is made the same for all tokens, and the LM head subtracts it from every logit.
+    """
+    import torch
+
+    with torch.no_grad():
+        backbone.model.embed_tokens.weight[:, 0] = 1.0
+        backbone.lm_head.weight[:, 0] = 0.0
+        largest, constant = [], []
+        for text in texts(8, vocabulary):
+            hidden = backbone.model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0]
+            largest.append((hidden @ backbone.lm_head.weight.T).max(dim=0).values)
+            constant.append(hidden[:, 0].mean())
+        rank = vocabulary - ACTIVE_TERMS
+        floor = torch.stack(largest).kthvalue(rank, dim=1).values.mean()
+        backbone.lm_head.weight[:, 0] = -floor / torch.stack(constant).mean()
 
 
 def texts(count: int, vocabulary: int) -> Iterator[str]:
@@ -59,27 +83,31 @@ def texts(count: int, vocabulary: int) -> Iterator[str]:
         yield " ".join(f"w{generator.randrange(3, vocabulary)}" for _ in range(generator.randrange(8, 120)))
 
 
-def run_side(side: str, folder: Path, count: int, vocabulary: int) -> dict[str, float]:
+def run_side(side: str, folder: Path, count: int, vocabulary: int) -> dict[str, Any]:
     """Encode `count` documents and report seconds and peak memory; called in a process of its own."""
     import torch
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     if side == "encode_corpus":
         import lion_st
-        from lion_st.retrieval import encode_corpus
+        from lion_st.retrieval import EncodedCorpus, encode_corpus
 
         model = lion_st.load(folder / "stock", as_sparse_encoder=True)
         rows = ({"id": str(number), "text": text} for number, text in enumerate(texts(count, vocabulary)))
         began = time.perf_counter()
         with tempfile.TemporaryDirectory() as output:
-            encode_corpus(model, rows, Path(output) / "encoded", shard_documents=2048, show_progress=False)
+            encoded = encode_corpus(model, rows, Path(output) / "encoded", shard_documents=2048, show_progress=False)
+            seconds = time.perf_counter() - began
+            terms = sum(vectors.nnz for _, vectors in EncodedCorpus(encoded)) / count
     elif side == "SparseEncoder.encode":
         from sentence_transformers import SparseEncoder
 
         stock = SparseEncoder(str(folder / "stock"))
         documents = list(texts(count, vocabulary))
         began = time.perf_counter()
-        stock.encode_document(documents, batch_size=32, show_progress_bar=False)
+        rows = stock.encode_document(documents, batch_size=32, show_progress_bar=False)
+        seconds = time.perf_counter() - began
+        terms = rows.coalesce().values().numel() / count
     else:
         from datasets import Dataset
         from mteb import get_task
@@ -94,13 +122,15 @@ def run_side(side: str, folder: Path, count: int, vocabulary: int) -> dict[str, 
         corpus = Dataset.from_dict({"id": [str(number) for number in range(count)], "text": documents})
         began = time.perf_counter()
         loader = create_dataloader(corpus, task_metadata=metadata, prompt_type=PromptType.document, batch_size=32)
-        wrapper.encode(
+        rows = wrapper.encode(
             loader, task_metadata=metadata, hf_split="test", hf_subset="default", prompt_type=PromptType.document,
             batch_size=32, show_progress_bar=False,
         )  # fmt: skip
-    seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - began
+        terms = rows.coalesce().values().numel() / count
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"side": side, "documents": count, "documents/s": count / seconds, "peak RSS MB": peak}
+    rate = count / seconds
+    return {"side": side, "documents": count, "documents/s": rate, "terms/document": terms, "peak RSS MB": peak}
 
 
 def main() -> None:
