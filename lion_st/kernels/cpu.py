@@ -5,6 +5,9 @@ They use the OpenMP runtime that torch has loaded, so that both share one pool o
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numba
 import numpy as np
 import torch
@@ -24,15 +27,13 @@ def segment_max(logits: Tensor, bounds: Tensor, values: Tensor, positions: Tenso
         positions: [B, V] in int32, or empty.
         offset: Term of the first column.
     """
-    _share_threads()
+    kernel = _segment_max
     if logits.dtype == torch.bfloat16 and int(bounds.diff().max()) < 2**15:
-        _segment_max_bfloat16(
-            _array(logits.view(torch.int16)), _array(bounds), _array(values), _array(positions), offset
-        )
-        return
-    if logits.dtype in (torch.bfloat16, torch.float16):
+        kernel, logits = _segment_max_bfloat16, logits.view(torch.int16)
+    elif logits.dtype in (torch.bfloat16, torch.float16):
         logits = logits.float()
-    _segment_max(_array(logits), _array(bounds), _array(values), _array(positions), offset)
+    with _shared_threads():
+        kernel(_array(logits), _array(bounds), _array(values), _array(positions), offset)
 
 
 def scatter_gradients(
@@ -61,21 +62,21 @@ def scatter_gradients(
         grad_hidden: [T, D], added to; None to leave out.
         grad_weight: As `weight`, added to; None to leave out.
     """
-    _share_threads()
     nothing = np.empty((0, 0), dtype=_array(hidden).dtype)
-    _scatter_gradients(
-        _array(grad.contiguous()),
-        _array(values),
-        _array(positions),
-        _array(hidden),
-        _array(weight),
-        offset,
-        scale,
-        softcap,
-        nothing if grad_hidden is None else _array(grad_hidden),
-        nothing if grad_weight is None else _array(grad_weight),
-        numba.get_num_threads(),
-    )
+    with _shared_threads():
+        _scatter_gradients(
+            _array(grad.contiguous()),
+            _array(values),
+            _array(positions),
+            _array(hidden),
+            _array(weight),
+            offset,
+            scale,
+            softcap,
+            nothing if grad_hidden is None else _array(grad_hidden),
+            nothing if grad_weight is None else _array(grad_weight),
+            numba.get_num_threads(),
+        )
 
 
 def _array(tensor: Tensor) -> np.ndarray:
@@ -83,9 +84,17 @@ def _array(tensor: Tensor) -> np.ndarray:
     return np.from_dlpack(tensor)
 
 
-def _share_threads() -> None:
+@contextmanager
+def _shared_threads() -> Iterator[None]:
+    """Run numba on as many threads as torch has, and leave torch as many: numba's first launch would raise them."""
+    threads = torch.get_num_threads()
     available: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
-    numba.set_num_threads(max(1, min(torch.get_num_threads(), available)))
+    numba.set_num_threads(max(1, min(threads, available)))
+    try:
+        yield
+    finally:
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
 
 
 @numba.njit(parallel=True, cache=True)
