@@ -8,7 +8,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-import torch
 from tiny_models import TEXTS
 
 import lion_st
@@ -46,9 +45,8 @@ def workers_of(driver: psutil.Process) -> list[psutil.Process]:
     return [one for one in driver.children(recursive=True) if "_ShardWorker" in " ".join(one.cmdline())]
 
 
+@pytest.mark.usefixtures("one_thread")  # a worker has one; and a forked process must not wait for threads it lacks
 def test_killed_workers_and_killed_drivers_leave_no_trace(tiny_backbone, tmp_path) -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as many as a worker has; and a forked process must not wait for threads it lacks
     model = lion_st.build(tiny_backbone(), "sparse", document_length=128)
     checkpoint = lion_st.export(model, tmp_path / "lion", verify=False)
     alone = contents(encode_corpus(lion_st.load(checkpoint), DOCUMENTS, tmp_path / "alone", **SETTINGS))
@@ -75,4 +73,3 @@ def test_killed_workers_and_killed_drivers_leave_no_trace(tiny_backbone, tmp_pat
     assert 3 <= len(list(second.glob("shard-*.safetensors"))) < len(DOCUMENTS) / 4
     encode_corpus(lion_st.load(checkpoint), DOCUMENTS, second, **SETTINGS)  # one machine goes on where a cluster died
     assert contents(second) == alone
-    torch.set_num_threads(threads)

@@ -266,6 +266,7 @@ def test_several_processes_share_the_shards(tmp_path, corpus, sparse_model, monk
     assert (shared / "manifest.json").read_text() == (alone / "manifest.json").read_text()
 
 
+@pytest.mark.usefixtures("one_thread")  # a forked process must not wait for threads it lacks
 def test_twenty_random_kills_leave_no_trace(tmp_path, sparse_model) -> None:
     """SIGKILL at random moments, then one run to the end: the bytes of an undisturbed run."""
     corpus = write_jsonl(
@@ -273,11 +274,8 @@ def test_twenty_random_kills_leave_no_trace(tmp_path, sparse_model) -> None:
     )
 
     def run(output: Path) -> None:
-        torch.set_num_threads(1)
         encode_corpus(sparse_model, corpus, output, shard_documents=2, tokens_per_batch=64, show_progress=False)
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     started = time.monotonic()
     run(tmp_path / "whole")
     duration = time.monotonic() - started
@@ -296,7 +294,6 @@ def test_twenty_random_kills_leave_no_trace(tmp_path, sparse_model) -> None:
             (tmp_path / "killed" / "manifest.json").unlink()
         kills += process.exitcode == -signal.SIGKILL
     run(tmp_path / "killed")
-    torch.set_num_threads(threads)
     assert shard_bytes(tmp_path / "killed") == shard_bytes(tmp_path / "whole")
     assert (tmp_path / "killed" / "manifest.json").read_text() == (tmp_path / "whole" / "manifest.json").read_text()
     assert sorted(file.name for file in (tmp_path / "killed").iterdir()) == sorted(

@@ -60,6 +60,7 @@ def data(tmp_path_factory) -> Path:
     return write_tuples(tmp_path_factory.mktemp("tuples") / "tuples.jsonl")
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_a_killed_training_resumes_with_the_same_command(tiny_backbone, data, tmp_path, monkeypatch, capsys):
     recipe = ["--backbone", "micro", "--paradigm", "sparse", "--objective", "cl_kd"]
 
