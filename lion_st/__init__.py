@@ -9,16 +9,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lion_st.hub import export
     from lion_st.kernels import splade_pool
     from lion_st.losses import CachedContrastiveDistillationLoss, ContrastiveDistillationLoss, FlopsRegularizer
     from lion_st.models import build, load, paradigm_of
     from lion_st.modules import LionTransformer, LlamaPooling, SpladeHead
+    from lion_st.stock import export
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "export": "lion_st.hub",
+    "export": "lion_st.stock",
     "splade_pool": "lion_st.kernels",
     "CachedContrastiveDistillationLoss": "lion_st.losses",
     "ContrastiveDistillationLoss": "lion_st.losses",

@@ -11,7 +11,7 @@ import torch
 from sentence_transformers import SentenceTransformer, SparseEncoder
 from sentence_transformers.base.model import BaseModel
 from sentence_transformers.base.modules import Module, Normalize
-from sentence_transformers.sentence_transformer.modules import Pooling
+from sentence_transformers.sentence_transformer.modules import Pooling, WeightedLayerPooling
 from sentence_transformers.sparse_encoder.modules import SpladePooling
 from sentence_transformers.util import batch_to_device, load_file_path
 from tqdm.auto import trange
@@ -395,6 +395,8 @@ def _load_bare_adapter(
 def _fast_modules(modules: list[Module], source: str, max_active_dims: int | None) -> list[Module]:
     """The Lion modules that compute what a checkpoint's modules do."""
     match modules:
+        case [*computing, WeightedLayerPooling(embedding_dimension=None)]:  # see lion_st.guard
+            return _fast_modules(computing, source, max_active_dims)
         case [LionTransformer(), SpladeHead() | LlamaPooling()]:
             return modules
         case [LionTransformer() as transformer, SpladePooling(pooling_strategy="max", activation_function="relu")]:

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from lion_st.guard import GUARD
 from lion_st.hub.cards import render_card
-from lion_st.hub.export import export
 from lion_st.hub.facts import RESULTS_FOLDER
+from lion_st.stock import export
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -236,9 +237,14 @@ def _is_sparse(contents: Contents) -> bool:
 
 
 def _twin(contents: Contents) -> Contents:
-    """The same checkpoint for SparseEncoder."""
+    """The same checkpoint for SparseEncoder, without the guard against it."""
     config = _read(contents[CONFIG]) | {"model_type": "SparseEncoder"}
-    return contents | {CONFIG: json.dumps(config, indent=2).encode()}
+    modules = [entry for entry in _read(contents[MODULES]) if entry["path"] != GUARD]
+    kept: Contents = {path: content for path, content in contents.items() if not path.startswith(f"{GUARD}/")}
+    return kept | {
+        CONFIG: json.dumps(config, indent=2).encode(),
+        MODULES: json.dumps(modules, indent=2).encode(),
+    }
 
 
 def _read(content: Path | bytes) -> Any:

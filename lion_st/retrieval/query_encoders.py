@@ -30,7 +30,6 @@ from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding
 from torch import Tensor, nn
 
 from lion_st.checkpoints import new_folder
-from lion_st.hub import export
 from lion_st.losses import dot_scores
 from lion_st.models import paradigm_of
 from lion_st.modules import LionTransformer
@@ -38,6 +37,7 @@ from lion_st.modules.adapters import has_adapter
 from lion_st.retrieval.describe import text_limit
 from lion_st.retrieval.encode import encode_texts, prompt_for
 from lion_st.retrieval.vectors import Vectors, to_csr
+from lion_st.stock import export
 
 if TYPE_CHECKING:
     from datasets import Dataset

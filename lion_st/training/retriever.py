@@ -30,7 +30,6 @@ from transformers import AutoConfig, TrainerCallback, set_seed
 from lion_st.checkpoints import staged_folder
 from lion_st.data.quickstart import QUICKSTART_REPOSITORY, quickstart_data
 from lion_st.data.tuples import load_tuples, set_epoch
-from lion_st.hub import export
 from lion_st.losses import (
     CachedContrastiveDistillationLoss,
     ContrastiveDistillationLoss,
@@ -39,6 +38,7 @@ from lion_st.losses import (
     pairwise_dot_scores,
 )
 from lion_st.models import build
+from lion_st.stock import export
 from lion_st.training.callbacks import EpochCallback
 from lion_st.training.cost import TrainingCost
 from lion_st.training.recipes import BACKBONES, BackboneShape, mntp_folder

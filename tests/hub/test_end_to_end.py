@@ -55,10 +55,16 @@ for settings in ({"token": False}, {"token": "hf_wrong"}, {"token": "hf_other"})
         errors.append(None)
     except Exception as error:
         errors.append(str(error))
+dimensions = SentenceTransformer(name, device="cpu").get_embedding_dimension()
+try:
+    SparseEncoder(name, device="cpu")
+    errors.append(None)
+except ValueError as error:
+    errors.append(str(error))
 for block in blocks:
     exec(block, {})
 assert "lion_st" not in sys.modules
-answer(errors)
+answer([errors, dimensions])
 """
 
 
@@ -67,8 +73,11 @@ def test_stock_packages_load_what_was_published(published, texts, tmp_path):
     hub, model = published
     blocks = [block for block in python_blocks(hub.files(NAME)["README.md"].decode()) if "import lion_st" not in block]
     assert len(blocks) == 2
-    errors = run_python(hub, tmp_path, STOCK, [NAME, texts, str(tmp_path / "vectors.npz"), blocks], stock=True)
+    arguments = [NAME, texts, str(tmp_path / "vectors.npz"), blocks]
+    errors, dimensions = run_python(hub, tmp_path, STOCK, arguments, stock=True)
     assert all(errors), errors
+    assert "Cannot determine the embedding dimension" in errors[-1]  # SparseEncoder on main
+    assert dimensions == model.get_embedding_dimension()
     with np.load(tmp_path / "vectors.npz") as vectors:
         assert len(vectors.files) == 4
         for key in vectors.files:

@@ -14,6 +14,7 @@ from sentence_transformers import SentenceTransformerTrainer, SentenceTransforme
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
 import lion_st
+from lion_st.guard import GUARD
 from lion_st.hub import publish, publish_folder, render_card
 
 NAME = "org/lion-sp-tiny"
@@ -44,7 +45,8 @@ def test_a_sparse_model_is_two_revisions_of_the_same_weights_and_each_version_is
     main, twin = connected.files(NAME), connected.files(NAME, "sparse-encoder")
     assert json.loads(main[CONFIG])["model_type"] == "SentenceTransformer"
     assert json.loads(twin[CONFIG])["model_type"] == "SparseEncoder"
-    assert {path for path in main if main[path] != twin[path]} == {CONFIG} and main.keys() == twin.keys()
+    assert {path for path in twin if main[path] != twin[path]} == {CONFIG, "modules.json"}
+    assert {path.split("/")[0] for path in main.keys() - twin.keys()} == {GUARD}
     assert done.files["main"] == {path: len(content) for path, content in main.items() if path != ".gitattributes"}
     assert done.card == main["README.md"].decode() and ModelCard(done.card).data.license == "mit"
     assert done.url == f"{connected.url}/{NAME}"
@@ -52,12 +54,12 @@ def test_a_sparse_model_is_two_revisions_of_the_same_weights_and_each_version_is
     assert repository.private
     assert repository.resolve("v1") == done.commits["main"] == repository.refs["refs/heads/main"]
     assert repository.resolve("v1-sparse-encoder") == done.commits["sparse-encoder"]
-    # The repository's own first commit, and one for each form; the weights went over once.
-    assert len(repository.commits) == 3 and len(connected.uploaded) == 1
+    # The repository's own first commit, and one for each form; the weights and the guard's empty ones went over once.
+    assert len(repository.commits) == 3 and len(connected.uploaded) == 2
 
     again = publish(sparse, NAME, license="mit")
     assert again.commits == done.commits and again.tags == done.tags
-    assert len(repository.commits) == 3 and len(connected.uploaded) == 1
+    assert len(repository.commits) == 3 and len(connected.uploaded) == 2
 
     with torch.no_grad():
         sparse[0].model.get_input_embeddings().weight.mul_(1.5)
@@ -129,7 +131,7 @@ def test_a_folder_with_a_sparse_model_has_its_twin_too(connected, sparse, tmp_pa
     done = publish_folder(folder, NAME, tag="v1")
     assert set(done.tags) == {"v1", "v1-sparse-encoder"}
     main, twin = connected.files(NAME), connected.files(NAME, "sparse-encoder")
-    assert {path for path in main if main[path] != twin[path]} == {CONFIG}
+    assert {path for path in twin if main[path] != twin[path]} == {CONFIG, "modules.json"}
     assert json.loads(twin[CONFIG])["model_type"] == "SparseEncoder"
 
 

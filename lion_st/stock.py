@@ -13,6 +13,7 @@ from sentence_transformers.base.model import BaseModel
 from sentence_transformers.util import batch_to_device
 
 from lion_st.checkpoints import new_folder, write_stock_checkpoint
+from lion_st.guard import add_guard
 from lion_st.models import load, paradigm_of
 from lion_st.modules import LionTransformer, LlamaPooling, SpladeHead
 from lion_st.modules.adapters import has_adapter
@@ -71,6 +72,8 @@ def export(
     with new_folder(path, overwrite) as folder:
         try:
             write_stock_checkpoint(model, folder, model_type)
+            if model_type == "SentenceTransformer" and paradigm_of(model) == "sparse":
+                add_guard(folder)
             model._create_model_card(str(folder))
         except (OSError, SafetensorError) as error:
             raise OSError(
