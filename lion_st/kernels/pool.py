@@ -105,16 +105,7 @@ def pooled_maxima(
 
 
 @pooled_maxima.register_fake
-def _(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    bounds: Tensor,
-    scale: float,
-    softcap: float | None,
-    with_positions: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
+def _(hidden, weight, bias, bounds, scale, softcap, with_positions, backend):
     shape = (bounds.shape[0] - 1, weight.shape[0])
     dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     positions = hidden.new_empty(shape if with_positions else (0, 0), dtype=torch.int32)
@@ -147,19 +138,7 @@ def pooled_maxima_backward(
 
 
 @pooled_maxima_backward.register_fake
-def _(
-    grad: Tensor,
-    values: Tensor,
-    positions: Tensor,
-    hidden: Tensor,
-    weight: Tensor,
-    bounds: Tensor,
-    scale: float,
-    softcap: float | None,
-    needs_hidden: bool,
-    needs_weight: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
+def _(grad, values, positions, hidden, weight, bounds, scale, softcap, needs_hidden, needs_weight, backend):
     return (
         hidden.new_empty(hidden.shape if needs_hidden else 0),
         weight.new_empty(weight.shape if needs_weight else 0),
@@ -216,7 +195,10 @@ def _sparse_rows(
         else:
             values, _ = pooled_maxima(tokens, weight[span], part, bounds, scale, softcap, False, backend)
         floor = thresholds[span].to(values) if isinstance(thresholds, Tensor) else (thresholds or 0.0)
-        row, column = (values > floor).nonzero(as_tuple=True)
+        kept = values > floor
+        if k is not None and k < values.shape[1]:
+            kept &= values >= values.topk(k, dim=1).values[:, -1:]  # equals all stay until the last cut
+        row, column = kept.nonzero(as_tuple=True)
         rows.append(row)
         columns.append(column + offset)
         weights.append(values[row, column])
