@@ -1,11 +1,10 @@
-"""Cards of the paper's six models: how to train them with lion_st, and what the paper says of them."""
+"""Cards of the paper's six models: how to train them with lion_st."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from lion_st.evaluation.tables import format_table
 from lion_st.hub.cards import POOLING, card_frame, card_metadata, hub_link, render, vector_description
 from lion_st.hub.facts import BaseModelFacts
 from lion_st.retrieval.storage import write_atomic
@@ -15,12 +14,6 @@ from lion_st.training.recipes import BACKBONES, MNTP_RECIPES, PARADIGMS, Paradig
 OBJECTIVE = "cl_kd"
 SIZES = {"llama-3.2-1b": "1b", "llama-3.2-3b": "3b", "llama-3-8b": "8b"}
 LICENSES = {"llama-3.2-1b": "llama3.2", "llama-3.2-3b": "llama3.2", "llama-3-8b": "llama3"}
-# Zeng et al. (2025): MRR@10 on MS MARCO's development queries, nDCG@10 on TREC DL 2019 and 2020 together, mean nDCG@10
-# on 13 data sets of BEIR. The figures of the other sizes are in the paper alone.
-PAPER_RESULTS: dict[tuple[str, Paradigm], dict[str, float]] = {
-    ("llama-3-8b", "sparse"): {"MS MARCO dev, MRR@10": 0.417, "TREC DL 19+20, nDCG@10": 0.758, "BEIR, nDCG@10": 0.552},
-    ("llama-3-8b", "dense"): {"MS MARCO dev, MRR@10": 0.417, "TREC DL 19+20, nDCG@10": 0.755, "BEIR, nDCG@10": 0.501},
-}
 
 
 def recipe_name(backbone: str, paradigm: Paradigm) -> str:
@@ -52,7 +45,6 @@ def render_recipe_card(backbone: str, paradigm: Paradigm) -> str:
     datasets = [recipe.train_data, mntp.texts[0].partition(":")[0]]
     metadata = card_metadata(repo_id, paradigm, base, datasets=datasets)
     parameters = TrainingCost(shape, has_head=paradigm == "sparse", lora_r=None).parameters
-    results = PAPER_RESULTS.get((backbone, paradigm), {})
     context = card_frame(paradigm, dimensions, base.name, repo_id, lengths) | {
         "metadata": metadata.to_yaml(),
         "pooling": POOLING["mean_normalized"],
@@ -64,11 +56,7 @@ def render_recipe_card(backbone: str, paradigm: Paradigm) -> str:
             ("Score", "inner product"),
             ("Licence", base.license),
         ],
-        "paper": results,
-        "paper_model": recipe_name(backbone, paradigm).upper().replace("LION", "Lion"),
-        "paper_table": format_table([{"test set": name, "score": score} for name, score in results.items()])
-        if results
-        else None,
+        "recipe": True,
         "train_commands": _commands(backbone, paradigm),
         "trained_folder": recipe.defaults()["output_dir"],
         "training": _settings(backbone, paradigm),
