@@ -18,7 +18,8 @@ Kind: TypeAlias = Literal["query", "document"]
 def model_name(model: SentenceTransformer | SparseEncoder) -> str:
     """The Hub id or folder name that a model was loaded from, else its backbone's name."""
     card = model.model_card_data
-    name = card.model_id or card.base_model or getattr(model[0], "model_name_or_path", None) or "unnamed"
+    backbone = getattr(input_module(model, "document"), "model", None)
+    name = card.model_id or getattr(backbone, "name_or_path", None) or card.base_model or "unnamed"
     parts = str(name).rstrip("/").split("/")
     return "/".join(parts[-2:]) if len(parts) == 2 and not str(name).startswith((".", "/")) else parts[-1]
 
