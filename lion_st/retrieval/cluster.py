@@ -1,13 +1,18 @@
-"""Encoding a corpus on many machines with Ray: one actor per GPU, one task per shard."""
+"""Encoding a corpus on many machines with Ray Data: one actor per GPU, one task per shard."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
+from lion_st.models import load
 from lion_st.retrieval.describe import limited
 from lion_st.retrieval.encode import (
+    SETTINGS,
+    CorpusCounts,
     Kind,
     ShardReader,
     claim_output,
@@ -18,6 +23,13 @@ from lion_st.retrieval.encode import (
     progress_bar,
 )
 from lion_st.retrieval.records import Corpus, Record
+from lion_st.retrieval.storage import StorageError
+
+# What the rows of the pipeline say in their column "what"; FINISHED ones carry no contents any more.
+SHARD, FINISHED, COUNTS, ERROR = "shard", "finished", "counts", "error"
+ERRORS: dict[str, type[Exception]] = {
+    error.__name__: error for error in (StorageError, ValueError, TypeError, FileNotFoundError, ImportError)
+}
 
 
 def encode_corpus_on_ray(
@@ -40,16 +52,17 @@ def encode_corpus_on_ray(
 ) -> Path:
     """`encode_corpus` on a Ray cluster: the same shards, the same manifest, the same bytes.
 
-    The driver reads the corpus and hands out shards, two per worker at a time, so that its memory stays flat; a worker
-    writes each shard where `encode_corpus` would. A killed worker is started again with the shard it had; after a
-    killed driver, run the same command, or `encode_corpus` on one machine, to go on from the shards that are there.
+    A Ray Data pipeline: one task on the driver's machine reads the corpus in its own order and streams shards, no
+    faster than they are taken; an actor for each GPU writes each shard where `encode_corpus` would. A killed worker is
+    started again with the shard it had; after a killed driver, run the same command, or `encode_corpus` on one machine,
+    to go on from the shards that are there.
 
-    Connects to the cluster of `RAY_ADDRESS`, or starts Ray on this machine. Actors are used rather than Ray Data, whose
-    blocks are not the corpus in its own order: shards would not be the ones that one machine writes.
+    Connects to the cluster of `RAY_ADDRESS`, or starts Ray on this machine.
 
     Args:
         model: Path or Hub id that every machine can load with `lion_st.load`.
-        corpus: Readable by the driver, see `read_corpus`.
+        corpus: Readable by the driver's machine, see `read_corpus`; the standard input and iterators cannot be sent to
+            a task.
         output: Folder on a file system that all machines share.
         workers: Actors; by default one per GPU of the cluster, or one where there is none.
         gpus_per_worker: By default 1 where the cluster has GPUs, else 0.
@@ -66,96 +79,146 @@ def encode_corpus_on_ray(
 
     Raises:
         ImportError: If Ray is not installed.
-        RuntimeError: If the workers load different models.
-        StorageError: See `encode_corpus`.
+        ValueError: If the corpus cannot be sent to a task, or see `encode_corpus`.
+        StorageError: If workers load different models, or see `encode_corpus`.
     """
     ray = _require_ray()
+    if str(corpus) == "-" or isinstance(corpus, Iterator):
+        raise ValueError(
+            f"A task on the cluster cannot read {'the standard input' if str(corpus) == '-' else repr(corpus)}: "
+            "write the corpus to a file and give its path."
+        )
     if not ray.is_initialized():
         ray.init(log_to_driver=False)
-    shape = (kind, dtype, shard_documents, tokens_per_batch)
-    arguments = (str(model), dict(load_options or {}), max_tokens, shape)
-    actors = _start_workers(arguments, workers, gpus_per_worker, cpus_per_worker)
-    try:
-        settings, *others = ray.get([actor.settings.remote() for actor in actors])
-        if any(other != settings for other in others):
-            raise RuntimeError(f"The workers loaded different models from {model}: put the same one on every machine.")
-        output = Path(output).resolve()
-        claim_output(output, settings)
-        reader = ShardReader(corpus, split, shard_documents, on_bad_record)
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    output = Path(output).resolve()
+    worker = {
+        "model": str(model),
+        "load_options": dict(load_options or {}),
+        "output": output,
+        "max_tokens": max_tokens,
+        "shape": (kind, dtype, shard_documents, tokens_per_batch),
+    }
+    with ray.data.DataContext.current(_one_shard_a_block()):
+        shards = ray.data.read_datasource(
+            _source(ShardReader(corpus, split, shard_documents, on_bad_record), output),
+            num_cpus=0,  # else it could wait for the actors to end, and they for it
+            override_num_blocks=1,
+        ).map_batches(
+            _ShardWorker,
+            fn_constructor_kwargs=worker,
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=workers or max(1, gpus)),
+            num_cpus=cpus_per_worker,
+            num_gpus=gpus_per_worker if gpus_per_worker is not None else float(gpus > 0),
+        )
         with progress_bar(corpus, show_progress) as progress:
-            _feed(actors, reader, output, progress)
-    finally:
-        for actor in actors:
-            ray.kill(actor)
-    finish_output(output, settings, reader)
+            for row in shards.iter_rows():
+                contents = json.loads(row["contents"])
+                if row["what"] == ERROR:
+                    raise ERRORS.get(contents["type"], RuntimeError)(contents["message"])
+                if row["what"] == COUNTS:
+                    counts = CorpusCounts(**contents)
+                progress.update(row["documents"])
+    finish_output(output, json.loads((output / SETTINGS).read_text(encoding="utf-8")), counts)
     return output
 
 
 def _require_ray() -> Any:
     try:
-        import ray
+        import ray.data
     except ImportError as error:
-        raise ImportError("Encoding on a cluster needs Ray: pip install 'lion-st[ray]'.") from error
+        raise ImportError("Encoding on a cluster needs Ray Data: pip install 'lion-st[ray]'.") from error
     return ray
 
 
-def _start_workers(
-    arguments: tuple[Any, ...], workers: int | None, gpus_per_worker: float | None, cpus_per_worker: float
-) -> list[Any]:
-    ray = _require_ray()
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    remote_worker = ray.remote(
-        num_cpus=cpus_per_worker,
-        num_gpus=gpus_per_worker if gpus_per_worker is not None else float(gpus > 0),
-        max_restarts=-1,
-        max_task_retries=-1,
-    )(_ShardWorker)
-    return [remote_worker.remote(*arguments) for _ in range(workers or max(1, gpus))]
+def _one_shard_a_block() -> Any:
+    """A context in which Ray Data makes a block, and so a task, of each row, and leaves the progress bar to us."""
+    from ray.data import DataContext
+
+    context = DataContext.get_current().copy()
+    context.target_max_block_size = 1
+    context.enable_progress_bars = False
+    return context
 
 
-def _feed(actors: list[Any], reader: ShardReader, output: Path, progress: Any) -> None:
-    """Hand out the shards that are missing, two to an actor at a time: one at work, one waiting."""
-    ray = _require_ray()
-    idle = actors * 2
-    running: dict[Any, tuple[Any, int]] = {}
+def _source(reader: ShardReader, output: Path) -> Any:
+    """What Ray Data reads: a row for each shard, and a last one of what reading found."""
+    from ray.data import Datasource
+    from ray.data.block import BlockMetadata
+    from ray.data.datasource import ReadTask
 
-    def collect() -> None:
-        (done,), _ = ray.wait(list(running))
-        actor, documents = running.pop(done)
-        ray.get(done)
-        idle.append(actor)
-        progress.update(documents)
+    def rows() -> Iterator[Any]:
+        try:
+            for number, records in enumerate(reader):
+                if is_finished(output, number, records):
+                    yield _row(FINISHED, number, len(records))
+                else:
+                    yield _row(SHARD, number, len(records), records)
+            yield _row(COUNTS, contents=vars(reader.counts))
+        except Exception as error:
+            yield _error_row(error)
 
-    for number, records in enumerate(reader):
-        if is_finished(output, number, records):
-            progress.update(len(records))
-            continue
-        while not idle:
-            collect()
-        actor = idle.pop(0)
-        running[actor.encode.remote(records, str(output), number)] = (actor, len(records))
-    while running:
-        collect()
+    class ShardSource(Datasource):
+        supports_distributed_reads = False  # the corpus lies on the driver's machine
+
+        def estimate_inmemory_data_size(self) -> None:
+            return None
+
+        def get_read_tasks(self, parallelism: int, *args: Any, **kwargs: Any) -> list[ReadTask]:
+            unknown: dict[str, Any] = dict(num_rows=None, size_bytes=None, exec_stats=None, input_files=None)
+            return [ReadTask(rows, BlockMetadata(**unknown))]
+
+    return ShardSource()
+
+
+def _row(what: str, number: int = -1, documents: int = 0, contents: Any = None) -> Any:
+    import pyarrow as pa
+
+    columns = {"what": what, "number": number, "documents": documents, "contents": json.dumps(contents)}
+    return pa.table({name: [value] for name, value in columns.items()})
+
+
+def _error_row(error: Exception) -> Any:
+    """An error as a row: raised in a task, Ray would hand it on as one of its own, after several attempts."""
+    return _row(ERROR, contents={"type": type(error).__name__, "message": str(error)})
 
 
 class _ShardWorker:
     """An actor: holds the model and writes shards."""
 
     def __init__(
-        self, model: str, load_options: dict[str, Any], max_tokens: int | None, shape: tuple[Any, ...]
+        self, model: str, load_options: dict[str, Any], output: Path, max_tokens: int | None, shape: tuple[Any, ...]
     ) -> None:
-        import lion_st
-
-        self.model = lion_st.load(model, **load_options)
+        self.load = partial(load, model, **load_options)
+        self.output = output
         self.max_tokens = max_tokens
-        self.kind = shape[0]
-        with limited(self.model, self.kind, max_tokens):
-            self._settings = corpus_settings(self.model, *shape)
+        self.shape = shape
 
+    @cached_property
+    def model(self) -> Any:
+        return self.load()
+
+    @cached_property
     def settings(self) -> dict[str, Any]:
-        return self._settings
+        """Those of the output folder, which every worker claims."""
+        settings = corpus_settings(self.model, *self.shape)
+        claim_output(self.output, settings)
+        return settings
 
-    def encode(self, records: list[Record], output: str, number: int) -> None:
-        if not is_finished(Path(output), number, records):  # a retried task may have written it before it was killed
-            with limited(self.model, self.kind, self.max_tokens):
-                encode_shard(self.model, records, Path(output), number, self._settings)
+    def __call__(self, row: Any) -> Any:
+        what, number, documents, contents = (column[0].as_py() for column in row.columns)
+        if what == ERROR:
+            return row
+        try:
+            with limited(self.model, self.shape[0], self.max_tokens):
+                settings = self.settings
+                if what != SHARD:
+                    return row
+                records = [Record(*record) for record in json.loads(contents)]
+                if not is_finished(self.output, number, records):  # else its worker was killed just after writing it
+                    encode_shard(self.model, records, self.output, number, settings)
+        except Exception as error:
+            return _error_row(error)
+        return _row(FINISHED, number, documents)

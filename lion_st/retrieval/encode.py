@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -145,7 +147,7 @@ def encode_corpus(
                     encode_shard(model, records, output, number, settings, progress)
                 else:
                     progress.update(len(records))
-        finish_output(output, settings, reader)
+        finish_output(output, settings, reader.counts)
     return output
 
 
@@ -199,8 +201,22 @@ def claim_output(output: Path, settings: dict[str, Any]) -> None:
         raise StorageError(f"{output} was begun with other settings: {changes}. Give a new folder.")
 
 
+@dataclass
+class CorpusCounts:
+    """What reading a corpus to its end found."""
+
+    shards: int = 0
+    documents: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)  # by reason
+    examples: list[str] = field(default_factory=list)  # the first skipped records
+
+
 class ShardReader:
-    """The usable records of a corpus in lists of `shard_documents`, counting what is skipped."""
+    """The usable records of a corpus in lists of `shard_documents`, counting what is skipped.
+
+    Attributes:
+        counts: Complete once the iteration has ended.
+    """
 
     def __init__(
         self, corpus: Corpus, split: str = "train", shard_documents: int = 4096, on_bad_record: str = "skip"
@@ -211,10 +227,7 @@ class ShardReader:
         self.split = split
         self.shard_documents = shard_documents
         self.on_bad_record = on_bad_record
-        self.documents = 0
-        self.skipped: Counter[str] = Counter()
-        self.examples: list[str] = []
-        self.shards = 0
+        self.counts = CorpusCounts()
 
     def __iter__(self) -> Iterator[list[Record]]:
         earlier = _SeenIds()
@@ -232,20 +245,20 @@ class ShardReader:
                 records = {}
         if records:
             yield self._shard(records)
-        if not self.documents:
-            raise ValueError(f"The corpus {self.corpus} has no usable record; skipped: {dict(self.skipped)}.")
+        if not self.counts.documents:
+            raise ValueError(f"The corpus {self.corpus} has no usable record; skipped: {dict(self.counts.skipped)}.")
 
     def _shard(self, records: dict[str, Record]) -> list[Record]:
-        self.shards += 1
-        self.documents += len(records)
+        self.counts.shards += 1
+        self.counts.documents += len(records)
         return list(records.values())
 
     def _skip(self, reason: str, where: str) -> None:
         if self.on_bad_record == "raise":
             raise ValueError(f"Bad record ({reason}): {where}. Mend the corpus or pass on_bad_record='skip'.")
-        self.skipped[reason] += 1
-        if len(self.examples) < MAX_EXAMPLES:
-            self.examples.append(f"{reason}: {where}")
+        self.counts.skipped[reason] += 1
+        if len(self.counts.examples) < MAX_EXAMPLES:
+            self.counts.examples.append(f"{reason}: {where}")
 
 
 class _SeenIds:
@@ -315,7 +328,7 @@ def encode_shard(
         "corpus_sha256": _records_digest(records),
     }
     file = shard_path(output, number)
-    temporary = file.with_suffix(f".{os.getpid()}.tmp")
+    temporary = file.with_suffix(f".{secrets.token_hex(4)}.tmp")
     save_file(arrays, temporary, metadata={"shard": json.dumps(metadata, sort_keys=True)})
     sync(temporary)
     os.replace(temporary, file)
@@ -334,9 +347,9 @@ def shard_metadata(file: Path) -> dict[str, Any]:
         raise StorageError(f"{file} is not a complete shard ({error}): delete it and run the encoding again.") from None
 
 
-def finish_output(output: Path, settings: dict[str, Any], reader: ShardReader) -> None:
+def finish_output(output: Path, settings: dict[str, Any], counts: CorpusCounts) -> None:
     """Write the manifest if all shards are there; other processes may still be at work on some."""
-    files = [shard_path(output, number) for number in range(reader.shards)]
+    files = [shard_path(output, number) for number in range(counts.shards)]
     surplus = sorted(set(output.glob("shard-*.safetensors")) - set(files))
     if surplus:
         raise StorageError(f"{surplus[0]} lies beyond the end of the corpus: the corpus changed. Give a new folder.")
@@ -349,12 +362,12 @@ def finish_output(output: Path, settings: dict[str, Any], reader: ShardReader) -
         )
     manifest = {
         "settings": settings,
-        "documents": reader.documents,
+        "documents": counts.documents,
         "dimensions": shards[0]["dimensions"],
         "tokens": sum(shard["tokens"] for shard in shards),
         "truncated": sum(shard["truncated"] for shard in shards),
-        "skipped": dict(sorted(reader.skipped.items())),
-        "skipped_examples": reader.examples,
+        "skipped": dict(sorted(counts.skipped.items())),
+        "skipped_examples": counts.examples,
         "shards": shards,
     }
     write_atomic(output / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode())

@@ -11,7 +11,7 @@ import pytest
 from tiny_models import TEXTS
 
 import lion_st
-from lion_st.retrieval import encode_corpus, encode_corpus_on_ray
+from lion_st.retrieval import StorageError, encode_corpus, encode_corpus_on_ray
 
 pytest.importorskip("ray")
 
@@ -73,3 +73,22 @@ def test_killed_workers_and_killed_drivers_leave_no_trace(tiny_backbone, tmp_pat
     assert 3 <= len(list(second.glob("shard-*.safetensors"))) < len(DOCUMENTS) / 4
     encode_corpus(lion_st.load(checkpoint), DOCUMENTS, second, **SETTINGS)  # one machine goes on where a cluster died
     assert contents(second) == alone
+
+
+def test_an_error_in_a_task_is_raised_as_it_is(tiny_backbone, tmp_path) -> None:
+    import ray
+
+    checkpoint = lion_st.export(lion_st.build(tiny_backbone(), "sparse"), tmp_path / "lion", verify=False)
+    with pytest.raises(ValueError, match="standard input"):
+        encode_corpus_on_ray(checkpoint, "-", tmp_path / "out")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    try:
+        settings = SETTINGS | {"cpus_per_worker": 0.5}
+        with pytest.raises(ValueError, match=r"Bad record \(empty\): record 2"):
+            corpus = [{"id": "a", "text": "A lion."}, {"id": "b", "text": " "}]
+            encode_corpus_on_ray(checkpoint, corpus, tmp_path / "bad", on_bad_record="raise", **settings)
+        encode_corpus_on_ray(checkpoint, corpus, tmp_path / "out", **settings)
+        with pytest.raises(StorageError, match="dtype was 'float32', is 'float16'"):
+            encode_corpus_on_ray(checkpoint, corpus, tmp_path / "out", dtype="float16", **settings)
+    finally:
+        ray.shutdown()
