@@ -1,7 +1,8 @@
 """The sparse head in tiles of the vocabulary: on any device, with a fast path for CPUs.
 
 Only one tile of logits [T, tile] exists at a time; of it, one value and one position are kept per text and term. The
-maximum commutes with log1p and relu, so the backward pass needs one row of W per active term, never [T, V].
+maximum commutes with log1p and relu, so the backward pass needs one row of W per active term, never [T, V]. On a CPU
+with instructions for bfloat16, most products of float32 are screened in those, see `lion_st.kernels.screening`.
 """
 
 from __future__ import annotations
@@ -43,14 +44,15 @@ def forward(
 
     Returns:
         Values [B, V] in float32 (float64 of float64), and the row of `hidden` that each came from [B, V] in int32:
-        the first of equals, -1 for a text without tokens. No positions: [0, 0].
+        the first of equals, -1 for a text without tokens and perhaps for terms that are not active. No positions:
+        [0, 0].
     """
     texts, terms = len(bounds) - 1, weight.shape[0]
     dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     values = hidden.new_empty(texts, terms, dtype=dtype)
     positions = bounds.new_full((texts, terms) if with_positions else (0, 0), -1)
     if hidden.is_cpu:
-        _maxima_on_cpu(hidden, weight, bounds, values, positions)
+        _maxima_on_cpu(hidden, weight, bounds, values, positions, _floors(weight, bias, scale))
     else:
         _maxima(hidden, weight, bounds, values, positions)
     return activate(values, scale, bias, softcap), positions
@@ -111,18 +113,36 @@ def _passes(bounds: Tensor, most_tokens: int) -> Iterator[tuple[int, int, int, i
             first = text
 
 
-def _maxima_on_cpu(hidden: Tensor, weight: Tensor, bounds: Tensor, values: Tensor, positions: Tensor) -> None:
-    from lion_st.kernels import cpu
+def _floors(weight: Tensor, bias: Tensor | None, scale: float) -> Tensor | None:
+    """Product from which on each term may be active [V], None where that is not known."""
+    if scale <= 0:
+        return None
+    if bias is None:
+        return weight.new_zeros(len(weight), dtype=torch.float32)
+    floors = bias.float() / -scale
+    return floors - floors.abs() * 2**-20  # below what rounding makes of it
+
+
+def _maxima_on_cpu(
+    hidden: Tensor, weight: Tensor, bounds: Tensor, values: Tensor, positions: Tensor, floors: Tensor | None
+) -> None:
+    from lion_st.kernels import cpu, screening
 
     for first, last, start, end in _passes(bounds, CPU_TOKENS):
-        tokens = hidden[start:end]
+        tokens, edges = hidden[start:end], bounds[first : last + 1]
+        results = values[first:last], positions[first:last]
+        screen = None
+        if floors is not None and screening.can_screen(tokens, edges):
+            screen = screening.Screen(tokens, edges, floors)
         tile = tile_terms(end - start, hidden)
         buffer = tokens.new_empty(len(tokens) * tile)
         for offset in range(0, weight.shape[0], tile):
             rows = weight[offset : offset + tile].to(hidden.dtype)
+            if screen is not None and screen.write_maxima(rows, *results, offset, buffer):
+                continue
             logits = buffer[: len(tokens) * len(rows)].view(len(tokens), len(rows))
             torch.mm(tokens, rows.T, out=logits)
-            cpu.segment_max(logits, bounds[first : last + 1], values[first:last], positions[first:last], offset)
+            cpu.segment_max(logits, edges, *results, offset)
 
 
 def _scatter_on_cpu(

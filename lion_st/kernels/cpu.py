@@ -14,6 +14,7 @@ import torch
 from numba import prange
 from torch import Tensor
 
+PRODUCT_ERROR = 2**-8 * 1.05  # share of a product that rounding it to bfloat16 changes at most, and some rest
 COLUMNS = 256  # terms that one thread reduces at a time; their running maxima stay in its first-level cache
 
 
@@ -34,6 +35,53 @@ def segment_max(logits: Tensor, bounds: Tensor, values: Tensor, positions: Tenso
         logits = logits.float()
     with _shared_threads():
         kernel(_array(logits), _array(bounds), _array(values), _array(positions), offset)
+
+
+def refine_maxima(
+    products: Tensor,
+    tokens: Tensor,
+    rows: Tensor,
+    bounds: Tensor,
+    values: Tensor,
+    positions: Tensor,
+    offset: int,
+    floors: Tensor,
+    errors: Tensor,
+    norms: Tensor,
+    limit: int,
+) -> bool:
+    """Replace maxima of rounded products by those of float32, from column `offset` on.
+
+    Args:
+        products: Rounded products [T, tile] in bfloat16.
+        tokens: [T, D], float32.
+        rows: [tile, D], float32.
+        bounds: Where each text begins, and the end [B + 1], int32, counted from the first token of `hidden`.
+        values: Maxima of `products` [B, V], float32; replaced, by -inf where the maximum is below its floor.
+        positions: Written [B, V], int32, -1 below the floor; or empty.
+        offset: Term of the first row.
+        floors: Product from which on each term is active [tile].
+        errors: Error of each term's products for a token of norm 1 [tile].
+        norms: Norm of each text's longest token [B].
+        limit: Most products that may be computed again.
+
+    Returns:
+        Whether all was replaced; if not, too many products would have to be computed again, and nothing was.
+    """
+    with _shared_threads():
+        return _refine_maxima(
+            _array(products.view(torch.int16)),
+            _array(tokens),
+            _array(rows),
+            _array(bounds),
+            _array(values),
+            _array(positions),
+            offset,
+            _array(floors),
+            _array(errors),
+            _array(norms),
+            limit,
+        )
 
 
 def scatter_gradients(
@@ -155,6 +203,69 @@ def _segment_max_bfloat16(bits, bounds, values, positions, offset):
                 for column in range(high - low):
                     inside = place[column]
                     positions[text, offset + low + column] = bounds[text] + inside if inside >= 0 else -1
+
+
+@numba.njit(cache=True, fastmath={"reassoc", "contract"})
+def _dot(one, other):
+    total = np.float32(0)
+    for place in range(one.size):
+        total += one[place] * other[place]
+    return total
+
+
+@numba.njit(cache=True)
+def _mark_candidates(bits, largest, error, floor, wide, marks):
+    """Mark the products that can be the largest, given the rounded ones and their maximum, and count them.
+
+    None can if all are below the floor. NaN always can.
+    """
+    reach = abs(largest) * PRODUCT_ERROR + error
+    if largest + reach < floor:
+        return 0
+    least = largest - reach
+    products = wide.view(np.float32)
+    for token in range(bits.size):
+        wide[token] = np.int32(bits[token]) << 16
+    count = 0
+    for token in range(bits.size):
+        marks[token] = not (products[token] + abs(products[token]) * PRODUCT_ERROR + error < least)
+        count += marks[token]
+    return count
+
+
+@numba.njit(parallel=True, cache=True)
+def _refine_maxima(bits, tokens, rows, bounds, values, positions, offset, floors, errors, norms, limit):
+    terms = bits.shape[1]
+    first = bounds[0]
+    blocks = (terms + COLUMNS - 1) // COLUMNS
+    longest = np.max(np.diff(bounds))
+    counts = np.zeros(blocks, dtype=np.int64)
+    for block in prange(blocks):
+        wide, marks = np.empty(longest, dtype=np.int32), np.empty(longest, dtype=np.bool_)
+        for text in range(bounds.size - 1):
+            low, high = bounds[text] - first, bounds[text + 1] - first
+            for column in range(block * COLUMNS, min(terms, (block + 1) * COLUMNS)):
+                largest, error = values[text, offset + column], errors[column] * norms[text]
+                counts[block] += _mark_candidates(bits[low:high, column], largest, error, floors[column], wide, marks)
+    if counts.sum() > limit:
+        return False
+    for block in prange(blocks):
+        wide, marks = np.empty(longest, dtype=np.int32), np.empty(longest, dtype=np.bool_)
+        for text in range(bounds.size - 1):
+            low, high = bounds[text] - first, bounds[text + 1] - first
+            for column in range(block * COLUMNS, min(terms, (block + 1) * COLUMNS)):
+                largest, error = values[text, offset + column], errors[column] * norms[text]
+                count = _mark_candidates(bits[low:high, column], largest, error, floors[column], wide, marks)
+                best, place = np.float32(-np.inf), -1
+                for token in range(low, high if count else low):
+                    if marks[token - low]:
+                        product = _dot(tokens[token], rows[column])
+                        if product > best or product != product:
+                            best, place = product, first + token
+                values[text, offset + column] = best
+                if positions.size:
+                    positions[text, offset + column] = place
+    return True
 
 
 @numba.njit(parallel=True, cache=True)

@@ -8,7 +8,7 @@ import torch
 from oracle import make_case, relative_error
 from torch.utils.checkpoint import checkpoint
 
-from lion_st.kernels import blockwise, splade_pool, splade_pool_reference
+from lion_st.kernels import blockwise, screening, splade_pool, splade_pool_reference
 
 SHAPES = {
     "mixed lengths": dict(lengths=(13, 1, 7, 5)),
@@ -24,12 +24,15 @@ SHAPES = {
 }
 
 
-@pytest.fixture(params=["blockwise on CPU", "blockwise on any device"])
+@pytest.fixture(params=["blockwise on CPU", "screened on CPU", "blockwise on any device"])
 def backend(request, monkeypatch):
-    """Both forms of the blockwise backend: numba's, and the one of torch operations alone."""
+    """All forms of the blockwise backend: numba's, with products of float32 screened or not, and torch's alone."""
     monkeypatch.setenv("LION_ST_KERNEL", "blockwise")
+    is_screened = request.param == "screened on CPU"
+    monkeypatch.setattr(screening, "can_screen", lambda tokens, _: is_screened and tokens.dtype == torch.float32)
+    monkeypatch.setattr(screening, "MAX_SHARE", 1.0)
     if request.param == "blockwise on any device":
-        monkeypatch.setattr(blockwise, "_maxima_on_cpu", blockwise._maxima)
+        monkeypatch.setattr(blockwise, "_maxima_on_cpu", lambda *given: blockwise._maxima(*given[:5]))
         monkeypatch.setattr(blockwise, "_scatter_on_cpu", blockwise._scatter)
     return request.param
 
@@ -58,11 +61,12 @@ def test_positions_name_the_first_of_the_largest_logits(backend):
     with torch.no_grad():
         tokens = case.hidden[case.mask.bool()].contiguous()
         tokens[3] = tokens[1]  # a tie in every term
-        _, positions = blockwise.forward(tokens, case.weight, None, case.bounds, 1.0, None, True)
+        values, positions = blockwise.forward(tokens, case.weight.detach(), None, case.bounds, 1.0, None, True)
         logits = tokens.double() @ case.weight.double().T
     expected = torch.stack([logits[:5].argmax(0), logits[5:].argmax(0) + 5])
-    assert 3 not in positions
-    assert torch.equal(positions.long(), expected)
+    is_active = values > 0
+    assert 3 not in positions and is_active.sum() > 50
+    assert torch.equal(positions.long()[is_active], expected[is_active])
 
 
 def test_gradcheck(backend):
@@ -167,6 +171,75 @@ def test_the_number_of_torchs_threads_is_left_as_it_was():
     # In a process of its own: numba starts its threads once.
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     assert done.stdout.split() == ["1"]
+
+
+# ---- screening ----
+
+
+@pytest.fixture
+def screened(monkeypatch):
+    """`screened(case)`: values of float32 with every tile screened, and how many products were computed again."""
+    monkeypatch.setenv("LION_ST_KERNEL", "blockwise")
+
+    def values(case, share=1.0):
+        monkeypatch.setattr(screening, "can_screen", lambda *_: True)
+        monkeypatch.setattr(screening, "MAX_SHARE", share)
+        return splade_pool(case.hidden, case.weight, case.mask, **case.settings).detach()
+
+    return values
+
+
+def plain(case, monkeypatch):
+    monkeypatch.setattr(screening, "can_screen", lambda *_: False)
+    return splade_pool(case.hidden, case.weight, case.mask, **case.settings).detach()
+
+
+def test_screening_sees_through_ties_of_bfloat16(screened):
+    """Tokens that differ by less than bfloat16 can say, and maxima as close to zero, on both sides."""
+    case = make_case((30, 50), hidden_size=64, terms=4000)
+    with torch.no_grad():
+        case.hidden.copy_(case.hidden[:, -1:] * (1 + 1e-4 * torch.randn(2, 50, 1)))
+        token = case.hidden[0, -1]
+        products = torch.linspace(-1e-2, 1e-2, 200)
+        case.weight[:200] += torch.outer(products - case.weight[:200] @ token, token / token.dot(token))
+    values, expected = screened(case), case.double().expected()
+    assert relative_error(values, expected) < 1e-6
+    assert 90 < (values[0, :200] > 0).sum() < 110
+    assert ((values > 0) == (expected > 0)).float().mean() > 0.999
+
+
+def test_a_nan_or_infinity_is_not_screened_away(screened, monkeypatch):
+    case = make_case((6, 9), hidden_size=16, terms=40)
+    with torch.no_grad():
+        case.hidden[0, 5, 3] = torch.nan
+        case.weight[7, 2] = torch.inf
+    values, expected = screened(case), plain(case, monkeypatch)
+    assert values[0].isnan().all() and torch.equal(values.isnan(), expected.isnan())
+    torch.testing.assert_close(values, expected, equal_nan=True)
+
+
+def test_what_is_not_worth_screening_is_computed_whole(screened, monkeypatch):
+    case = make_case((30, 50), hidden_size=64, terms=4000)
+    monkeypatch.setattr(blockwise, "MAX_TILE", 256)
+    written = []
+    original = screening.Screen.write_maxima
+    monkeypatch.setattr(
+        screening.Screen, "write_maxima", lambda *given: written.append(original(*given)) or written[-1]
+    )
+    values = screened(case, share=0.0)
+    assert torch.equal(values, plain(case, monkeypatch)) and written == [False] * 16
+    torch.testing.assert_close(screened(case), values)
+    assert written[16:] == [True] * 16
+
+
+def test_screening_is_left_to_where_it_pays(monkeypatch):
+    monkeypatch.setattr(screening, "multiplies_bfloat16", lambda: True)
+    tokens, bounds = torch.randn(1024, 256), torch.tensor([0, 1000, 1024])
+    assert screening.can_screen(tokens, bounds)
+    assert not screening.can_screen(tokens[:100], torch.tensor([0, 100]))
+    assert not screening.can_screen(tokens[:, :64], bounds) and not screening.can_screen(tokens.bfloat16(), bounds)
+    monkeypatch.setattr(screening, "multiplies_bfloat16", lambda: False)
+    assert not screening.can_screen(tokens, bounds)
 
 
 # ---- sparse rows ----
