@@ -5,9 +5,9 @@
 
 The model is a small random Llama (hidden 64, 2 layers) with a Llama-3-sized vocabulary, so that the time and memory of
 the vocabulary-wide rows show, and with about 150 active terms a text, as trained retrievers have; the texts are random
-words, 8 to 120 of them. Every side runs in a process of its own and
-reads the same texts; its peak resident memory is what the operating system reports. "flat" is memory that does not grow
-with the corpus: compare the two rows of encode_corpus. Stock keeps all vectors in memory, as its interface asks.
+words, as many as MS MARCO's passages have tokens. Every side runs in a process of its own and reads the same texts; its
+peak resident memory is what the operating system reports. "flat" is memory that does not grow with the corpus: compare
+the two rows of encode_corpus. Stock keeps all vectors in memory, as its interface asks.
 """
 
 from __future__ import annotations
@@ -15,16 +15,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import random
 import resource
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from common import RESULTS, in_process, msmarco_lengths, report, word_tokenizer
 
 ACTIVE_TERMS = 150
 
@@ -32,26 +31,19 @@ ACTIVE_TERMS = 150
 def make_model(folder: Path, vocabulary: int) -> None:
     """Save a random backbone, and beside it the stock sparse-encoder checkpoint that the other sides load."""
     import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     import lion_st
 
-    words = {"<s>": 0, "</s>": 1, "<unk>": 2} | {f"w{number}": number for number in range(3, vocabulary)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>", unk_token="<unk>"
-    )
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=vocabulary, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=512, bos_token_id=0, eos_token_id=1, tie_word_embeddings=False,
     )  # fmt: skip
     backbone = LlamaForCausalLM(config)
-    fast.save_pretrained(folder / "backbone")
-    make_sparse(backbone, fast, vocabulary)
+    tokenizer = word_tokenizer(vocabulary)
+    tokenizer.save_pretrained(folder / "backbone")
+    make_sparse(backbone, tokenizer, vocabulary)
     backbone.save_pretrained(folder / "backbone")
     model = lion_st.build(folder / "backbone", "sparse", scale=1.0, document_length=128)
     lion_st.export(model, folder / "stock", model_type="SparseEncoder")
@@ -78,9 +70,9 @@ def make_sparse(backbone: Any, tokenizer: Any, vocabulary: int) -> None:
 
 
 def texts(count: int, vocabulary: int) -> Iterator[str]:
-    generator = random.Random(0)
-    for _ in range(count):
-        yield " ".join(f"w{generator.randrange(3, vocabulary)}" for _ in range(generator.randrange(8, 120)))
+    rng = np.random.default_rng(0)
+    for length in msmarco_lengths(rng, count):
+        yield " ".join(f"w{number}" for number in rng.integers(3, vocabulary, length - 1))
 
 
 def run_side(side: str, folder: Path, count: int, vocabulary: int) -> dict[str, Any]:
@@ -130,7 +122,7 @@ def run_side(side: str, folder: Path, count: int, vocabulary: int) -> dict[str, 
         terms = rows.coalesce().values().numel() / count
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     rate = count / seconds
-    return {"side": side, "documents": count, "documents/s": rate, "terms/document": terms, "peak RSS MB": peak}
+    return {"documents/s": rate, "terms/document": terms, "peak RSS MB": peak}
 
 
 def main() -> None:
@@ -138,7 +130,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, nargs="+", default=[10_000, 100_000])
     parser.add_argument("--stock-documents", type=int, default=2_000)
     parser.add_argument("--vocabulary", type=int, default=128_256)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--side", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -146,28 +138,18 @@ def main() -> None:
         print(json.dumps(run_side(options.side, options.folder, options.documents[0], options.vocabulary)))
         return
 
-    from lion_st.evaluation import format_table
-
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        make_model(folder, options.vocabulary)
+        make_model(Path(name), options.vocabulary)
         stock = [(side, options.stock_documents) for side in ("SparseEncoder.encode", "mteb SparseEncoderWrapper")]
         sides = [("encode_corpus", options.stock_documents), *stock]
-        sides += [("encode_corpus", count) for count in options.documents]
+        sides += [("encode_corpus", count) for count in options.documents if count != options.stock_documents]
         rows = []
         for side, count in sides:
-            command = [sys.executable, __file__, "--side", side, "--folder", name, "--documents", str(count)]
-            command += ["--vocabulary", str(options.vocabulary)]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                raise SystemExit(f"{side} failed:\n{done.stderr[-3000:]}")
-            rows.append(json.loads(done.stdout.splitlines()[-1]))
+            arguments = ["--side", side, "--folder", name, "--documents", str(count)]
+            figures = in_process(__file__, [*arguments, "--vocabulary", str(options.vocabulary)])
+            rows.append({"side": side, "documents": count, **(figures or {"failed": "out of memory"})})
             print(f"{side}, {count:,} documents: done", flush=True)
-    machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
-    print(f"\nvocabulary {options.vocabulary:,}, {machine}\n\n{format_table(rows)}\n")
-    options.output.mkdir(parents=True, exist_ok=True)
-    report = {"machine": machine, "vocabulary": options.vocabulary, "rows": rows}
-    (options.output / "encode.json").write_text(json.dumps(report, indent=1) + "\n")
+    report(options.output, "encode", f"vocabulary {options.vocabulary:,}", rows, {"vocabulary": options.vocabulary})
 
 
 if __name__ == "__main__":

@@ -11,19 +11,17 @@ at a time from text to vector, in milliseconds; quality is nDCG@10, and its shar
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import RESULTS, report
 
 import lion_st
 from lion_st.data import load_beir, load_tuples, quickstart_data
-from lion_st.evaluation import evaluate_run, format_table, hits_to_run
+from lion_st.evaluation import evaluate_run, hits_to_run
 from lion_st.evaluation.mteb_search import document_text
 from lion_st.retrieval import create_index, encode_texts
 from lion_st.retrieval.query_encoders import (
@@ -57,7 +55,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=1.0)
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="Of the layers; token weights learn at 1e-2.")
     parser.add_argument("--timed-queries", type=int, default=200)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
 
     full = lion_st.load(options.model, device="cpu")
@@ -98,11 +96,9 @@ def main() -> None:
                 "p99 ms": float(np.quantile(times, 0.99)),
             }
         )
-    machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
-    print(f"\n{options.data.name}, {len(corpus):,} documents, {machine}\n\n{format_table(rows)}\n")
-    options.output.mkdir(parents=True, exist_ok=True)
-    report = {"machine": machine, "dataset": options.data.name, "model": Path(options.model).name, "rows": rows}
-    (options.output / f"query-encoders-{options.data.name}.json").write_text(json.dumps(report, indent=1) + "\n")
+    name = options.data.name
+    settings = {"dataset": name, "model": Path(options.model).name, "epochs": options.epochs}
+    report(options.output, f"query-encoders-{name}", f"{name}, {len(corpus):,} documents", rows, settings)
 
 
 if __name__ == "__main__":

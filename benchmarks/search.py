@@ -13,9 +13,7 @@ have passed. Recall is against the scores of the plain loop.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,9 +23,9 @@ from typing import Any
 import numba
 import numpy as np
 import torch
+from common import RESULTS, report
 from scipy import sparse
 
-from lion_st.evaluation import format_table
 from lion_st.retrieval import create_index
 
 VOCABULARY = 128_256
@@ -169,7 +167,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--engines", nargs="+")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as folder:
@@ -218,13 +216,10 @@ def main() -> None:
                         }
                     )
                     print(f"{count:,} {kind}: {name} done", flush=True)
-                machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
-                print(f"\n{count:,} documents, {kind} terms, {machine}\n\n{format_table(rows)}\n", flush=True)
-                settings = {name: getattr(options, name) for name in ("terms", "query_terms", "queries", "seconds")}
-                report = {"documents": count, "kind": kind, "machine": machine, **settings, "rows": rows}
-                options.output.mkdir(parents=True, exist_ok=True)
-                file = options.output / f"search-{kind}-{count}.json"
-                file.write_text(json.dumps(report, indent=1) + "\n")
+                settings: dict[str, Any] = {"documents": count, "kind": kind}
+                settings |= {name: getattr(options, name) for name in ("terms", "query_terms", "queries", "seconds")}
+                title = f"{count:,} documents, {kind} terms"
+                report(options.output, f"search-{kind}-{count}", title, rows, settings)
 
 
 if __name__ == "__main__":

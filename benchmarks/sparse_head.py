@@ -18,9 +18,6 @@ import argparse
 import ctypes
 import gc
 import json
-import os
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -29,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import RESULTS, in_process, msmarco_lengths, report
 from torch import Tensor
 
 SIDES = ("matmul", "matmul in tiles", "eager", "compiled", "stock", "stock in chunks", "lion_st")
@@ -47,8 +45,7 @@ def make_inputs(options: argparse.Namespace) -> tuple[Tensor, Tensor, Tensor]:
     random: dict[str, Any] = {"generator": generator, "device": options.device, "dtype": dtype}
     lengths = np.full(options.texts, options.length)
     if options.lengths == "msmarco":
-        draws = np.random.default_rng(0).lognormal(np.log(75), 0.4, options.texts)
-        lengths = np.clip(draws.astype(int), 3, options.length)
+        lengths = msmarco_lengths(np.random.default_rng(0), options.texts, longest=options.length)
     mask = torch.arange(options.length)[None] >= options.length - torch.tensor(lengths)[:, None]
     mask = mask.long().to(options.device)
     hidden = torch.randn(options.texts, options.length, options.hidden_size, **random)
@@ -175,18 +172,6 @@ def run_side(side: str, options: argparse.Namespace) -> dict[str, Any]:
     return figures | {"forward+backward ms": milliseconds, "forward+backward MiB": added}
 
 
-def in_process(side: str, arguments: list[str]) -> dict[str, Any]:
-    """Figures of one side, or why there are none."""
-    command = [sys.executable, __file__, *arguments, "--side", side]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode == 0:
-        return json.loads(done.stdout.splitlines()[-1])
-    short_of_memory = ("out of memory", "DefaultCPUAllocator", "MemoryError", "bad_alloc")
-    if done.returncode < 0 or any(sign in done.stderr for sign in short_of_memory):
-        return {"failed": "out of memory"}
-    raise SystemExit(f"{side} failed:\n{done.stderr[-3000:]}")
-
-
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=list(DEFAULTS), default="cpu")
@@ -200,7 +185,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--weight-gradient", action="store_true")
     parser.add_argument("--repeats", type=int)
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     for name, value in DEFAULTS[options.device].items():
@@ -230,22 +215,20 @@ def main() -> None:
         print(json.dumps(run_side(options.side, options)))
         return
 
-    from lion_st.evaluation import format_table
-
     rows: list[dict[str, Any]] = []
     for side in options.sides:
-        rows.append({"side": side, **in_process(side, arguments)})
+        rows.append(
+            {"side": side, **(in_process(__file__, [*arguments, "--side", side]) or {"failed": "out of memory"})}
+        )
         print(f"{side}: done", flush=True)
     add_ratios(rows)
-    on_gpu = options.device == "cuda"
-    machine = torch.cuda.get_device_name() if on_gpu else f"{platform.machine()}, {os.cpu_count()} cores"
     shape = f"{options.texts} texts, {options.lengths} lengths to {options.length}, D {options.hidden_size}"
-    print(f"\n{shape}, V {options.vocabulary:,}, {options.dtype}, {machine}\n\n{format_table(rows)}\n")
-    options.output.mkdir(parents=True, exist_ok=True)
+    trained = ", the LM head trains" if options.weight_gradient else ""
+    title = f"{shape}, V {options.vocabulary:,}, {options.dtype}{trained}"
+    name = f"sparse_head-{options.device}-{options.dtype}-{options.hidden_size}"
+    name += "-weight-gradient" * options.weight_gradient
     settings = {name: value for name, value in vars(options).items() if name not in ("output", "side", "sides")}
-    report = {"machine": machine, "torch": torch.__version__, "settings": settings, "rows": rows}
-    file = options.output / f"sparse_head-{options.device}-{options.dtype}-{options.hidden_size}.json"
-    file.write_text(json.dumps(report, indent=1) + "\n")
+    report(options.output, name, title, rows, settings, options.device)
 
 
 if __name__ == "__main__":

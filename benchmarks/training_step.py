@@ -14,11 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import resource
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -26,8 +22,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import RESULTS, in_process, msmarco_lengths, report, word_tokenizer
 
-QUERY_LENGTH, DOCUMENT_LENGTH = 64, 128
 SHAPES = {
     "cuda": dict(hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32,
                  num_key_value_heads=8, head_dim=64),
@@ -38,18 +34,10 @@ SHAPES = {
 
 def make_models(folder: Path, device: str, vocabulary: int) -> None:
     """Save a random backbone, and the stock checkpoint of the same retriever."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     import lion_st
 
-    words = {"<s>": 0, "</s>": 1, "<unk>": 2} | {f"w{number}": number for number in range(3, vocabulary)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>", unk_token="<unk>"
-    )
     torch.manual_seed(0)
     config = LlamaConfig(
         **SHAPES[device], vocab_size=vocabulary, max_position_embeddings=512, bos_token_id=0, eos_token_id=1,
@@ -57,7 +45,7 @@ def make_models(folder: Path, device: str, vocabulary: int) -> None:
     )  # fmt: skip
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     LlamaForCausalLM(config).to(dtype).save_pretrained(folder / "backbone")
-    fast.save_pretrained(folder / "backbone")
+    word_tokenizer(vocabulary).save_pretrained(folder / "backbone")
     model = lion_st.build(folder / "backbone", "sparse", device=device)
     lion_st.export(model, folder / "stock", model_type="SparseEncoder", verify=False)
 
@@ -67,8 +55,7 @@ def make_columns(rows: int, negatives: int, vocabulary: int, device: str) -> tup
     rng = np.random.default_rng(0)
     columns, real = [], 0
     for column in range(2 + negatives):
-        mean, limit = (9, QUERY_LENGTH) if column == 0 else (75, DOCUMENT_LENGTH)
-        lengths = np.clip(rng.lognormal(np.log(mean), 0.4, rows).astype(int), 3, limit)
+        lengths = msmarco_lengths(rng, rows) if column else msmarco_lengths(rng, rows, median=9, longest=64)
         width = int(lengths.max())
         mask = torch.arange(width)[None] >= width - torch.tensor(lengths)[:, None]
         ids = torch.tensor(rng.integers(3, vocabulary, (rows, width))) * mask + 1 * ~mask
@@ -148,22 +135,10 @@ def run_side(side: str, rows: int, folder: Path, options: argparse.Namespace) ->
     return {"seconds/step": seconds, "tokens/s": real / seconds, "step's memory GiB": peak - before, "peak GiB": peak}
 
 
-def in_process(side: str, rows: int, folder: Path, arguments: list[str]) -> dict[str, Any] | None:
-    """Figures of one side, None if its step did not fit into memory."""
-    command = [sys.executable, __file__, *arguments, "--side", side, "--folder", str(folder), "--rows", str(rows)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode == 0:
-        return json.loads(done.stdout.splitlines()[-1])
-    short_of_memory = ("out of memory", "DefaultCPUAllocator", "MemoryError", "Cannot allocate memory", "bad_alloc")
-    if done.returncode < 0 or any(sign in done.stderr for sign in short_of_memory):
-        return None
-    raise SystemExit(f"{side} failed:\n{done.stderr[-3000:]}")
-
-
-def largest_batch(side: str, folder: Path, arguments: list[str]) -> int:
+def largest_batch(side: str, arguments: list[str]) -> int:
     """The largest power of two of rows whose step fits into memory."""
     rows = 1
-    while rows <= 4096 and in_process(side, rows, folder, [*arguments, "--steps", "1"]) is not None:
+    while rows <= 4096 and in_process(__file__, [*arguments, "--side", side, "--rows", str(rows), "--steps", "1"]):
         print(f"{side}: {rows} rows fit", flush=True)
         rows *= 2
     return rows // 2
@@ -178,7 +153,7 @@ def main() -> None:
     parser.add_argument("--mini-batch-size", type=int, default=16)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--memory-gib", type=float, help="default: 8 on a CPU, all of a GPU's")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--side", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -191,28 +166,25 @@ def main() -> None:
         print(json.dumps(run_side(options.side, options.rows, options.folder, options)))
         return
 
-    from lion_st.evaluation import format_table
-
-    arguments = [
-        "--device", options.device, "--negatives", str(options.negatives), "--vocabulary", str(options.vocabulary),
-        "--mini-batch-size", str(options.mini_batch_size), "--memory-gib", str(options.memory_gib),
-    ]  # fmt: skip
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        make_models(folder, options.device, options.vocabulary)
+        make_models(Path(name), options.device, options.vocabulary)
+        arguments = [
+            "--device", options.device, "--negatives", str(options.negatives), "--vocabulary", str(options.vocabulary),
+            "--mini-batch-size", str(options.mini_batch_size), "--memory-gib", str(options.memory_gib),
+            "--folder", name,
+        ]  # fmt: skip
+        timed = [*arguments, "--rows", str(options.rows), "--steps", str(options.steps)]
         rows = []
         for side in ("lion_st", "stock", "lion_st cached", "stock cached"):
-            figures = in_process(side, options.rows, folder, [*arguments, "--steps", str(options.steps)])
+            rows.append({"side": side, "rows": options.rows, **(in_process(__file__, [*timed, "--side", side]) or {})})
             print(f"{side}: done", flush=True)
-            rows.append({"side": side, "rows": options.rows, **(figures or {"tokens/s": None})})
         for row in rows[:2]:
-            row["largest batch"] = largest_batch(str(row["side"]), folder, arguments)
-    machine = torch.cuda.get_device_name() if on_gpu else f"{platform.machine()}, {os.cpu_count()} cores"
-    print(f"\nvocabulary {options.vocabulary:,}, {SHAPES[options.device]}, {machine}\n\n{format_table(rows)}\n")
-    options.output.mkdir(parents=True, exist_ok=True)
-    report = {"machine": machine, "options": vars(options), "shape": SHAPES[options.device], "rows": rows}
-    file = options.output / f"training_step-{options.device}.json"
-    file.write_text(json.dumps(report, indent=1, default=str) + "\n")
+            row["largest batch"] = largest_batch(str(row["side"]), arguments)
+    shape = SHAPES[options.device]
+    settings = {name: value for name, value in vars(options).items() if name not in ("output", "side", "folder")}
+    settings["shape"] = shape
+    title = f"vocabulary {options.vocabulary:,}, {shape}"
+    report(options.output, f"training_step-{options.device}", title, rows, settings, options.device)
 
 
 if __name__ == "__main__":
