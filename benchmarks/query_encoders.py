@@ -1,6 +1,7 @@
 """Small query encoders beside the full model: quality kept, and what a query costs on a CPU.
 
-    python benchmarks/query_encoders.py --model runs/quickstart/lion-sp --data runs/quickstart/test_sets/squad_dev
+    python benchmarks/query_encoders.py                           # what make quickstart left in runs/
+    python benchmarks/query_encoders.py --model runs/lion-sp --data data/scifact
 
 All encoders search one index of the full model's documents. "idf" and "static" run no network: a weight for each token
 of the query, from document frequencies or learned; "n layers" keeps the model's first layers and learns. Both learn by
@@ -32,6 +33,8 @@ from lion_st.retrieval.query_encoders import (
     truncated_query_encoder,
 )
 
+QUICKSTART = Path("runs/quickstart")
+
 
 def latencies(model: Any, queries: list[str], count: int) -> np.ndarray:
     """Milliseconds to encode each of the first queries alone, after a warm-up."""
@@ -46,8 +49,10 @@ def latencies(model: Any, queries: list[str], count: int) -> np.ndarray:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="Sparse Lion checkpoint.")
-    parser.add_argument("--data", required=True, type=Path, help="BEIR folder to score on.")
+    parser.add_argument("--model", default=f"{QUICKSTART}/lion-sp", help="Sparse Lion checkpoint.")
+    parser.add_argument(
+        "--data", type=Path, default=QUICKSTART / "test_sets/squad_dev", help="BEIR folder to score on."
+    )
     parser.add_argument("--tuples", help="Training tuples; the bundled ones by default.")
     parser.add_argument("--split", default="train")
     parser.add_argument("--negatives", type=int, default=4)
