@@ -7,7 +7,8 @@ A query, its positive and 16 negatives make a row; token counts follow MS MARCO'
 of about 75, cut at 64 and 128). Both sides train LoRA r16 on the same weights. lion_st computes the joint objective;
 stock has no such loss and computes its contrastive half alone (SpladeLoss of SparseMultipleNegativesRankingLoss), which
 is less work. Every measurement runs in a process of its own: tokens/s over real tokens, and the peak of the process
-(CPU) or of the GPU. "largest batch" is the largest power of two of rows whose step fits into --memory-gib.
+(CPU) or of the GPU. "largest batch" is the largest power of two of rows whose step fits into --memory-gib; a side that
+fits fewer rows than --rows is timed with as many as fit. Gradient caching fits any number of rows.
 """
 
 from __future__ import annotations
@@ -173,13 +174,14 @@ def main() -> None:
             "--mini-batch-size", str(options.mini_batch_size), "--memory-gib", str(options.memory_gib),
             "--folder", name,
         ]  # fmt: skip
-        timed = [*arguments, "--rows", str(options.rows), "--steps", str(options.steps)]
         rows = []
         for side in ("lion_st", "stock", "lion_st cached", "stock cached"):
-            rows.append({"side": side, "rows": options.rows, **(in_process(__file__, [*timed, "--side", side]) or {})})
+            most = largest_batch(side, arguments) if not side.endswith("cached") else None
+            count = options.rows if most is None else min(options.rows, most)
+            timed = [*arguments, "--side", side, "--rows", str(count), "--steps", str(options.steps)]
+            figures = in_process(__file__, timed) if count else None
+            rows.append({"side": side, "rows": count, **(figures or {}), "largest batch": most})
             print(f"{side}: done", flush=True)
-        for row in rows[:2]:
-            row["largest batch"] = largest_batch(str(row["side"]), arguments)
     shape = SHAPES[options.device]
     settings = {name: value for name, value in vars(options).items() if name not in ("output", "side", "folder")}
     settings["shape"] = shape

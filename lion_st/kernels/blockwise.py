@@ -162,14 +162,13 @@ def _scatter_on_cpu(
     step = len(weight) if weight.dtype == wide.dtype else MAX_TILE
     for offset in range(0, len(weight), step):
         rows = weight[offset : offset + step].to(wide.dtype).contiguous()
-        rows_grad = None if grad_weight is None else torch.zeros_like(rows)
-        if grad_weight is not None and grad_weight.dtype == wide.dtype:
-            rows_grad = grad_weight[offset : offset + step]
-        cpu.scatter_gradients(
-            grad, values, positions, wide, rows, offset, scale, softcap or 0.0, grad_hidden, rows_grad
-        )
-        if grad_weight is not None and rows_grad is not None and grad_weight.dtype != wide.dtype:
-            grad_weight[offset : offset + step] = rows_grad
+        rows_grad = None if grad_weight is None else grad_weight[offset : offset + step]
+        sums = rows_grad
+        if rows_grad is not None and rows_grad.dtype != rows.dtype:
+            sums = torch.zeros_like(rows)
+        cpu.scatter_gradients(grad, values, positions, wide, rows, offset, scale, softcap or 0.0, grad_hidden, sums)
+        if rows_grad is not None and sums is not None and sums is not rows_grad:
+            rows_grad.copy_(sums)
 
 
 def _maxima(hidden: Tensor, weight: Tensor, bounds: Tensor, values: Tensor, positions: Tensor) -> None:
