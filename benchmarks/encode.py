@@ -6,9 +6,10 @@
 The model is a small random Llama (hidden 64, 2 layers) with a Llama-3-sized vocabulary, so that the time and memory of
 the vocabulary-wide rows show, and with about 150 active terms a text, as trained retrievers have; the texts are random
 words, as many as MS MARCO's passages have tokens. Every side runs in a process of its own and reads the same texts; its
-peak resident memory is what the operating system reports. Stock keeps all vectors in memory, as its interface asks. mteb
-calls stock's encode, and reads a fifth of the documents to save time. The last rows show that encode_corpus's memory
-does not grow with the corpus, over a smaller vocabulary (--flat-vocabulary), on which that does not depend.
+peak resident memory is what the operating system reports. Stock keeps all vectors in memory, as its interface asks.
+mteb calls stock's encode, and reads a fifth of the documents to save time. The last rows show that the memory of
+encode_corpus does not grow with the corpus, over a smaller vocabulary (--flat-vocabulary), on which that does not
+depend.
 """
 
 from __future__ import annotations
