@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--tuples", help="Training tuples; the bundled ones by default.")
     parser.add_argument("--split", default="train")
     parser.add_argument("--negatives", type=int, default=4)
+    parser.add_argument("--max-tuples", type=int, default=4000, help="Learn from a random sample of this many.")
     parser.add_argument("--layers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--epochs", type=float, default=1.0)
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="Of the layers; token weights learn at 1e-2.")
@@ -73,6 +74,8 @@ def main() -> None:
 
     source = options.tuples or quickstart_data()
     tuples = load_tuples(source, split=options.split, negatives=options.negatives, sampling="first", drop_short=True)
+    if len(tuples) > options.max_tuples:
+        tuples = tuples.shuffle(seed=0).select(range(options.max_tuples))
     lessons = make_lessons(full, tuples, progress=True)
     idf = idf_weights([([], documents)])
     students = {"full": full, "idf": static_query_encoder(full, idf)}
@@ -102,7 +105,7 @@ def main() -> None:
             }
         )
     name = options.data.name
-    settings = {"dataset": name, "model": Path(options.model).name, "epochs": options.epochs}
+    settings = {"dataset": name, "model": Path(options.model).name, "epochs": options.epochs, "tuples": len(tuples)}
     report(options.output, f"query-encoders-{name}", f"{name}, {len(corpus):,} documents", rows, settings)
 
 
