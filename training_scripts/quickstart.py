@@ -64,6 +64,7 @@ def evaluate(arguments: QuickstartArguments, model: str | Path, objective: str |
         model,
         list(quickstart_test_sets(output / "test_sets").values()),
         output_dir=output / "evaluation",
+        top_k=100,  # no metric looks deeper
         metrics=("nDCG@10", "MRR@10", "Recall@100"),
         tokens_per_batch=4096,
         load_options={"dtype": "bfloat16"},
