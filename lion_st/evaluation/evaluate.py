@@ -240,14 +240,20 @@ class _Evaluation:
             meta=self.meta,
             show_progress=self.show_progress,
         )
-        mteb.evaluate(
-            search,
-            task,
-            cache=self.cache,
-            overwrite_strategy="always",
-            co2_tracker=False,
-            show_progress_bar=False,
-        )
+        all_depths = task.k_values
+        # A metric that looks deeper than the search would be that of the search's depth under another name.
+        task.k_values = [depth for depth in all_depths if depth <= max(10, self.protocol.top_k)]
+        try:
+            mteb.evaluate(
+                search,
+                task,
+                cache=self.cache,
+                overwrite_strategy="always",
+                co2_tracker=False,
+                show_progress_bar=False,
+            )
+        finally:
+            task.k_values = all_depths
         task.load_data()
         rows = []
         for (_, subset, part), run in search.runs.items():

@@ -96,6 +96,14 @@ def test_a_second_evaluation_reads_the_first_and_notices_changes(tmp_path, folde
     assert len(searches) == 4
 
 
+def test_no_metric_looks_deeper_than_the_search(tmp_path, folder) -> None:
+    evaluate_retrieval("bm25", folder, output_dir=tmp_path, top_k=20)
+    (file,) = (tmp_path / "results").rglob(f"{folder.name}.json")
+    (scores,) = json.loads(file.read_text())["scores"]["test"]
+    depths = {int(name.rsplit("_", 1)[1]) for name in scores if name.startswith("recall_at_")}
+    assert depths == {1, 3, 5, 10, 20}
+
+
 def test_bm25_and_hybrids_are_evaluated_alike(tmp_path, folder, sparse_model) -> None:
     (bm25,) = evaluate_retrieval("bm25", folder, output_dir=tmp_path / "out")
     assert bm25["nDCG@10"] > 0.5
