@@ -233,6 +233,18 @@ def _mark_candidates(bits, largest, error, floor, wide, marks):
     return count
 
 
+@numba.njit(cache=True)
+def _largest_product(tokens, row, marks):
+    """The largest product of a row with the marked tokens, and the first token that has it."""
+    best, place = np.float32(-np.inf), -1
+    for token in range(len(tokens)):
+        if marks[token]:
+            product = _dot(tokens[token], row)
+            if product > best or product != product:
+                best, place = product, token
+    return best, place
+
+
 @numba.njit(parallel=True, cache=True)
 def _refine_maxima(bits, tokens, rows, bounds, values, positions, offset, floors, errors, norms, limit):
     terms = bits.shape[1]
@@ -240,31 +252,25 @@ def _refine_maxima(bits, tokens, rows, bounds, values, positions, offset, floors
     blocks = (terms + COLUMNS - 1) // COLUMNS
     longest = np.max(np.diff(bounds))
     counts = np.zeros(blocks, dtype=np.int64)
-    for block in prange(blocks):
-        wide, marks = np.empty(longest, dtype=np.int32), np.empty(longest, dtype=np.bool_)
-        for text in range(bounds.size - 1):
-            low, high = bounds[text] - first, bounds[text + 1] - first
-            for column in range(block * COLUMNS, min(terms, (block + 1) * COLUMNS)):
-                largest, error = values[text, offset + column], errors[column] * norms[text]
-                counts[block] += _mark_candidates(bits[low:high, column], largest, error, floors[column], wide, marks)
-    if counts.sum() > limit:
-        return False
-    for block in prange(blocks):
-        wide, marks = np.empty(longest, dtype=np.int32), np.empty(longest, dtype=np.bool_)
-        for text in range(bounds.size - 1):
-            low, high = bounds[text] - first, bounds[text + 1] - first
-            for column in range(block * COLUMNS, min(terms, (block + 1) * COLUMNS)):
-                largest, error = values[text, offset + column], errors[column] * norms[text]
-                count = _mark_candidates(bits[low:high, column], largest, error, floors[column], wide, marks)
-                best, place = np.float32(-np.inf), -1
-                for token in range(low, high if count else low):
-                    if marks[token - low]:
-                        product = _dot(tokens[token], rows[column])
-                        if product > best or product != product:
-                            best, place = product, first + token
-                values[text, offset + column] = best
-                if positions.size:
-                    positions[text, offset + column] = place
+    for counted in (False, True):
+        if counts.sum() > limit:
+            return False
+        for block in prange(blocks):
+            wide, marks = np.empty(longest, dtype=np.int32), np.empty(longest, dtype=np.bool_)
+            for text in range(bounds.size - 1):
+                low, high = bounds[text] - first, bounds[text + 1] - first
+                for column in range(block * COLUMNS, min(terms, (block + 1) * COLUMNS)):
+                    largest, error = values[text, offset + column], errors[column] * norms[text]
+                    count = _mark_candidates(bits[low:high, column], largest, error, floors[column], wide, marks)
+                    if not counted:
+                        counts[block] += count
+                        continue
+                    best, place = np.float32(-np.inf), -1
+                    if count:
+                        best, place = _largest_product(tokens[low:high], rows[column], marks)
+                    values[text, offset + column] = best
+                    if positions.size:
+                        positions[text, offset + column] = bounds[text] + place if place >= 0 else -1
     return True
 
 
