@@ -13,6 +13,29 @@ from lion_st.training.recipes import BACKBONES, MNTP_RECIPES, PARADIGMS, Paradig
 
 OBJECTIVE = "cl_kd"
 SIZES = {"llama-3.2-1b": "1b", "llama-3.2-3b": "3b", "llama-3-8b": "8b"}
+# What the paper reports for a model, as a survey of 2026 quotes it; the other models' figures are in its tables alone.
+PUBLISHED_RESULTS = {
+    "lion-sp-8b": {"MS MARCO dev MRR@10": ".417", "TREC DL 2019 + 2020 nDCG@10": ".758", "BEIR nDCG@10": ".552"},
+    "lion-ds-8b": {"MS MARCO dev MRR@10": ".417", "TREC DL 2019 + 2020 nDCG@10": ".755", "BEIR nDCG@10": ".501"},
+}
+# Inner products that the authors' repository gives for their checkpoint: (query, scores of the two passages).
+PUBLISHED_PASSAGES = ("Paris is the capital of France.", "George Orwell wrote '1984'.")
+PUBLISHED_SCORES = {
+    "lion-sp-1b": (
+        ("What is the capital of France?", "14.835160", "0.026406"),
+        ("Who wrote '1984'?", "0.005473", "13.909823"),
+    ),
+    "lion-ds-1b": (
+        ("What is the capital of France?", "0.287761", "0.132120"),
+        ("Who wrote '1984'?", "0.104066", "0.292190"),
+    ),
+}
+RELEASED = {
+    "lion-sp-1b": "hzeng/Lion-SP-1B-llama3-marco-mntp",
+    "lion-sp-8b": "hzeng/Lion-SP-8B-llama3-marco-mntp",
+    "lion-ds-1b": "hzeng/Lion-DS-1B-llama3-marco-mntp",
+    "lion-ds-8b": "hzeng/Lion-DS-8B-llama3-marco-mntp",
+}
 LICENSES = {"llama-3.2-1b": "llama3.2", "llama-3.2-3b": "llama3.2", "llama-3-8b": "llama3"}
 
 
@@ -39,7 +62,8 @@ def render_recipe_card(backbone: str, paradigm: Paradigm) -> str:
     base = BaseModelFacts(BACKBONES[backbone].model, LICENSES[backbone], languages=("en",))
     recipe, mntp = get_recipe(backbone, paradigm, OBJECTIVE), MNTP_RECIPES[backbone]
     shape = BACKBONES[backbone].shape
-    repo_id = f"lion-st/{recipe_name(backbone, paradigm)}"
+    name = recipe_name(backbone, paradigm)
+    repo_id = f"lion-st/{name}"
     dimensions = shape.vocab_size if paradigm == "sparse" else shape.hidden_size
     lengths = f"queries {recipe.query_length} tokens, documents {recipe.document_length} tokens"
     datasets = [recipe.train_data, mntp.texts[0].partition(":")[0]]
@@ -57,6 +81,11 @@ def render_recipe_card(backbone: str, paradigm: Paradigm) -> str:
             ("Licence", base.license),
         ],
         "recipe": True,
+        "base": base.name,
+        "published_results": PUBLISHED_RESULTS.get(name),
+        "published_passages": PUBLISHED_PASSAGES,
+        "published_scores": PUBLISHED_SCORES.get(name),
+        "released": RELEASED.get(name),
         "train_commands": _commands(backbone, paradigm),
         "trained_folder": recipe.defaults()["output_dir"],
         "training": _settings(backbone, paradigm),

@@ -161,6 +161,17 @@ def test_the_cards_of_the_papers_models_are_marked_and_up_to_date(backbone, para
     assert f"| fine-tuning: max_steps | {get_recipe(backbone, paradigm, 'cl_kd').max_steps} |" in card
 
 
+def test_published_figures_are_marked_as_the_authors_and_kept_out_of_the_metadata():
+    card = render_recipe_card("llama-3-8b", "sparse")
+    published = section(card, "Published by the paper's authors")
+    assert "Not measured here" in published and "https://arxiv.org/abs/2502.15526" in published
+    assert rows_of(published) == [[" .417 ", " .758 ", " .552 "]]
+    example = section(render_recipe_card("llama-3.2-1b", "dense"), "Published by the paper's authors")
+    assert rows_of(example)[0] == [" What is the capital of France? ", " 0.287761 ", " 0.132120 "]
+    assert not rows_of(section(render_recipe_card("llama-3.2-3b", "dense"), "Published by the paper's authors"))
+    assert "eval_results" not in ModelCard(card).data.to_dict()
+
+
 def test_a_recipe_that_the_paper_has_not_is_refused():
     with pytest.raises(ValueError, match="got micro, sparse"):
         render_recipe_card("micro", "sparse")
