@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -129,8 +132,43 @@ def test_faiss_says_what_it_cannot_do() -> None:
         index.search(np.ones((1, 32)))
 
 
-def test_milvus_searches_sparse_dense_and_hybrid_collections(tmp_path, documents, queries, exact_hits) -> None:
-    uri = str(tmp_path / "lion.db")
+@pytest.fixture(params=["file", "server"])
+def milvus_uri(request, tmp_path: Path) -> Iterator[str]:
+    """A file for Milvus Lite, and the address of a server that speaks Milvus' protocol, as a cluster does."""
+    if request.param == "file":
+        yield str(tmp_path / "lion.db")
+        return
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        sys.executable,
+        "-m",
+        "milvus_lite",
+        "server",
+        "--data-dir",
+        str(tmp_path / "server"),
+        "--port",
+        str(port),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < until:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def test_milvus_searches_sparse_dense_and_hybrid_collections(
+    milvus_uri, tmp_path, documents, queries, exact_hits
+) -> None:
+    uri = milvus_uri
     dense = np.random.default_rng(4).standard_normal((600, 8), dtype=np.float32)
     dense_queries = dense[:30]
     index = create_index("milvus", "sparse", uri=uri, collection="sparse", rows_per_request=250)

@@ -14,17 +14,23 @@ from scipy import sparse
 
 from lion_st.retrieval.indexes.base import LocalIndex, Paradigm
 
+KEPT = 0.2  # of the documents' postings, by default
+FEWEST_POSTINGS, MOST_POSTINGS = 100, 6000  # per term, by default
+
 
 class SeismicIndex(LocalIndex):
     """The `SeismicIndexLV` of pyseismic-lsr: 32-bit terms, since LLM vocabularies pass the 65,536 of the plain one.
 
-    The index is built at the first search, save or `stats` after documents were added. Defaults are wider than
-    Seismic's own (3,500 postings, summary energy 0.4, 10 query terms), which were chosen for BERT's vocabulary: LLM
-    vectors spread their weight over more terms.
+    The index is built at the first search, save or `stats` after documents were added. Seismic's own defaults (3,500
+    postings a term, a block for every 10 postings, 10 query terms) were chosen for BERT's vocabulary. Over one four
+    times as large, lists are short: 3,500 postings prune nothing below millions of documents, and the summaries of
+    the many small blocks take far more memory than the documents. LLM queries spread their weight over more terms.
 
     Args:
         paradigm: "sparse".
-        n_postings: Mean number of postings kept per term.
+        n_postings: Mean number of postings kept per term, the heaviest ones; by default a fifth of what the documents
+            have, between 100 and 6,000.
+        max_fraction: No term keeps more than this many times `n_postings`.
         summary_energy: Share of a block's weight that its summary keeps.
         centroid_fraction: Blocks per posting.
         query_cut: Heaviest terms of a query whose lists are visited.
@@ -34,24 +40,27 @@ class SeismicIndex(LocalIndex):
 
     engine = "seismic"
     paradigms = ("sparse",)
-    parameters = ("n_postings", "summary_energy", "centroid_fraction", "query_cut", "heap_factor")
+    parameters = ("n_postings", "max_fraction", "summary_energy", "centroid_fraction", "query_cut", "heap_factor")
 
     def __init__(
         self,
         paradigm: Paradigm = "sparse",
-        n_postings: int = 6000,
-        summary_energy: float = 0.6,
-        centroid_fraction: float = 0.1,
+        n_postings: int | None = None,
+        max_fraction: float = 6.0,
+        summary_energy: float = 0.4,
+        centroid_fraction: float = 0.05,
         query_cut: int = 30,
         heap_factor: float = 0.9,
     ) -> None:
         super().__init__(paradigm)
         self.n_postings = n_postings
+        self.max_fraction = max_fraction
         self.summary_energy = summary_energy
         self.centroid_fraction = centroid_fraction
         self.query_cut = query_cut
         self.heap_factor = heap_factor
         self._dataset: Any = None
+        self._postings = self._terms = 0
         self._index: Any = None
         self._is_loaded = False
 
@@ -66,16 +75,20 @@ class SeismicIndex(LocalIndex):
         self._dataset.add_documents_by_id(
             rows, vectors.indices.astype(np.int64), vectors.data, vectors.indptr.astype(np.int64)
         )
+        self._postings += vectors.nnz
+        self._terms = vectors.shape[1]
         self._index = None
 
     def _build(self) -> Any:
         import seismic
 
         if self._index is None:
+            kept = round(min(MOST_POSTINGS, max(FEWEST_POSTINGS, KEPT * self._postings / self._terms)))
             with _stdout_to_stderr():
                 self._index = seismic.SeismicIndexLV.build_from_dataset(
                     self._dataset,
-                    n_postings=self.n_postings,
+                    n_postings=kept if self.n_postings is None else self.n_postings,
+                    max_fraction=self.max_fraction,
                     summary_energy=self.summary_energy,
                     centroid_fraction=self.centroid_fraction,
                 )
