@@ -72,6 +72,9 @@ def evaluate(
     output: Annotated[
         Path, typer.Option(help="Folder of results, runs and rows; what is there is read back, not run again.")
     ] = Path("results"),
+    encoded: Annotated[
+        Path | None, typer.Option(help="Vectors of the test set's documents, as lion-st encode wrote them.")
+    ] = None,
     keep_encoded: Annotated[
         bool, typer.Option("--keep-encoded", help="Keep encoded corpora for other engines and for interrupted runs.")
     ] = False,
@@ -99,6 +102,7 @@ def evaluate(
         "engine_parameters": engine_parameters(settings),
         "tokens_per_batch": tokens_per_batch,
         "threads": threads,
+        "encoded": encoded,
         "encoded_dir": output / "encoded" if keep_encoded or hybrid else None,
         "query_model": query_model,
         "load_options": load_options,
@@ -130,7 +134,7 @@ def evaluate(
 
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="TREC run files, each named after its file.")],
-    qrels: Annotated[Path, typer.Option(help="Relevance judgements, TREC or BEIR.")],
+    qrels: Annotated[Path, typer.Option(help="Relevance judgements, TREC or BEIR; evaluate writes them by its runs.")],
     metric: Annotated[list[str] | None, typer.Option(help="Metrics; repeatable.")] = None,
     baseline: Annotated[str | None, typer.Option(help="Compare with this run alone, by its file name.")] = None,
     permutations: Annotated[int, typer.Option(min=1, help="Random flips of the test.")] = 100_000,

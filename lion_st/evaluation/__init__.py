@@ -19,7 +19,15 @@ if TYPE_CHECKING:
     from lion_st.evaluation.pruning import prune_report, trade_off_figure, write_prune_report
     from lion_st.evaluation.tables import format_table
     from lion_st.evaluation.tasks import folder_task, get_task, get_task_groups, trec_task
-    from lion_st.evaluation.trec import drop_self_matches, hits_to_run, read_qrels, read_run, read_topics, write_run
+    from lion_st.evaluation.trec import (
+        drop_self_matches,
+        hits_to_run,
+        read_qrels,
+        read_run,
+        read_topics,
+        write_qrels,
+        write_run,
+    )
 
 # A Hugging Face metric module: evaluate.load(str(METRICS_MODULE))
 METRICS_MODULE = Path(__file__).parent / "metrics_module" / "retrieval_metrics"
@@ -52,6 +60,7 @@ _HOME = {
     "trade_off_figure": "pruning",
     "trec_task": "tasks",
     "write_prune_report": "pruning",
+    "write_qrels": "trec",
     "write_run": "trec",
 }
 
@@ -84,6 +93,7 @@ __all__ = [
     "trade_off_figure",
     "trec_task",
     "write_prune_report",
+    "write_qrels",
     "write_run",
 ]
 

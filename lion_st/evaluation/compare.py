@@ -70,7 +70,7 @@ def compare_runs(
         relevance_level: See `evaluate_queries`.
 
     Raises:
-        ValueError: If there are fewer than two runs or the baseline is not among them.
+        ValueError: If there are fewer than two runs, the baseline is not among them, or a run has no judged query.
     """
     if len(runs) < 2:
         raise ValueError(f"A comparison needs two runs or more, got {list(runs)}.")
@@ -81,6 +81,9 @@ def compare_runs(
     )
     metrics = list(metrics)
     values = {name: evaluate_queries(qrels, run, metrics, relevance_level) for name, run in runs.items()}
+    for name, run in runs.items():
+        if not run.keys() & qrels.keys():
+            raise ValueError(f"The run {name!r} has no query that is judged: is it of another test set?")
     queries = list(qrels)
     found = []
     for metric in metrics:

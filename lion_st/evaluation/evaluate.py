@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,11 +12,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from lion_st.evaluation.metrics import Run, evaluate_run, is_metric
+from lion_st.evaluation.metrics import Qrels, Run, evaluate_run, is_metric, metric_depth
 from lion_st.evaluation.mteb_search import MtebSearch, SelfMatches, model_meta
 from lion_st.evaluation.protocols import Protocol, get_protocol
-from lion_st.evaluation.tasks import get_task_groups
-from lion_st.evaluation.trec import drop_self_matches, read_run, write_run
+from lion_st.evaluation.tasks import get_task_groups, loaded, origin_of
+from lion_st.evaluation.trec import drop_self_matches, read_run, write_qrels, write_run
 from lion_st.retrieval.bm25 import Bm25Retriever
 from lion_st.retrieval.describe import model_name
 from lion_st.retrieval.indexes import engine_for
@@ -24,6 +25,8 @@ from lion_st.retrieval.storage import write_atomic
 
 if TYPE_CHECKING:
     from mteb.abstasks.retrieval import AbsTaskRetrieval
+    from mteb.models.model_meta import ModelMeta
+    from mteb.results import ModelResult, TaskResult
     from sentence_transformers import SentenceTransformer, SparseEncoder
 
     Source: TypeAlias = str | Path | AbsTaskRetrieval
@@ -48,6 +51,7 @@ def evaluate_retrieval(
     engine_parameters: Mapping[str, Any] | None = None,
     tokens_per_batch: int = 8192,
     threads: int = 1,
+    encoded: str | Path | None = None,
     keep_encoded: bool = False,
     name: str | None = None,
     load_options: Mapping[str, Any] | None = None,
@@ -56,7 +60,9 @@ def evaluate_retrieval(
 ) -> list[Row]:
     """Evaluate a model on retrieval test sets.
 
-    Writes into `output_dir`: mteb's result objects (`results/`), TREC runs (`runs/`) and rows of figures (`rows/`).
+    Writes into `output_dir`: mteb's result objects (`results/`), TREC runs and the judgements of each test set
+    (`runs/`), and rows of figures (`rows/`). Splits and subsets of a task of mteb gather in one result; each split of
+    a folder has a result of its own.
     A test set whose files are there for the same weights, data and settings is read back instead of run again.
 
     Args:
@@ -67,12 +73,15 @@ def evaluate_retrieval(
         output_dir: Folder of the result files.
         split: Split of BEIR folders.
         protocol: "model" (the model's own lengths, 1000 documents), "msmarco", "trec-dl", "beir" or a `Protocol`.
-        top_k: Documents retrieved per query, in place of the protocol's.
+        top_k: Documents retrieved per query, in place of the protocol's. Metrics of the protocol that look deeper are
+            left out.
         self_matches: See `MtebSearch`; in place of the protocol's.
         metrics: See `evaluate_queries`; in place of the protocol's.
         engine_parameters: Settings of the engine.
         tokens_per_batch: Padded tokens per batch when encoding.
         threads: CPU threads of the search.
+        encoded: Read the documents' vectors from this folder of `encode_corpus`, such as one that a cluster filled, in
+            place of encoding them. It has to hold the very documents of the one test set.
         keep_encoded: Keep encoded corpora in `output_dir`/encoded and reuse them between engines and tasks.
         name: Name of the model in tables and files.
         load_options: Further arguments of `load_encoder`.
@@ -82,7 +91,12 @@ def evaluate_retrieval(
     Returns:
         One row per test set, subset and split: model, paradigm, engine, dataset, the metrics by name, `document_terms`
         and `query_terms` (mean active terms, sparse models alone), `index_bytes`, `search_ms_per_query`,
-        `encode_ms_per_query`, and the path of the run file. A task that averages others is one more row.
+        `encode_ms_per_query`, and the paths of the run file and of the judgements. A task that averages others is one
+        more row, and so is the mean over a benchmark's test sets.
+
+    Raises:
+        FileNotFoundError: If there is no such test set.
+        ValueError: If a metric that was asked for, or the main score of a task, looks deeper than the search.
 
     Example:
         >>> rows = evaluate_retrieval("runs/lion-sp", "data/scifact", output_dir="runs/eval")  # doctest: +SKIP
@@ -91,10 +105,13 @@ def evaluate_retrieval(
     """
     protocol = adjusted_protocol(protocol, top_k, self_matches, metrics)
     sources = list(data) if isinstance(data, Sequence) and not isinstance(data, str) else [data]
+    asked = [(source, get_task_groups(source, split)) for source in sources]
     evaluation: _RunFile | _Evaluation
     if isinstance(model, str | Path) and Path(model).is_file():
         evaluation = _RunFile(Path(model), protocol)
     else:
+        for task in (task for _, groups in asked for group in groups for task in group.tasks):
+            _check_depth(task, protocol.top_k)
         retriever = open_retriever(
             model,
             engine,
@@ -102,15 +119,23 @@ def evaluate_retrieval(
             engine_parameters=engine_parameters,
             tokens_per_batch=tokens_per_batch,
             threads=threads,
+            encoded=encoded,
             encoded_dir=Path(output_dir) / "encoded" if keep_encoded else None,
             name=name,
             load_options=load_options,
         )
         evaluation = _Evaluation(retriever, protocol, Path(output_dir), overwrite, show_progress)
     rows: list[Row] = []
-    for group in (group for source in sources for group in get_task_groups(source, split)):
-        parts = [row for task in group.tasks for row in evaluation.rows(task)]
-        rows += parts if group.name is None else [*parts, mean_row(group.name, parts)]
+    for source, groups in asked:
+        of_groups: list[Row] = []  # one a test set
+        for group in groups:
+            parts = [row for task in group.tasks for row in evaluation.rows(task)]
+            rows += parts
+            of_groups.append(parts[0] if len(parts) == 1 else mean_row(group.name or parts[0]["dataset"], parts))
+            if group.name is not None:
+                rows.append(of_groups[-1])
+        if len(groups) > 1:
+            rows.append(mean_row(str(source), of_groups))
     return rows
 
 
@@ -181,14 +206,28 @@ def adjusted_protocol(
     self_matches: SelfMatches | None = None,
     metrics: Iterable[str] | None = None,
 ) -> Protocol:
-    """A protocol, by name or itself, with some settings replaced where they are not None."""
+    """A protocol, by name or itself, with some settings replaced where they are not None.
+
+    Metrics that nobody asked for are left out where they look deeper than the new `top_k`.
+
+    Raises:
+        ValueError: If the protocol or a metric is unknown, or a metric that was asked for looks deeper than the search.
+    """
     changes: dict[str, Any] = {
         "top_k": top_k,
         "self_matches": self_matches,
         "metrics": tuple(metrics) if metrics else None,
     }
     protocol = get_protocol(protocol) if isinstance(protocol, str) else protocol
-    return replace(protocol, **{key: value for key, value in changes.items() if value is not None})
+    protocol = replace(protocol, **{key: value for key, value in changes.items() if value is not None})
+    fitting = tuple(metric for metric in protocol.metrics if (metric_depth(metric) or 0) <= protocol.top_k)
+    if fitting != protocol.metrics and (metrics or top_k is None or not fitting):
+        deepest = max(protocol.metrics, key=lambda metric: metric_depth(metric) or 0)
+        raise ValueError(
+            f"{deepest} looks deeper than the {protocol.top_k} documents that are retrieved per query: set top_k to "
+            f"{metric_depth(deepest)} or more, or choose metrics of at most @{protocol.top_k}."
+        )
+    return replace(protocol, metrics=fitting)
 
 
 def table_columns(rows: Sequence[Row]) -> list[str]:
@@ -203,7 +242,17 @@ def mean_row(name: str, rows: Sequence[Row]) -> Row:
     same = {key: rows[0][key] for key in ("model", "paradigm", "engine", "subset", "split")}
     counts = {key: sum(row[key] for row in rows) for key in ("documents", "queries")}
     means = {key: float(np.mean([row[key] for row in rows])) for key in rows[0] if is_metric(key)}
-    return {**same, "dataset": name, **counts, **means, "run": None}
+    return {**same, "dataset": name, **counts, **means, "run": None, "qrels": None}
+
+
+def _check_depth(task: AbsTaskRetrieval, top_k: int) -> None:
+    main_score = task.metadata.main_score
+    depth = re.search(r"_at_(\d+)$", main_score)
+    if depth and int(depth[1]) > top_k:
+        raise ValueError(
+            f"{task.metadata.name} is scored by {main_score}, which looks deeper than the {top_k} documents that are "
+            f"retrieved per query: set top_k to {depth[1]} or more."
+        )
 
 
 class _Evaluation:
@@ -224,46 +273,79 @@ class _Evaluation:
 
     def rows(self, task: AbsTaskRetrieval) -> list[Row]:
         """Evaluate one test set, or read back what an earlier run found."""
-        import mteb
-
-        settings = [self.meta.revision, task.metadata.revision, self.retriever.engine, asdict(self.protocol)]
+        name, origin = task.metadata.name, origin_of(task)
+        meta = self._meta(origin)
+        parts = [sorted(task.eval_splits), sorted(task.hf_subsets)]
+        settings = [meta.revision, task.metadata.revision, parts, self.retriever.engine, asdict(self.protocol)]
         key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
-        stem = f"{task.metadata.name}.{self.retriever.name.replace('/', '__')}.{self.retriever.engine}.{key}"
+        stem = f"{name}.{self.retriever.name.replace('/', '__')}.{self.retriever.engine}.{key}"
         row_file = self.output / "rows" / f"{stem}.json"
-        result_file = self.cache.get_task_result_path(task.metadata.name, self.meta)
-        if not self.overwrite and row_file.exists() and result_file.exists():
+        earlier = self._earlier(task, meta)
+        is_complete = earlier is not None and not earlier.get_missing_evaluations(task)
+        if not self.overwrite and row_file.exists() and is_complete:
             return json.loads(row_file.read_text(encoding="utf-8"))
         search = MtebSearch(
             self.retriever,
             top_k=self.protocol.top_k,
             self_matches=self.protocol.self_matches,
-            meta=self.meta,
+            meta=meta,
             show_progress=self.show_progress,
         )
-        all_depths = task.k_values
-        # A metric that looks deeper than the search would be that of the search's depth under another name.
-        task.k_values = [depth for depth in all_depths if depth <= max(10, self.protocol.top_k)]
-        try:
-            mteb.evaluate(
-                search,
-                task,
-                cache=self.cache,
-                overwrite_strategy="always",
-                co2_tracker=False,
-                show_progress_bar=False,
-            )
-        finally:
-            task.k_values = all_depths
-        task.load_data()
-        rows = []
-        for (_, subset, part), run in search.runs.items():
-            run_file = self.output / "runs" / f"{stem}.{subset}.{part}.trec"
-            write_run(run_file, run, tag=self.retriever.name.replace(" ", "_"))
-            facts = {**self.retriever.figures(), "run": str(run_file)}
-            rows.append(_row(self.retriever, self.protocol, task, subset, part, run) | facts)
+        with loaded(task):
+            (result,) = self._evaluate(search, task).task_results
+            rows = [self._part_row(task, subset, part, run, stem) for (_, subset, part), run in search.runs.items()]
+        self.cache.save_to_cache(_gathered(earlier, result), meta)
         row_file.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(row_file, json.dumps(rows, indent=1).encode())
         return rows
+
+    def _meta(self, origin: str | None) -> ModelMeta:
+        """Name of the result files: of local test sets with the same name, each has its own."""
+        if origin is None:
+            return self.meta
+        experiment = {**(self.meta.experiment_kwargs or {}), "data": origin}
+        return self.meta.model_copy(update={"experiment_kwargs": experiment})
+
+    def _earlier(self, task: AbsTaskRetrieval, meta: ModelMeta) -> TaskResult | None:
+        """What earlier runs found on this data, perhaps on other splits or subsets."""
+        try:
+            result = self.cache.load_task_result(task.metadata.name, meta)
+        except ValueError as error:
+            file = self.cache.get_task_result_path(task.metadata.name, meta)
+            raise ValueError(f"{file} is damaged ({error}): remove it and evaluate again.") from error
+        return result if result is not None and result.is_mergeable(task) else None
+
+    def _evaluate(self, search: MtebSearch, task: AbsTaskRetrieval) -> ModelResult:
+        import mteb
+
+        all_depths = task.k_values
+        # A metric that looks deeper than the search would be that of the search's depth under another name.
+        task.k_values = [depth for depth in all_depths if depth <= self.protocol.top_k]
+        try:
+            return mteb.evaluate(search, task, cache=None, co2_tracker=False, show_progress_bar=False)
+        finally:
+            task.k_values = all_depths
+
+    def _part_row(self, task: AbsTaskRetrieval, subset: str, part: str, run: Run, stem: str) -> Row:
+        """Write the run and the judgements of one split of a subset, and score the run."""
+        if self.protocol.self_matches == "task" and task.ignore_identical_ids:
+            run = drop_self_matches(run)
+        run_file = self.output / "runs" / f"{stem}.{subset}.{part}.trec"
+        write_run(run_file, run, tag=self.retriever.name.replace(" ", "_"))
+        names = [task.metadata.name, origin_of(task), subset, part]
+        qrels_file = self.output / "runs" / ".".join([*filter(None, names), "qrels"])
+        write_qrels(qrels_file, _judgements(task, subset, part))
+        files = {"run": str(run_file), "qrels": str(qrels_file)}
+        return _row(self.retriever, self.protocol, task, subset, part, run) | self.retriever.figures() | files
+
+
+def _gathered(earlier: TaskResult | None, result: TaskResult) -> TaskResult:
+    """A result with the earlier scores of other splits and subsets."""
+
+    def parts(one: TaskResult) -> set[tuple[str, str]]:
+        return {(split, scores["hf_subset"]) for split, subsets in one.scores.items() for scores in subsets}
+
+    return result if earlier is None or parts(earlier) <= parts(result) else earlier.merge(result)
 
 
 class _RunFile:
@@ -279,14 +361,15 @@ class _RunFile:
 
     def rows(self, task: AbsTaskRetrieval) -> list[Row]:
         """Score the run on a test set."""
-        task.load_data()
-        parts = [(subset, part) for subset, splits in task.dataset.items() for part in splits]
-        if len(parts) > 1:
-            raise ValueError(f"{task.metadata.name} has several parts {parts}, and a run file is for one.")
-        if not self.run.keys() & task.dataset[parts[0][0]][parts[0][1]]["relevant_docs"].keys():
-            raise ValueError(f"{self.file} has no query that {task.metadata.name} judges: is it of another test set?")
-        run = self._cut(task)
-        return [_row(self, self.protocol, task, *parts[0], run) | {"run": str(self.file)}]
+        with loaded(task) as dataset:
+            parts = [(subset, part) for subset, splits in dataset.items() for part in splits]
+            if len(parts) > 1:
+                raise ValueError(f"{task.metadata.name} has several parts {parts}, and a run file is for one.")
+            if not self.run.keys() & _judgements(task, *parts[0]).keys():
+                raise ValueError(
+                    f"{self.file} has no query that {task.metadata.name} judges: is it of another test set?"
+                )
+            return [_row(self, self.protocol, task, *parts[0], self._cut(task)) | {"run": str(self.file)}]
 
     def _cut(self, task: AbsTaskRetrieval) -> dict[str, dict[str, float]]:
         depth, self_matches = self.protocol.top_k, self.protocol.self_matches
@@ -296,13 +379,17 @@ class _RunFile:
             query: dict(sorted(hits.items(), key=lambda hit: (hit[1], hit[0]), reverse=True)[:depth])
             for query, hits in self.run.items()
         }
-        return drop_self_matches(run) if self_matches == "drop_after_cut" else run
+        follows_task = self_matches == "task" and task.ignore_identical_ids
+        return drop_self_matches(run) if self_matches == "drop_after_cut" or follows_task else run
+
+
+def _judgements(task: AbsTaskRetrieval, subset: str, part: str) -> Qrels:
+    """Grades of the queries that have any, as mteb scores them."""
+    return {query: grades for query, grades in task.dataset[subset][part]["relevant_docs"].items() if grades}
 
 
 def _row(retriever: Any, protocol: Protocol, task: Any, subset: str, part: str, run: Run) -> Row:
     data = task.dataset[subset][part]
-    if protocol.self_matches == "task" and task.ignore_identical_ids:
-        run = drop_self_matches(run)
     return {
         "model": retriever.name,
         "paradigm": retriever.paradigm,
@@ -312,5 +399,5 @@ def _row(retriever: Any, protocol: Protocol, task: Any, subset: str, part: str, 
         "split": part,
         "documents": len(data["corpus"]),
         "queries": len(data["queries"]),
-        **evaluate_run(data["relevant_docs"], run, protocol.metrics, protocol.relevance_level),
+        **evaluate_run(_judgements(task, subset, part), run, protocol.metrics, protocol.relevance_level),
     }

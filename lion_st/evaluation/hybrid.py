@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lion_st.evaluation.metrics import evaluate_run
 from lion_st.evaluation.mteb_search import document_text, query_text
-from lion_st.evaluation.tasks import get_task
+from lion_st.evaluation.tasks import get_task, loaded
 from lion_st.retrieval.fusion import fit_convex_weights
 from lion_st.retrieval.retriever import HybridRetriever, Retriever
 
@@ -48,17 +48,17 @@ def fit_hybrid(
         [0.65, 0.35]
     """
     task = get_task(data, split)
-    task.load_data()
-    parts = [part for subset in task.dataset.values() for part in subset.values()]
-    if len(parts) != 1:
-        raise ValueError(f"{task.metadata.name} has {len(parts)} parts: fit weights on a set of one.")
-    documents = {row["id"]: document_text(row.get("title"), row["text"]) for row in parts[0]["corpus"]}
-    queries = {row["id"]: query_text(row, task.metadata.name) for row in parts[0]["queries"]}
+    with loaded(task) as dataset:
+        parts = [part for subset in dataset.values() for part in subset.values()]
+        if len(parts) != 1:
+            raise ValueError(f"{task.metadata.name} has {len(parts)} parts: fit weights on a set of one.")
+        documents = {row["id"]: document_text(row.get("title"), row["text"]) for row in parts[0]["corpus"]}
+        queries = {row["id"]: query_text(row, task.metadata.name) for row in parts[0]["queries"]}
+        qrels = parts[0]["relevant_docs"]
     rankings = []
     for retriever in retrievers:
         retriever.index(documents, show_progress)
         rankings.append(retriever.search(list(queries.values()), depth, show_progress))
-    qrels = parts[0]["relevant_docs"]
     weights, _ = fit_convex_weights(
         rankings, list(queries), lambda run: evaluate_run(qrels, run, [metric])[metric], steps, depth
     )

@@ -89,6 +89,15 @@ def is_metric(name: str) -> bool:
     return True
 
 
+def metric_depth(name: str) -> int | None:
+    """How many documents a metric looks at, the k of its name; None if it looks at all.
+
+    Raises:
+        ValueError: If the metric is unknown.
+    """
+    return _parse(name)[1]
+
+
 def _parse(metric: str) -> tuple[str, int | None]:
     match = re.fullmatch(r"(\w+?)(?:@([1-9]\d*))?", metric)
     name, cut = (match[1], match[2]) if match else (metric, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from lion_st.evaluation.trec import drop_self_matches, hits_to_run
@@ -20,7 +21,7 @@ class MtebSearch:
 
     Args:
         retriever: What searches.
-        top_k: Documents per query, at most what the task asks for.
+        top_k: Documents per query in `runs`; mteb scores those of them that the task asks for.
         self_matches: What happens to a document with the id of its query: "drop_before_cut" fetches one more document
             so that top_k others remain, "drop_after_cut" drops it from the top_k, "keep" keeps it, and "task" does
             after the cut what mteb's task says. (mteb's own scores always follow the task: some tasks drop the
@@ -68,7 +69,7 @@ class MtebSearch:
             raise ValueError(f"{task_metadata.name} re-ranks given candidates: an index cannot be evaluated on it.")
         texts = [query_text(row, task_metadata.name) for row in queries]
         ids = list(queries["id"])
-        k = min(top_k, self.top_k)
+        k = self.top_k
         if self.self_matches == "drop_before_cut":
             run = drop_self_matches(hits_to_run(ids, self.retriever.search(texts, k + 1, self.show_progress)), k)
         else:
@@ -76,7 +77,7 @@ class MtebSearch:
             if self.self_matches == "drop_after_cut":
                 run = drop_self_matches(run)
         self.runs[task_metadata.name, hf_subset, hf_split] = run
-        return {query: dict(hits) for query, hits in run.items()}  # mteb edits what it gets
+        return {query: dict(islice(hits.items(), top_k)) for query, hits in run.items()}  # mteb edits what it gets
 
 
 def document_text(title: str | None, text: str) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -74,6 +75,34 @@ def get_task_groups(source: str | Path | AbsTaskRetrieval, split: str = "test") 
     return groups
 
 
+@contextmanager
+def loaded(task: AbsTaskRetrieval) -> Iterator[Any]:
+    """Load a task's data in mteb's present format, and unload it afterwards unless it had been loaded before.
+
+    (Some of mteb's tasks load an older format, which mteb converts only while it evaluates.)
+
+    Args:
+        task: A task.
+
+    Yields:
+        Its data by subset and split.
+    """
+    was_loaded = task.data_loaded
+    if not was_loaded:
+        task.load_data()
+    try:
+        task.convert_v1_dataset_format_to_v2(num_proc=None)
+        yield task.dataset
+    finally:
+        if not was_loaded:
+            task.unload_data()
+
+
+def origin_of(task: AbsTaskRetrieval) -> str | None:
+    """Digest of the paths of a local test set's files, which tells it from its namesakes; None for tasks of mteb."""
+    return getattr(task, "origin", None)
+
+
 def _mteb_task(name: str) -> Any:
     import mteb
 
@@ -115,21 +144,24 @@ def trec_task(
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: When the task is loaded, if a record of the corpus is unusable or a judged topic is missing.
+        ValueError: When the task is loaded, if a record of the corpus is unusable, an id occurs twice or a judged
+            topic is missing.
     """
 
     def load() -> tuple[list[dict[str, str]], dict[str, str], Qrels]:
-        documents = []
+        documents: dict[str, str] = {}
         for record in read_corpus(corpus):
             if not isinstance(record, Record):
                 raise ValueError(f"The corpus {corpus} has a {record.reason} record: {record.where}.")
-            documents.append({"id": record.id, "title": "", "text": record.text})
+            if record.id in documents:
+                raise ValueError(f"The corpus {corpus} has the id {record.id!r} twice: keep one of the documents.")
+            documents[record.id] = record.text
         judged = read_qrels(qrels)
         queries = read_topics(topics)
         missing = judged.keys() - queries.keys()
         if missing:
             raise ValueError(f"{qrels} judges {len(missing)} topics that {topics} lacks, such as {min(missing)!r}.")
-        return documents, queries, judged
+        return [{"id": key, "title": "", "text": text} for key, text in documents.items()], queries, judged
 
     return _local_task(name, [*corpus_files(corpus), Path(topics), Path(qrels)], load, split)
 
@@ -148,6 +180,7 @@ def _local_task(
             raise FileNotFoundError(f"{file} is missing: the task {name} needs it.")
 
     class LocalRetrievalTask(AbsTaskRetrieval):
+        origin = hashlib.sha256("\n".join(str(file.resolve()) for file in files).encode()).hexdigest()[:8]
         metadata = TaskMetadata(
             name=name,
             dataset={

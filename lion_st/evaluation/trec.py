@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from lion_st.data.text import open_text
-from lion_st.evaluation.metrics import Run
+from lion_st.evaluation.metrics import Qrels, Run
 from lion_st.retrieval.storage import write_atomic
 
 Number = TypeVar("Number", int, float)
@@ -25,18 +25,30 @@ def write_run(path: str | Path, run: Run, tag: str = "lion_st") -> Path:
     Raises:
         ValueError: If an id or the tag holds white space, which the format cannot express.
     """
-    path = Path(path)
-    for name in (tag, *run, *{document for hits in run.values() for document in hits}):
-        if not name or re.search(r"\s", name):
-            raise ValueError(f"{name!r} cannot stand in a TREC run: ids and tags are not empty and hold no spaces.")
+    _check_names([tag, *run, *{document for hits in run.values() for document in hits}])
     lines = []
     for query, hits in run.items():
         ranked = sorted(hits.items(), key=lambda hit: (hit[1], hit[0]), reverse=True)
         for rank, (document, score) in enumerate(ranked, 1):
             lines.append(f"{query} Q0 {document} {rank} {score:.9g} {tag}\n")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, "".join(lines).encode())
-    return path
+    return _write_lines(path, lines)
+
+
+def write_qrels(path: str | Path, qrels: Qrels) -> Path:
+    """Write `query 0 document grade` lines.
+
+    Args:
+        path: File to write, replaced atomically.
+        qrels: Relevance grades by query and document.
+
+    Raises:
+        ValueError: If an id holds white space, which the format cannot express.
+    """
+    _check_names([*qrels, *{document for grades in qrels.values() for document in grades}])
+    return _write_lines(
+        path,
+        [f"{query} 0 {document} {grade}\n" for query, grades in qrels.items() for document, grade in grades.items()],
+    )
 
 
 def read_run(path: str | Path) -> dict[str, dict[str, float]]:
@@ -85,7 +97,7 @@ def read_topics(path: str | Path) -> dict[str, str]:
         pairs = list(_trec_topics(text, path))
     else:
         pairs = []
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
                 identifier, tab, query = line.partition("\t")
                 if not tab or not query.strip():
@@ -109,6 +121,19 @@ def drop_self_matches(run: Mapping[str, Mapping[str, float]], k: int | None = No
         kept = sorted(((score, document) for document, score in hits.items() if document != query), reverse=True)
         result[query] = {document: score for score, document in kept[:k]}
     return result
+
+
+def _check_names(names: Iterable[str]) -> None:
+    for name in names:
+        if not name or re.search(r"\s", name):
+            raise ValueError(f"{name!r} cannot stand in a TREC file: ids and tags are not empty and hold no spaces.")
+
+
+def _write_lines(path: str | Path, lines: Iterable[str]) -> Path:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, "".join(lines).encode())
+    return path
 
 
 def _fields(path: str | Path, count: int, layout: str) -> Iterator[tuple[int, list[str]]]:

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import mteb
 import pytest
+from mteb.abstasks.retrieval import AbsTaskRetrieval
+from mteb.abstasks.task_metadata import TaskMetadata
 from tiny_models import TEXTS
 
 import lion_st
@@ -12,16 +16,19 @@ from lion_st.evaluation import (
     PROTOCOLS,
     MtebSearch,
     evaluate_retrieval,
+    evaluate_run,
     fit_hybrid,
     get_task,
     get_task_groups,
     open_retriever,
+    read_qrels,
     read_run,
     trec_task,
     write_run,
 )
 from lion_st.evaluation.evaluate import FIGURES, mean_row, table_columns
-from lion_st.retrieval import Bm25Retriever, HybridRetriever, ModelRetriever
+from lion_st.evaluation.tasks import TaskGroup
+from lion_st.retrieval import Bm25Retriever, HybridRetriever, ModelRetriever, encode_corpus
 
 CORPUS = {
     f"d{number}": {"title": f"Title {number}", "text": f"{text} {number}"} for number, text in enumerate(TEXTS * 4)
@@ -52,6 +59,34 @@ def sparse_model(tiny_backbone):
 @pytest.fixture(scope="module")
 def dense_model(tiny_backbone):
     return lion_st.build(tiny_backbone(), "dense", query_length=32, document_length=48)
+
+
+def old_format_task(
+    *splits: str, corpus: Any = CORPUS, queries: Any = QUERIES, qrels: Any = QRELS, main_score: str = "ndcg_at_10"
+) -> AbsTaskRetrieval:
+    """A task whose data come in mteb's first format, as those of NarrativeQA and LEMB do."""
+    names = splits or ("test",)
+
+    class OldFormatTask(AbsTaskRetrieval):
+        metadata = TaskMetadata(
+            name="old-lions",
+            dataset={"path": "lions/old", "revision": "1"},
+            description="Lions.",
+            type="Retrieval",
+            category="t2t",
+            eval_splits=list(names),
+            eval_langs=["eng-Latn"],
+            main_score=main_score,
+        )
+
+        def load_data(self, num_proc: int | None = None, **kwargs: Any) -> None:
+            if not self.data_loaded:
+                self.corpus = {split: dict(corpus) for split in names}
+                self.queries = {split: dict(queries) for split in names}
+                self.relevant_docs = {split: dict(qrels) for split in names}
+                self.data_loaded = True
+
+    return OldFormatTask()
 
 
 def task_scores(folder: Path) -> dict:
@@ -87,7 +122,7 @@ def test_a_second_evaluation_reads_the_first_and_notices_changes(tmp_path, folde
     assert len(searches) == 1
     evaluate_retrieval(sparse_model, folder, output_dir=tmp_path / "out", overwrite=True)
     assert len(searches) == 2
-    evaluate_retrieval(sparse_model, folder, output_dir=tmp_path / "out", top_k=5)
+    evaluate_retrieval(sparse_model, folder, output_dir=tmp_path / "out", top_k=20)
     assert len(searches) == 3
     with (folder / "corpus.jsonl").open("a") as file:
         file.write('{"_id": "new", "title": "", "text": "one more"}\n')
@@ -96,12 +131,37 @@ def test_a_second_evaluation_reads_the_first_and_notices_changes(tmp_path, folde
     assert len(searches) == 4
 
 
-def test_no_metric_looks_deeper_than_the_search(tmp_path, folder) -> None:
-    evaluate_retrieval("bm25", folder, output_dir=tmp_path, top_k=20)
+def test_no_metric_looks_deeper_than_the_search(tmp_path, folder, monkeypatch) -> None:
+    (row,) = evaluate_retrieval("bm25", folder, output_dir=tmp_path, top_k=20)
+    assert "nDCG@10" in row
+    assert "Recall@100" not in row
     (file,) = (tmp_path / "results").rglob(f"{folder.name}.json")
     (scores,) = json.loads(file.read_text())["scores"]["test"]
     depths = {int(name.rsplit("_", 1)[1]) for name in scores if name.startswith("recall_at_")}
     assert depths == {1, 3, 5, 10, 20}
+
+    def refuse(*arguments: Any) -> None:
+        raise AssertionError("The corpus was indexed.")
+
+    monkeypatch.setattr(Bm25Retriever, "index", refuse)
+    with pytest.raises(ValueError, match=r"Recall@100 looks deeper than the 20 documents.* top_k to 100 or more"):
+        evaluate_retrieval("bm25", folder, output_dir=tmp_path, top_k=20, metrics=["MRR@10", "Recall@100"])
+    with pytest.raises(ValueError, match="Recall@1000 looks deeper than the 5 "):
+        evaluate_retrieval("bm25", folder, output_dir=tmp_path, protocol="msmarco", top_k=5)
+    deep = old_format_task(main_score="ndcg_at_20")
+    with pytest.raises(ValueError, match=r"scored by ndcg_at_20, .* the 10 documents .* top_k to 20 or more"):
+        evaluate_retrieval("bm25", [folder, deep], output_dir=tmp_path, top_k=10)
+
+
+def test_a_search_deeper_than_mtebs_is_that_deep(tmp_path) -> None:
+    corpus = {f"d{number}": {"title": "", "text": "lions"} for number in range(1200)}
+    task = old_format_task(corpus=corpus, queries={"q": "lions"}, qrels={"q": dict.fromkeys(corpus, 1)})
+    (row,) = evaluate_retrieval("bm25", task, output_dir=tmp_path, top_k=2000, metrics=["Recall@2000", "Recall@1000"])
+    assert len(read_run(row["run"])["q"]) == 1200
+    assert row["Recall@2000"] == 1.0
+    assert row["Recall@1000"] == pytest.approx(1000 / 1200)
+    (file,) = (tmp_path / "results").rglob("old-lions.json")
+    assert json.loads(file.read_text())["scores"]["test"][0]["recall_at_1000"] == pytest.approx(1000 / 1200, abs=1e-5)
 
 
 def test_bm25_and_hybrids_are_evaluated_alike(tmp_path, folder, sparse_model) -> None:
@@ -117,15 +177,17 @@ def test_bm25_and_hybrids_are_evaluated_alike(tmp_path, folder, sparse_model) ->
 
 
 @pytest.mark.parametrize("self_matches, depth, kept", [("keep", 3, True), ("drop_before_cut", 3, False)])
-def test_self_matches_follow_the_setting(tmp_path, folder, self_matches, depth, kept) -> None:
-    (row,) = evaluate_retrieval("bm25", folder, output_dir=tmp_path, self_matches=self_matches, top_k=depth)
+def test_self_matches_follow_the_setting(tmp_path, self_matches, depth, kept) -> None:
+    task = old_format_task(main_score="ndcg_at_3")
+    (row,) = evaluate_retrieval("bm25", task, output_dir=tmp_path, self_matches=self_matches, top_k=depth)
     run = read_run(row["run"])
     assert any(query in hits for query, hits in run.items()) == kept
     assert max(len(hits) for hits in run.values()) == depth
 
 
-def test_self_matches_dropped_after_the_cut_leave_shorter_rankings(tmp_path, folder) -> None:
-    (row,) = evaluate_retrieval("bm25", folder, output_dir=tmp_path, self_matches="drop_after_cut", top_k=3)
+def test_self_matches_dropped_after_the_cut_leave_shorter_rankings(tmp_path) -> None:
+    task = old_format_task(main_score="ndcg_at_3")
+    (row,) = evaluate_retrieval("bm25", task, output_dir=tmp_path, self_matches="drop_after_cut", top_k=3)
     run = read_run(row["run"])
     assert not any(query in hits for query, hits in run.items())
     assert min(len(hits) for hits in run.values()) == 2
@@ -153,6 +215,11 @@ def test_ids_in_common_are_self_matches_only_where_that_is_meant(tmp_path, folde
             "bm25", task, output_dir=tmp_path, self_matches=self_matches, metrics=["Recall@100"]
         )
         scores[self_matches] = row["Recall@100"]
+        run, qrels = read_run(row["run"]), read_qrels(row["qrels"])
+        assert qrels == QRELS
+        assert evaluate_run(qrels, run, ["Recall@100"])["Recall@100"] == row["Recall@100"]
+        (again,) = evaluate_retrieval(row["run"], task, self_matches="task", metrics=["Recall@100"])
+        assert again["Recall@100"] == 0.5
     assert scores["task"] == scores["drop_after_cut"] == 0.5
     assert scores["keep"] == 1.0
 
@@ -174,21 +241,38 @@ def test_benchmarks_and_averages_are_the_tasks_they_stand_for(folder) -> None:
 
 def test_an_average_is_a_row_of_its_own(folder, tmp_path) -> None:
     rows = [
-        evaluate_retrieval("bm25", folder, output_dir=tmp_path, top_k=depth, metrics=["Recall@100"])[0]
-        for depth in (1, 20)
+        evaluate_retrieval("bm25", folder, output_dir=tmp_path, top_k=depth, metrics=["Recall@10"])[0]
+        for depth in (10, 20)
     ]
     mean = mean_row("both", rows)
-    assert mean["Recall@100"] == pytest.approx((rows[0]["Recall@100"] + rows[1]["Recall@100"]) / 2)
+    assert mean["Recall@10"] == pytest.approx((rows[0]["Recall@10"] + rows[1]["Recall@10"]) / 2)
     assert (mean["dataset"], mean["documents"], mean["queries"]) == ("both", 64, 20)
     assert table_columns([*rows, mean]) == [
         "model",
         "dataset",
         "documents",
         "queries",
-        "Recall@100",
+        "Recall@10",
         *FIGURES[2:3],
         FIGURES[4],
     ]
+
+
+def test_a_benchmark_ends_with_the_mean_over_its_test_sets(folder, tmp_path, monkeypatch) -> None:
+    tasks = [get_task(folder), get_task(folder)]
+    groups = [TaskGroup("both", tasks), TaskGroup(None, tasks[:1])]
+    monkeypatch.setattr("lion_st.evaluation.evaluate.get_task_groups", lambda source, split: groups)
+    rows = evaluate_retrieval("bm25", "Benchmark", output_dir=tmp_path)
+    assert [row["dataset"] for row in rows][2::2] == ["both", "Benchmark"]
+    assert rows[-1]["nDCG@10"] == pytest.approx((rows[2]["nDCG@10"] + rows[3]["nDCG@10"]) / 2)
+
+
+def test_vectors_of_an_encoded_corpus_are_evaluated(sparse_model, folder, tmp_path) -> None:
+    (expected,) = evaluate_retrieval(sparse_model, folder, output_dir=tmp_path / "a")
+    encoded = encode_corpus(sparse_model, folder, tmp_path / "encoded", shard_documents=10, show_progress=False)
+    (row,) = evaluate_retrieval(sparse_model, folder, output_dir=tmp_path / "b", encoded=encoded)
+    assert row["nDCG@10"] == expected["nDCG@10"]
+    assert row["document_terms"] == pytest.approx(expected["document_terms"])
 
 
 def test_a_run_file_is_scored_as_it_is(tmp_path, folder) -> None:
@@ -196,7 +280,8 @@ def test_a_run_file_is_scored_as_it_is(tmp_path, folder) -> None:
     (scored,) = evaluate_retrieval(bm25["run"], folder)
     assert scored["nDCG@10"] == bm25["nDCG@10"]
     (shallow,) = evaluate_retrieval(bm25["run"], folder, top_k=1, self_matches="drop_after_cut")
-    assert shallow["nDCG@10"] < bm25["nDCG@10"]
+    assert "nDCG@10" not in shallow
+    assert shallow["MAP"] < bm25["MAP"]
     write_run(tmp_path / "other.trec", {"of-another-set": {"d1": 1.0}})
     with pytest.raises(ValueError, match="another test set"):
         evaluate_retrieval(tmp_path / "other.trec", folder)
@@ -271,3 +356,59 @@ def test_trec_files_are_a_test_set(tmp_path, folder) -> None:
     task = trec_task(folder, tmp_path / "topics.tsv", tmp_path / "qrels.txt", "lions-trec")
     with pytest.raises(ValueError, match="'unknown'"):
         task.load_data()
+    with (folder / "corpus.jsonl").open("a") as file:
+        file.write('{"_id": "d3", "text": "another text"}\n')
+    task = trec_task(folder, tmp_path / "topics.tsv", tmp_path / "qrels.txt", "lions-trec")
+    with pytest.raises(ValueError, match="'d3' twice"):
+        task.load_data()
+
+
+def test_tasks_in_mtebs_first_format_are_loaded_and_unloaded(tmp_path, folder) -> None:
+    task = old_format_task()
+    (row,) = evaluate_retrieval("bm25", task, output_dir=tmp_path / "old")
+    (expected,) = evaluate_retrieval("bm25", folder, output_dir=tmp_path / "new")
+    assert row["nDCG@10"] == expected["nDCG@10"]
+    assert (row["documents"], row["queries"]) == (32, 10)
+    (scored,) = evaluate_retrieval(row["run"], task)
+    assert scored["nDCG@10"] == row["nDCG@10"]
+    assert fit_hybrid([Bm25Retriever(), Bm25Retriever()], task, depth=20).weights == [0.5, 0.5]
+    assert not task.data_loaded
+    assert task.dataset is None
+    task.load_data()
+    evaluate_retrieval("bm25", task, output_dir=tmp_path / "old", overwrite=True)
+    assert task.data_loaded
+    assert task.dataset["default"]["test"]["relevant_docs"] == QRELS
+
+
+def test_splits_of_a_task_gather_in_one_result(tmp_path, monkeypatch) -> None:
+    found = {}
+    for split in ("dev", "test"):
+        task = old_format_task("dev", "test").filter_eval_splits([split])
+        (found[split],) = evaluate_retrieval("bm25", task, output_dir=tmp_path)
+        assert found[split]["split"] == split
+    (file,) = (tmp_path / "results").rglob("old-lions.json")
+    assert json.loads(file.read_text())["scores"].keys() == {"dev", "test"}
+    assert {path.name for path in (tmp_path / "runs").glob("*.qrels")} == {
+        f"old-lions.default.{split}.qrels" for split in found
+    }
+    monkeypatch.setattr(MtebSearch, "search", None)
+    for split, row in found.items():
+        task = old_format_task("dev", "test").filter_eval_splits([split])
+        assert evaluate_retrieval("bm25", task, output_dir=tmp_path) == [row]
+    file.write_text(file.read_text()[:-9])
+    with pytest.raises(ValueError, match=r"is damaged .*: remove it"):
+        evaluate_retrieval("bm25", old_format_task("dev"), output_dir=tmp_path)
+
+
+def test_neither_splits_nor_namesakes_of_a_folder_replace_its_result(tmp_path, folder) -> None:
+    shutil.copy(folder / "qrels" / "test.tsv", folder / "qrels" / "dev.tsv")
+    shutil.copytree(folder, tmp_path / "other" / "lions")
+    rows = [
+        *evaluate_retrieval("bm25", folder, output_dir=tmp_path / "out"),
+        *evaluate_retrieval("bm25", folder, output_dir=tmp_path / "out", split="dev"),
+        *evaluate_retrieval("bm25", tmp_path / "other" / "lions", output_dir=tmp_path / "out"),
+    ]
+    assert [row["split"] for row in rows] == ["test", "dev", "test"]
+    assert len({row["qrels"] for row in rows}) == 3
+    files = list((tmp_path / "out" / "results").rglob("lions.json"))
+    assert sorted([*json.loads(file.read_text())["scores"]] for file in files) == [["dev"], ["test"], ["test"]]

@@ -15,6 +15,7 @@ from lion_st.evaluation import (
     read_run,
     read_topics,
     trade_off_figure,
+    write_qrels,
     write_run,
 )
 from lion_st.evaluation.compare import holm, randomization_test
@@ -42,6 +43,8 @@ def test_malformed_run_files_are_refused_with_their_line(tmp_path: Path) -> None
             read_run(path)
     with pytest.raises(ValueError, match="'a b'"):
         write_run(path, {"a b": {"d": 1.0}})
+    with pytest.raises(ValueError, match="'d 1'"):
+        write_qrels(path, {"a": {"d 1": 1}})
 
 
 def test_both_layouts_of_judgements_are_read(tmp_path: Path) -> None:
@@ -49,6 +52,7 @@ def test_both_layouts_of_judgements_are_read(tmp_path: Path) -> None:
     (tmp_path / "beir.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t2\n")
     assert read_qrels(tmp_path / "trec") == {"q1": {"d1": 2, "d2": 0}, "q2": {"d1": -1}}
     assert read_qrels(tmp_path / "beir.tsv") == {"q1": {"d1": 2}}
+    assert read_qrels(write_qrels(tmp_path / "new" / "qrels", {"q1": {"d1": 2, "é": 0}})) == {"q1": {"d1": 2, "é": 0}}
     (tmp_path / "bad").write_text("q1 0 d1 yes\n")
     with pytest.raises(ValueError, match="'yes' is not a number"):
         read_qrels(tmp_path / "bad")
@@ -57,6 +61,8 @@ def test_both_layouts_of_judgements_are_read(tmp_path: Path) -> None:
 def test_both_layouts_of_topics_are_read(tmp_path: Path) -> None:
     (tmp_path / "tsv").write_text("1\twhat is a lion\n2\twhy\tnot\n")
     assert read_topics(tmp_path / "tsv") == {"1": "what is a lion", "2": "why\tnot"}
+    (tmp_path / "crlf").write_bytes("1\tlions\u2028eat\x0bor\x0csleep\x85all day\r\n2\twhy\r\n".encode())
+    assert read_topics(tmp_path / "crlf") == {"1": "lions\u2028eat\x0bor\x0csleep\x85all day", "2": "why"}
     (tmp_path / "trec").write_text(
         "<top>\n<num> Number: 301\n<title> International\nOrganized Crime\n<desc> Identify\n</top>\n"
         "<top><num>302</num><title>Poliomyelitis</title></top>"
@@ -102,6 +108,8 @@ def test_runs_are_compared_with_wins_losses_and_the_queries_behind_them() -> Non
     assert three[0].p_holm == pytest.approx(2 * three[0].p_value)
     with pytest.raises(ValueError, match="'none'"):
         compare_runs(qrels, {"poor": poor, "better": better}, baseline="none")
+    with pytest.raises(ValueError, match="'foreign' has no query that is judged"):
+        compare_runs(qrels, {"poor": poor, "foreign": {"x1": {"good": 1.0}}})
 
 
 def test_tables_align_numbers_and_escape_text() -> None:
