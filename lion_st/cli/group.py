@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 SHOW_TRACEBACK = "LION_ST_TRACEBACK"
-EXPECTED = (ValueError, OSError, RuntimeError, ImportError)
+EXPECTED = (ValueError, TypeError, OSError, RuntimeError, ImportError)
 
 
 class OneLineErrors(TyperGroup):

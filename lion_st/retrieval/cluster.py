@@ -22,7 +22,7 @@ from lion_st.retrieval.encode import (
     is_finished,
     progress_bar,
 )
-from lion_st.retrieval.records import Corpus, Record
+from lion_st.retrieval.records import Corpus, Record, texts_of
 from lion_st.retrieval.storage import StorageError
 
 # What the rows of the pipeline say in their column "what"; FINISHED ones carry no contents any more.
@@ -61,8 +61,8 @@ def encode_corpus_on_ray(
 
     Args:
         model: Path or Hub id that every machine can load with `lion_st.load`.
-        corpus: Readable by the driver's machine, see `read_corpus`; the standard input and iterators cannot be sent to
-            a task.
+        corpus: Readable by the driver's machine, see `encode_corpus`; the standard input and iterators cannot be sent
+            to a task.
         output: Folder on a file system that all machines share.
         workers: Actors; by default one per GPU of the cluster, or one where there is none.
         gpus_per_worker: By default 1 where the cluster has GPUs, else 0.
@@ -90,6 +90,7 @@ def encode_corpus_on_ray(
         )
     if not ray.is_initialized():
         ray.init(log_to_driver=False)
+    corpus = texts_of(corpus, kind)
     gpus = int(ray.cluster_resources().get("GPU", 0))
     output = Path(output).resolve()
     worker = {

@@ -8,8 +8,10 @@ import os
 import secrets
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -29,7 +31,7 @@ from lion_st.retrieval.describe import (
     weights_fingerprint,
 )
 from lion_st.retrieval.prune import keep_top_terms
-from lion_st.retrieval.records import BadRecord, Corpus, Record, corpus_files, read_corpus
+from lion_st.retrieval.records import BadRecord, Corpus, Record, corpus_files, read_corpus, texts_of
 from lion_st.retrieval.storage import StorageError, checksum, strings_to_arrays, sync, write_atomic
 from lion_st.retrieval.vectors import Vectors, to_csr, to_dense
 
@@ -117,14 +119,15 @@ def encode_corpus(
 
     Args:
         model: A sparse or dense model.
-        corpus: See `read_corpus`.
+        corpus: See `read_corpus`. Queries of a BEIR folder are those of its `queries.jsonl`.
         output: Folder for the shards.
         kind: Whether the records are documents or queries.
         split: Split of a Hub dataset.
         max_tokens: Length to cut texts to, in place of the model's own.
         dtype: How values are stored.
         shard_documents: Documents per shard.
-        tokens_per_batch: Padded tokens per batch.
+        tokens_per_batch: Padded tokens per batch. An interrupted encoding may go on with another number, such as a
+            smaller one after memory ran out; the vectors of its further shards then differ in rounding.
         on_bad_record: "raise" stops at the first record that would be skipped.
         show_progress: Show documents/s, tokens/s and, where the size of the corpus is known, the time left.
 
@@ -136,6 +139,7 @@ def encode_corpus(
         ValueError: At the first bad record if `on_bad_record` is "raise", or if no record is usable.
     """
     output = Path(output)
+    corpus = texts_of(corpus, kind)
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     with limited(model, kind, max_tokens):
         settings = corpus_settings(model, kind, dtype, shard_documents, tokens_per_batch)
@@ -195,7 +199,8 @@ def claim_output(output: Path, settings: dict[str, Any]) -> None:
         return
     found = json.loads(file.read_text(encoding="utf-8"))
     expected = json.loads(json.dumps(settings))
-    different = [key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key)]
+    binding = (expected.keys() | found.keys()) - {"tokens_per_batch"}  # which rounds otherwise, and no more
+    different = [key for key in binding if expected.get(key) != found.get(key)]
     if different:
         changes = "; ".join(f"{key} was {found.get(key)!r}, is {expected.get(key)!r}" for key in sorted(different))
         raise StorageError(f"{output} was begun with other settings: {changes}. Give a new folder.")
@@ -292,7 +297,7 @@ def is_finished(output: Path, number: int, records: list[Record]) -> bool:
     file = shard_path(output, number)
     if not file.exists():
         return False
-    if shard_metadata(file)["corpus_sha256"] != _records_digest(records):
+    if shard_metadata(file)["corpus_sha256"] != records_digest(records):
         raise StorageError(
             f"{file} was made of other records than the corpus now gives from {records[0].id!r} on: "
             "the corpus changed. Give a new folder."
@@ -325,7 +330,7 @@ def encode_shard(
         "dimensions": encoded.vectors.shape[1],
         "tokens": encoded.tokens,
         "truncated": encoded.truncated,
-        "corpus_sha256": _records_digest(records),
+        "corpus_sha256": records_digest(records),
     }
     file = shard_path(output, number)
     temporary = file.with_suffix(f".{secrets.token_hex(4)}.tmp")
@@ -455,16 +460,21 @@ def _encode(
     real = np.minimum(lengths, limit)
     order = np.argsort(-real, kind="stable")
     convert = to_csr if paradigm_of(model) == "sparse" else to_dense
-    parts: list[Any] = []
-    start = tokens = 0
-    started = time.monotonic()
-    model.eval()
+    batches: list[np.ndarray] = []
+    start = 0
     while start < len(order):
         count = min(max(1, tokens_per_batch // int(real[order[start]])), MAX_TEXTS_PER_BATCH)
-        batch = order[start : start + count]
-        with torch.inference_mode():
-            parts.append(convert(_forward(model, [texts[row] for row in batch], kind, prompt)))
+        batches.append(order[start : start + count])
         start += count
+    parts: list[Any] = []
+    tokens = 0
+    started = time.monotonic()
+    model.eval()
+    batched_texts = [[texts[row] for row in batch] for batch in batches]
+    tokenized = _one_ahead(partial(model.preprocess, prompt=prompt, task=kind), batched_texts)
+    for batch, features in zip(batches, tokenized, strict=True):
+        with torch.inference_mode():
+            parts.append(convert(_forward(model, features, kind)))
         if progress is not None:
             progress.update(len(batch))
             tokens += int(real[batch].sum())
@@ -474,12 +484,26 @@ def _encode(
     return EncodedTexts(vectors, int(real.sum()), int((lengths > limit).sum()))
 
 
-def _forward(model: SentenceTransformer | SparseEncoder, texts: list[str], kind: Kind, prompt: str | None) -> Any:
+def _one_ahead(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+    """The function's results in order, each computed by a thread while its predecessor is in use."""
+    if len(items) == 1:
+        yield function(items[0])
+        return
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        coming = thread.submit(function, items[0])
+        for item in items[1:]:
+            result = coming.result()
+            coming = thread.submit(function, item)
+            yield result
+        yield coming.result()
+
+
+def _forward(model: SentenceTransformer | SparseEncoder, features: dict[str, Any], kind: Kind) -> Any:
     from sentence_transformers.util import batch_to_device
 
     from lion_st.modules import SpladeHead
 
-    features = batch_to_device(model.preprocess(texts, prompt=prompt, task=kind), model.device)
+    features = batch_to_device(features, model.device)
     is_fused = any(isinstance(module, SpladeHead) for module in model)
     vectors = model(features, task=kind, **({"output": "sparse"} if is_fused else {}))["sentence_embedding"]
     limit = getattr(model, "max_active_dims", None)  # a stock SparseEncoder's own
@@ -491,7 +515,8 @@ def _token_counts(tokenizer: Any, texts: list[str]) -> np.ndarray:
     return np.array([len(ids) for ids in encoded["input_ids"]], dtype=np.int64)
 
 
-def _records_digest(records: list[Record]) -> str:
+def records_digest(records: Iterable[Record]) -> str:
+    """SHA-256 over ids and texts, in their order."""
     digest = hashlib.sha256()
     for record in records:
         for part in record:

@@ -28,21 +28,26 @@ def load_encoder(source: str | Path, **options: Any) -> SentenceTransformer | Sp
     hub: dict[str, Any] = {key: options[key] for key in ("revision", "token", "local_files_only") if key in options}
     if not _is_router(str(source), hub):
         return load(source, **options)
-    from sentence_transformers import SparseEncoder
+    from sentence_transformers import SentenceTransformer, SparseEncoder
 
     unknown = options.keys() - hub.keys() - {"device", "dtype"}
     if unknown:
         raise ValueError(f"{source} is a Router of stock modules, which does not take {sorted(unknown)}.")
     if options.get("dtype", "auto") != "auto":
         hub["model_kwargs"] = {"dtype": options["dtype"]}
-    return SparseEncoder(str(source), device=options.get("device"), similarity_fn_name="dot", **hub)
+    # A class other than the one that saved a checkpoint appends or drops modules without a word.
+    config = _read_json(str(source), "config_sentence_transformers.json", hub) or {}
+    stock: Any = SentenceTransformer if config.get("model_type") == "SentenceTransformer" else SparseEncoder
+    return stock(str(source), device=options.get("device"), similarity_fn_name="dot", **hub)
 
 
 def _is_router(source: str, hub: dict[str, Any]) -> bool:
+    modules = _read_json(source, "modules.json", hub) or []
+    return any(module["type"].endswith(".Router") for module in modules)
+
+
+def _read_json(source: str, name: str, hub: dict[str, Any]) -> Any:
     from sentence_transformers.util import load_file_path
 
-    file = load_file_path(source, "modules.json", **hub)
-    if file is None:
-        return False
-    modules = json.loads(Path(file).read_text(encoding="utf-8"))
-    return any(module["type"].endswith(".Router") for module in modules)
+    file = load_file_path(source, name, **{key: value for key, value in hub.items() if key != "model_kwargs"})
+    return None if file is None else json.loads(Path(file).read_text(encoding="utf-8"))

@@ -69,6 +69,14 @@ def read_corpus(corpus: Corpus, split: str = "train") -> Iterator[Record | BadRe
             yield from _read_file(file)
 
 
+def texts_of(corpus: Corpus, kind: str) -> Corpus:
+    """Where texts of a kind are: of a BEIR folder, `queries.jsonl` holds the queries."""
+    if kind == "query" and isinstance(corpus, str | Path) and Path(corpus).is_dir():
+        files = [Path(corpus) / f"queries.jsonl{end}" for end in ("", *COMPRESSED)]
+        return next((file for file in files if file.exists()), corpus)
+    return corpus
+
+
 def corpus_files(corpus: str | Path) -> list[Path]:
     """The files that a path stands for, in reading order."""
     path = Path(corpus)

@@ -12,14 +12,17 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from lion_st.retrieval.describe import model_fingerprint, model_name
-from lion_st.retrieval.encode import EncodedCorpus, encode_corpus, encode_texts
+from lion_st.retrieval.describe import model_fingerprint, model_name, weights_fingerprint
+from lion_st.retrieval.encode import EncodedCorpus, encode_corpus, encode_texts, records_digest
 from lion_st.retrieval.fusion import convex_fusion, reciprocal_rank_fusion
-from lion_st.retrieval.indexes import Hits, Index, create_index
+from lion_st.retrieval.indexes import Hits, Index, StorageError, create_index
+from lion_st.retrieval.records import Record
 from lion_st.retrieval.vectors import Vectors, active_terms
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer, SparseEncoder
+
+DOCUMENTS_AT_ONCE = 65_536  # encoded before they go into the index: enough for batches of like length
 
 
 @runtime_checkable
@@ -60,6 +63,8 @@ class ModelRetriever:
         document_tokens: Length to cut documents to, in place of the model's own.
         tokens_per_batch: Padded tokens per batch when encoding.
         threads: CPU threads of the search.
+        encoded: Read the documents' vectors from this folder of `encode_corpus` in place of encoding them: those of the
+            very documents to index, by this model.
         encoded_dir: Keep the encoded corpora here, resumable, and reuse them for the same model, lengths and documents.
         name: Name in tables and result files; the model's own by default.
 
@@ -81,6 +86,7 @@ class ModelRetriever:
         document_tokens: int | None = None,
         tokens_per_batch: int = 8192,
         threads: int = 1,
+        encoded: str | Path | None = None,
         encoded_dir: str | Path | None = None,
         name: str | None = None,
     ) -> None:
@@ -95,6 +101,7 @@ class ModelRetriever:
         self.document_tokens = document_tokens
         self.tokens_per_batch = tokens_per_batch
         self.threads = threads
+        self.encoded = EncodedCorpus(encoded) if encoded is not None else None
         self.encoded_dir = Path(encoded_dir) if encoded_dir is not None else None
         self.name = name or "+".join(dict.fromkeys(model_name(one) for one in (model, self.query_model)))
         self._figures: dict[str, Any] = {}
@@ -112,7 +119,11 @@ class ModelRetriever:
         return f"{','.join(models)},{json.dumps(settings, sort_keys=True, default=str)}"
 
     def index(self, documents: Mapping[str, str], show_progress: bool = False) -> None:
-        """Encode documents, text by id, and index them in place of any earlier ones."""
+        """Encode documents, text by id, and index them in place of any earlier ones.
+
+        Raises:
+            StorageError: If the vectors to read are of another model or of other documents.
+        """
         documents = {key: text for key, text in documents.items() if text.strip()}  # a blank one is never found
         self._index = self._new_index()
         encode_seconds = add_seconds = 0.0
@@ -175,22 +186,31 @@ class ModelRetriever:
             return create_index(self.engine, paradigm, **self.engine_parameters)
         if self._folder is None:
             self._folder = TemporaryDirectory(prefix="lion-st-")
-        scratch = {"uri": f"{self._folder.name}/milvus.db", "collection": f"lion_st_scratch_{paradigm}"}
+        name = f"lion_st_scratch_{paradigm}_{self._folder.name.rpartition('-')[2]}"  # the cluster may be shared
+        scratch = {"uri": f"{self._folder.name}/milvus.db", "collection": name}
         index: Any = create_index(self.engine, paradigm, **(scratch | self.engine_parameters))
         index.delete_collection()
         return index
 
     def _encoded(self, documents: Mapping[str, str], show_progress: bool) -> Iterator[tuple[list[str], Vectors]]:
+        if self.encoded is not None:
+            yield from self._read(self.encoded, documents)
+            return
         if self.encoded_dir is None:
-            vectors = encode_texts(
-                self.model,
-                list(documents.values()),
-                "document",
-                max_tokens=self.document_tokens,
-                tokens_per_batch=self.tokens_per_batch,
-                show_progress=show_progress,
-            )
-            yield list(documents), vectors
+            ids = list(documents)
+            for start in range(0, len(ids), DOCUMENTS_AT_ONCE):
+                part = ids[start : start + DOCUMENTS_AT_ONCE]
+                yield (
+                    part,
+                    encode_texts(
+                        self.model,
+                        [documents[one] for one in part],
+                        "document",
+                        max_tokens=self.document_tokens,
+                        tokens_per_batch=self.tokens_per_batch,
+                        show_progress=show_progress,
+                    ),
+                )
             return
         digest = hashlib.sha256(json.dumps([model_fingerprint(self.model), self.document_tokens]).encode())
         for key, text in documents.items():
@@ -204,6 +224,32 @@ class ModelRetriever:
             show_progress=show_progress,
         )
         yield from EncodedCorpus(folder)
+
+    def _read(self, encoded: EncodedCorpus, documents: Mapping[str, str]) -> Iterator[tuple[list[str], Vectors]]:
+        settings = encoded.manifest["settings"]
+        if settings["weights_sha256"] != weights_fingerprint(self.model):
+            raise StorageError(
+                f"{encoded.path} was encoded by {settings['model']!r} with other weights or in another type than those "
+                f"of {model_name(self.model)!r}: encode the documents with this model."
+            )
+        if self.document_tokens not in (None, settings["max_tokens"]):
+            raise StorageError(
+                f"{encoded.path} holds texts cut to {settings['max_tokens']} tokens, not to {self.document_tokens}: "
+                f"encode the documents with max_tokens={self.document_tokens}."
+            )
+        if len(encoded) != len(documents):
+            raise StorageError(
+                f"{encoded.path} holds {len(encoded):,} documents, and {len(documents):,} are to be indexed: encode "
+                "those."
+            )
+        for shard, (ids, vectors) in zip(encoded.manifest["shards"], encoded, strict=True):
+            texts = [Record(one, documents.get(one, "")) for one in ids]
+            if records_digest(texts) != shard["corpus_sha256"]:
+                raise StorageError(
+                    f"{encoded.path / shard['file']} holds other documents than those to index, from {ids[0]!r} on: "
+                    "encode the documents of this data set."
+                )
+            yield ids, vectors
 
 
 class HybridRetriever:

@@ -1,0 +1,102 @@
+"""A model and an index together, and what they are opened from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sentence_transformers import SentenceTransformer, SparseEncoder
+from tiny_models import TEXTS
+
+import lion_st
+from lion_st.retrieval import EncodedCorpus, ModelRetriever, encode_corpus, encode_texts, load_encoder
+from lion_st.retrieval import retriever as retriever_module
+from lion_st.retrieval.indexes import StorageError
+from lion_st.retrieval.query_encoders import save_query_encoder, truncated_query_encoder
+
+DOCUMENTS = {f"d{number}": text for number, text in enumerate(TEXTS)}
+RECORDS = [{"id": key, "text": text} for key, text in DOCUMENTS.items()]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_backbone):
+    return lion_st.build(tiny_backbone(), "sparse", query_length=16, document_length=32, device="cpu")
+
+
+def search(retriever: ModelRetriever) -> list:
+    retriever.index(DOCUMENTS)
+    return retriever.search(TEXTS[:3], 5)
+
+
+def assert_same(found: list, expected: list) -> None:
+    for one, other in zip(found, expected, strict=True):
+        assert dict(one) == pytest.approx(dict(other), rel=1e-4)
+
+
+def test_documents_go_into_the_index_part_by_part(model, monkeypatch) -> None:
+    expected = search(ModelRetriever(model))
+    seen = []
+    monkeypatch.setattr(retriever_module, "DOCUMENTS_AT_ONCE", 3)
+    monkeypatch.setattr(
+        retriever_module,
+        "encode_texts",
+        lambda model, texts, *a, **k: seen.append(len(texts)) or encode_texts(model, texts, *a, **k),
+    )
+    assert_same(search(ModelRetriever(model)), expected)
+    assert seen == [3, 3, 2, 3]  # the last are the queries
+
+
+def test_an_encoded_corpus_is_searched_as_it_is(model, tmp_path, monkeypatch) -> None:
+    expected = search(ModelRetriever(model))
+    encoded = encode_corpus(model, RECORDS, tmp_path / "encoded", shard_documents=3, show_progress=False)
+    retriever = ModelRetriever(model, encoded=encoded)
+    assert_same(search(retriever), expected)
+    assert retriever.figures()["document_terms"] > 0
+
+
+def test_an_encoded_corpus_of_something_else_is_refused(model, tiny_backbone, tmp_path) -> None:
+    encoded = encode_corpus(model, RECORDS, tmp_path / "encoded", shard_documents=3, show_progress=False)
+    other = lion_st.build(tiny_backbone("qwen3"), "sparse", device="cpu")
+    with pytest.raises(StorageError, match="with other weights"):
+        ModelRetriever(other, encoded=encoded).index(DOCUMENTS)
+    with pytest.raises(StorageError, match="cut to 32 tokens, not to 20"):
+        ModelRetriever(model, encoded=encoded, document_tokens=20).index(DOCUMENTS)
+    with pytest.raises(StorageError, match="holds 8 documents, and 7 are to be indexed"):
+        ModelRetriever(model, encoded=encoded).index({key: DOCUMENTS[key] for key in list(DOCUMENTS)[1:]})
+    with pytest.raises(StorageError, match="from 'd3' on"):
+        ModelRetriever(model, encoded=encoded).index(DOCUMENTS | {"d4": "another text"})
+
+
+def test_an_interrupted_encoding_goes_on_with_smaller_batches(model, tmp_path) -> None:
+    whole = encode_corpus(model, RECORDS, tmp_path / "whole", shard_documents=3, show_progress=False)
+    broken = (row if row["id"] != "d5" else {"id": "d5", "text": 5} for row in RECORDS)
+    settings = {"shard_documents": 3, "show_progress": False}
+    with pytest.raises(ValueError, match="Bad record"):
+        encode_corpus(model, broken, tmp_path / "parts", on_bad_record="raise", **settings)
+    parts = encode_corpus(model, RECORDS, tmp_path / "parts", tokens_per_batch=64, **settings)
+    for (ids, vectors), (other_ids, other) in zip(EncodedCorpus(parts), EncodedCorpus(whole), strict=True):
+        assert ids == other_ids
+        np.testing.assert_allclose(vectors.toarray(), other.toarray(), atol=1e-5)
+
+
+def test_queries_of_a_beir_folder_are_its_queries(model, tmp_path: Path) -> None:
+    (tmp_path / "beir").mkdir()
+    for name in ("corpus", "queries"):
+        (tmp_path / "beir" / f"{name}.jsonl").write_text(json.dumps({"_id": name, "text": f"lions in {name}"}) + "\n")
+    for kind, name in (("query", "queries"), ("document", "corpus")):
+        encoded = encode_corpus(model, tmp_path / "beir", tmp_path / name, kind=kind, show_progress=False)
+        assert EncodedCorpus(encoded).whole()[0] == [name]
+
+
+def test_a_router_is_opened_as_the_class_that_saved_it(model, tiny_backbone, tmp_path) -> None:
+    dense = lion_st.build(tiny_backbone(), "dense", query_length=16, device="cpu")
+    for full, stock in ((model, SparseEncoder), (dense, SentenceTransformer)):
+        student = truncated_query_encoder(full, 1)
+        router = load_encoder(save_query_encoder(student, full, tmp_path / stock.__name__))
+        assert isinstance(router, stock)
+        for kind, live in (("query", student), ("document", full)):
+            difference = abs(encode_texts(router, TEXTS, kind) - encode_texts(live, TEXTS, kind)).max()
+            assert difference < 1e-4
+        assert_same(search(ModelRetriever(router)), search(ModelRetriever(full, query_model=student)))
