@@ -51,6 +51,12 @@ def expansion(answer: Answer) -> str:
     )
 
 
+def summary(answer: Answer) -> str:
+    """What was found, in a line for those who do not see the page change."""
+    found = " and ".join(f"{len(ranking.hits)} by {ranking.name}" for ranking in answer.rankings)
+    return escape(f"Documents found: {found}.")
+
+
 def rankings(answer: Answer) -> str:
     """The rankings side by side."""
     columns = "".join(

@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from gradio import Blocks
 
 START = "Type a query and press Enter, or choose one above."
-# The choices become one group, so that arrow keys move between them; the query comes from the address.
+# The choices become one group, so that arrow keys move between them; what is found is announced; the query comes from
+# the address.
 ON_LOAD = """() => {
+  document.getElementById("lion-status").setAttribute("role", "status");
   document.querySelectorAll("#lion-beside input").forEach(choice => { choice.name = "lion-beside"; });
   return new URLSearchParams(window.location.search).get("q") || "";
 }"""
@@ -34,11 +36,11 @@ def build_page(explorer: Explorer) -> Blocks:
     gr = _gradio()
     names = list(explorer.beside)
 
-    def search(query: str, beside: str) -> tuple[str, str]:
+    def search(query: str, beside: str) -> tuple[str, str, str]:
         return respond(explorer, query, beside)
 
-    def open_link(query: str) -> tuple[str, str, str]:
-        return query, *(search(query, names[0]) if query else (markup.message(START), ""))
+    def open_link(query: str) -> tuple[str, str, str, str]:
+        return query, *(search(query, names[0]) if query else (markup.message(START), "", ""))
 
     with gr.Blocks(title="Lion explorer", analytics_enabled=False) as page:
         gr.HTML(markup.header(explorer))
@@ -50,23 +52,24 @@ def build_page(explorer: Explorer) -> Blocks:
             examples = [gr.Button(text, size="sm") for text in explorer.collection.examples()]
         terms = gr.HTML(elem_id="lion-terms")
         results = gr.HTML(elem_id="lion-results")
-        asked: dict[str, Any] = {"fn": search, "inputs": [query, beside], "outputs": [terms, results]}
+        status = gr.HTML(elem_id="lion-status", elem_classes="lion-hidden")
+        asked: dict[str, Any] = {"fn": search, "inputs": [query, beside], "outputs": [terms, results, status]}
         # What is asked while an answer is on its way is answered next, not dropped.
         gr.on([query.submit, button.click, beside.input], **asked, api_name="search", trigger_mode="always_last")
         for example in examples:
             chosen = example.click(str, example, query, api_visibility="private", queue=False)
             chosen.then(**asked, api_visibility="private")
-        page.load(open_link, query, [query, terms, results], js=ON_LOAD, api_visibility="private")
+        page.load(open_link, query, [query, terms, results, status], js=ON_LOAD, api_visibility="private")
     return page
 
 
-def respond(explorer: Explorer, query: str, beside: str | None = None) -> tuple[str, str]:
-    """HTML of a query's terms and of what was found; of a query that cannot be answered, a message and nothing else."""
+def respond(explorer: Explorer, query: str, beside: str | None = None) -> tuple[str, str, str]:
+    """HTML of a query's terms, of what was found, and of a line that says so; of a query without answer, a message."""
     try:
         answer = explorer.answer(query or "", beside)
     except QueryError as error:
-        return markup.message(str(error), "error"), ""
-    return markup.expansion(answer), markup.rankings(answer)
+        return markup.message(str(error), "error"), "", ""
+    return markup.expansion(answer), markup.rankings(answer), markup.summary(answer)
 
 
 def launch(page: Blocks, host: str | None = None, port: int | None = None, *, block: bool = True) -> str:

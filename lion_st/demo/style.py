@@ -74,7 +74,7 @@ CSS = """
 .lion-text { margin: .35rem 0 0; line-height: 1.55; white-space: pre-line; }
 .lion-text mark, .lion-hit h3 mark {
   color: inherit; border-radius: 2px; padding: 0 1px;
-  background: color-mix(in srgb, var(--hue) calc(10% + var(--share) * .5), transparent);
+  background: color-mix(in srgb, var(--hue) calc(10% + var(--share) * .35), transparent);
 }
 mark.own { --hue: var(--lion-own); text-decoration: underline solid var(--lion-own) 2px; text-underline-offset: 3px; }
 mark.new { --hue: var(--lion-new); text-decoration: underline dotted var(--lion-new) 2px; text-underline-offset: 3px; }

@@ -112,7 +112,7 @@ def test_what_a_model_does_not_read_is_said(explorer, models, collection) -> Non
 def test_a_query_that_cannot_be_answered_gets_a_message(explorer, query: str, says: str) -> None:
     with pytest.raises(QueryError, match=says):
         explorer.answer(query)
-    terms, results = page.respond(explorer, query)
+    terms, results, _ = page.respond(explorer, query)
     assert 'role="alert"' in terms
     assert says in terms
     assert results == ""
