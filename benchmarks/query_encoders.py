@@ -84,7 +84,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, student in learners.items():
             rate = None if name == "static" else options.learning_rate
-            settings = {"epochs": options.epochs, "learning_rate": rate}
+            settings = {"epochs": options.epochs, "learning_rate": rate, "teacher": full}
             students[name] = distill_query_encoder(student, lessons, f"{folder}/{name}", **settings)
 
     rows: list[dict[str, Any]] = []

@@ -8,13 +8,15 @@ so that posting lists are short; "topical" draws them by a power law within 200 
 inner products. Build time includes what the engine needs before its first search. Latency is one query at a time, the
 rate is of batches of 1,000 (slow engines: of as many queries as --seconds are expected to suffice for, at least 100;
 torch-coo: 100, whose scores are dense); each is measured until --seconds have passed. Recall is against the scores of
-the plain loop. A table is written after each engine, so that an interrupted run keeps what it measured.
+the plain loop. Each engine has a process of its own, and a table is written after each, so that neither an interrupted
+run nor an engine that runs out of memory loses what was measured.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import os
 import tempfile
 import time
@@ -25,7 +27,7 @@ from typing import Any
 import numba
 import numpy as np
 import torch
-from common import RESULTS, report
+from common import RESULTS, in_process, report
 from scipy import sparse
 
 from lion_st.retrieval import create_index
@@ -183,11 +185,23 @@ def recall(found: np.ndarray, true: np.ndarray) -> float:
     return float(np.mean(shares))
 
 
-def measure_engine(
-    name: str, build: Build, documents: sparse.csr_array, queries: sparse.csr_array, true: dict[int, np.ndarray],
-    threads: int, seconds: float,
-) -> dict[str, Any]:  # fmt: skip
-    """A row of the table; `true` holds the rows [Q, k] that exact search finds for the first queries, by k."""
+def save_vectors(folder: Path, count: int, kind: str, terms: int, query_terms: int, asked: int) -> None:
+    """Write documents, queries, and what exact search finds for the first queries, for each engine's process."""
+    documents, queries = make_vectors(count, terms, kind, seed=0), make_vectors(asked, query_terms, kind, seed=1)
+    sparse.save_npz(folder / "documents.npz", documents, compressed=False)
+    sparse.save_npz(folder / "queries.npz", queries, compressed=False)
+    search, _ = build_loop(documents)
+    for k in (10, 1000):
+        np.save(folder / f"found-{k}.npy", search(queries[:50], k, 1))
+
+
+def measure_engine(name: str, folder: Path, threads: int, seconds: float) -> dict[str, Any]:
+    """A row of the table, over the vectors of `save_vectors`."""
+    documents, queries = (sparse.load_npz(folder / f"{what}.npz") for what in ("documents", "queries"))
+    true = {k: np.load(folder / f"found-{k}.npy") for k in (10, 1000)}
+    with tempfile.TemporaryDirectory() as scratch:  # reads compiled code, outside the timing
+        all_engines(scratch)[name](documents[:100])
+    build = all_engines(str(folder))[name]
     began = time.perf_counter()
     search, size = build(documents)
     built = time.perf_counter() - began
@@ -199,7 +213,6 @@ def measure_engine(
     threaded = measure(search, queries, 10, threads, block, seconds)
     deep = measure(search, queries, 1000, 1, 50, seconds)
     return {
-        "engine": name,
         "build s": built,
         "MB": size / 1e6,
         "queries/s": 1 / np.mean(batch),
@@ -221,23 +234,26 @@ def main() -> None:
     parser.add_argument("--engines", nargs="+")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)  # an engine and the folder of vectors
     options = parser.parse_args()
 
+    if options.measure:
+        engine, folder = options.measure
+        print(json.dumps(measure_engine(engine, Path(folder), options.threads, options.seconds)))
+        return
     unknown = set(options.engines or []) - set(all_engines(""))
     if unknown:
         parser.error(f"unknown engines {sorted(unknown)}: choose from {list(all_engines(''))}")
     for count, kind in itertools.product(options.documents, options.kinds):
-        documents = make_vectors(count, options.terms, kind, seed=0)
-        queries = make_vectors(options.queries, options.query_terms, kind, seed=1)
-        true = {k: build_loop(documents)[0](queries[:50], k, 1) for k in (10, 1000)}
         settings: dict[str, Any] = {"documents": count, "kind": kind}
         settings |= {name: getattr(options, name) for name in ("terms", "query_terms", "queries", "seconds")}
         rows: list[dict[str, Any]] = []
         with tempfile.TemporaryDirectory() as folder:
-            for name, build in all_engines(folder).items():
-                if options.engines and name not in options.engines:
-                    continue
-                rows.append(measure_engine(name, build, documents, queries, true, options.threads, options.seconds))
+            save_vectors(Path(folder), count, kind, options.terms, options.query_terms, options.queries)
+            for name in options.engines or all_engines(""):
+                arguments = ["--measure", name, folder, f"--threads={options.threads}", f"--seconds={options.seconds}"]
+                row = in_process(__file__, arguments)
+                rows.append({"engine": name, **(row or {"build s": "does not fit in memory"})})
                 title = f"{count:,} documents, {kind} terms"
                 report(options.output, f"search-{kind}-{count}", title, rows, settings)
 

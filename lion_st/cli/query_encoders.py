@@ -68,7 +68,7 @@ def query_encoder(
     if kind != "idf":
         settings: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
         work = output.with_name(f".{output.name}-training")
-        distill_query_encoder(student, lessons, work, **settings, disable_tqdm=quiet)
+        distill_query_encoder(student, lessons, work, teacher=full, **settings, disable_tqdm=quiet)
     save_query_encoder(student, full, output)
     typer.echo(f"{output}: {kind} query encoder of {model}, {sum(p.numel() for p in student.parameters()):,} weights.")
 
