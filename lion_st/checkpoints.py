@@ -16,6 +16,7 @@ from sentence_transformers.base.model import BaseModel
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.util import fullname
 
+from lion_st.guard import add_guard
 from lion_st.modules import SpladeHead
 
 STOCK_TRANSFORMER = fullname(Transformer)
@@ -23,6 +24,8 @@ STOCK_TRANSFORMER = fullname(Transformer)
 
 def write_stock_checkpoint(model: BaseModel, folder: Path, model_type: str, resume: bool = False) -> None:
     """Write a model of Lion modules as a checkpoint of stock modules, adapters merged, scale folded.
+
+    A sparse one for SentenceTransformer is guarded against SparseEncoder; see `lion_st.guard`.
 
     Args:
         model: `LionTransformer` followed by `SpladeHead` or `LlamaPooling`. It is left as it is.
@@ -47,6 +50,8 @@ def write_stock_checkpoint(model: BaseModel, folder: Path, model_type: str, resu
     if model_type == "SparseEncoder" and isinstance(head, SpladeHead) and head.max_active_dims is not None:
         config["max_active_dims"] = head.max_active_dims
     (folder / "config_sentence_transformers.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    if model_type == "SentenceTransformer" and isinstance(head, SpladeHead):
+        add_guard(folder)
 
 
 @contextmanager
@@ -107,7 +112,7 @@ def staged_folder(path: Path) -> Iterator[Path]:
             (path / name).parent.mkdir(parents=True, exist_ok=True)
             os.replace(staging / name, path / name)
         for file in path.iterdir():
-            if file.is_file() and _is_weight_file(file.name) and Path(file.name) not in written:
+            if file.is_file() and is_weight_file(file.name) and Path(file.name) not in written:
                 file.unlink()
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -122,7 +127,8 @@ def fsync(path: Path) -> None:
         os.close(handle)
 
 
-def _is_weight_file(name: str) -> bool:
+def is_weight_file(name: str) -> bool:
+    """Whether a file at the top of a checkpoint holds weights, or says which files do."""
     pattern = r"(model(-\d{5}-of-\d{5})?|adapter_model|lion_st)\.safetensors|model\.safetensors\.index\.json"
     return re.fullmatch(pattern + r"|adapter_config\.json", name) is not None
 

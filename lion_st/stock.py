@@ -13,7 +13,6 @@ from sentence_transformers.base.model import BaseModel
 from sentence_transformers.util import batch_to_device
 
 from lion_st.checkpoints import new_folder, write_stock_checkpoint
-from lion_st.guard import add_guard
 from lion_st.models import load, paradigm_of
 from lion_st.modules import LionTransformer, LlamaPooling, SpladeHead
 from lion_st.modules.adapters import has_adapter
@@ -32,6 +31,7 @@ def export(
     model_type: Literal["SentenceTransformer", "SparseEncoder"] = "SentenceTransformer",
     overwrite: bool = False,
     verify: bool = True,
+    create_model_card: bool = True,
 ) -> Path:
     """Write a stock sentence-transformers checkpoint: adapters merged, scale folded in, safetensors only.
 
@@ -49,6 +49,7 @@ def export(
         overwrite: Replace an earlier checkpoint at `path`; it survives any failure.
         verify: Load the result with the stock class and compare vectors before it takes its place. This needs the
             model's memory once more.
+        create_model_card: Write sentence-transformers' README.md, which looks the base model up on the Hub.
 
     Returns:
         The folder.
@@ -72,9 +73,8 @@ def export(
     with new_folder(path, overwrite) as folder:
         try:
             write_stock_checkpoint(model, folder, model_type)
-            if model_type == "SentenceTransformer" and paradigm_of(model) == "sparse":
-                add_guard(folder)
-            model._create_model_card(str(folder))
+            if create_model_card:
+                model._create_model_card(str(folder))
         except (OSError, SafetensorError) as error:
             raise OSError(
                 f"The export to {str(path)!r} failed ({error}); nothing there was changed. Free some disk space or "

@@ -12,11 +12,14 @@ from lion_st.cli.options import Revision, Weights
 if TYPE_CHECKING:
     from lion_st.hub import Publication
 
+STALE = "weights, module folders, tokenizer files and results that are not listed"
+
 BaseModel: TypeAlias = Annotated[
     str | None, typer.Option("--base-model", help="Hub name of the model it was made of, if its files do not say.")
 ]
 License: TypeAlias = Annotated[
-    str | None, typer.Option("--license", help="Its licence, if the base model's card does not say.")
+    str | None,
+    typer.Option("--license", help="Its licence, if the base model's card does not say, or those of two contradict."),
 ]
 Results: TypeAlias = Annotated[
     list[Path] | None,
@@ -97,7 +100,9 @@ def publish(
     folder: Annotated[
         bool, typer.Option("--folder", help="Upload a folder as it is, such as one of hub_uploads/.")
     ] = False,
-    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    private: Annotated[
+        bool, typer.Option("--private", help="Make a new repository private; refuse a public one.")
+    ] = False,
     revision: Annotated[str | None, typer.Option(help="Branch in place of main; made if it is not there.")] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request.")] = False,
     dry_run: Annotated[
@@ -140,15 +145,19 @@ def publish(
             license=license,
             results=results or (),
         )
-    _report(done)
+    _report(done, "all other files" if folder else STALE)
 
 
-def _report(done: Publication) -> None:
+def _report(done: Publication, outdated: str) -> None:
     for revision, files in done.files.items():
         typer.echo(f"{done.repo_id}, revision {revision}: {len(files)} files, {_size(sum(files.values()))}")
         for path, size in files.items():
             typer.echo(f"  {_size(size):>9}  {path}")
+    for revision, paths in done.deleted.items():
+        for path in paths:
+            typer.echo(f"  deleted of {revision}: {path}")
     if done.url is None:
+        typer.echo(f"Of what is in the repository, {outdated} would be deleted.")
         if done.card is not None:
             typer.echo(f"\n{done.card}", nl=False)
         return
@@ -178,6 +187,10 @@ def import_released(
     ] = None,
     sparse_encoder: AsSparseEncoder = False,
     weights: Weights = "auto",
+    license: Annotated[
+        str | None,
+        typer.Option("--license", help="Its licence, if the cards of it and of its base name none, or two."),
+    ] = None,
     overwrite: Overwrite = False,
     revision: Revision = None,
 ) -> None:
@@ -193,6 +206,7 @@ def import_released(
             contract=contract,
             model_type="SparseEncoder" if sparse_encoder else "SentenceTransformer",
             dtype=weights,
+            license=license,
             overwrite=overwrite,
             revision=revision,
         )

@@ -21,7 +21,8 @@ MaxRatio: TypeAlias = Annotated[
 ]
 Threshold: TypeAlias = Annotated[float | None, typer.Option(help="Keep weights of at least this value.")]
 TermQuantile: TypeAlias = Annotated[
-    float | None, typer.Option(help="Drop this share of each term's smallest weights, shard by shard.")
+    float | None,
+    typer.Option(help="Drop this share of each term's smallest weights, as they are in a sample of the corpus."),
 ]
 SHOWN_TERMS = 10
 
@@ -144,6 +145,12 @@ def search(
     run: Annotated[Path | None, typer.Option(help="Write what --queries finds into this TREC run file.")] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="Documents per query.")] = 10,
     explain: Annotated[bool, typer.Option("--explain", help="Show the terms of each score and their shares.")] = False,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Cut queries here; by default at the model's limit.")
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare the checksums of the index, which reads all of it, first.")
+    ] = False,
     threads: Threads = 1,
     device: Device = None,
     weights: Weights = "auto",
@@ -156,21 +163,22 @@ def search(
         raise ValueError("A run file needs query ids: give --queries with --run.")
     from lion_st.retrieval import load_encoder, load_index, search_run, search_texts
 
-    loaded = load_index(index, memory_map=True)
+    loaded = load_index(index, memory_map=True, verify=verify)
     encoder = load_encoder(model, device=device, dtype=weights, revision=revision)
     asked = _read_queries(queries) if queries is not None else {}
+    options: dict[str, Any] = {"threads": threads, "explain": explain, "max_tokens": max_tokens}
     if run is not None:
         from lion_st.evaluation import write_run
 
-        found = search_run(encoder, loaded, asked, k, threads=threads)
+        found = search_run(encoder, loaded, asked, k, threads=threads, max_tokens=max_tokens)
         write_run(run, found, tag=index.resolve().name.replace(" ", "_"))
         typer.echo(f"{run}: {sum(map(len, found.values())):,} documents for {len(found):,} queries.")
     elif asked or query is not None:
         texts = [query] if query is not None else list(asked.values())
-        _show(search_texts(encoder, loaded, texts, k, threads=threads, explain=explain), many=query is None)
+        _show(search_texts(encoder, loaded, texts, k, **options), many=query is None)
     else:
         for text in _asked_queries():
-            _show(search_texts(encoder, loaded, [text], k, threads=threads, explain=explain), many=False)
+            _show(search_texts(encoder, loaded, [text], k, **options), many=False)
 
 
 def prune(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,29 +48,32 @@ def render_card(
     repo_id: str | None = None,
     *,
     beside: str | Path | None = None,
-    base_model: str | None = None,
+    base_model: str | BaseModelFacts | None = None,
     license: str | None = None,
     datasets: Sequence[str] | None = None,
     languages: Sequence[str] | None = None,
     results: Iterable[str | Path] = (),
     offline: bool = True,
+    has_twin: bool = True,
     token: bool | str | None = None,
 ) -> str:
     """Write the model card of a checkpoint.
 
     What the card says is measured on the model (sparsity, a query's expansion), or read from files in the checkpoint's
     folder: `training.json`, CodeCarbon's `emissions.csv`, and mteb's results in `results/`. What nothing backs is left
-    out. The licence and the languages are those of the base model's card.
+    out. The licence and the languages are those of the base model's card. A card without a name on the Hub says how the
+    folder is used.
 
     Args:
         model: A model of `lion_st.build` or `lion_st.load`, or a checkpoint to load first.
-        repo_id: Name on the Hub; by default the folder's.
+        repo_id: Name on the Hub, `owner/name`; by default the folder's.
         beside: Folder with the files named above; by default the checkpoint's own.
-        base_model: Hub name of the model it was made of, if its files do not say.
-        license: Hub identifier of the licence, if the base model's card does not say.
+        base_model: Hub name of the model it was made of, if its files do not say; or all that is known of it.
+        license: Hub identifier of the licence, if the base model's card does not say, or those of several contradict.
         datasets: Hub names of training data, if the training record does not say.
         languages: Language codes, if the base model's card does not say.
         results: More files or folders with mteb's results of this model and of BM25.
+        has_twin: Whether a sparse model's repository has the revision `sparse-encoder`, or will have.
         offline: Read the base model's card from the disk alone (its folder, or the Hub's cache).
         token: Hub token.
 
@@ -77,7 +81,9 @@ def render_card(
         Markdown with a YAML header.
 
     Raises:
-        ValueError: If the licence contradicts the base model's, or the results are of several models.
+        FileNotFoundError: If there are no results where they should be.
+        ValueError: If the licence contradicts the base model's, or the results are of several models, or of one with
+            several weights or settings.
 
     Example:
         ::
@@ -89,11 +95,17 @@ def render_card(
         from lion_st.models import load
 
         source = source or str(model)
-        repo_id = repo_id or (str(model) if is_hub_name(str(model)) else Path(model).name)
-        model = load(model, token=token)
+        repo_id = repo_id or (str(model) if is_hub_name(str(model)) else Path(model).resolve().name)
+        model = load(model, token=token, local_files_only=offline and Path(model).is_dir())
     folder = Path(source) if source is not None and Path(source).is_dir() else None
     repo_id = repo_id or "org/model"
-    base = base_model_facts(model, source, base_model, own_name=repo_id, offline=offline, token=token)
+    base = (
+        base_model
+        if isinstance(base_model, BaseModelFacts)
+        else base_model_facts(
+            model, source, base_model, own_name=repo_id, license=license, offline=offline, token=token
+        )
+    )
     places = [Path(place) for place in results]
     if folder is not None and (folder / RESULTS_FOLDER).is_dir():
         places.insert(0, folder / RESULTS_FOLDER)
@@ -110,9 +122,10 @@ def render_card(
         emissions=carbon_emissions(folder),
     )
     context = _model_context(facts, base, metadata, repo_id)
+    context["for_sparse_encoder"] = context["local"] and _is_for_sparse_encoder(folder)
     context |= _results_context(scores, bool(places) and folder is not None and places[0] == folder / RESULTS_FOLDER)
     context |= _training_context(training, metadata)
-    return render(context)
+    return render(context | {"has_twin": has_twin})
 
 
 def render(context: Mapping[str, Any]) -> str:
@@ -144,32 +157,23 @@ def card_metadata(
     scores: Sequence[TaskScores] = (),
     emissions: Mapping[str, Any] | None = None,
 ) -> ModelCardData:
-    """The card's YAML header.
-
-    Raises:
-        ValueError: If `license` is not that of the base model.
-    """
+    """The card's YAML header; the licence is by default that of the base model."""
     from huggingface_hub import ModelCardData
 
-    inherited = base.license if base else None
-    if license and inherited and license != inherited:
-        raise ValueError(
-            f"The licence {license!r} is not that of the base model {base.name}, {inherited!r}, which its merged "  # type: ignore[union-attr]
-            "weights inherit. Leave the licence out."
-        )
     sparse = paradigm == "sparse"
     tags = ["sentence-transformers", "feature-extraction", "text-retrieval", "lion-st"]
     tags += ["sparse-encoder", "sparse", "splade"] if sparse else ["sentence-similarity", "dense"]
     results = [result for entry in scores if not entry.is_bm25 for result in _evaluation_results(entry)]
-    further: dict[str, Any] = {"base_model_relation": "finetune"} if base else {}
+    names = base.names if base else ()
+    further: dict[str, Any] = {"base_model_relation": "finetune"} if names else {}
     if emissions:
         further["co2_eq_emissions"] = dict(emissions)
     return ModelCardData(
         model_name=repo_id.split("/")[-1] if results else None,
-        base_model=base.name if base else None,
+        base_model=list(names) if len(names) > 1 else next(iter(names), None),
         language=list(languages or (base.languages if base else ())) or None,
         library_name="sentence-transformers",
-        license=license or inherited,
+        license=license or (base.license if base else None),
         license_name=base.license_name if base else None,
         license_link=base.license_link if base else None,
         pipeline_tag="feature-extraction" if sparse else "sentence-similarity",
@@ -213,6 +217,14 @@ def _dataset_of(task: str) -> str:
         return task
 
 
+def _is_for_sparse_encoder(folder: Path | None) -> bool:
+    """Whether a checkpoint was written for SparseEncoder."""
+    file = folder / "config_sentence_transformers.json" if folder is not None else None
+    if file is None or not file.is_file():
+        return False
+    return json.loads(file.read_text(encoding="utf-8")).get("model_type") == "SparseEncoder"
+
+
 def _hub_datasets(training: TrainingRecord | None) -> list[str] | None:
     name = str(training.settings.get("train_data", "")) if training else ""
     return [name] if is_hub_name(name) else None
@@ -226,8 +238,9 @@ def _model_context(
 ) -> dict[str, Any]:
     prompts = ", ".join(f"{name}: `{prompt}`" for name, prompt in facts.prompts.items())
     limit = _lengths(facts.query_length, facts.document_length)
+    names = base.names if base else ()
     properties = [
-        ("Base model", hub_link(base.name) if base else None),
+        ("Base model", ", ".join(map(hub_link, names))),
         ("Architecture", f"{facts.architecture}, bidirectional"),
         ("Parameters", f"{facts.parameters:,}"),
         ("Weights", f"{facts.dtype}, safetensors"),
@@ -238,7 +251,7 @@ def _model_context(
         ("Licence", metadata.license),
     ]
     return {
-        **card_frame(facts.paradigm, facts.dimensions, base.name if base else None, repo_id, limit),
+        **card_frame(facts.paradigm, facts.dimensions, names, repo_id, limit),
         "metadata": metadata.to_yaml(),
         "properties": [(label, value) for label, value in properties if value],
         "pooling": POOLING[facts.pooling or "mean"],
@@ -249,7 +262,9 @@ def _model_context(
     }
 
 
-def card_frame(paradigm: str, dimensions: int, base: str | None, repo_id: str, lengths: str | None) -> dict[str, Any]:
+def card_frame(
+    paradigm: str, dimensions: int, bases: Sequence[str], repo_id: str, lengths: str | None
+) -> dict[str, Any]:
     """What every card's text needs, with what a card may leave out left out."""
     sparse = paradigm == "sparse"
     row_size = f"{4 * dimensions / 1000:,.0f} kB"
@@ -264,9 +279,11 @@ def card_frame(paradigm: str, dimensions: int, base: str | None, repo_id: str, l
     return {
         "name": repo_id.split("/")[-1],
         "repo_id": repo_id,
+        "local": "/" not in repo_id,
+        "for_sparse_encoder": False,
         "sparse": sparse,
         "dimensions": dimensions,
-        "of_base": f" made of [{base}](https://huggingface.co/{base})" if base else "",
+        "of_base": f" made of {' and '.join(map(hub_link, bases))}" if bases else "",
         "row_size": row_size,
         "limits": [limit for limit in limits if limit],
         "sparsity": None,
@@ -317,6 +334,7 @@ def _results_context(scores: Sequence[TaskScores], beside: bool) -> dict[str, An
         rows.append(row)
     return {
         "results_table": format_table(rows),
+        "dtypes": ", ".join(sorted({entry.dtype for entry in own if entry.dtype})),
         "mteb_versions": ", ".join(sorted({entry.mteb_version for entry in own})),
         "has_bm25": bool(lexical),
         "has_terms": any(entry.document_terms is not None for entry in own),

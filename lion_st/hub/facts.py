@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -12,8 +13,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 if TYPE_CHECKING:
     from sentence_transformers.base.model import BaseModel
 
-# Test set, subset, split and engine -> mean active terms of its queries and of its documents.
-ActiveTerms: TypeAlias = dict[tuple[str, str, str, str], tuple[float | None, float | None]]
+# Model, test set, subset, split and engine -> what rows of figures say of the measurement, each in its file.
+RowKey: TypeAlias = tuple[str, str, str, str, str | None]
+RowFigures: TypeAlias = dict[RowKey, dict[Path, dict[str, Any]]]
+# A folder or Hub name, and its revision.
+Place: TypeAlias = tuple[str, str | None]
 
 EXPANDED_QUERY = "why do lions hunt at night"
 SHOWN_TERMS = 12
@@ -40,6 +44,10 @@ SAMPLE_DOCUMENTS = (
 TRAINING_RECORD = "training.json"
 EMISSIONS_FILE = "emissions.csv"
 RESULTS_FOLDER = "results"
+ROW_FIGURES = ("query_terms", "document_terms", "dtype")
+# Endings of files, and the folders that a checkout's own commands write to and read from.
+FILE_ENDINGS = (".jsonl", ".json", ".parquet", ".tsv", ".csv", ".txt", ".gz", ".bz2", ".xz", ".zst", ".zip")
+LOCAL_FOLDERS = ("runs", "data")
 
 
 @dataclass(frozen=True)
@@ -79,7 +87,15 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class TaskScores:
-    """One model's scores on one test set, as mteb wrote them."""
+    """One model's scores on one test set, as mteb wrote them.
+
+    Attributes:
+        revision: A hash of the weights, lengths and engine settings, or the Hub's commit.
+        settings: Depth and the like: those of the experiment but the engine, and the place where local data lay.
+        query_terms: Mean active terms of a query, if rows of figures say so.
+        document_terms: Likewise of a document.
+        dtype: Type of the weights while measuring, likewise.
+    """
 
     model: str
     task: str
@@ -90,8 +106,11 @@ class TaskScores:
     mteb_version: str
     engine: str | None
     file: Path
+    revision: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
     query_terms: float | None = None
     document_terms: float | None = None
+    dtype: str | None = None
 
     @property
     def is_bm25(self) -> bool:
@@ -111,9 +130,9 @@ class TrainingRecord:
 
 @dataclass(frozen=True)
 class BaseModelFacts:
-    """The base model's name, and what its own card says of it."""
+    """The Hub names of the models that a checkpoint was made of, and what their own cards say."""
 
-    name: str
+    names: tuple[str, ...]
     license: str | None = None
     license_name: str | None = None
     license_link: str | None = None
@@ -207,49 +226,118 @@ def carbon_emissions(folder: Path | None) -> dict[str, Any] | None:
     return emissions | ({"hardware_used": hardware} if hardware else {})
 
 
-def task_scores(folders: Iterable[Path]) -> list[TaskScores]:
-    """Every mteb result in folders, by test set; of several engines the exact one.
+def task_scores(places: Iterable[Path]) -> list[TaskScores]:
+    """Every mteb result in files and folders, by test set; of several engines over the same vectors the exact one.
 
     Raises:
-        ValueError: If they are of several models other than BM25, or a file is damaged.
+        FileNotFoundError: If a place is not there.
+        ValueError: If they are of several models other than BM25, or of one with several weights or settings, or a file
+            is damaged.
     """
-    found: dict[tuple[bool, str, str, str], TaskScores] = {}
-    terms: ActiveTerms = {}
+    found: dict[tuple[bool, str, str, str], list[TaskScores]] = {}
+    rows: RowFigures = {}
     models: set[str] = set()
-    for file in (file for folder in folders for file in sorted(folder.rglob("*.json"))):
+    for file in _result_files(places):
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{file} is damaged ({error}). Evaluate again, or remove it.") from error
-        terms |= _active_terms(content)
+        for key, figures in _row_figures(content).items():
+            rows.setdefault(key, {})[file] = figures
         for scores in _read_task_result(file, content):
-            key = (scores.is_bm25, scores.task, scores.subset, scores.split)
             models |= set() if scores.is_bm25 else {scores.model}
-            if key not in found or scores.engine == "exact":
-                found[key] = scores
+            found.setdefault((scores.is_bm25, scores.task, scores.subset, scores.split), []).append(scores)
     if len(models) > 1:
         raise ValueError(
             f"The results are of several models: {', '.join(sorted(models))}. Name the folder of the one that the card "
             "is about."
         )
-    return [_with_terms(scores, terms) for _, scores in sorted(found.items())]
+    chosen = [_only_measurement(results) for _, results in sorted(found.items())]
+    _require_same_weights(chosen)
+    return [_with_figures(scores, rows) for scores in chosen]
 
 
-def _with_terms(scores: TaskScores, terms: ActiveTerms) -> TaskScores:
-    key = (scores.task, scores.subset, scores.split, str(scores.engine))
-    queries, documents = terms.get(key, (None, None))
-    return replace(scores, query_terms=queries, document_terms=documents)
+def _result_files(places: Iterable[Path]) -> list[Path]:
+    """The JSON files in some places, each once."""
+    files: dict[Path, Path] = {}
+    for place in places:
+        if not place.exists():
+            raise FileNotFoundError(f"There are no results at {str(place)!r}. Evaluate first, or leave it out.")
+        for file in sorted(place.rglob("*.json")) if place.is_dir() else [place]:
+            files.setdefault(file.resolve(), file)
+    return list(files.values())
 
 
-def _active_terms(rows: Any) -> ActiveTerms:
-    """Mean active terms of queries and documents in the rows that `evaluate_retrieval` wrote."""
-    if not isinstance(rows, list):
-        return {}
-    return {
-        (row["dataset"], row["subset"], row["split"], row["engine"]): (row["query_terms"], row["document_terms"])
-        for row in rows
-        if row.get("document_terms") is not None
-    }
+def _only_measurement(results: list[TaskScores]) -> TaskScores:
+    """The result of one model on one test set.
+
+    Raises:
+        ValueError: If there are several that a reader could not tell apart.
+    """
+    exact = [scores for scores in results if scores.engine == "exact"] or results
+    first = exact[0]
+    is_same = all((one.revision, one.settings) == (first.revision, first.settings) for one in results)
+    if not is_same or any((one.engine, one.scores) != (first.engine, first.scores) for one in exact):
+        raise ValueError(f"There are several results of {first.model} on {first.task}: {_told_apart(results)}")
+    return first
+
+
+def _require_same_weights(chosen: list[TaskScores]) -> None:
+    """Refuse results on several test sets whose revisions, hashes of the model, differ under the same settings.
+
+    Other settings may bring other lengths, and so another hash. A commit on the Hub changes with the card alone.
+    """
+    groups: dict[str, list[TaskScores]] = {}
+    for scores in chosen:
+        if scores.engine is not None:
+            key = json.dumps([scores.model, scores.engine, scores.settings], sort_keys=True)
+            groups.setdefault(key, []).append(scores)
+    for results in groups.values():
+        if len({scores.revision for scores in results}) > 1:
+            raise ValueError(
+                f"The results of {results[0].model} on {', '.join(scores.task for scores in results)} are not of the "
+                f"same weights: {_told_apart(results)}"
+            )
+
+
+def _told_apart(results: Iterable[TaskScores]) -> str:
+    files = ", ".join(dict.fromkeys(str(scores.file) for scores in results))
+    return (
+        f"{files}. They differ in the weights, their type, the lengths, the engine's settings or the depth. Name those "
+        f"that the card is about (results=, --results), and leave no others in the checkpoint's {RESULTS_FOLDER}/."
+    )
+
+
+def _with_figures(scores: TaskScores, rows: RowFigures) -> TaskScores:
+    """Scores with what the rows of figures say of the same measurement.
+
+    Raises:
+        ValueError: If rows contradict one another.
+    """
+    key = (scores.model.removeprefix("lion_st/"), scores.task, scores.subset, scores.split, scores.engine)
+    found = rows.get(key, {})
+    figures: dict[str, Any] = {}
+    for row in found.values():
+        if not all(_is_same(figures.setdefault(name, value), value) for name, value in row.items()):
+            raise ValueError(
+                f"Rows of figures of {scores.model} on {scores.task} contradict one another: "
+                f"{', '.join(map(str, found))}. Keep those of the model that the card is about."
+            )
+    return replace(scores, **figures)
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    return one == other or (isinstance(one, float) and math.isclose(one, other, rel_tol=1e-3))
+
+
+def _row_figures(rows: Any) -> dict[RowKey, dict[str, Any]]:
+    """Mean active terms and the type of the weights in rows such as `evaluate_retrieval` writes."""
+    found: dict[RowKey, dict[str, Any]] = {}
+    for row in rows if isinstance(rows, list) else ():
+        if isinstance(row, dict) and row.keys() >= {"model", "dataset", "subset", "split", "engine"}:
+            key = (row["model"], row["dataset"], row["subset"], row["split"], row["engine"])
+            found[key] = {name: row[name] for name in ROW_FIGURES if row.get(name) is not None}
+    return found
 
 
 def _read_task_result(file: Path, content: Any) -> list[TaskScores]:
@@ -257,6 +345,7 @@ def _read_task_result(file: Path, content: Any) -> list[TaskScores]:
         return []
     meta_file = file.parent / "model_meta.json"
     meta = json.loads(meta_file.read_text(encoding="utf-8")) if meta_file.is_file() else {}
+    settings = dict(meta.get("experiment_kwargs") or {})
     return [
         TaskScores(
             model=meta.get("name") or file.parent.parent.name.replace("__", "/"),
@@ -266,8 +355,10 @@ def _read_task_result(file: Path, content: Any) -> list[TaskScores]:
             scores={name: value for name, value in part.items() if isinstance(value, int | float)},
             dataset_revision=content.get("dataset_revision") or "",
             mteb_version=content["mteb_version"],
-            engine=(meta.get("experiment_kwargs") or {}).get("engine"),
+            engine=settings.get("engine"),
             file=file,
+            revision=meta.get("revision"),
+            settings={name: value for name, value in settings.items() if name not in ("engine", "data")},
         )
         for split, parts in content["scores"].items()
         for part in parts
@@ -283,6 +374,7 @@ def base_model_facts(
     name: str | None = None,
     *,
     own_name: str | None = None,
+    license: str | None = None,
     offline: bool = True,
     token: Any = None,
 ) -> BaseModelFacts | None:
@@ -293,65 +385,124 @@ def base_model_facts(
         source: Its folder or Hub name.
         name: The base model's Hub name, if known.
         own_name: The checkpoint's own Hub name, which is not its base's.
+        license: See `merged_base_facts`.
         offline: Read the base model's card from the disk alone, not from the Hub.
         token: Hub token.
 
     Returns:
         Its name and what its card says, or None if nothing says what the base is.
+
+    Raises:
+        ValueError: See `merged_base_facts`.
+    """
+    groups: list[tuple[str, ...]] = [(name,)] if name else [*_recorded_bases(model, source, offline, token)]
+    groups = [tuple(base for base in group if base not in (source, own_name)) for group in groups]
+    several = next((group for group in groups if len(group) > 1), None)
+    parts = [[base] for base in several] if several else [[base for group in groups for base in group]]
+    places = [[(base, None) for base in part] for part in parts]
+    return merged_base_facts(places, license=license, offline=offline, token=token)
+
+
+def merged_base_facts(
+    parts: Iterable[Iterable[Place]], *, license: str | None = None, offline: bool = True, token: Any = None
+) -> BaseModelFacts | None:
+    """What is known of the models whose weights were merged into one, such as an adapter and its base.
+
+    Args:
+        parts: For each of them the folders and Hub names where it is described, the surest first.
+        license: The licence, where the models name none, or the one that holds, where they name several.
+        offline: Read cards from the disk alone, not from the Hub.
+        token: Hub token.
+
+    Returns:
+        Their names and what their cards say, or None if nothing is known.
+
+    Raises:
+        ValueError: If the models name licences and `license` is none of them, or several and it is None.
     """
     from huggingface_hub import ModelCardData
 
-    bases = [name] if name else [*_recorded_bases(model, source, offline, token)]
-    bases = [base for base in bases if base not in (source, own_name)]
-    name = next((base for base in bases if is_hub_name(base)), None)
-    card: Mapping[str, Any] = {}
-    for base in bases:
-        card = card or _card_metadata(base, offline, token)
-    if name is None:
+    names: list[str] = []
+    cards: dict[str, ModelCardData] = {}
+    for places in (list(part) for part in parts):
+        name = next((source for source, _ in places if is_hub_name(source)), None)
+        names += [] if name is None or name in names else [name]
+        found = (_card_metadata(source, offline, token, revision) for source, revision in places)
+        card = next((metadata for metadata in found if metadata), None)
+        if card is not None:
+            cards[name or places[0][0]] = ModelCardData(**{**card, "ignore_metadata_errors": True})
+    licenses = {name: card.license for name, card in cards.items() if card.license}
+    told = " and ".join(f"{name}, {own!r}" for name, own in licenses.items())
+    if license is not None and licenses and license not in licenses.values():
+        raise ValueError(
+            f"The licence {license!r} is not that of the base model {told}, which its merged weights inherit. Leave "
+            "the licence out."
+        )
+    if license is None and len({str(own) for own in licenses.values()}) > 1:
+        raise ValueError(
+            f"The licences contradict one another: {told}. Name the one that holds for the merged weights (license=, "
+            "--license)."
+        )
+    holding = license or next(iter(licenses.values()), None)
+    of_license = next((card for card in cards.values() if holding is not None and card.license == holding), None)
+    languages = next((card.language for card in cards.values() if card.language), [])
+    if not names and not cards:
         return None
-    data = ModelCardData(**{**card, "ignore_metadata_errors": True})
-    languages = [data.language] if isinstance(data.language, str) else data.language or []
-    return BaseModelFacts(name, data.license, data.license_name, data.license_link, tuple(languages))
+    return BaseModelFacts(
+        tuple(names),
+        holding,
+        of_license.license_name if of_license else None,
+        of_license.license_link if of_license else None,
+        tuple([languages] if isinstance(languages, str) else languages),
+    )
 
 
 def is_hub_name(source: str) -> bool:
-    """Whether a model's source is the name of a Hub repository, not a folder."""
-    return source.count("/") == 1 and not source.startswith((".", "/", "~")) and not Path(source).is_dir()
+    """Whether a model's or a data set's source is the name of a Hub repository, not a file or folder, here or gone."""
+    return (
+        source.count("/") == 1
+        and not source.startswith((".", "/", "~"))
+        and source.split("/")[0] not in LOCAL_FOLDERS
+        and not source.endswith(FILE_ENDINGS)
+        and not Path(source).exists()
+    )
 
 
-def _recorded_bases(model: Any, source: str | None, offline: bool, token: Any) -> Iterable[str]:
-    """Names and folders of the base model, the surest first."""
+def _recorded_bases(model: Any, source: str | None, offline: bool, token: Any) -> Iterator[tuple[str, ...]]:
+    """Names and folders of the base model, the surest first; several where a card lists what was merged."""
     from lion_st.training.recipes import BACKBONES, mntp_folder
 
     if model is not None:
         adapter = getattr(model[0], "adapter_config", None)
         if adapter is not None:
-            yield adapter.base_model_name_or_path
+            yield (adapter.base_model_name_or_path,)
         if model.model_card_data.base_model:
-            yield model.model_card_data.base_model
+            yield (model.model_card_data.base_model,)
     if source is None:
         return
-    base = _card_metadata(source, offline, token).get("base_model")
-    if base:
-        yield base if isinstance(base, str) else base[0]
+    listed = _card_metadata(source, offline, token).get("base_model")
+    if listed:
+        yield (listed,) if isinstance(listed, str) else tuple(listed)
     record = Path(source) / TRAINING_RECORD
     if record.is_file():
         settings = json.loads(record.read_text(encoding="utf-8"))["settings"]
         backbone = settings.get("backbone")
         if Path(settings["model"]).is_dir() or settings["model"] != mntp_folder(backbone):
-            yield settings["model"]
+            yield (settings["model"],)
         if backbone in BACKBONES:
-            yield BACKBONES[backbone].model
+            yield (BACKBONES[backbone].model,)
 
 
-def _card_metadata(source: str, offline: bool, token: Any = None) -> Mapping[str, Any]:
+def _card_metadata(source: str, offline: bool, token: Any = None, revision: str | None = None) -> Mapping[str, Any]:
     from huggingface_hub import ModelCard, hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
     path = Path(source) / "README.md"
     if not Path(source).is_dir():
+        if "/" in source and not is_hub_name(source):
+            return {}
         try:
-            path = Path(hf_hub_download(source, "README.md", local_files_only=offline, token=token))
+            path = Path(hf_hub_download(source, "README.md", revision=revision, local_files_only=offline, token=token))
         except (EntryNotFoundError, HfHubHTTPError, ValueError):
             return {}
     if not path.is_file():

@@ -9,16 +9,17 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from lion_st.checkpoints import is_weight_file
 from lion_st.guard import GUARD
 from lion_st.hub.cards import render_card
 from lion_st.hub.facts import RESULTS_FOLDER
 from lion_st.stock import export
 
 if TYPE_CHECKING:
-    from huggingface_hub import HfApi
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
     from sentence_transformers.base.model import BaseModel
 
 MAIN = "main"
@@ -27,7 +28,12 @@ NEXT = "next of v1, v2, ..."  # no tag can have this name
 CONFIG = "config_sentence_transformers.json"
 MODULES = "modules.json"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
-IGNORED = re.compile(r"(^|/)(\.git|\.cache|\.DS_Store|__pycache__)(/|$)")
+LICENCES = ("LICENSE", "NOTICE", "USE_POLICY")
+# What a checkpoint may have at its top beside weights and modules; a newer one without it must not be read with it.
+SETTINGS = re.compile(
+    r"(generation_config|sentence_bert_config|special_tokens_map|added_tokens|vocab)\.json|tokenizer\.model|"
+    r"merges\.txt|vocab\.txt|chat_template\.jinja"
+)
 
 RepositoryType: TypeAlias = Literal["model", "dataset", "space"]
 Token: TypeAlias = "bool | str | None"
@@ -44,6 +50,8 @@ class Publication:
         commits: Commit of each revision; empty in a dry run.
         tags: Tags set, and their commits.
         url: Where it is; the pull request if one was opened. None in a dry run.
+        deleted: Files that were there before and are no longer, for each revision; empty in a dry run, which does not
+            look.
     """
 
     repo_id: str
@@ -52,6 +60,7 @@ class Publication:
     commits: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     url: str | None = None
+    deleted: dict[str, list[str]] = field(default_factory=dict)
 
 
 def publish(
@@ -75,15 +84,21 @@ def publish(
     same weights for `SparseEncoder(repo_id, revision="sparse-encoder")`. Both are tagged: `v1` and
     `v1-sparse-encoder`, then `v2`, ...
 
-    A revision changes in one commit, the main one last, after all weights have arrived: a failure leaves it as it was.
-    The same call made again goes on from there and sends only what is missing.
+    A revision changes in one commit, the main one last, after all weights of both have arrived. If a commit fails, or
+    somebody else's came in between, all revisions are as they were. The same call made again goes on from there and
+    sends only what is missing.
+
+    What an earlier checkpoint left in the repository and this one has not is deleted: weights, module folders,
+    tokenizer files, and `results/*.json`. All other files stay.
 
     Args:
         model: A model of `lion_st.build` or `lion_st.load`, or a checkpoint to load first, with the files of
-            `render_card` beside it.
+            `render_card` beside it. Its LICENSE, NOTICE and USE_POLICY files are published too.
         repo_id: Name on the Hub, `owner/name`; made if it is not there.
-        private: Make a new repository private; by default the owner's setting.
-        revision: Branch to publish to in place of main, made if it is not there, with no twin and no tag but `tag`.
+        private: Make a new repository private, and refuse one that is there and public; by default the owner's
+            setting.
+        revision: Branch or pull request (`refs/pr/1`) to publish to in place of main, with no twin and no tag but
+            `tag`. A branch is made if it is not there.
         create_pr: Open a pull request in place of committing, with no twin and no tag.
         dry_run: Export, and say what would be published, without a network.
         token: Hub token that may write; by default the one that `hf auth login` saved.
@@ -94,10 +109,11 @@ def publish(
         message: Commit message.
 
     Returns:
-        Files, card, commits and tags.
+        Files, card, commits, tags and deletions.
 
     Raises:
-        ValueError: If the name, the model or the card is wrong, no licence is known, or the tag is taken.
+        ValueError: If the name, the revision, the model or the card is wrong, no licence is known, the tag is taken,
+            the repository is public against `private`, or a pull request would change nothing.
         PermissionError: If the Hub refuses the token.
         OSError: If the upload fails.
 
@@ -107,11 +123,11 @@ def publish(
             lion_st.hub.publish("runs/lion-sp-1b", "org/lion-sp-1b", dry_run=True).files["main"]
             lion_st.hub.publish("runs/lion-sp-1b", "org/lion-sp-1b").url
     """
-    _require_place(repo_id, create_pr, revision, tag)
+    revision = _place(repo_id, create_pr, revision, tag)
     with tempfile.TemporaryDirectory(prefix="lion-st-publish-") as temporary:
         folder = Path(temporary) / repo_id.split("/")[-1]
         card = _stage(model, folder, repo_id, offline=dry_run, token=token, base_model=base_model, license=license,
-                      results=list(results))  # fmt: skip
+                      results=list(results), has_twin=revision is None and not create_pr)  # fmt: skip
         contents = _revisions(_contents(folder), revision, create_pr)
         files = _sizes(contents)
         if dry_run:
@@ -140,12 +156,13 @@ def publish_folder(
     `sparse-encoder` is made as by `publish`.
 
     Args:
-        folder: What to publish; hidden files and caches are left out.
+        folder: What to publish; files and folders whose name begins with a dot, all but .gitattributes, and caches are
+            left out.
         repo_id: Name on the Hub, `owner/name`; made if it is not there.
         repo_type: `"model"`, `"dataset"` or `"space"`; by default as the folder's parent says (models/, datasets/,
             spaces/).
-        private: Make a new repository private.
-        revision: Branch in place of main.
+        private: Make a new repository private, and refuse one that is there and public.
+        revision: Branch or pull request (`refs/pr/1`) in place of main.
         create_pr: Open a pull request in place of committing.
         dry_run: Say what would be published, without a network.
         token: Hub token that may write.
@@ -153,11 +170,12 @@ def publish_folder(
         message: Commit message.
 
     Returns:
-        Files, commits and tags.
+        Files, commits, tags and deletions.
 
     Raises:
         FileNotFoundError: If there is no such folder, or nothing in it.
-        ValueError: If the name is wrong, the type is unknown, a file is pickled, or the tag is taken.
+        ValueError: If the name or the revision is wrong, the type is unknown, a file is pickled, the tag is taken, the
+            repository is public against `private`, or a pull request would change nothing.
         PermissionError: If the Hub refuses the token.
         OSError: If the upload fails; the repository is then as it was.
 
@@ -166,7 +184,7 @@ def publish_folder(
 
             lion_st.hub.publish_folder("hub_uploads/datasets/lion-quickstart", "org/lion-quickstart")
     """
-    _require_place(repo_id, create_pr, revision, tag)
+    revision = _place(repo_id, create_pr, revision, tag)
     folder = Path(folder)
     contents = _contents(folder)
     if not contents:
@@ -177,7 +195,8 @@ def publish_folder(
     card = (folder / "README.md").read_text(encoding="utf-8") if (folder / "README.md").is_file() else None
     if dry_run:
         return Publication(repo_id, files, card)
-    return _Upload(repo_id, repo_type, token, private).send(revisions, files, card, message, create_pr, tag)
+    upload = _Upload(repo_id, repo_type, token, private, is_mirror=True)
+    return upload.send(revisions, files, card, message, create_pr, tag)
 
 
 # ---- what is uploaded ----
@@ -186,32 +205,43 @@ Contents: TypeAlias = dict[str, "Path | bytes"]
 
 
 def _stage(model: Any, folder: Path, repo_id: str, *, offline: bool, token: Token, **card_settings: Any) -> str:
-    """Export a model with its card and the result files that the card shows."""
+    """Export a model with its card, the result files that the card shows, and its licences."""
     from lion_st.models import load
 
     beside = Path(model) if isinstance(model, str | Path) and Path(model).is_dir() else None
     if isinstance(model, str | Path):
-        model = load(model, token=token)
-    export(model, folder)
+        model = load(model, token=token, local_files_only=offline and beside is not None)
+    export(model, folder, create_model_card=False)
     card = render_card(model, repo_id, beside=beside, offline=offline, token=token, **card_settings)
     (folder / "README.md").write_text(card, encoding="utf-8")
-    results = beside / RESULTS_FOLDER if beside is not None else None
-    if results is not None and results.is_dir():
-        for file in results.rglob("*.json"):
-            target = folder / RESULTS_FOLDER / file.relative_to(results)
+    if beside is not None:
+        licences = (file for file in beside.iterdir() if file.is_file() and file.name.upper().startswith(LICENCES))
+        for file in [*licences, *_result_files(beside / RESULTS_FOLDER)]:
+            target = folder / file.relative_to(beside)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)
     return card
 
 
+def _result_files(folder: Path) -> Iterator[Path]:
+    """mteb's results in a folder and its descriptions of the models, without what else lies there."""
+    for file in sorted(folder.rglob("*.json")):
+        content = _read(file)
+        if isinstance(content, dict) and {"task_name", "mteb_version", "scores"} <= content.keys():
+            yield file
+            description = file.parent / "model_meta.json"
+            if description.is_file():
+                yield description
+
+
 def _contents(folder: Path) -> Contents:
-    """A folder's files by path.
+    """A folder's files by path, without hidden ones and caches.
 
     Raises:
         ValueError: If one of them is pickled.
     """
     paths = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
-    contents: Contents = {path: file for path, file in paths.items() if not IGNORED.search(path)}
+    contents: Contents = {path: file for path, file in paths.items() if not _is_hidden(path)}
     for path in contents:
         if path.endswith(PICKLES):
             raise ValueError(
@@ -219,6 +249,11 @@ def _contents(folder: Path) -> Contents:
                 f"it from {str(folder)!r}."
             )
     return contents
+
+
+def _is_hidden(path: str) -> bool:
+    parts = PurePosixPath(path).parts
+    return any(part == "__pycache__" or (part.startswith(".") and part != ".gitattributes") for part in parts)
 
 
 def _revisions(contents: Contents, revision: str | None, alone: bool) -> dict[str, Contents]:
@@ -270,17 +305,28 @@ def _type_of(folder: Path) -> RepositoryType:
     return types[parent]
 
 
-def _require_place(repo_id: str, create_pr: bool, revision: str | None, tag: str | None) -> None:
+def _place(repo_id: str, create_pr: bool, revision: str | None, tag: str | None) -> str | None:
+    """The revision to publish to, None for main.
+
+    Raises:
+        ValueError: If nothing can be published there.
+    """
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
+    revision = None if revision == MAIN else revision
     if create_pr and (revision is not None or tag is not None):
         raise ValueError("A pull request goes to main and is not tagged: leave out revision and tag, or create_pr.")
+    if revision == SPARSE_ENCODER:
+        raise ValueError(
+            f"The revision {revision!r} is made of main, and published with it. Leave out revision (--revision), or "
+            "name another branch."
+        )
     try:
         validate_repo_id(repo_id)
         owner, _, name = repo_id.partition("/")
         if owner and name:
-            return
+            return revision
         reason = "it has no owner"
     except HFValidationError as error:
         reason = str(error).splitlines()[0]
@@ -300,14 +346,32 @@ def _require_license(card: str, repo_id: str) -> None:
 # ---- how it is uploaded ----
 
 
-class _Upload:
-    """One repository on the Hub, written in whole commits."""
+@dataclass(frozen=True)
+class _Change:
+    """What will make a revision hold its files, in one commit on `parent`; `is_new` if the branch is not there yet."""
 
-    def __init__(self, repo_id: str, repo_type: RepositoryType, token: Token, private: bool | None) -> None:
+    revision: str
+    parent: str
+    is_new: bool
+    additions: list[CommitOperationAdd]
+    deletions: list[CommitOperationDelete]
+
+    @property
+    def deleted(self) -> list[str]:
+        return [operation.path_in_repo for operation in self.deletions]
+
+
+class _Upload:
+    """One repository on the Hub, written in whole commits; `is_mirror` if it is to hold no other files."""
+
+    def __init__(
+        self, repo_id: str, repo_type: RepositoryType, token: Token, private: bool | None, is_mirror: bool = False
+    ) -> None:
         from huggingface_hub import HfApi
 
         self.repo_id = repo_id
         self.private = private
+        self.is_mirror = is_mirror
         self.kind: dict[str, Any] = {"repo_id": repo_id, "repo_type": repo_type}
         self.api: HfApi = HfApi(token=token, library_name="lion_st")
 
@@ -323,20 +387,27 @@ class _Upload:
         """Make each revision hold its files and tag them, or open a pull request for the only one."""
         message = message or "Publish with lion_st"
         with self.explained():
-            if create_pr:
-                commit = self.commit(contents[MAIN], MAIN, message, create_pr=True)
-                return Publication(self.repo_id, files, card, {commit.pr_revision: commit.oid}, url=commit.pr_url)
             branches, tags = self.references()
+            if create_pr:
+                change = self.transfer(contents[MAIN], MAIN, branches, create_pr=True)
+                commit = self.commit(change, message, create_pr=True)
+                if commit.pr_url is None:
+                    raise ValueError(f"{self.repo_id!r} holds these files already; there is nothing to ask for.")
+                reference = commit.pr_revision
+                deleted = {reference: change.deleted}
+                return Publication(self.repo_id, files, card, {reference: commit.oid}, {}, commit.pr_url, deleted)
             if tag in tags and tags[tag] not in branches.values():
                 raise ValueError(f"The tag {tag!r} of {self.repo_id!r} marks an earlier commit. Choose another one.")
-            commits = {name: self.commit(parts, name, message).oid for name, parts in contents.items()}
+            changes = [self.transfer(parts, name, branches) for name, parts in contents.items()]
+            commits = self.commit_all(changes, message)
             if tag == NEXT:
                 tag = _next_tag(tags, commits[MAIN])
             wanted = {} if tag is None else {_tag_of(revision, tag): commit for revision, commit in commits.items()}
             self.set_tags(wanted, tags)
             kind = self.kind["repo_type"]
             page = f"{self.api.endpoint}/{'' if kind == 'model' else kind + 's/'}{self.repo_id}"
-            return Publication(self.repo_id, files, card, commits, wanted, page)
+            deleted = {change.revision: change.deleted for change in changes}
+            return Publication(self.repo_id, files, card, commits, wanted, page, deleted)
 
     def set_tags(self, wanted: Mapping[str, str], there: Mapping[str, str]) -> None:
         """Mark commits that are not marked yet.
@@ -361,11 +432,16 @@ class _Upload:
         try:
             sdk = "gradio" if self.kind["repo_type"] == "space" else None
             self.api.create_repo(**self.kind, private=self.private, exist_ok=True, space_sdk=sdk)
+            if self.private and not self.api.repo_info(**self.kind).private:
+                raise ValueError(
+                    f"{self.repo_id!r} is there and public, and private makes only a new repository private. Change "
+                    "that in its settings on the Hub, leave out private (--private), or choose another name."
+                )
             yield
-        except (ValueError, FileNotFoundError):
+        except (ValueError, FileNotFoundError, _HalfDone):
             raise
         except Exception as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = _one_line(error)
             if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
                 raise PermissionError(
                     f"The Hub does not let this token write to {self.repo_id!r} ({reason}). Log in with "
@@ -382,22 +458,86 @@ class _Upload:
         branches = {ref.name: ref.target_commit for ref in refs.branches}
         return branches, {ref.name: ref.target_commit for ref in refs.tags}
 
-    def commit(self, contents: Mapping[str, Path | bytes], revision: str, message: str, create_pr: bool = False) -> Any:
-        """Make a revision hold exactly these files, in one commit, which comes after the large ones have arrived."""
+    def transfer(
+        self, contents: Contents, revision: str, branches: Mapping[str, str], create_pr: bool = False
+    ) -> _Change:
+        """Send a revision's large files, and plan the commit that names them."""
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-        if revision != MAIN:
-            self.api.create_branch(branch=revision, exist_ok=True, **self.kind)
+        is_new = revision not in branches and not revision.startswith("refs/")
+        start = MAIN if is_new else revision
+        parent = str(self.api.repo_info(revision=start, **self.kind).sha)
         additions = [CommitOperationAdd(path, content) for path, content in contents.items()]
-        there = set(self.api.list_repo_files(revision=revision, **self.kind))
-        gone = [CommitOperationDelete(path) for path in sorted(there - {".gitattributes"} - contents.keys())]
+        there = set(self.api.list_repo_files(revision=parent, **self.kind))
+        deletions = [CommitOperationDelete(path) for path in sorted(self.outdated(there, parent) - contents.keys())]
+        self.api.preupload_lfs_files(
+            additions=additions, revision=start, create_pr=create_pr, free_memory=False, **self.kind
+        )
+        return _Change(revision, parent, is_new, additions, deletions)
+
+    def outdated(self, there: set[str], commit: str) -> set[str]:
+        """Which of the files of a commit have to go, if they are not published again."""
+        if self.is_mirror:
+            return there - {".gitattributes"}
+        folders: tuple[str, ...] = ()
+        if MODULES in there:
+            modules = _read(Path(self.api.hf_hub_download(filename=MODULES, revision=commit, **self.kind)))
+            folders = tuple(f"{entry['path']}/" for entry in modules if entry["path"])
+        return {
+            path
+            for path in there
+            if is_weight_file(path)
+            or SETTINGS.fullmatch(path)
+            or path.startswith(folders)
+            or (path.startswith(f"{RESULTS_FOLDER}/") and path.endswith(".json"))
+        }
+
+    def commit_all(self, changes: list[_Change], message: str) -> dict[str, str]:
+        """Commit to every revision, or to none: one that fails takes those before it back."""
+        heads: dict[str, str] = {}
+        try:
+            for change in changes:
+                if change.is_new:
+                    self.api.create_branch(branch=change.revision, revision=change.parent, **self.kind)
+                heads[change.revision] = change.parent
+                heads[change.revision] = self.commit(change, message).oid
+        except BaseException:
+            for change in changes:
+                if change.revision in heads and (change.is_new or heads[change.revision] != change.parent):
+                    self.take_back(change)
+            raise
+        return heads
+
+    def commit(self, change: _Change, message: str, create_pr: bool = False) -> Any:
+        """Make a revision hold its files, unless somebody else has changed it since."""
         return self.api.create_commit(
-            operations=[*gone, *additions],
+            operations=[*change.deletions, *change.additions],
             commit_message=message,
-            revision=revision,
+            revision=change.revision,
             create_pr=create_pr,
+            parent_commit=change.parent,
             **self.kind,
         )
+
+    def take_back(self, change: _Change) -> None:
+        """Set a branch back to where it was. The Hub moves none back, so it is made anew."""
+        try:
+            self.api.delete_branch(branch=change.revision, **self.kind)
+            if not change.is_new:
+                self.api.create_branch(branch=change.revision, revision=change.parent, **self.kind)
+        except Exception as error:
+            raise _HalfDone(
+                f"The upload to {self.repo_id!r} failed, and its revision {change.revision!r} could not be set back "
+                f"({_one_line(error)}). The same call made again completes it."
+            ) from error
+
+
+class _HalfDone(OSError):
+    """One revision is changed and another is not."""
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _tag_of(revision: str, tag: str) -> str:

@@ -59,7 +59,7 @@ def render_recipe_card(backbone: str, paradigm: Paradigm) -> str:
     """
     if backbone not in SIZES or paradigm not in ("sparse", "dense"):
         raise ValueError(f"backbone is {', '.join(SIZES)} and paradigm sparse or dense, got {backbone}, {paradigm}.")
-    base = BaseModelFacts(BACKBONES[backbone].model, LICENSES[backbone], languages=("en",))
+    base = BaseModelFacts((BACKBONES[backbone].model,), LICENSES[backbone], languages=("en",))
     recipe, mntp = get_recipe(backbone, paradigm, OBJECTIVE), MNTP_RECIPES[backbone]
     shape = BACKBONES[backbone].shape
     name = recipe_name(backbone, paradigm)
@@ -69,11 +69,11 @@ def render_recipe_card(backbone: str, paradigm: Paradigm) -> str:
     datasets = [recipe.train_data, mntp.texts[0].partition(":")[0]]
     metadata = card_metadata(repo_id, paradigm, base, datasets=datasets)
     parameters = TrainingCost(shape, has_head=paradigm == "sparse", lora_r=None).parameters
-    context = card_frame(paradigm, dimensions, base.name, repo_id, lengths) | {
+    context = card_frame(paradigm, dimensions, base.names, repo_id, lengths) | {
         "metadata": metadata.to_yaml(),
         "pooling": POOLING["mean_normalized"],
         "properties": [
-            ("Base model", hub_link(base.name)),
+            ("Base model", hub_link(BACKBONES[backbone].model)),
             ("Parameters", f"about {parameters / 1e9:.1f} billion"),
             ("Vector", vector_description(paradigm, dimensions)),
             ("Lengths", lengths),
@@ -81,7 +81,7 @@ def render_recipe_card(backbone: str, paradigm: Paradigm) -> str:
             ("Licence", base.license),
         ],
         "recipe": True,
-        "base": base.name,
+        "base": BACKBONES[backbone].model,
         "published_results": PUBLISHED_RESULTS.get(name),
         "published_passages": PUBLISHED_PASSAGES,
         "published_scores": PUBLISHED_SCORES.get(name),

@@ -14,7 +14,7 @@ from sentence_transformers.util import load_file_path
 from tokenizers.processors import TemplateProcessing
 
 from lion_st.hub.cards import render_card
-from lion_st.hub.facts import is_hub_name
+from lion_st.hub.facts import BaseModelFacts, Place, is_hub_name, merged_base_facts
 from lion_st.models import LionSentenceTransformer, Paradigm, load
 from lion_st.modules import LionTransformer, LlamaPooling, SpladeHead
 from lion_st.stock import export
@@ -62,6 +62,7 @@ def import_released(
     contract: ContractName | Contract | None = None,
     model_type: Literal["SentenceTransformer", "SparseEncoder"] = "SentenceTransformer",
     dtype: str | torch.dtype = "auto",
+    license: str | None = None,
     overwrite: bool = False,
     revision: str | None = None,
     token: bool | str | None = None,
@@ -82,16 +83,18 @@ def import_released(
         contract: `"lion"`, `"laconic"`, or your own; by default `"lion"` for the paper's adapters.
         model_type: See `export`.
         dtype: Of the weights: `"auto"` is the base's own. Merging is exact in float32.
+        license: Hub identifier of the licence, where the cards of the checkpoint and its base name none, or two.
         overwrite: Replace an earlier checkpoint at `output`.
         revision: Hub revision of the checkpoint.
         token: Hub token; the paper's adapters are gated by the licence of their base models.
 
     Returns:
-        The folder, with a card that names the source.
+        The folder, with a card that names the source and the base model, and their licence.
 
     Raises:
         FileNotFoundError: If the checkpoint or its base cannot be reached.
-        ValueError: If it is an adapter of another kind, its contract is unknown, or its weights do not fit.
+        ValueError: If it is an adapter of another kind, its contract is unknown, its weights do not fit, or its
+            licence contradicts its base's.
         FileExistsError: If `output` exists and `overwrite` is False.
 
     Example:
@@ -103,6 +106,7 @@ def import_released(
     source = str(repo_or_dir)
     target = Path(output) if output is not None else Path("runs") / Path(source).name
     hub: dict[str, Any] = {"revision": revision, "token": token}
+    replaced = None
     if load_file_path(source, "modules.json", **hub) is not None:
         model: BaseModel = load(source, dtype=dtype, **hub)
     else:
@@ -110,11 +114,37 @@ def import_released(
         paradigm = paradigm or _paradigm_of(adapter, source)
         settings = _contract(contract, adapter, source)
         model = _build(source, base, paradigm, settings, dtype, hub, is_adapter=adapter is not None)
+        replaced = base if adapter is not None else None
+    origin = _origin(model, source, replaced, license, hub)
     export(model, target, model_type, overwrite=overwrite)
-    from_hub = is_hub_name(source)
-    card = render_card(model, target.name, base_model=source if from_hub else None, offline=not from_hub, token=token)
+    card = render_card(model, target.name, beside=target, base_model=origin, license=license)
     (target / "README.md").write_text(card, encoding="utf-8")
     return target
+
+
+def _origin(
+    model: BaseModel, source: str, base: str | Path | None, license: str | None, hub: dict[str, Any]
+) -> BaseModelFacts | None:
+    """What is known of the checkpoint and of the model that its adapter was merged into.
+
+    Args:
+        model: The loaded checkpoint.
+        source: Its folder or Hub name.
+        base: Where the adapter's base was read, if not where the adapter says.
+        license: See `merged_base_facts`.
+        hub: Revision of the checkpoint, and token.
+
+    Raises:
+        ValueError: See `merged_base_facts`.
+    """
+    parts: list[list[Place]] = [[(source, hub["revision"])]]
+    adapter: Any = getattr(model[0], "adapter_config", None)
+    if adapter is not None:
+        recorded = (adapter.base_model_name_or_path, adapter.revision)
+        parts.append([recorded] if base is None else [(str(base), None), recorded])
+    # A base that is read from the disk alone may have been chosen because the Hub cannot be reached.
+    offline = not any(is_hub_name(places[0][0]) for places in parts)
+    return merged_base_facts(parts, license=license, offline=offline, token=hub["token"])
 
 
 def _adapter_config(source: str, hub: dict[str, Any]) -> dict[str, Any] | None:

@@ -124,8 +124,11 @@ class LionTransformer(Transformer):
         # Whether padding is left out of the backbone's work; settled once the model stands.
         self.runs_packed = False
         self.resumed_head: dict[str, Any] = {}
-        if base := self._base_with_tokenizer(model_name_or_path, model_kwargs):
-            kwargs["tokenizer_name_or_path"] = base
+        if found := self._base_with_tokenizer(model_name_or_path, model_kwargs):
+            kwargs["tokenizer_name_or_path"], revision = found
+            of_adapter = dict(kwargs.get("processor_kwargs") or {})
+            of_adapter.pop("revision", None)
+            kwargs["processor_kwargs"] = of_adapter | ({"revision": revision} if revision else {})
         stock = STOCK_SPARSE if transformer_task == "text-generation" else STOCK_DENSE
         # Both messages are about what is done on purpose here and checked: a head left out, the base's tokenizer.
         with (
@@ -165,8 +168,10 @@ class LionTransformer(Transformer):
 
     # ---- loading ----
 
-    def _base_with_tokenizer(self, model_name_or_path: str, model_kwargs: dict[str, Any]) -> str | None:
-        """The base model of an adapter that was saved without a tokenizer of its own."""
+    def _base_with_tokenizer(
+        self, model_name_or_path: str, model_kwargs: dict[str, Any]
+    ) -> tuple[str, str | None] | None:
+        """The base model, and its revision, of an adapter that was saved without a tokenizer of its own."""
         names = ("token", "cache_dir", "revision", "local_files_only")
         hub = {name: model_kwargs[name] for name in names if model_kwargs.get(name)}
         if find_adapter_config_file(model_name_or_path, **hub) is None:
@@ -175,7 +180,10 @@ class LionTransformer(Transformer):
             return None
         from peft import PeftConfig
 
-        return self.adapter_base or PeftConfig.from_pretrained(model_name_or_path, **hub).base_model_name_or_path
+        if self.adapter_base:
+            return self.adapter_base, None
+        adapter = PeftConfig.from_pretrained(model_name_or_path, **hub)
+        return adapter.base_model_name_or_path, adapter.revision
 
     def _load_config(
         self, model_name_or_path: str, backend: str, config_kwargs: dict[str, Any]

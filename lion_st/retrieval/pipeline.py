@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -76,14 +78,19 @@ def index_corpus(
         raise ValueError("Pruning drops terms of sparse vectors, and this corpus was encoded by a dense model.")
     started = perf_counter()
     index = create_index(engine, corpus.paradigm, **(engine_parameters or {}))
-    index.source = {**corpus.manifest["settings"], "pruning": str(pruning or Pruning())}
+    shard_digests = [shard["corpus_sha256"] for shard in corpus.manifest["shards"]]
+    index.source = {
+        **corpus.manifest["settings"],
+        "corpus_sha256": hashlib.sha256(json.dumps(shard_digests).encode()).hexdigest(),
+        "pruning": str(pruning or Pruning()),
+    }
     shards = _PrunedShards(corpus, pruning)
     for ids, vectors in shards:
         index.add(ids, vectors)
     if len(index) > len(corpus):
         raise StorageError(
-            f"The index now holds {len(index):,} documents and the corpus has {len(corpus):,}: the collection was not "
-            "empty. Name another one."
+            f"The index now holds {len(index):,} documents and the corpus has {len(corpus):,}: others were added to "
+            "the collection. Name another one."
         )
     index.save(output)
     seconds = perf_counter() - started
@@ -157,10 +164,10 @@ def _sampled_queries(corpus: EncodedCorpus, count: int) -> Vectors:
 
 
 def _is_exact(index: Index) -> bool:
-    stats = index.stats()
+    settings = {name: getattr(index, name) for name in index.parameters}
     if index.engine == "exact":
-        return stats.get("quantization") is None and stats.get("dtype", "float32") == "float32"
-    return index.engine == "faiss" and stats["kind"] == "flat"
+        return settings.get("quantization") is None and settings.get("dtype", "float32") == "float32"
+    return index.engine == "faiss" and settings["kind"] == "flat"
 
 
 def _recalls(true: Sequence[Hits], found: Sequence[Hits], recall_at: Sequence[int]) -> dict[str, float]:
@@ -180,14 +187,18 @@ def search_run(
     k: int = 1000,
     *,
     threads: int = 1,
+    max_tokens: int | None = None,
 ) -> dict[str, dict[str, float]]:
     """Encode queries, text by id, search, and return the scores by query and document, as `write_run` takes them.
+
+    `max_tokens` cuts the queries to this length in place of the model's own.
 
     Warns:
         UserWarning: If the index was built with another model, see `search_texts`.
     """
     warn_of_another_model(model, index)
-    hits = index.search(encode_texts(model, list(queries.values()), "query"), k, threads)
+    vectors = encode_texts(model, list(queries.values()), "query", max_tokens=max_tokens)
+    hits = index.search(vectors, k, threads)
     return {query: dict(found) for query, found in zip(queries, hits, strict=True)}
 
 
@@ -209,6 +220,7 @@ def search_texts(
     *,
     threads: int = 1,
     explain: bool = False,
+    max_tokens: int | None = None,
 ) -> list[Result]:
     """Encode queries, search, and optionally explain each result by the terms it shares with its query.
 
@@ -219,6 +231,7 @@ def search_texts(
         k: Documents per query.
         threads: CPU threads of the search.
         explain: Fill in each result's `terms`.
+        max_tokens: Length to cut queries to, in place of the model's own.
 
     Raises:
         ValueError: If an explanation is asked of an index that does not keep the documents' term weights, or the
@@ -232,7 +245,7 @@ def search_texts(
         raise ValueError(
             f"Explanations need the term weights that engine='exact' keeps for sparse vectors, not {index.engine!r}."
         )
-    vectors = encode_texts(model, queries, "query")
+    vectors = encode_texts(model, queries, "query", max_tokens=max_tokens)
     tokenizer = input_module(model, "query").tokenizer
     results = []
     for row, (query, hits) in enumerate(zip(queries, index.search(vectors, k, threads), strict=True)):

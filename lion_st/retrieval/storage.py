@@ -44,7 +44,8 @@ def write_folder(
         write_files: Called with the data folder to add an engine's own files.
 
     Raises:
-        StorageError: If the folder exists, is not empty and was not written by this function with the same kind.
+        StorageError: If the folder exists, is not empty and was not written by this function with the same kind, or its
+            header is damaged, so that nobody knows what else it holds.
     """
     path = Path(path)
     if path.exists() and any(path.iterdir()) and not (path / HEADER).exists():
@@ -52,7 +53,13 @@ def write_folder(
         if leftovers:
             raise StorageError(f"{path} holds {leftovers[0].name} and no {HEADER}: give a new or empty folder.")
     if (path / HEADER).exists():
-        found = json.loads((path / HEADER).read_text(encoding="utf-8")).get("kind")
+        try:
+            found = json.loads((path / HEADER).read_text(encoding="utf-8"))["kind"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise StorageError(
+                f"{path / HEADER} cannot be read ({error}): delete {path} if nothing in it is needed, or give another "
+                "folder."
+            ) from error
         if found != kind:
             raise StorageError(f"{path} holds {found!r}, not {kind!r}: give another folder.")
     path.mkdir(parents=True, exist_ok=True)
@@ -70,6 +77,9 @@ def write_folder(
             "bytes": file_path.stat().st_size,
             "sha256": checksum(file_path),
         }
+    # The names of the files as well, or a crash could leave a header without what it names.
+    for folder in (*(child for child in data.rglob("*") if child.is_dir()), data, path):
+        sync(folder)
     header = {"kind": kind, "version": version, "data": data.name, "files": files, "metadata": dict(metadata)}
     write_atomic(path / HEADER, json.dumps(header, indent=1, ensure_ascii=False).encode())
     for child in path.iterdir():

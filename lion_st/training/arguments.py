@@ -189,6 +189,7 @@ class RetrieverTrainingArguments(SparseEncoderTrainingArguments, SentenceTransfo
     save_steps: float = 500
     save_total_limit: int | None = 1
     report_to: str = "none"
+    hub_strategy: str = "end"  # the finished result alone
 
     def settings(self) -> dict[str, Any]:
         """The values that change the result, for the record of a run."""

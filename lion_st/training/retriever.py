@@ -50,6 +50,14 @@ if TYPE_CHECKING:
     from lion_st.training.arguments import RetrieverArguments, RetrieverTrainingArguments
 
 logger = logging.getLogger(__name__)
+# What the trainer may have pushed of a checkpoint, and the result must not be read with.
+REPLACED_BY_RESULT = (
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "adapter_*",
+    "lion_st.*",
+    "training_args.bin",
+)
 
 
 def build_model(arguments: RetrieverArguments, device: str | torch.device | None = None) -> BaseModel:
@@ -271,6 +279,10 @@ def train_retriever(arguments: RetrieverArguments, training_arguments: Retriever
 
     Called again with the same arguments it resumes from its last checkpoint, and does nothing once it has finished.
 
+    With `push_to_hub` the result is pushed too, as one commit to `hub_model_id`; `lion-st publish` adds the card, the
+    twin for SparseEncoder and tags. The checkpoints before it are pushed only where `hub_strategy` says so: the trainer
+    adds its pickled arguments to them, which the result replaces.
+
     Args:
         arguments: Model, data and objective.
         training_arguments: Those of sentence-transformers' trainers.
@@ -283,6 +295,7 @@ def train_retriever(arguments: RetrieverArguments, training_arguments: Retriever
         ValueError: If the settings do not fit each other, the model or the data, or the output folder belongs to a run
             with other settings.
         FileNotFoundError: If the model or the data are not there.
+        OSError: If the finished result cannot be pushed; how to publish it.
 
     Example:
         ::
@@ -307,9 +320,32 @@ def train_retriever(arguments: RetrieverArguments, training_arguments: Retriever
     if trainer.is_world_process_zero():
         with staged_folder(output) as folder:
             export(model, folder)
+            files = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
         record.update(finished=True)
     trainer.accelerator.wait_for_everyone()
+    if training_arguments.push_to_hub and trainer.is_world_process_zero():
+        _push(trainer, output, files)
     return output
+
+
+def _push(trainer: Any, folder: Path, files: list[str]) -> None:
+    """Push a finished run's result in one commit, and delete what the trainer pushed that would be read with it."""
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi(token=trainer.args.hub_token, library_name="lion_st").upload_folder(
+            repo_id=trainer.hub_model_id,
+            folder_path=folder,
+            revision=trainer.args.hub_revision,
+            commit_message="End of training",
+            allow_patterns=files,
+            delete_patterns=list(REPLACED_BY_RESULT),
+        )
+    except Exception as error:
+        raise OSError(
+            f"The training is finished and its result in {str(folder)!r}, but pushing it to {trainer.hub_model_id!r} "
+            f"failed ({error}). Publish it with `lion-st publish {folder} {trainer.hub_model_id}`."
+        ) from error
 
 
 def load_training_tuples(arguments: RetrieverArguments, seed: int) -> Dataset:

@@ -89,6 +89,27 @@ def test_a_query_is_answered_with_reasons(models, encoded, tmp_path) -> None:
     assert [line.split("\t")[2] for line in shown[1::2]] == [result.document for result in best[1:]]
 
 
+def test_queries_are_cut_and_checksums_compared_on_request(models, encoded, tmp_path) -> None:
+    lion("index", encoded / "corpus", tmp_path / "index")
+    search = ("search", models["sparse"], tmp_path / "index", QUERIES["q1"], "-k", "2")
+    model, index = lion_st.load(models["sparse"]), load_index(tmp_path / "index")
+    cut, whole = (search_texts(model, index, [QUERIES["q1"]], k=2, max_tokens=tokens) for tokens in (3, None))
+    scores = [[f"{result.score:.4f}" for result in results] for results in (cut, whole)]
+    assert scores[0] != scores[1]
+    for shown, expected in zip((lion(*search, "--max-tokens", "3"), lion(*search, "--verify")), scores, strict=True):
+        assert [line.split("\t")[1] for line in shown.splitlines()] == expected
+    (tmp_path / "q.tsv").write_text(f"q\t{QUERIES['q1']}\n")
+    run = ("--queries", tmp_path / "q.tsv", "--run", tmp_path / "run", "--max-tokens", "3")
+    lion(*search[:3], *run)
+    assert max(read_run(tmp_path / "run")["q"].values()) == pytest.approx(cut[0].score, rel=1e-4)
+    values = next((tmp_path / "index").glob("data-*/values.npy"))
+    content = bytearray(values.read_bytes())
+    content[-3] ^= 4
+    values.write_bytes(bytes(content))
+    assert len(lion(*search).splitlines()) == 2
+    assert "checksum" in lion(*search, "--verify", exit_code=1)
+
+
 def test_an_approximate_or_pruned_index_says_what_it_lost(encoded, tmp_path) -> None:
     shown = lion("index", encoded / "corpus", tmp_path / "lv", "--engine", "seismic", "--set", "query_cut=5")
     assert "Recall@10 " in shown
@@ -144,6 +165,17 @@ def test_runs_are_compared(data, tmp_path) -> None:
     assert "| nDCG@10 | poor | good | 0.250 | 1.000 | 0.750 |" in shown
     assert "worse: no query" in shown
     assert "two runs" in lion("compare", tmp_path / "poor", "--qrels", data / "qrels" / "test.tsv", exit_code=1)
+    (tmp_path / "foreign").write_text("x1 Q0 d1 1 1.0 t\n")
+    runs = (tmp_path / "good", tmp_path / "foreign")
+    assert "'foreign' has no query" in lion("compare", *runs, "--qrels", data / "qrels" / "test.tsv", exit_code=1)
+
+
+def test_evaluated_runs_are_compared_by_the_judgements_beside_them(models, data, tmp_path) -> None:
+    lion("evaluate", models["sparse"], "--bm25", "--data", data, "--output", tmp_path, "--quiet")
+    runs = sorted((tmp_path / "runs").glob("lions.*.test.trec"))
+    (qrels,) = (tmp_path / "runs").glob("lions.*.test.qrels")
+    shown = lion("compare", *runs, "--qrels", qrels)
+    assert f"| nDCG@10 | {runs[0].name} | {runs[1].name} |" in shown
 
 
 def test_trec_files_are_a_test_set(data, tmp_path) -> None:

@@ -95,7 +95,9 @@ class LoopbackHub:
         requests: Method and path of every request so far.
         uploaded: LFS objects that were transferred, in order.
         cut_uploads_after: Drop the connection of every LFS transfer once this many bytes have come.
+        cut_transfers_after: Drop the connection of every LFS transfer once this many have been completed.
         was_cut: Set when a transfer was dropped.
+        failing: Branches that take no commit and answer 500.
     """
 
     def __init__(self, tokens: Mapping[str, tuple[str, ...]]) -> None:
@@ -105,7 +107,9 @@ class LoopbackHub:
         self.requests: list[tuple[str, str]] = []
         self.uploaded: list[str] = []
         self.cut_uploads_after: int | None = None
+        self.cut_transfers_after: int | None = None
         self.was_cut = threading.Event()
+        self.failing: set[str] = set()
         self.lock = threading.RLock()
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Handler,), {"hub": self}))
         self.server.daemon_threads = True
@@ -311,6 +315,8 @@ class Handler(BaseHTTPRequestHandler):
     def branch(self, kinds: str, name: str, branch: str) -> None:
         repository = self.repository(KINDS[kinds], name, write=True)
         start = self.json().get("startingPoint") or "main"
+        if branch.startswith("refs/"):
+            raise HubError(400, f"Invalid reference for a branch: {branch}")
         self.set_reference(repository, f"refs/heads/{branch}", start)
 
     def tag(self, kinds: str, name: str, revision: str) -> None:
@@ -414,6 +420,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def lfs_upload(self, oid: str) -> None:
         limit = self.hub.cut_uploads_after
+        if self.hub.cut_transfers_after is not None and len(self.hub.uploaded) >= self.hub.cut_transfers_after:
+            limit = 0
         if limit is not None and self.body_left > limit:
             self.rfile.read(limit)
             self.hub.was_cut.set()
@@ -436,6 +444,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def commit(self, kinds: str, name: str, revision: str) -> None:
         repository = self.repository(KINDS[kinds], name, write=True)
+        if revision in self.hub.failing:
+            raise HubError(500, "Internal error")
         lines = [json.loads(line) for line in self.body().splitlines()]
         with self.hub.lock:
             start = repository.resolve(revision)
@@ -447,7 +457,8 @@ class Handler(BaseHTTPRequestHandler):
                 self.apply(line["key"], line["value"], files)
             is_request = self.query.get("create_pr") == ["1"]
             number = 1 + sum(ref.startswith("refs/pr/") for ref in repository.refs)
-            ref = f"refs/pr/{number}" if is_request else f"refs/heads/{revision}"
+            branch = revision if revision.startswith("refs/") else f"refs/heads/{revision}"
+            ref = f"refs/pr/{number}" if is_request else branch
             if is_request:
                 repository.refs[ref] = start
             elif ref not in repository.refs:

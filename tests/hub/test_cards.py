@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import re
+import shlex
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
+import typer
 from huggingface_hub import ModelCard
+from typer.testing import CliRunner
 
 import lion_st
+from lion_st.cli import hub as verbs
 from lion_st.data.beir import save_beir
 from lion_st.evaluation import evaluate_retrieval
 from lion_st.hub import render_card, render_recipe_card
-from lion_st.hub.facts import EXPANDED_QUERY, SAMPLE_DOCUMENTS, SAMPLE_QUERIES, model_facts
+from lion_st.hub.facts import (
+    EXPANDED_QUERY,
+    SAMPLE_DOCUMENTS,
+    SAMPLE_QUERIES,
+    is_hub_name,
+    model_facts,
+    task_scores,
+)
 from lion_st.training.recipes import get_recipe
 from lion_st.training.record import RunRecord
 
+ROOT = Path(__file__).parents[2]
 EMISSIONS = "timestamp,duration,emissions,gpu_model,cpu_model\n2026-01-01,1800,0.25,,Some CPU\n"
 
 
@@ -147,18 +162,162 @@ def test_results_of_two_models_are_refused(checkpoint, tmp_path):
         render_card(checkpoint, results=[folder])
 
 
+def measured_again(checkpoint: Path, target: Path, engine: str = "exact", task: str = "toy", **changes) -> Path:
+    """A copy of the checkpoint's result on toy, of another engine, with other settings or on another test set."""
+    (file,) = (file for file in checkpoint.rglob("toy.json") if "bm25" not in str(file))
+    target.mkdir()
+    content = json.loads(file.read_text())
+    content["task_name"] = task
+    content["scores"]["test"][0]["ndcg_at_10"] = 0.123
+    (target / f"{task}.json").write_text(json.dumps(content))
+    meta = json.loads((file.parent / "model_meta.json").read_text())
+    settings = meta["experiment_kwargs"] | {"engine": engine, **changes.pop("settings", {})}
+    (target / "model_meta.json").write_text(json.dumps(meta | {"experiment_kwargs": settings, **changes}))
+    return target
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"revision": "0" * 40},  # other weights, another type of them, or a quantized index
+        {"settings": {"top_k": 10}},
+        {"settings": {"self_matches": "keep"}},
+        {"engine": "seismic", "revision": "0" * 40},
+        {},  # the same settings, and yet another score
+    ],
+)
+def test_two_measurements_on_one_test_set_are_refused(checkpoint, tmp_path, changes):
+    other = measured_again(checkpoint, tmp_path / "other", **changes)
+    message = rf"several results of lion_st/lion-sp-tiny on toy: .*toy\.json, {other}/toy\.json\. .*--results"
+    with pytest.raises(ValueError, match=message):
+        render_card(checkpoint, results=[other])
+    (alone,) = task_scores([other / "toy.json"])
+    assert alone.scores["ndcg_at_10"] == 0.123
+
+
+def test_of_several_engines_over_the_same_vectors_the_exact_one_counts(checkpoint, card, tmp_path):
+    other = measured_again(checkpoint, tmp_path / "other", engine="seismic")
+    again = render_card(checkpoint, "org/lion-sp-tiny", base_model="org/tiny-base", results=[other, checkpoint])
+    assert again == card
+
+
+def test_results_of_two_trainings_do_not_share_a_table(checkpoint, tmp_path):
+    same = measured_again(checkpoint, tmp_path / "same", task="second")
+    assert {scores.task for scores in task_scores([checkpoint, same])} == {"toy", "second"}
+    older = measured_again(checkpoint, tmp_path / "older", task="third", revision="0" * 40)
+    with pytest.raises(ValueError, match=r"on third, toy are not of the same weights: .*third\.json, .*toy\.json"):
+        task_scores([checkpoint, older])
+
+
+def test_figures_of_another_measurement_and_missing_results_are_refused(checkpoint, tmp_path):
+    (file,) = (file for file in (checkpoint / "results/rows").iterdir() if "bm25" not in file.name)
+    rows = json.loads(file.read_text())
+    (tmp_path / "older.json").write_text(json.dumps([row | {"query_terms": 1.0} for row in rows]))
+    with pytest.raises(ValueError, match=r"Rows of figures of lion_st/lion-sp-tiny on toy contradict .*older\.json"):
+        task_scores([checkpoint, tmp_path / "older.json"])
+    (tmp_path / "older.json").write_text(json.dumps([row | {"model": "another", "query_terms": 1.0} for row in rows]))
+    assert task_scores([checkpoint, tmp_path / "older.json"]) == task_scores([checkpoint])
+    with pytest.raises(FileNotFoundError, match=r"no results at .*nowhere"):
+        render_card(checkpoint, results=[tmp_path / "nowhere"])
+
+
+def test_files_and_folders_are_not_linked_as_repositories(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "tuples").touch()
+    for local in ("data/train.jsonl", "mine/train.parquet", "runs/gone", "mine/tuples", "a/b/c", "./a", "/a", "~/a"):
+        assert not is_hub_name(local), local
+    for name in ("org/tuples", "meta-llama/Llama-3.2-1B"):
+        assert is_hub_name(name), name
+    folder = shutil.copytree(checkpoint, tmp_path / "lion-sp-tiny")
+    record = json.loads((folder / "training.json").read_text())
+    record["settings"] |= {"train_data": "mine/train.jsonl.gz", "model": "runs/my-mntp", "backbone": None}
+    (folder / "training.json").write_text(json.dumps(record))
+    metadata = ModelCard(render_card(folder, "org/lion-sp-tiny")).data
+    assert metadata.datasets is None and metadata.base_model is None
+
+
+def test_a_folders_card_says_how_to_use_a_folder(checkpoint, tmp_path, monkeypatch):
+    shutil.copytree(checkpoint, tmp_path / "lion-sp-tiny")
+    monkeypatch.chdir(tmp_path)
+    usage = section(render_card("lion-sp-tiny"), "Use")
+    assert "mteb run" not in usage and "revision" not in usage
+    assert "\nlion-st evaluate lion-sp-tiny --data SciFact\n" in usage
+    app = typer.Typer()
+    verbs.register(app)
+    (command,) = re.findall(r"^lion-st (export .*)$", usage, re.MULTILINE)
+    done = CliRunner().invoke(app, shlex.split(command))
+    assert done.exit_code == 0, done.output
+    blocks = [block for block in re.findall(r"```python\n(.*?)```", usage, re.DOTALL) if "import lion_st" not in block]
+    assert len(blocks) == 2
+    twin = section(render_card("lion-sp-tiny-sparse-encoder"), "Use")
+    blocks += [block for block in re.findall(r"```python\n(.*?)```", twin, re.DOTALL) if "import lion_st" not in block]
+    assert len(blocks) == 3 and 'SparseEncoder("lion-sp-tiny-sparse-encoder")' in blocks[2]
+    for block in blocks:
+        exec(block, {})
+
+
+def test_the_quickstart_leaves_its_results_where_the_card_finds_them(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # the script sets it where it is not set
+    specification = importlib.util.spec_from_file_location("quickstart", ROOT / "training_scripts" / "quickstart.py")
+    quickstart = importlib.util.module_from_spec(specification)
+    monkeypatch.setitem(sys.modules, "quickstart", quickstart)
+    specification.loader.exec_module(quickstart)
+    monkeypatch.setattr(quickstart, "quickstart_test_sets", lambda _: {"toy": checkpoint.parent / "toy"})
+    folder = shutil.copytree(checkpoint, tmp_path / "lion-sp-tiny", ignore=shutil.ignore_patterns("results"))
+    arguments = quickstart.QuickstartArguments(output_dir=str(tmp_path))
+    _, lexical = quickstart.evaluate(arguments, "bm25", None)
+    for _ in range(2):  # the second model of this name takes the first one's place
+        rows, own = quickstart.evaluate(arguments, folder, "cl_kd")
+        quickstart.keep_results(folder, [own, lexical], rows)
+        results = section(render_card(folder, "org/lion-sp-tiny"), "Results")
+        cells = dict(zip(re.findall(r"[^|]+", results.splitlines()[1]), rows_of(results)[0], strict=True))
+        assert float(cells[" nDCG@10 "]) == round(rows[0]["nDCG@10"], 3) and " BM25 nDCG@10 " in cells
+        assert cells[" terms a document "].strip() == f"{rows[0]['document_terms']:,.0f}"
+        assert "this model in bfloat16" in results
+        config = json.loads((folder / "config_sentence_transformers.json").read_text())
+        config["prompts"]["query"] = "another "
+        (folder / "config_sentence_transformers.json").write_text(json.dumps(config))
+
+
+def test_the_micro_models_card_shows_what_its_result_files_hold():
+    card = (ROOT / "model_cards" / "lion-sp-micro.md").read_text()
+    folder = ROOT / "model_cards" / "results" / "lion-sp-micro"
+    measured = {
+        (file.stem, "bm25" in str(file)): json.loads(file.read_text())["scores"]["test"][0]
+        for name in ("scifact", "squad_dev")
+        for file in folder.rglob(f"{name}.json")
+    }
+    assert len(measured) == 4
+    results = ModelCard(card).data.eval_results
+    assert len(results) == 2 * len(TABLE)
+    for result in results:
+        assert result.metric_value == measured[result.dataset_name, False][result.metric_type]
+    terms = {row["dataset"]: row for row in json.loads((folder / "rows.json").read_text())}
+    for name, *cells in ([cell.strip() for cell in row] for row in rows_of(section(card, "Results"))):
+        scores = [f"{measured[name, lexical][metric]:.3f}" for metric in TABLE for lexical in (False, True)]
+        assert cells == [*scores, *(f"{terms[name][figure]:,.0f}" for figure in ("query_terms", "document_terms"))]
+    assert {row["dtype"] for row in terms.values()} == {"bfloat16"} and "this model in bfloat16" in card
+
+
+def test_the_micro_backbone_is_no_model_to_generate_text_with():
+    metadata = ModelCard.load(ROOT / "hub_uploads" / "models" / "lion-micro-base" / "README.md").data
+    assert metadata.pipeline_tag == "feature-extraction"
+
+
 @pytest.mark.parametrize("backbone", ["llama-3.2-1b", "llama-3.2-3b", "llama-3-8b"])
 @pytest.mark.parametrize("paradigm", ["sparse", "dense"])
 def test_the_cards_of_the_papers_models_are_marked_and_up_to_date(backbone, paradigm, connected):
     card = render_recipe_card(backbone, paradigm)
     ModelCard(card).validate()
     name = f"lion-{'sp' if paradigm == 'sparse' else 'ds'}-{backbone.split('-')[-1]}"
-    kept = Path(__file__).parents[2] / "model_cards" / f"{name}.md"
+    kept = ROOT / "model_cards" / f"{name}.md"
     assert kept.read_text() == card, "run `lion-st card --recipes model_cards`"
     assert "A recipe, not trained here." in card
     metadata = ModelCard(card).data.to_dict()
     assert "model-index" not in metadata and metadata["license"].startswith("llama3")
     assert f"| fine-tuning: max_steps | {get_recipe(backbone, paradigm, 'cl_kd').max_steps} |" in card
+    assert ("--sparse-encoder" in section(card, "Train")) == (paradigm == "sparse")
 
 
 def test_published_figures_are_marked_as_the_authors_and_kept_out_of_the_metadata():

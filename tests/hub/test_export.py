@@ -85,6 +85,21 @@ def test_an_exported_checkpoint_loads_with_the_fast_modules(tiny_backbone, texts
         torch.testing.assert_close(vectors.to_dense(), expected, rtol=0, atol=1e-5)
 
 
+def test_a_sparse_checkpoint_saved_for_dense_rows_refuses_sparse_encoder(tiny_backbone, texts, tmp_path):
+    model = stirred(lion_st.build(tiny_backbone(), "sparse", device="cpu"))
+    model.save(str(tmp_path / "saved"))
+    with pytest.raises(ValueError, match="Cannot determine the embedding dimension"):
+        SparseEncoder(str(tmp_path / "saved"), device="cpu")
+    stock = SentenceTransformer(str(tmp_path / "saved"), device="cpu")
+    assert abs(stock.encode(texts) - model.encode(texts)).max() < 1e-5
+    loaded = lion_st.load(tmp_path / "saved", device="cpu")
+    assert len(loaded) == 2 and loaded[1].scale == model[1].scale
+    assert (loaded.encode(texts) == model.encode(texts)).all()
+    as_rows = lion_st.load(tmp_path / "saved", as_sparse_encoder=True, device="cpu")
+    as_rows.save(str(tmp_path / "tensors"))
+    SparseEncoder(str(tmp_path / "tensors"), device="cpu")
+
+
 def test_an_exported_checkpoint_names_no_module_of_ours_and_holds_no_pickle(tiny_backbone, tmp_path):
     path = lion_st.export(lion_st.build(tiny_backbone(), "sparse", device="cpu"), tmp_path / "out")
     assert path == tmp_path / "out"

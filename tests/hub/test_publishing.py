@@ -8,14 +8,20 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from datasets import Dataset
 from huggingface_hub import HfApi, ModelCard
+from loopback_hub import as_blob
 from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from typer.testing import CliRunner
 
 import lion_st
+from lion_st.cli import hub as verbs
+from lion_st.cli.group import OneLineErrors
 from lion_st.guard import GUARD
 from lion_st.hub import publish, publish_folder, render_card
+from lion_st.training import get_recipe, retriever_arguments, train_retriever
 
 NAME = "org/lion-sp-tiny"
 CONFIG = "config_sentence_transformers.json"
@@ -89,15 +95,211 @@ def test_without_a_licence_nothing_is_published(connected, sparse):
     assert not connected.repositories
 
 
-def test_a_dry_run_reaches_for_no_network(sparse, monkeypatch):
-    def refuse(*arguments, **keywords):
-        raise AssertionError("the network was reached for")
+def test_a_dry_run_reaches_for_no_network(sparse, tmp_path, monkeypatch):
+    asked = []
 
+    def refuse(*arguments, **keywords):
+        asked.append(arguments)
+        raise OSError("there is no network")
+
+    lion_st.export(sparse, tmp_path / "runs" / "lion-sp", create_model_card=False)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    done = publish(sparse, NAME, dry_run=True)
-    assert set(done.files) == {"main", "sparse-encoder"} and done.files["main"]["model.safetensors"] > 10_000
-    assert done.url is None and not done.commits and "# lion-sp-tiny" in done.card
+    for model in (sparse, "runs/lion-sp"):
+        done = publish(model, NAME, dry_run=True)
+        assert set(done.files) == {"main", "sparse-encoder"} and done.files["main"]["model.safetensors"] > 10_000
+        assert done.url is None and not done.commits and "# lion-sp-tiny" in done.card
+    assert "# lion-sp" in render_card("runs/lion-sp")
+    assert not asked
+
+
+def test_of_what_lies_beside_a_checkpoint_mteb_results_and_licences_are_published(sparse, tmp_path):
+    folder = lion_st.export(sparse, tmp_path / "lion-sp", verify=False)
+    result = {
+        "task_name": "SciFact",
+        "mteb_version": "2.0",
+        "dataset_revision": "1",
+        "scores": {"test": [{"hf_subset": "default", "ndcg_at_10": 0.5}]},
+    }
+    beside = {
+        "results/org__lion/1/SciFact.json": json.dumps(result),
+        "results/org__lion/1/model_meta.json": '{"name": "org/lion"}',
+        "results/rows/SciFact.json": '{"run": "/home/somebody/run.trec"}',
+        "results/corpus/manifest.json": '{"texts": "/home/somebody/corpus.jsonl"}',
+        "LICENSE.txt": "Yours.",
+        "NOTICE": "Built with Llama",
+        "USE_POLICY.md": "# Use policy",
+        "notes.txt": "mine",
+    }
+    for path, content in beside.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(content)
+    done = publish(folder, NAME, dry_run=True)
+    published = {path for path in done.files["main"] if path in beside or path.startswith("results/")}
+    assert published == set(beside) - {"results/rows/SciFact.json", "results/corpus/manifest.json", "notes.txt"}
+
+
+def test_of_an_earlier_publication_stale_files_go_and_all_others_stay(connected, sparse):
+    theirs = {
+        "LICENSE": b"Theirs",
+        "images/lion.png": b"png",
+        "onnx/model.onnx": b"onnx",
+        ".gitattributes": b"*.safetensors filter=lfs\n",
+    }
+    stale = {
+        "model-00001-of-00002.safetensors": b"1",
+        "model.safetensors.index.json": b"{}",
+        "adapter_config.json": b"{}",
+        "2_Normalize/config.json": b"{}",
+        "results/rows/SciFact.json": b"{}",
+        "tokenizer.model": b"x",
+    }
+    modules = [{"idx": 0, "path": "", "type": "a"}, {"idx": 1, "path": "2_Normalize", "type": "b"}]
+    replaced = {"README.md": b"# Old", "modules.json": json.dumps(modules).encode()}
+    repository = connected.add(NAME, theirs | stale | replaced)
+    done = publish(sparse, NAME, license="mit")
+    assert done.deleted == {"sparse-encoder": sorted(stale), "main": sorted(stale)}
+    for revision in done.commits:
+        files = connected.files(NAME, revision)
+        assert theirs.items() <= files.items()
+        assert files.keys() - theirs.keys() == done.files[revision].keys()
+    assert publish(sparse, NAME, license="mit").deleted == {"sparse-encoder": [], "main": []}
+    assert len(repository.commits) == 3
+
+
+def test_the_command_line_says_what_is_deleted(connected, folder):
+    app = typer.Typer(cls=OneLineErrors)
+    verbs.register(app)
+    connected.add("org/two-shards", {"old.txt": b"x"})
+    command = ["publish", "--folder", str(folder), "org/two-shards"]
+    planned = CliRunner().invoke(app, [*command, "--dry-run"])
+    assert "Of what is in the repository, all other files would be deleted." in planned.stdout.splitlines()
+    done = CliRunner().invoke(app, command)
+    assert "  deleted of main: old.txt" in done.stdout.splitlines(), done.output
+
+
+# ---- other revisions ----
+
+
+def test_naming_main_is_publishing_to_main(connected, sparse):
+    done = publish(sparse, NAME, license="mit", revision="main")
+    assert set(done.commits) == {"sparse-encoder", "main"} and set(done.tags) == {"v1", "v1-sparse-encoder"}
+    assert 'revision="sparse-encoder"' in done.card and "--model-revision sparse-encoder" in done.card
+
+
+def test_the_twin_is_never_published_alone(sparse, folder):
+    for call in (lambda: publish(sparse, NAME, revision="sparse-encoder", dry_run=True),
+                 lambda: publish_folder(folder, NAME, revision="sparse-encoder", dry_run=True)):  # fmt: skip
+        with pytest.raises(ValueError, match=r"'sparse-encoder' is made of main.*Leave out revision"):
+            call()
+
+
+@pytest.mark.parametrize("place", [{"revision": "try/two"}, {"create_pr": True}])
+def test_a_card_without_a_twin_beside_it_promises_none(sparse, place):
+    done = publish(sparse, NAME, license="mit", dry_run=True, **place)
+    assert "revision=" not in done.card and "--model-revision" not in done.card
+    assert "made when the model is published to main" in done.card
+
+
+def test_a_pull_request_is_updated_and_one_without_changes_is_refused(connected, folder):
+    connected.add("org/two-shards", {"README.md": b"mine"})
+    asked = publish_folder(folder, "org/two-shards", create_pr=True)
+    assert asked.deleted == {"refs/pr/1": ["README.md"]}
+    (folder / "config.json").write_text('{"second": 2}')
+    again = publish_folder(folder, "org/two-shards", revision="refs/pr/1")
+    assert set(again.commits) == {"refs/pr/1"}
+    assert connected.files("org/two-shards", "refs/pr/1")["config.json"] == b'{"second": 2}'
+    assert connected.files("org/two-shards") == {"README.md": b"mine"}
+    publish_folder(folder, "org/two-shards")
+    with pytest.raises(ValueError, match="holds these files already; there is nothing to ask for"):
+        publish_folder(folder, "org/two-shards", create_pr=True)
+
+
+# ---- all revisions or none ----
+
+
+@pytest.fixture
+def changed(connected, sparse):
+    """The repository of a published model, whose weights have changed since."""
+    publish(sparse, NAME, license="mit")
+    with torch.no_grad():
+        sparse[0].model.get_input_embeddings().weight.mul_(1.5)
+    return connected.repositories["model", NAME]
+
+
+def test_a_cut_transfer_of_main_leaves_no_twin_behind(connected, sparse):
+    connected.cut_transfers_after = 1  # the weights of both; what is left is main's own
+    with pytest.raises(OSError, match="No revision is half changed"):
+        publish(sparse, NAME, license="mit")
+    repository = connected.repositories["model", NAME]
+    assert connected.was_cut.is_set() and set(repository.refs) == {"refs/heads/main"}
+    assert connected.files(NAME).keys() == {".gitattributes"}
+    connected.cut_transfers_after = None
+    done = publish(sparse, NAME, license="mit")
+    assert set(done.tags) == {"v1", "v1-sparse-encoder"} and len(connected.uploaded) == 2
+
+
+def test_a_commit_to_main_that_fails_takes_the_new_twin_back(connected, sparse):
+    connected.failing.add("main")
+    with pytest.raises(OSError, match="No revision is half changed"):
+        publish(sparse, NAME, license="mit")
+    assert set(connected.repositories["model", NAME].refs) == {"refs/heads/main"}
+
+
+def test_a_commit_to_main_that_fails_sets_the_twin_back(connected, sparse, changed):
+    before = dict(changed.refs)
+    connected.failing.add("main")
+    with pytest.raises(OSError, match="No revision is half changed"):
+        publish(sparse, NAME, license="mit")
+    assert changed.refs == before
+    connected.failing.clear()
+    done = publish(sparse, NAME, license="mit")
+    assert set(done.tags) == {"v2", "v2-sparse-encoder"}
+    main, twin = connected.files(NAME), connected.files(NAME, "sparse-encoder")
+    assert main["model.safetensors"] == twin["model.safetensors"]
+
+
+def test_a_twin_that_cannot_be_set_back_is_said(connected, sparse, changed, monkeypatch):
+    def unreachable(*arguments, **keywords):
+        raise ConnectionError("gone")
+
+    connected.failing.add("main")
+    with monkeypatch.context() as patch, pytest.raises(OSError, match=r"'sparse-encoder' could not be set back.*gone"):
+        patch.setattr(HfApi, "delete_branch", unreachable)
+        publish(sparse, NAME, license="mit")
+    connected.failing.clear()
+    publish(sparse, NAME, license="mit")
+    main, twin = connected.files(NAME), connected.files(NAME, "sparse-encoder")
+    assert main["model.safetensors"] == twin["model.safetensors"]
+
+
+def test_somebody_elses_commit_in_between_is_not_merged(connected, sparse, changed, monkeypatch):
+    before, create_commit = dict(changed.refs), HfApi.create_commit
+
+    def overtaken(self, *arguments, revision, **keywords):
+        if revision == "main":
+            changed.commit("refs/heads/main", {"README.md": as_blob("README.md", b"Theirs")}, "Theirs")
+        return create_commit(self, *arguments, revision=revision, **keywords)
+
+    monkeypatch.setattr(HfApi, "create_commit", overtaken)
+    with pytest.raises(OSError, match="No revision is half changed"):
+        publish(sparse, NAME, license="mit")
+    assert connected.files(NAME) == {"README.md": b"Theirs"}
+    assert changed.refs == before | {"refs/heads/main": changed.refs["refs/heads/main"]}
+
+
+# ---- who may see and do what ----
+
+
+def test_private_refuses_a_repository_that_is_public(connected, folder):
+    connected.add("org/two-shards", {"README.md": b"mine"})
+    with pytest.raises(ValueError, match=r"'org/two-shards' is there and public.*leave out private"):
+        publish_folder(folder, "org/two-shards", private=True)
+    assert connected.files("org/two-shards") == {"README.md": b"mine"} and not connected.uploaded
+    connected.repositories["model", "org/two-shards"].private = True
+    publish_folder(folder, "org/two-shards", private=True)
+    assert len(connected.uploaded) == 2
 
 
 def test_names_that_the_hub_would_not_take_are_refused(sparse):
@@ -124,6 +326,17 @@ def test_a_folder_is_published_as_it_is(connected, tmp_path):
     assert files == {"README.md": b"# Toy", "part/a.parquet": b"PAR1", ".gitattributes": b"a"}
     assert done.url == f"{connected.url}/datasets/org/toy"
     assert HfApi().dataset_info("org/toy").sha == done.commits["main"]
+
+
+def test_hidden_files_and_caches_are_left_out(folder):
+    hidden = [".env", ".netrc", ".gradio/token", ".streamlit/secrets.toml", "part/.ipynb_checkpoints/a.json"]
+    hidden += ["part/.DS_Store", "__pycache__/a.pyc", ".git/config"]
+    for path in [*hidden, ".gitattributes", "part/a.txt"]:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text("x")
+    files = publish_folder(folder, "org/two-shards", dry_run=True).files["main"]
+    weights = {f"model-0000{number}-of-00002.safetensors" for number in (1, 2)}
+    assert files.keys() == {"config.json", ".gitattributes", "part/a.txt", *weights}
 
 
 def test_a_folder_with_a_sparse_model_has_its_twin_too(connected, sparse, tmp_path):
@@ -197,6 +410,7 @@ def test_push_to_hub_gives_what_save_gives(connected, sparse, tmp_path):
     saved = {str(file.relative_to(tmp_path / "saved")): file for file in (tmp_path / "saved").rglob("*")}
     assert files["model.safetensors"] == saved["model.safetensors"].read_bytes()
     assert files["modules.json"] == saved["modules.json"].read_bytes() and saved["README.md"].is_file()
+    assert any(entry["path"] == GUARD for entry in json.loads(files["modules.json"]))
     assert not [path for path in files if path.endswith(".bin")]
     loaded = lion_st.load("org/pushed", device="cpu")
     assert abs(loaded.encode("a lion") - sparse.encode("a lion")).max() < 1e-6
@@ -222,3 +436,35 @@ def test_the_trainer_pushes_checkpoints(connected, tiny_backbone, texts, tmp_pat
     files = connected.files("org/trained")
     assert {"checkpoint-1/model.safetensors", "checkpoint-2/model.safetensors", "model.safetensors"} <= files.keys()
     assert abs(lion_st.load("org/trained", device="cpu").encode(texts) - model.encode(texts)).max() < 1e-5
+
+
+def test_a_run_of_ours_pushes_its_result_and_no_pickle(connected, tiny_backbone, tmp_path):
+    rows = [{"query": f"what is {n}", "pos": [f"It is {n}."], "neg": [f"Not {n}.", f"Never {n}."]} for n in range(8)]
+    (tmp_path / "tuples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder = train_retriever(
+        *retriever_arguments(
+            get_recipe("micro", "sparse", "cl"),
+            model=tiny_backbone(),
+            train_data=str(tmp_path / "tuples.jsonl"),
+            output_dir=str(tmp_path / "run"),
+            batch_size=4,
+            negatives=2,
+            mini_batch_size=None,
+            attn_implementation=None,
+            max_steps=2,
+            save_steps=1,
+            use_peft=True,
+            bf16=False,
+            disable_tqdm=True,
+            push_to_hub=True,
+            hub_model_id="org/trained",
+            hub_private_repo=True,
+        )
+    )
+    files = connected.files("org/trained")
+    assert connected.repositories["model", "org/trained"].private
+    assert files["model.safetensors"] == (folder / "model.safetensors").read_bytes()
+    assert any(entry["path"] == GUARD for entry in json.loads(files["modules.json"]))
+    assert not [path for path in files if path.endswith(".bin") or path.startswith(("adapter_", "checkpoint-"))]
+    assert "training.json" not in files
+    assert lion_st.paradigm_of(lion_st.load("org/trained", device="cpu")) == "sparse"

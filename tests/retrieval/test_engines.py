@@ -7,16 +7,20 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pytest
 from scipy import sparse
 
-from lion_st.retrieval import create_index, load_index, reciprocal_rank_fusion, to_csr
+from lion_st.retrieval import StorageError, create_index, load_index, reciprocal_rank_fusion, to_csr
+from lion_st.retrieval.indexes import faiss as faiss_engine
 
 VOCABULARY = 128_256  # Llama 3's: beyond the 65,536 terms of plain Seismic
 IDS = [f"d{row}" for row in range(600)]
@@ -91,8 +95,25 @@ def test_a_loaded_seismic_index_searches_alike_and_says_that_it_cannot_grow(
     loaded = load_index(seismic_index.save(tmp_path / "index"))
     assert loaded.search(queries, 5) == seismic_index.search(queries, 5)
     assert loaded.stats()["query_cut"] == 40
-    with pytest.raises(ValueError, match="cannot grow"):
-        loaded.add(["new"], documents[[0]])
+    for one in (loaded, seismic_index):
+        with pytest.raises(ValueError, match="saved or loaded cannot grow"):
+            one.add(["new"], documents[[0]])
+
+
+def test_the_size_of_a_seismic_index_is_measured_once(tmp_path, documents, monkeypatch) -> None:
+    folder, made = tempfile.TemporaryDirectory, []
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", lambda **options: made.append(options) or folder(**options))
+    index = create_index("seismic", "sparse")
+    index.add(IDS[:100], documents[:100])
+    first = index.stats()["bytes"]
+    assert index.stats()["bytes"] == first > 0
+    assert len(made) == 1
+    index.add(IDS[100:], documents[100:])
+    saved = index.save(tmp_path / "index")
+    (file,) = saved.glob("data-*/vectors*")
+    assert [one.stats()["bytes"] for one in (index, load_index(saved))] == [file.stat().st_size] * 2
+    assert file.stat().st_size > first
+    assert len(made) == 1
 
 
 def test_seismic_reports_nothing_on_standard_output(capfd) -> None:
@@ -116,6 +137,54 @@ def test_faiss_agrees_with_exact_dense_search(tmp_path: Path, kind: str, least: 
     loaded = load_index(index.save(tmp_path / "index"))
     assert loaded.search(vectors[:20], 10) == index.search(vectors[:20], 10)
     assert index.stats()["bytes"] > 0
+
+
+@pytest.mark.parametrize("kind", ["flat", "hnsw", "ivf_pq"])
+def test_the_size_of_a_faiss_index_is_counted_without_writing_it(tmp_path, monkeypatch, kind: str) -> None:
+    monkeypatch.delattr(faiss, "serialize_index")
+    index = create_index("faiss", "dense", kind=kind, code_bytes=16)
+    index.add(IDS, np.random.default_rng(5).standard_normal((600, 32), dtype=np.float32))
+    size = index.stats()["bytes"]
+    saved = index.save(tmp_path / "index")
+    (file,) = saved.glob("data-*/vectors.faiss")
+    assert size == pytest.approx(file.stat().st_size, rel=0.02)
+    assert [load_index(saved, memory_map=mapped).stats()["bytes"] for mapped in (False, True)] == [size, size]
+
+
+def test_ivf_pq_keeps_no_vectors_in_memory_and_is_trained_on_a_sample(monkeypatch) -> None:
+    monkeypatch.setattr(faiss_engine, "TRAINING_DOCUMENTS", 1000)
+    monkeypatch.setattr(faiss_engine, "BLOCK", 700)
+    train, trained = faiss.IndexIVFPQ.train, []
+
+    def watched(index, vectors) -> None:
+        trained.append(vectors[:, 0])
+        train(index, vectors)
+
+    monkeypatch.setattr(faiss.IndexIVFPQ, "train", watched)
+    rng = np.random.default_rng(6)
+    centres = rng.standard_normal((10, 512), dtype=np.float32)
+
+    def shard(number: int) -> np.ndarray:
+        noise = np.random.default_rng(number).standard_normal((500, 512), dtype=np.float32)
+        return centres[np.arange(500) % 10] + 0.1 * noise
+
+    index = create_index("faiss", "dense", kind="ivf_pq", code_bytes=16, clusters=10, probes=10)
+    tracemalloc.start()
+    try:
+        for number in range(8):
+            index.add([str(500 * number + row) for row in range(500)], shard(number))
+        held = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert held < 3 * shard(0).nbytes  # of the 8 that were added, and the ids
+    everything = np.concatenate([shard(number) for number in range(8)])
+    found = dict(index.search(everything[:1], 4000)[0])
+    assert len(found) == 4000
+    scores = np.array([found[str(row)] for row in range(4000)])
+    assert np.corrcoef(scores, everything @ everything[0])[0, 1] > 0.9
+    np.testing.assert_array_equal(trained, [everything[::4, 0]])
+    index.add(["more"], everything[:1])
+    assert len(index.search(everything[:1], 5000)[0]) == 4001
 
 
 def test_faiss_says_what_it_cannot_do() -> None:
@@ -206,6 +275,23 @@ def test_milvus_searches_sparse_dense_and_hybrid_collections(
         create_index("milvus", "dense", uri=uri, collection="sparse")
     loaded.delete_collection()
     assert loaded.search(queries[:2], 3) == [[], []]
+
+
+def test_a_milvus_collection_takes_its_source_with_its_first_documents(milvus_uri, documents) -> None:
+    first, second, third = (create_index("milvus", "sparse", uri=milvus_uri) for _ in range(3))
+    first.source, second.source, third.source = {"model": "a"}, {"model": "b"}, {"model": "a"}
+    first.add([], documents[:0])
+    second.add(IDS[:2], documents[:2])
+    with pytest.raises(StorageError, match="already holds 2 documents"):
+        third.add(["d9"], documents[[9]])
+    assert len(third) == 2
+    third.delete_collection()
+    third.add(["d9"], documents[[9]])
+    with pytest.raises(StorageError, match="already holds 1 documents"):
+        other = create_index("milvus", "sparse", uri=milvus_uri)
+        other.source = {"model": "b"}
+        other.add(IDS[:2], documents[:2])
+    third.close()
 
 
 def test_rows_acknowledged_by_milvus_survive_sigkill(tmp_path: Path) -> None:

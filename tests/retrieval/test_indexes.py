@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 from scipy import sparse
 
-from lion_st.retrieval import StorageError, create_index, load_index, to_csr
+from lion_st.retrieval import StorageError, create_index, load_index, storage, to_csr
 from lion_st.retrieval.indexes import exact
 
 VOCABULARY = 700
@@ -184,6 +185,10 @@ def test_a_foreign_or_newer_folder_is_refused(saved: Path, tmp_path: Path) -> No
     (saved / "header.json").write_text("{")
     with pytest.raises(StorageError, match="cannot be read"):
         load_index(saved)
+    for damaged in ("{", "[]", "{}"):
+        (saved / "header.json").write_text(damaged)
+        with pytest.raises(StorageError, match=r"header\.json cannot be read .* delete"):
+            create_index("exact", "sparse").save(saved)
 
 
 def test_a_folder_with_other_contents_is_not_written_to(tmp_path: Path) -> None:
@@ -208,6 +213,42 @@ def test_a_failed_save_leaves_the_earlier_one(saved: Path, monkeypatch: pytest.M
     bigger.save(saved)
     assert len(load_index(saved)) == 51
     assert len(list(saved.iterdir())) == 2
+
+
+def test_the_data_folder_is_on_the_disk_before_the_header_names_it(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    sync, replace = storage.sync, os.replace
+
+    def watched_sync(path: Path) -> None:
+        done.append(path.name.split("-")[0])
+        sync(path)
+
+    def watched_replace(source: Path, target: Path) -> None:
+        done.append("renamed")
+        replace(source, target)
+
+    monkeypatch.setattr(storage, "sync", watched_sync)
+    monkeypatch.setattr(os, "replace", watched_replace)
+    load_index(saved).save(saved)
+    assert {"values.npy", "data", "index"} <= set(done[: done.index("renamed")])
+
+
+def test_the_vectors_of_documents_are_looked_up_and_not_searched_for() -> None:
+    class Unsearchable(list):
+        def index(self, *arguments: object) -> int:
+            raise AssertionError("goes through all ids")
+
+    vectors = sparse_vectors(60, 10, 20)
+    index = create_index("exact", "sparse")
+    index.add([f"d{row}" for row in range(50)], vectors[:50])
+    index.ids = Unsearchable(index.ids)
+    assert (index.vectors(["d7", "d49"]) != vectors[[7, 49]]).nnz == 0
+    index.add([f"d{row}" for row in range(50, 60)], vectors[50:])
+    assert (index.vectors(["d55", "d0"]) != vectors[[55, 0]]).nnz == 0
+    with pytest.raises(KeyError, match="'d60' is not in the index"):
+        index.vectors(["d60"])
 
 
 def test_bad_input_is_refused_and_adds_nothing() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from tiny_models import TEXTS
 import lion_st
 from lion_st.retrieval import (
     EncodedCorpus,
+    ModelRetriever,
     Pruning,
     StorageError,
     create_index,
@@ -20,9 +22,17 @@ from lion_st.retrieval import (
     search_run,
     search_texts,
 )
+from lion_st.retrieval.indexes.seismic import SeismicIndex
 from lion_st.retrieval.pipeline import exact_hits
 
 DOCUMENTS = [{"id": f"d{number}", "text": f"{TEXTS[number % 8]} {number}"} for number in range(64)]
+
+
+def changed(model):
+    """The model, with other weights from here on."""
+    with torch.no_grad():
+        next(model.parameters()).mul_(1.5)
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +84,21 @@ def test_a_quantised_index_is_measured_as_well(tmp_path, encoded) -> None:
     assert index_corpus(encoded, tmp_path / "unmeasured", "seismic", sample=0).recall == {}
 
 
+def test_an_index_is_built_without_measuring_its_size(tmp_path, encoded, monkeypatch) -> None:
+    monkeypatch.setattr(SeismicIndex, "stats", None)
+    assert len(index_corpus(encoded, tmp_path / "index", "seismic").recall) == 2
+
+
+def test_queries_are_cut_to_a_length_of_choice(tmp_path, sparse_model, encoded) -> None:
+    index = index_corpus(encoded, tmp_path / "index").index
+    (cut,) = index.search(encode_texts(sparse_model, [TEXTS[2]], "query", max_tokens=3), 5)
+    (whole,) = index.search(encode_texts(sparse_model, [TEXTS[2]], "query"), 5)
+    assert cut != whole
+    assert search_run(sparse_model, index, {"q": TEXTS[2]}, 5, max_tokens=3) == {"q": dict(cut)}
+    results = search_texts(sparse_model, index, [TEXTS[2]], 5, max_tokens=3)
+    assert [(result.document, result.score) for result in results] == cut
+
+
 def test_exact_hits_of_shards_are_those_of_the_whole(sparse_model, encoded) -> None:
     queries = encode_texts(sparse_model, TEXTS[:3], "query")
     index = create_index("exact", "sparse")
@@ -93,8 +118,9 @@ def test_a_collection_that_holds_other_documents_is_not_added_to(tmp_path, encod
     pytest.importorskip("pymilvus")
     uri = str(tmp_path / "lion.db")
     create_index("milvus", "sparse", uri=uri).add(["other"], [[1.0] * 320])
-    with pytest.raises(StorageError, match="was not empty"):
+    with pytest.raises(StorageError, match="already holds 1 documents"):
         index_corpus(encoded, tmp_path / "index", "milvus", engine_parameters={"uri": uri}, sample=0)
+    assert len(create_index("milvus", "sparse", uri=uri)) == 1
     report = index_corpus(encoded, tmp_path / "new", "milvus", engine_parameters={"uri": uri, "collection": "new"})
     assert report.recall["Recall@10"] == 1.0
     report.index.close()
@@ -104,15 +130,53 @@ def test_a_collection_that_holds_other_documents_is_not_added_to(tmp_path, encod
         load_index(tmp_path / "new")
 
 
+def test_a_collection_holds_the_documents_of_one_source(tmp_path, sparse_model, encoded, tiny_backbone) -> None:
+    pytest.importorskip("pymilvus")
+    engine: dict[str, Any] = {"engine_parameters": {"uri": str(tmp_path / "lion.db")}, "sample": 0}
+    index_corpus(encoded, tmp_path / "first", "milvus", **engine)
+    queries = encode_texts(sparse_model, TEXTS[:3], "query")
+    found = load_index(tmp_path / "first").search(queries)
+    other_model = encode_corpus(
+        changed(lion_st.build(tiny_backbone(), "sparse")), DOCUMENTS, tmp_path / "a", show_progress=False
+    )
+    other_corpus = encode_corpus(
+        sparse_model,
+        [{**document, "text": f"{document['text']} more"} for document in DOCUMENTS],
+        tmp_path / "b",
+        shard_documents=20,
+        show_progress=False,
+    )
+    for folder, pruning in ((other_model, None), (other_corpus, None), (encoded, Pruning(top_terms=3))):
+        with pytest.raises(StorageError, match="already holds 64 documents"):
+            index_corpus(folder, tmp_path / "second", "milvus", pruning=pruning, **engine)
+    index_corpus(encoded, tmp_path / "first", "milvus", **engine)  # the same again, as after an interruption
+    first = load_index(tmp_path / "first")
+    assert first.search(queries) == found
+    first.delete_collection()
+    with pytest.raises(StorageError, match="is gone from"):
+        load_index(tmp_path / "first")
+    index_corpus(other_model, tmp_path / "second", "milvus", **engine)
+    with pytest.raises(StorageError, match="was filled anew since"):
+        load_index(tmp_path / "first")
+    assert len(load_index(tmp_path / "second")) == 64
+
+
+def test_retrievers_on_one_cluster_have_collections_of_their_own(tmp_path, sparse_model) -> None:
+    pytest.importorskip("pymilvus")
+    settings = {"uri": str(tmp_path / "lion.db")}
+    one, two = (ModelRetriever(sparse_model, "milvus", engine_parameters=settings) for _ in range(2))
+    one.index({"a": TEXTS[0]})
+    two.index({"b": TEXTS[0]})
+    assert [retriever.search([TEXTS[0]], 1)[0][0][0] for retriever in (one, two)] == ["a", "b"]
+
+
 def test_an_index_knows_the_weights_it_was_built_with(tmp_path, sparse_model, encoded, tiny_backbone) -> None:
     index_corpus(encoded, tmp_path / "index")
     index = load_index(tmp_path / "index")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         search_texts(sparse_model, index, [TEXTS[0]])
-    other = lion_st.build(tiny_backbone(), "sparse")
-    with torch.no_grad():
-        next(other.parameters()).mul_(1.5)
+    other = changed(lion_st.build(tiny_backbone(), "sparse"))
     with pytest.warns(UserWarning, match="weights or their type differ"):
         search_run(other, index, {"q": TEXTS[0]})
 

@@ -36,7 +36,8 @@ class Index(ABC):
         engine: Name in `create_index`.
         paradigms: What the engine searches.
         parameters: Constructor arguments, saved with the index and shown by `stats`.
-        source: What the vectors come from (model, its checksum, pruning), saved with the index; None if unknown.
+        source: What the vectors come from (model and corpus, their checksums, pruning), saved with the index; None if
+            unknown.
     """
 
     engine: ClassVar[str]

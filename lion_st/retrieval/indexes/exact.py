@@ -54,6 +54,7 @@ class ExactSparseIndex(LocalIndex):
         self._windows: list[_Window] = []
         self._pending: list[sparse.csr_array] = []
         self._pending_rows = 0
+        self._rows: dict[str, int] = {}  # of the documents by id, filled in by `vectors`
         self._local = threading.local()
         self._pool: ThreadPoolExecutor | None = None
         self._pool_key = (0, 0)
@@ -148,13 +149,15 @@ class ExactSparseIndex(LocalIndex):
 
         self._invert_pending()
         assert self.dimensions is not None
+        if len(self._rows) < len(self.ids):
+            self._rows = {one: row for row, one in enumerate(self.ids)}
         ends = np.cumsum([window.rows for window in self._windows])
         levels = LEVELS[self.quantization] if self.quantization else 0
         rows = []
         for one in ids:
-            if one not in self._known:
+            row = self._rows.get(one)
+            if row is None:
                 raise KeyError(f"The document {one!r} is not in the index.")
-            row = self.ids.index(one)
             number = int(np.searchsorted(ends, row, side="right"))
             window = self._windows[number]
             terms, weights = inverted.document_terms(

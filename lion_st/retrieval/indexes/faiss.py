@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import tempfile
+import weakref
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 
 from lion_st.retrieval.indexes.base import LocalIndex, Paradigm
 
 KINDS = ("flat", "hnsw", "ivf_pq")
+TRAINING_DOCUMENTS = 524_288  # of IVF-PQ at most, where 39 a cluster are not more
+BLOCK = 65_536  # documents read back at a time
 
 
 class FaissIndex(LocalIndex):
@@ -18,7 +22,9 @@ class FaissIndex(LocalIndex):
     Args:
         paradigm: "dense".
         kind: "flat" is exact; "hnsw" walks a graph of neighbours; "ivf_pq" probes clusters of product-quantised
-            vectors and is trained on the documents when the first search, save or `stats` asks for it.
+            vectors. It is trained when the first search, save or `stats` asks for it, since the number of clusters is
+            that of the documents: on all of them, or on at most 524,288 at even steps through the corpus. Until then
+            the vectors lie in an unnamed file in the folder for temporary files (TMPDIR), 4 bytes a value.
         neighbours: HNSW: links per document.
         ef_construction: HNSW: candidates while building.
         ef_search: HNSW: candidates while searching, at least k.
@@ -53,7 +59,7 @@ class FaissIndex(LocalIndex):
         self.probes = probes
         self.code_bytes = code_bytes
         self._index: Any = None
-        self._untrained: list[np.ndarray] = []
+        self._untrained: IO[bytes] | None = None
 
     def _add(self, vectors: np.ndarray) -> None:
         import faiss
@@ -62,7 +68,12 @@ class FaissIndex(LocalIndex):
         if self.kind == "ivf_pq" and self._index is None:
             if dimensions % self.code_bytes:
                 raise ValueError(f"code_bytes={self.code_bytes} does not divide the {dimensions} dimensions.")
-            self._untrained.append(vectors)
+            if self._untrained is None:
+                self._untrained = tempfile.TemporaryFile(prefix="lion-st-")  # noqa: SIM115
+                weakref.finalize(self, self._untrained.close)
+            self._untrained.seek(len(self) * dimensions * vectors.itemsize)  # over what a failed write may have left
+            self._untrained.write(vectors.data)
+            self._untrained.flush()
             return
         if self._index is None:
             if self.kind == "flat":
@@ -73,22 +84,25 @@ class FaissIndex(LocalIndex):
         self._index.add(vectors)
 
     def _ready(self) -> Any:
-        if self._untrained:
+        if self._untrained is not None:
             import faiss
 
-            vectors = np.concatenate(self._untrained)
+            assert self.dimensions is not None
+            count, dimensions = len(self), self.dimensions
             # FAISS warns below 39 training vectors per centroid, and product quantisation needs 256 of them.
-            if len(vectors) < 256:
-                raise ValueError(f"IVF-PQ is trained on 256 documents or more, got {len(vectors)}: use kind='flat'.")
-            clusters = self.clusters or max(1, min(int(4 * len(vectors) ** 0.5), len(vectors) // 39))
-            dimensions = vectors.shape[1]
+            if count < 256:
+                raise ValueError(f"IVF-PQ is trained on 256 documents or more, got {count}: use kind='flat'.")
+            vectors = np.memmap(self._untrained, dtype=np.float32, mode="r", shape=(count, dimensions))
+            clusters = self.clusters or max(1, min(int(4 * count**0.5), count // 39))
+            sample = min(count, max(39 * clusters, TRAINING_DOCUMENTS))
             quantizer = faiss.IndexFlatIP(dimensions)
-            self._index = faiss.IndexIVFPQ(
-                quantizer, dimensions, clusters, self.code_bytes, 8, faiss.METRIC_INNER_PRODUCT
-            )
-            self._index.train(vectors)
-            self._index.add(vectors)
-            self._untrained = []
+            index = faiss.IndexIVFPQ(quantizer, dimensions, clusters, self.code_bytes, 8, faiss.METRIC_INNER_PRODUCT)
+            index.train(vectors[np.arange(sample) * count // sample])
+            for start in range(0, count, BLOCK):
+                index.add(vectors[start : start + BLOCK])
+            self._index = index
+            self._untrained.close()
+            self._untrained = None
         return self._index
 
     def _search(self, queries: np.ndarray, k: int, threads: int) -> tuple[np.ndarray, np.ndarray]:
@@ -108,9 +122,16 @@ class FaissIndex(LocalIndex):
         return rows, np.where(rows >= 0, scores, 0.0).astype(np.float32)
 
     def _bytes(self) -> int:
-        import faiss
-
-        return len(faiss.serialize_index(self._ready())) if self.ids else 0
+        """Vectors or codes and what finds them, counted and not written; FAISS's file has a small header besides."""
+        if not self.ids:
+            return 0
+        assert self.dimensions is not None
+        index, count, vector = self._ready(), len(self), 4 * self.dimensions
+        if self.kind == "ivf_pq":  # codes and 8-byte ids; the clusters' and the product quantiser's centroids
+            return count * (self.code_bytes + 8) + (index.nlist + 256) * vector
+        if self.kind == "hnsw":  # a document's links, where they begin and its level
+            return count * (vector + 12) + 4 * index.hnsw.offsets.at(count)
+        return count * vector
 
     def _save_files(self, data: Path) -> None:
         import faiss

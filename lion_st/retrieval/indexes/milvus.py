@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +18,7 @@ from lion_st.retrieval.vectors import to_csr, to_dense
 
 MAX_ID_BYTES = 512
 METRIC = {"metric_type": "IP"}
+SOURCE_PROPERTY = "lion_st.source"  # of a collection: the digest of what its documents come from
 
 
 class MilvusIndex(Index):
@@ -24,6 +27,10 @@ class MilvusIndex(Index):
     The collection is the store: `add` returns once Milvus has acknowledged the rows, and an acknowledged row survives
     the death of the process. Adding an id again replaces its vectors, so an interrupted load is simply repeated. `save`
     writes a small folder that says where the collection is, for `load_index`.
+
+    A collection holds the documents of one `source`, whose digest is a property of the collection: documents of another
+    one are refused before any is stored, and so is loading an index whose collection was filled anew since. Nothing is
+    compared where the index or, in loading, the collection knows no source.
 
     A sparse document without terms, which no query can find, is left out; a hybrid one is refused.
 
@@ -72,6 +79,7 @@ class MilvusIndex(Index):
         # Milvus Lite builds the index of rows that were not flushed anew in every search; an earlier process that died
         # may have left some.
         self._is_flushed = False
+        self._is_claimed = False  # whether the collection was found to hold documents of this source
         self._client = MilvusClient(self.uri, token=token or os.environ.get("MILVUS_TOKEN", ""))
         if self._client.has_collection(collection):
             self._check_collection()
@@ -83,7 +91,11 @@ class MilvusIndex(Index):
         return int(counted[0]["count(*)"])
 
     def add(self, ids: Sequence[str], vectors: Any) -> None:
-        """Store documents; see `Index.add`. An id that is there already is replaced."""
+        """Store documents; see `Index.add`. An id that is there already is replaced.
+
+        Raises:
+            StorageError: If the collection holds documents of another source, or of none that is known.
+        """
         ids = [str(one) for one in ids]
         if len(set(ids)) < len(ids):
             raise ValueError("An id occurs twice among the documents to add: ids must be unique.")
@@ -96,6 +108,9 @@ class MilvusIndex(Index):
                 raise ValueError(f"Got {len(ids)} ids for {matrix.shape[0]} {field} vectors: give one id per row.")
         if not self._client.has_collection(self.collection):
             self._create_collection(fields["dense"].shape[1] if "dense" in fields else None)
+        elif not self._is_claimed:
+            self._claim_collection()
+        self._is_claimed = self.source is not None
         kept = list(range(len(ids)))
         if "sparse" in fields:
             empty = np.diff(fields["sparse"].indptr) == 0
@@ -150,7 +165,8 @@ class MilvusIndex(Index):
         """Open the collection that `save` described; `token` is for a cluster.
 
         Raises:
-            StorageError: If the file of Milvus Lite is not where it was, or no such index was saved.
+            StorageError: If the file of Milvus Lite or the collection is not where it was, the collection holds
+                documents of another source, or no such index was saved.
         """
         metadata, _ = cls._read(path, verify)
         uri = metadata["parameters"]["uri"]
@@ -158,12 +174,23 @@ class MilvusIndex(Index):
             raise StorageError(f"The collection of {path} was in {uri}, which is gone: build the index again.")
         index = cls(metadata["paradigm"], **metadata["parameters"], token=token)
         index.source = metadata["source"]
+        if not index._client.has_collection(index.collection):
+            if metadata["documents"]:
+                raise StorageError(
+                    f"The collection {index.collection!r} of {path} is gone from {uri}: build the index again."
+                )
+        elif index.source is not None and index._stored_digest() not in (None, _digest(index.source)):
+            raise StorageError(
+                f"The collection {index.collection!r} at {uri} was filled anew since {path} was saved, from another "
+                "model or corpus or with other pruning: build the index again, in a collection of another name."
+            )
         return index
 
     def delete_collection(self) -> None:
         """Remove the collection and all its documents from Milvus."""
         if self._client.has_collection(self.collection):
             self._client.drop_collection(self.collection)
+        self._is_claimed = False
 
     def close(self) -> None:
         """Close the connection; Milvus Lite then releases its file."""
@@ -206,7 +233,22 @@ class MilvusIndex(Index):
         if dense_dimensions is not None:
             schema.add_field("dense", DataType.FLOAT_VECTOR, dim=dense_dimensions)
             indexes.add_index("dense", index_type=self.dense_index_type, metric_type="IP")
-        self._client.create_collection(self.collection, schema=schema, index_params=indexes)
+        properties = {} if self.source is None else {SOURCE_PROPERTY: _digest(self.source)}
+        self._client.create_collection(self.collection, schema=schema, index_params=indexes, properties=properties)
+
+    def _claim_collection(self) -> None:
+        """Refuse a collection that holds documents of another source; an empty one takes this index's."""
+        if self.source is None or self._stored_digest() == _digest(self.source):
+            return
+        if count := len(self):
+            raise StorageError(
+                f"The collection {self.collection!r} at {self.uri} already holds {count:,} documents that are not "
+                "known to be of this model, corpus and pruning: name another collection, or delete this one first."
+            )
+        self._client.alter_collection_properties(self.collection, {SOURCE_PROPERTY: _digest(self.source)})
+
+    def _stored_digest(self) -> str | None:
+        return self._client.describe_collection(self.collection)["properties"].get(SOURCE_PROPERTY)
 
     def _check_collection(self) -> None:
         fields = {field["name"] for field in self._client.describe_collection(self.collection)["fields"]}
@@ -224,6 +266,10 @@ class MilvusIndex(Index):
             return None
         files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
         return sum(file.stat().st_size for file in files)
+
+
+def _digest(source: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()
 
 
 def _row(matrix: Any, row: int) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,15 +17,17 @@ from lion_st.retrieval.indexes.base import LocalIndex, Paradigm
 
 KEPT = 0.2  # of the documents' postings, by default
 FEWEST_POSTINGS, MOST_POSTINGS = 100, 6000  # per term, by default
+FILE = "vectors.index.seismic"  # its name begins with what `save` is given
 
 
 class SeismicIndex(LocalIndex):
     """The `SeismicIndexLV` of pyseismic-lsr: 32-bit terms, since LLM vocabularies pass the 65,536 of the plain one.
 
-    The index is built at the first search, save or `stats` after documents were added. Seismic's own defaults (3,500
-    postings a term, a block for every 10 postings, 10 query terms) were chosen for BERT's vocabulary. Over one four
-    times as large, lists are short: 3,500 postings prune nothing below millions of documents, and the summaries of
-    the many small blocks take far more memory than the documents. LLM queries spread their weight over more terms.
+    The index is built at the first search, save or `stats` after documents were added, and once saved it cannot grow.
+    Seismic's own defaults (3,500 postings a term, a block for every 10 postings, 10 query terms) were chosen for BERT's
+    vocabulary. Over one four times as large, lists are short: 3,500 postings prune nothing below millions of documents,
+    and the summaries of the many small blocks take far more memory than the documents. LLM queries spread their weight
+    over more terms.
 
     Args:
         paradigm: "sparse".
@@ -62,13 +65,15 @@ class SeismicIndex(LocalIndex):
         self._dataset: Any = None
         self._postings = self._terms = 0
         self._index: Any = None
-        self._is_loaded = False
+        self._file_bytes: int | None = None
 
     def _add(self, vectors: sparse.csr_array) -> None:
         import seismic
 
-        if self._is_loaded:
-            raise ValueError("A Seismic index that was loaded cannot grow: build it again from the encoded corpus.")
+        if self.ids and self._dataset is None:
+            raise ValueError(
+                "A Seismic index that was saved or loaded cannot grow: build it again from the encoded corpus."
+            )
         if self._dataset is None:
             self._dataset = seismic.SeismicDatasetLV(dim=vectors.shape[1])
         rows = [str(row) for row in range(len(self), len(self) + vectors.shape[0])]
@@ -77,7 +82,7 @@ class SeismicIndex(LocalIndex):
         )
         self._postings += vectors.nnz
         self._terms = vectors.shape[1]
-        self._index = None
+        self._index = self._file_bytes = None
 
     def _build(self) -> Any:
         import seismic
@@ -122,26 +127,34 @@ class SeismicIndex(LocalIndex):
         return rows, scores
 
     def _bytes(self) -> int:
+        """Size of the file that `save` writes: of an index neither saved nor loaded it is written once to know it."""
         if not self.ids:
             return 0
-        import tempfile
+        if self._file_bytes is None:
+            with tempfile.TemporaryDirectory(prefix="lion-st-") as folder:
+                self._save_files(Path(folder))
+        assert self._file_bytes is not None
+        return self._file_bytes
 
-        with tempfile.TemporaryDirectory() as folder:
-            self._save_files(Path(folder))
-            return sum(file.stat().st_size for file in Path(folder).iterdir())
+    def save(self, path: str | Path) -> Path:
+        """Write the index into a folder; see `Index.save`. It cannot grow afterwards: the documents are let go."""
+        saved = super().save(path)
+        self._dataset = None
+        return saved
 
     def _save_files(self, data: Path) -> None:
         if self.ids:
             index = self._build()
             with _stdout_to_stderr():
                 index.save(str(data / "vectors"))
+            self._file_bytes = (data / FILE).stat().st_size
 
     def _load(self, data: Path, memory_map: bool) -> None:
         import seismic
 
         with _stdout_to_stderr():
-            self._index = seismic.SeismicIndexLV.load(str(data / "vectors.index.seismic"))
-        self._is_loaded = True
+            self._index = seismic.SeismicIndexLV.load(str(data / FILE))
+        self._file_bytes = (data / FILE).stat().st_size
 
 
 @contextmanager
