@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from weakref import finalize
 
 import numpy as np
 
@@ -57,8 +58,8 @@ class ModelRetriever:
         model: The encoder.
         query_model: Encodes the queries in place of `model`, such as a small query encoder made for it.
         engine: Engine of the index, see `create_index`.
-        engine_parameters: Settings of the engine. For milvus `uri` is by default a temporary file, and `collection`
-            lion_st_scratch_sparse or _dense, which `index` empties first.
+        engine_parameters: Settings of the engine. For milvus `uri` is by default a temporary file, and `collection` a
+            name of its own; the collection is deleted in the end, and one that holds documents is refused.
         query_tokens: Length to cut queries to, in place of the model's own.
         document_tokens: Length to cut documents to, in place of the model's own.
         tokens_per_batch: Padded tokens per batch when encoding.
@@ -106,6 +107,7 @@ class ModelRetriever:
         self.name = name or "+".join(dict.fromkeys(model_name(one) for one in (model, self.query_model)))
         self._figures: dict[str, Any] = {}
         self._folder: TemporaryDirectory[str] | None = None
+        self._owns_collection = False
         self._index: Index = self._new_index()
 
     def fingerprint(self) -> str:
@@ -189,6 +191,14 @@ class ModelRetriever:
         name = f"lion_st_scratch_{paradigm}_{self._folder.name.rpartition('-')[2]}"  # the cluster may be shared
         scratch = {"uri": f"{self._folder.name}/milvus.db", "collection": name}
         index: Any = create_index(self.engine, paradigm, **(scratch | self.engine_parameters))
+        if not self._owns_collection and len(index):
+            raise StorageError(
+                f"The collection {index.collection!r} at {index.uri} holds {len(index):,} documents, which this would "
+                "replace: name another one, leave the name out, or delete it."
+            )
+        if not self._owns_collection:
+            finalize(self, index.delete_collection)
+        self._owns_collection = True
         index.delete_collection()
         return index
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from sentence_transformers import SentenceTransformer, SparseEncoder
 from tiny_models import TEXTS
 
 import lion_st
-from lion_st.retrieval import EncodedCorpus, ModelRetriever, encode_corpus, encode_texts, load_encoder
+from lion_st.retrieval import EncodedCorpus, ModelRetriever, create_index, encode_corpus, encode_texts, load_encoder
 from lion_st.retrieval import retriever as retriever_module
 from lion_st.retrieval.indexes import StorageError
 from lion_st.retrieval.query_encoders import save_query_encoder, truncated_query_encoder
@@ -100,3 +101,18 @@ def test_a_router_is_opened_as_the_class_that_saved_it(model, tiny_backbone, tmp
             difference = abs(encode_texts(router, TEXTS, kind) - encode_texts(live, TEXTS, kind)).max()
             assert difference < 1e-4
         assert_same(search(ModelRetriever(router)), search(ModelRetriever(full, query_model=student)))
+
+
+def test_a_collection_with_documents_is_not_emptied(model, tmp_path) -> None:
+    place = {"uri": str(tmp_path / "lion.db"), "collection": "mine"}
+    mine = create_index("milvus", "sparse", **place)
+    mine.add(["a"], encode_texts(model, TEXTS[:1], "document"))
+    with pytest.raises(StorageError, match=r"'mine' at .* holds 1 documents"):
+        ModelRetriever(model, "milvus", engine_parameters=place)
+    mine.delete_collection()
+    retriever = ModelRetriever(model, "milvus", engine_parameters=place)
+    assert_same(search(retriever), search(ModelRetriever(model)))
+    search(retriever)
+    del retriever
+    gc.collect()
+    assert len(create_index("milvus", "sparse", **place)) == 0
