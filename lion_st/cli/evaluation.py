@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the verbs."""
-    for verb in (evaluate, compare):
+    for verb in (evaluate, compare, fuse):
         app.command(rich_help_panel="Evaluate")(verb)
 
 
@@ -162,6 +162,34 @@ def compare(
         typer.echo(f"\n{comparison.metric}: {comparison.b} against {comparison.a}")
         for name, queries in (("better", comparison.gains), ("worse", comparison.drops)):
             typer.echo(f"  {name}: " + (", ".join(f"{query} {value:+.3f}" for query, value in queries) or "no query"))
+
+
+def fuse(
+    runs: Annotated[list[Path], typer.Argument(help="TREC run files of the same queries, such as Lion-SP's and DS's.")],
+    output: Annotated[Path, typer.Option(help="Run file to write.")],
+    weight: Annotated[
+        list[float] | None,
+        typer.Option(help="Of each run, for a convex combination; without weights, by reciprocal ranks. Repeatable."),
+    ] = None,
+    dev: Annotated[
+        list[Path] | None, typer.Option(help="Runs of a development set to fit two weights on; one for each run.")
+    ] = None,
+    dev_qrels: Annotated[Path | None, typer.Option(help="Its relevance judgements, TREC or BEIR.")] = None,
+    metric: Annotated[str, typer.Option(help="What the weights maximise.")] = "nDCG@10",
+    k: Annotated[int, typer.Option("-k", min=1, help="Documents per query.")] = 1000,
+) -> None:
+    """Fuse runs into a hybrid one, by reciprocal ranks or by weights, given or fitted."""
+    from lion_st.evaluation import fit_run_weights, fuse_runs, read_qrels, read_run, write_run
+
+    if bool(dev) != (dev_qrels is not None) or (dev and weight):
+        raise ValueError("Fitting weights takes --dev runs with their --dev-qrels, and no --weight.")
+    weights: Sequence[float] | None = weight or None
+    if dev and dev_qrels is not None:
+        weights = fit_run_weights([read_run(run) for run in dev], read_qrels(dev_qrels), metric, k=k)
+    fused = fuse_runs([read_run(run) for run in runs], weights, k)
+    write_run(output, fused, tag=output.stem.replace(" ", "_"))
+    how = "reciprocal ranks" if weights is None else "weights " + ", ".join(f"{one:.2f}" for one in weights)
+    typer.echo(f"{output}: {len(fused):,} queries, fused by {how}.")
 
 
 def _fused(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lion_st.evaluation.compare import Comparison, compare_runs
     from lion_st.evaluation.evaluate import evaluate_retrieval, open_retriever
-    from lion_st.evaluation.hybrid import fit_hybrid
+    from lion_st.evaluation.hybrid import fit_hybrid, fit_run_weights, fuse_runs
     from lion_st.evaluation.metrics import METRICS, Qrels, Run, evaluate_queries, evaluate_run
     from lion_st.evaluation.mteb_search import MtebSearch, document_text
     from lion_st.evaluation.protocols import PROTOCOLS, Protocol
@@ -47,8 +47,10 @@ _HOME = {
     "evaluate_retrieval": "evaluate",
     "evaluate_run": "metrics",
     "fit_hybrid": "hybrid",
+    "fit_run_weights": "hybrid",
     "folder_task": "tasks",
     "format_table": "tables",
+    "fuse_runs": "hybrid",
     "get_task": "tasks",
     "get_task_groups": "tasks",
     "hits_to_run": "trec",
@@ -80,8 +82,10 @@ __all__ = [
     "evaluate_retrieval",
     "evaluate_run",
     "fit_hybrid",
+    "fit_run_weights",
     "folder_task",
     "format_table",
+    "fuse_runs",
     "get_task",
     "get_task_groups",
     "hits_to_run",

@@ -1,4 +1,4 @@
-"""Fusing retrievers with weights that were fitted on a development set."""
+"""Fusing retrievers, or the runs that they left, with weights that were fitted on a development set."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lion_st.evaluation.metrics import evaluate_run
+from lion_st.evaluation.metrics import Qrels, Run, evaluate_run
 from lion_st.evaluation.mteb_search import document_text, query_text
 from lion_st.evaluation.tasks import get_task, loaded
-from lion_st.retrieval.fusion import fit_convex_weights
+from lion_st.retrieval.fusion import convex_fusion, fit_convex_weights, reciprocal_rank_fusion
+from lion_st.retrieval.indexes import Hits
 from lion_st.retrieval.retriever import HybridRetriever, Retriever
 
 if TYPE_CHECKING:
@@ -66,3 +67,54 @@ def fit_hybrid(
         f"{weight:.2f} {retriever.name.split('/')[-1]}" for weight, retriever in zip(weights, retrievers, strict=True)
     )
     return HybridRetriever(retrievers, weights, depth, shown)
+
+
+def fuse_runs(
+    runs: Sequence[Run], weights: Sequence[float] | None = None, k: int = 1000
+) -> dict[str, dict[str, float]]:
+    """Fuse runs, whatever engines and machines made them.
+
+    Args:
+        runs: Two or more. A query that one of them lacks is answered by the others.
+        weights: One a run, see `convex_fusion`; None fuses by reciprocal rank.
+        k: Documents per query.
+
+    Raises:
+        ValueError: If there are fewer than two runs, or the weights do not fit.
+    """
+    queries, rankings = _rankings(runs)
+    fused = reciprocal_rank_fusion(rankings, k) if weights is None else convex_fusion(rankings, weights, k)
+    return {query: dict(hits) for query, hits in zip(queries, fused, strict=True)}
+
+
+def fit_run_weights(
+    runs: Sequence[Run], qrels: Qrels, metric: str = "nDCG@10", steps: int = 20, k: int = 1000
+) -> tuple[float, float]:
+    """The weights of two runs on a development set that score best, for `fuse_runs`.
+
+    Args:
+        runs: Two runs of the development set's queries.
+        qrels: Its judgements.
+        metric: What is maximised, see `evaluate_queries`.
+        steps: See `fit_convex_weights`.
+        k: Depth of the fused runs.
+
+    Raises:
+        ValueError: If there are not exactly two runs, or no query of theirs is judged.
+    """
+    queries, rankings = _rankings(runs)
+    if not set(queries) & qrels.keys():
+        raise ValueError("No query of the development runs is judged: give runs and judgements of one set.")
+    weights, _ = fit_convex_weights(rankings, queries, lambda run: evaluate_run(qrels, run, [metric])[metric], steps, k)
+    return weights
+
+
+def _rankings(runs: Sequence[Run]) -> tuple[list[str], list[list[Hits]]]:
+    """All queries of some runs, and the hits of each run in their order."""
+    if len(runs) < 2:
+        raise ValueError(f"Fusion needs two runs or more, got {len(runs)}.")
+    queries = list(dict.fromkeys(query for run in runs for query in run))
+    best_first = [
+        {query: sorted(hits.items(), key=lambda hit: (-hit[1], hit[0])) for query, hits in run.items()} for run in runs
+    ]
+    return queries, [[run.get(query, []) for query in queries] for run in best_first]

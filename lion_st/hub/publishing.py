@@ -224,7 +224,7 @@ def _stage(model: Any, folder: Path, repo_id: str, *, offline: bool, token: Toke
 
 
 def _result_files(folder: Path) -> Iterator[Path]:
-    """mteb's results in a folder and its descriptions of the models, without what else lies there."""
+    """mteb's results in a folder, its descriptions of the models, and rows of figures that name no files of ours."""
     for file in sorted(folder.rglob("*.json")):
         content = _read(file)
         if isinstance(content, dict) and {"task_name", "mteb_version", "scores"} <= content.keys():
@@ -232,6 +232,12 @@ def _result_files(folder: Path) -> Iterator[Path]:
             description = file.parent / "model_meta.json"
             if description.is_file():
                 yield description
+        elif isinstance(content, list) and all(map(_is_plain_row, content)):
+            yield file
+
+
+def _is_plain_row(row: Any) -> bool:
+    return isinstance(row, dict) and "dataset" in row and not (row.get("run") or row.get("qrels"))
 
 
 def _contents(folder: Path) -> Contents:

@@ -125,7 +125,8 @@ def test_of_what_lies_beside_a_checkpoint_mteb_results_and_licences_are_publishe
     beside = {
         "results/org__lion/1/SciFact.json": json.dumps(result),
         "results/org__lion/1/model_meta.json": '{"name": "org/lion"}',
-        "results/rows/SciFact.json": '{"run": "/home/somebody/run.trec"}',
+        "results/rows.json": '[{"model": "lion-sp", "dataset": "SciFact", "query_terms": 9}]',
+        "results/rows/SciFact.json": '[{"dataset": "SciFact", "run": "/home/somebody/run.trec"}]',
         "results/corpus/manifest.json": '{"texts": "/home/somebody/corpus.jsonl"}',
         "LICENSE.txt": "Yours.",
         "NOTICE": "Built with Llama",
