@@ -55,10 +55,10 @@ def main() -> None:
     )
     parser.add_argument("--tuples", help="Training tuples; the bundled ones by default.")
     parser.add_argument("--split", default="train")
-    parser.add_argument("--negatives", type=int, default=4)
-    parser.add_argument("--max-tuples", type=int, default=4000, help="Learn from a random sample of this many.")
+    parser.add_argument("--negatives", type=int, default=1)
+    parser.add_argument("--max-tuples", type=int, default=2000, help="Learn from a random sample of this many.")
     parser.add_argument("--layers", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--epochs", type=float, default=1.0)
+    parser.add_argument("--epochs", type=float, default=4.0)
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="Of the layers; token weights learn at 1e-2.")
     parser.add_argument("--timed-queries", type=int, default=200)
     parser.add_argument("--output", type=Path, default=RESULTS)
@@ -84,7 +84,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, student in learners.items():
             rate = None if name == "static" else options.learning_rate
-            settings = {"epochs": options.epochs, "learning_rate": rate, "teacher": full}
+            settings = {"epochs": options.epochs, "learning_rate": rate}
             students[name] = distill_query_encoder(student, lessons, f"{folder}/{name}", **settings)
 
     rows: list[dict[str, Any]] = []

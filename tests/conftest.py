@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,17 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def forkable(one_thread: None) -> Iterator[None]:
+    """Forked processes wait for no threads that they lack, and killed ones leave no lock of progress bars behind."""
+    from tqdm.auto import tqdm
+
+    shared = tqdm.get_lock()  # between all forked processes
+    tqdm.set_lock(threading.RLock())
+    yield
+    tqdm.set_lock(shared)
 
 
 @pytest.fixture(scope="session", params=GOLDEN_CASES)

@@ -36,7 +36,7 @@ def query_encoder(
     queries: Annotated[str | None, typer.Option(help="Where query texts are, if not in the data.")] = None,
     documents: Annotated[str | None, typer.Option(help="Where document texts are, if not in the data.")] = None,
     epochs: Annotated[float, typer.Option(help="Passes over the tuples.")] = 1.0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Queries of a step.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Queries of a step.")] = 16,
     learning_rate: Annotated[
         float | None, typer.Option(help="By default 1e-2 for token weights, 1e-4 for layers.")
     ] = None,
@@ -68,7 +68,7 @@ def query_encoder(
     if kind != "idf":
         settings: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
         work = output.with_name(f".{output.name}-training")
-        distill_query_encoder(student, lessons, work, teacher=full, **settings, disable_tqdm=quiet)
+        distill_query_encoder(student, lessons, work, **settings, disable_tqdm=quiet)
     save_query_encoder(student, full, output)
     typer.echo(f"{output}: {kind} query encoder of {model}, {sum(p.numel() for p in student.parameters()):,} weights.")
 

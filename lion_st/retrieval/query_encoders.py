@@ -189,51 +189,27 @@ class QueryDistillationLoss(nn.Module):
     """Makes a query encoder score documents as the full model does.
 
     With s(q, d) the student's and t(q, d) the full model's dot products, both over the candidates of all queries of the
-    batch and times `scale`, the loss is the sum of up to three terms:
-
-    - `score_loss`: the mean over queries of KL(softmax(t) || softmax(s));
-    - `vector_loss`: `vector_weight` times the mean squared distance of the student's vectors from the full model's,
-      which also keeps sparse students sparse;
-    - `state_loss`: `state_weight` times the mean over tokens of |h - g|^2 / |g|^2, with h and g the last hidden states
-      of student and full model. The other two have no gradient for terms that the student leaves at zero, so that a
-      sparse student which starts far from the full model would forget its terms instead of learning them.
+    batch and times `scale`: the mean over queries of KL(softmax(t) || softmax(s)), plus `vector_weight` times the mean
+    squared distance of the student's vectors from the full model's, which also keeps sparse students sparse.
 
     Args:
         model: The student, a sentence-transformers model.
         lessons: See `make_lessons`; labels of the training set are rows of them.
         scale: Factor on the scores: 1 for sparse vectors, 100 for dense ones (temperature 0.01).
         vector_weight: Weight of the distance; 0 for a static encoder, which cannot expand a query.
-        teacher: The full model, for `state_loss`; it is run on each batch of queries.
-        state_weight: Weight of the states' distance; 0 for a static encoder, which has no states.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        lessons: Lessons,
-        scale: float = 1.0,
-        vector_weight: float = 0.0,
-        teacher: SentenceTransformer | SparseEncoder | None = None,
-        state_weight: float = 0.0,
-    ) -> None:
+    def __init__(self, model: nn.Module, lessons: Lessons, scale: float = 1.0, vector_weight: float = 0.0) -> None:
         super().__init__()
-        if state_weight and teacher is None:
-            raise ValueError(f"state_weight={state_weight} needs the teacher, whose states are to be learned.")
         self.model = model
         self.lessons = lessons
         self.scale = scale
         self.vector_weight = vector_weight
-        self.state_weight = state_weight
-        self._teacher = (
-            teacher,
-        )  # in a tuple, so that it is no module of the loss: trainers would put the student there
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> dict[str, Tensor]:
         """Compute the terms of the loss for a batch of queries and their rows in the lessons."""
         (features,) = sentence_features
-        given = dict(features)
-        output = self.model(features)
-        student = output["sentence_embedding"].float()
+        student = self.model(features)["sentence_embedding"].float()
         if sparse.issparse(self.lessons.query_vectors):
             student = student.relu()  # a term's weight below 0 counts as 0, as it will be saved
         rows = labels.cpu().numpy()
@@ -244,18 +220,7 @@ class QueryDistillationLoss(nn.Module):
         terms = {"score_loss": F.kl_div(scores, targets, log_target=True, reduction="batchmean")}
         if self.vector_weight:
             terms["vector_loss"] = self.vector_weight * (student - teacher).square().sum(dim=-1).mean()
-        if self.state_weight:
-            terms["state_loss"] = self.state_weight * self._state_distance(output["token_embeddings"], given)
         return terms
-
-    def _state_distance(self, states: Tensor, features: dict[str, Any]) -> Tensor:
-        """Mean squared distance of real tokens' states, [B, L, D] or packed [1, T, D], from the teacher's."""
-        (teacher,) = self._teacher
-        with torch.no_grad():
-            wanted = teacher[0](features)["token_embeddings"].float()  # type: ignore[index]
-        squares = (states.float() - wanted).square().sum(dim=-1) / wanted.square().sum(dim=-1).clamp_min(1e-12)
-        mask = features.get("attention_mask")
-        return squares.mean() if mask is None or mask.shape != squares.shape else squares[mask.bool()].mean()
 
     @staticmethod
     def _dense(vectors: Vectors, rows: np.ndarray, like: Tensor) -> Tensor:
@@ -269,11 +234,9 @@ def distill_query_encoder(
     output_dir: str | Path,
     *,
     epochs: float = 1.0,
-    batch_size: int = 64,
+    batch_size: int = 16,
     learning_rate: float | None = None,
     vector_weight: float | None = None,
-    teacher: SentenceTransformer | SparseEncoder | None = None,
-    state_weight: float = 1.0,
     seed: int = 0,
     **training_options: Any,
 ) -> SentenceTransformer | SparseEncoder:
@@ -284,11 +247,10 @@ def distill_query_encoder(
         lessons: See `make_lessons`.
         output_dir: Folder of the trainer's checkpoints.
         epochs: Passes over the lessons.
-        batch_size: Queries of a step; their candidates are scored for all of them.
+        batch_size: Queries of a step; their candidates are scored for all of them. Layers need many steps more than
+            large ones: the first few take away nearly all terms, which then have to come back.
         learning_rate: By default 1e-2 for static weights and 1e-4 for layers.
         vector_weight: See `QueryDistillationLoss`; by default 0 for static weights and 1 for layers.
-        teacher: The full model; with it, layers learn its hidden states too, which they badly need if they are sparse.
-        state_weight: See `QueryDistillationLoss`; without effect on static weights or without a teacher.
         seed: Of the order of the queries.
         training_options: Further arguments of sentence-transformers' training arguments.
 
@@ -306,8 +268,6 @@ def distill_query_encoder(
     is_static = isinstance(student[0], SparseStaticEmbedding)
     if vector_weight is None:
         vector_weight = 0.0 if is_static else 1.0
-    if is_static or teacher is None:
-        teacher, state_weight = None, 0.0
     scale = 1.0 if sparse.issparse(lessons.query_vectors) else 100.0
     prompt = prompt_for(student, "query")
     options: dict[str, Any] = {
@@ -331,7 +291,7 @@ def distill_query_encoder(
         model=student,
         args=arguments,
         train_dataset=Dataset.from_dict({"query": lessons.queries, "label": range(len(lessons.queries))}),
-        loss=QueryDistillationLoss(student, lessons, scale, vector_weight, teacher, state_weight),
+        loss=QueryDistillationLoss(student, lessons, scale, vector_weight),
     )
     trainer.train()
     if is_static:

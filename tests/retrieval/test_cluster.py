@@ -45,7 +45,7 @@ def workers_of(driver: psutil.Process) -> list[psutil.Process]:
     return [one for one in driver.children(recursive=True) if "_ShardWorker" in " ".join(one.cmdline())]
 
 
-@pytest.mark.usefixtures("one_thread")  # a worker has one; and a forked process must not wait for threads it lacks
+@pytest.mark.usefixtures("forkable")  # and with one thread, as a worker has
 def test_killed_workers_and_killed_drivers_leave_no_trace(tiny_backbone, tmp_path) -> None:
     model = lion_st.build(tiny_backbone(), "sparse", document_length=128)
     checkpoint = lion_st.export(model, tmp_path / "lion", verify=False)

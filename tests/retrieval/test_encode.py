@@ -266,7 +266,7 @@ def test_several_processes_share_the_shards(tmp_path, corpus, sparse_model, monk
     assert (shared / "manifest.json").read_text() == (alone / "manifest.json").read_text()
 
 
-@pytest.mark.usefixtures("one_thread")  # a forked process must not wait for threads it lacks
+@pytest.mark.usefixtures("forkable")
 def test_twenty_random_kills_leave_no_trace(tmp_path, sparse_model) -> None:
     """SIGKILL at random moments, then one run to the end: the bytes of an undisturbed run."""
     corpus = write_jsonl(
