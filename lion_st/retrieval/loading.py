@@ -33,11 +33,11 @@ def load_encoder(source: str | Path, **options: Any) -> SentenceTransformer | Sp
     unknown = options.keys() - hub.keys() - {"device", "dtype"}
     if unknown:
         raise ValueError(f"{source} is a Router of stock modules, which does not take {sorted(unknown)}.")
-    if options.get("dtype", "auto") != "auto":
-        hub["model_kwargs"] = {"dtype": options["dtype"]}
     # A class other than the one that saved a checkpoint appends or drops modules without a word.
     config = _read_json(str(source), "config_sentence_transformers.json", hub) or {}
     stock: Any = SentenceTransformer if config.get("model_type") == "SentenceTransformer" else SparseEncoder
+    if options.get("dtype", "auto") != "auto":
+        hub["model_kwargs"] = {"dtype": options["dtype"]}
     return stock(str(source), device=options.get("device"), similarity_fn_name="dot", **hub)
 
 
@@ -49,5 +49,5 @@ def _is_router(source: str, hub: dict[str, Any]) -> bool:
 def _read_json(source: str, name: str, hub: dict[str, Any]) -> Any:
     from sentence_transformers.util import load_file_path
 
-    file = load_file_path(source, name, **{key: value for key, value in hub.items() if key != "model_kwargs"})
+    file = load_file_path(source, name, **hub)
     return None if file is None else json.loads(Path(file).read_text(encoding="utf-8"))

@@ -247,8 +247,8 @@ def distill_query_encoder(
         lessons: See `make_lessons`.
         output_dir: Folder of the trainer's checkpoints.
         epochs: Passes over the lessons.
-        batch_size: Queries of a step; their candidates are scored for all of them. Layers need many steps more than
-            large ones: the first few take away nearly all terms, which then have to come back.
+        batch_size: Queries of a step; their candidates are scored for all of them. Small ones make more
+            steps, which layers need: the first take away nearly all terms, which then have to come back.
         learning_rate: By default 1e-2 for static weights and 1e-4 for layers.
         vector_weight: See `QueryDistillationLoss`; by default 0 for static weights and 1 for layers.
         seed: Of the order of the queries.

@@ -13,8 +13,8 @@ from weakref import finalize
 
 import numpy as np
 
-from lion_st.retrieval.describe import model_fingerprint, model_name, weights_fingerprint
-from lion_st.retrieval.encode import EncodedCorpus, encode_corpus, encode_texts, records_digest
+from lion_st.retrieval.describe import model_fingerprint, model_name, text_limit, weights_fingerprint
+from lion_st.retrieval.encode import EncodedCorpus, encode_corpus, encode_texts, prompt_for, records_digest
 from lion_st.retrieval.fusion import convex_fusion, reciprocal_rank_fusion
 from lion_st.retrieval.indexes import Hits, Index, StorageError, create_index
 from lion_st.retrieval.records import Record
@@ -191,14 +191,14 @@ class ModelRetriever:
         name = f"lion_st_scratch_{paradigm}_{self._folder.name.rpartition('-')[2]}"  # the cluster may be shared
         scratch = {"uri": f"{self._folder.name}/milvus.db", "collection": name}
         index: Any = create_index(self.engine, paradigm, **(scratch | self.engine_parameters))
-        if not self._owns_collection and len(index):
-            raise StorageError(
-                f"The collection {index.collection!r} at {index.uri} holds {len(index):,} documents, which this would "
-                "replace: name another one, leave the name out, or delete it."
-            )
         if not self._owns_collection:
+            if len(index):
+                raise StorageError(
+                    f"The collection {index.collection!r} at {index.uri} holds {len(index):,} documents, which this "
+                    "would replace: name another one, leave the name out, or delete it."
+                )
             finalize(self, index.delete_collection)
-        self._owns_collection = True
+            self._owns_collection = True
         index.delete_collection()
         return index
 
@@ -242,10 +242,17 @@ class ModelRetriever:
                 f"{encoded.path} was encoded by {settings['model']!r} with other weights or in another type than those "
                 f"of {model_name(self.model)!r}: encode the documents with this model."
             )
-        if self.document_tokens not in (None, settings["max_tokens"]):
+        limit = self.document_tokens or text_limit(self.model, "document")
+        if settings["max_tokens"] != limit:
             raise StorageError(
-                f"{encoded.path} holds texts cut to {settings['max_tokens']} tokens, not to {self.document_tokens}: "
-                f"encode the documents with max_tokens={self.document_tokens}."
+                f"{encoded.path} holds texts cut to {settings['max_tokens']} tokens, not to {limit}: encode the "
+                f"documents with max_tokens={limit}."
+            )
+        prompt = prompt_for(self.model, "document")
+        if settings["prompt"] != prompt:
+            raise StorageError(
+                f"{encoded.path} was encoded with the prompt {settings['prompt']!r}, and the model's for documents is "
+                f"{prompt!r}: encode the documents with this model."
             )
         if len(encoded) != len(documents):
             raise StorageError(

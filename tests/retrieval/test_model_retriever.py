@@ -64,6 +64,9 @@ def test_an_encoded_corpus_of_something_else_is_refused(model, tiny_backbone, tm
         ModelRetriever(other, encoded=encoded).index(DOCUMENTS)
     with pytest.raises(StorageError, match="cut to 32 tokens, not to 20"):
         ModelRetriever(model, encoded=encoded, document_tokens=20).index(DOCUMENTS)
+    shorter = encode_corpus(model, RECORDS, tmp_path / "shorter", max_tokens=8, show_progress=False)
+    with pytest.raises(StorageError, match="cut to 8 tokens, not to 32"):
+        ModelRetriever(model, encoded=shorter).index(DOCUMENTS)
     with pytest.raises(StorageError, match="holds 8 documents, and 7 are to be indexed"):
         ModelRetriever(model, encoded=encoded).index({key: DOCUMENTS[key] for key in list(DOCUMENTS)[1:]})
     with pytest.raises(StorageError, match="from 'd3' on"):
