@@ -183,7 +183,7 @@ def _maxima(hidden: Tensor, weight: Tensor, bounds: Tensor, values: Tensor, posi
         maxima = logits.new_full((texts, len(rows)), -torch.inf).scatter_reduce(0, index, logits, "amax")
         values[:, offset : offset + tile] = maxima
         if positions.numel():
-            losers = torch.where(logits == maxima[owner], token, len(hidden))
+            losers = torch.where((logits == maxima[owner]) | logits.isnan(), token, len(hidden))
             winners = losers.new_full(maxima.shape, len(hidden)).scatter_reduce(0, index, losers, "amin")
             positions[:, offset : offset + tile] = winners.where(winners < len(hidden), -1)
 
@@ -205,6 +205,7 @@ def _scatter(
     for offset in range(0, weight.shape[0], tile):
         span = slice(offset, offset + tile)
         coefficients = grad[:, span] * slope(values[:, span], softcap) * scale
+        coefficients.masked_fill_(positions[:, span] < 0, 0)
         active = coefficients.any(0).nonzero()[:, 0]
         coefficients = coefficients[:, active]
         text, term = coefficients.nonzero(as_tuple=True)

@@ -290,13 +290,13 @@ def _scatter_gradients(
             for text in range(texts):
                 value = values[text, offset + term]
                 upstream = grad[text, offset + term]
-                if value > 0 and upstream != 0:
+                token = positions[text, offset + term]
+                if token >= 0 and not value <= 0 and upstream != 0:  # NaN passes
                     factor = upstream * np.exp(-value) * scale
                     if softcap > 0:
                         factor *= 1 - (np.expm1(value) / softcap) ** 2
                     share[0] = factor
                     one = share[0]
-                    token = positions[text, offset + term]
                     if grad_hidden.size:
                         for column in range(low, high):
                             grad_hidden[token, column] += one * weight[term, column]

@@ -53,7 +53,8 @@ def splade_pool(
         terms in each row.
 
     Raises:
-        ValueError: If shapes do not fit, or `k` or `thresholds` is given for dense output.
+        ValueError: If shapes do not fit, if `k` or `thresholds` is given for dense output, or if a weight of sparse
+            output is NaN or infinite. Dense rows keep them; `check_finite` looks for them.
         RuntimeError: If the backend that LION_ST_KERNEL names cannot run.
 
     References:
@@ -195,14 +196,15 @@ def _sparse_rows(
         else:
             values, _ = pooled_maxima(tokens, weight[span], part, bounds, scale, softcap, False, backend)
         floor = thresholds[span].to(values) if isinstance(thresholds, Tensor) else (thresholds or 0.0)
-        kept = values > floor
+        kept = ~(values <= floor)  # NaN stays, to be found below
         if k is not None and k < values.shape[1]:
-            kept &= values >= values.topk(k, dim=1).values[:, -1:]  # equals all stay until the last cut
+            kept &= ~(values < values.topk(k, dim=1).values[:, -1:])  # equals all stay until the last cut
         row, column = kept.nonzero(as_tuple=True)
         rows.append(row)
         columns.append(column + offset)
         weights.append(values[row, column])
     row, column, value = (torch.cat(parts) for parts in (rows, columns, weights))
+    check_finite(value, row)
     if k is not None:
         row, column, value = _largest(row, column, value, k)
     order = row.argsort(stable=True)  # terms ascend within a slab and from slab to slab
@@ -213,6 +215,28 @@ def _sparse_rows(
         value[order],
         size=(texts, terms),
         check_invariants=False,
+    )
+
+
+def check_finite(values: Tensor, text: Tensor | None = None) -> None:
+    """Refuse vectors that hold NaN or infinity; waits for the GPU.
+
+    Args:
+        values: Term weights, none of them negative: [B, V], or [nnz] of sparse rows.
+        text: Row of each weight [nnz].
+
+    Raises:
+        ValueError: If a weight is no finite number, with the texts that have such weights.
+    """
+    if bool(values.sum().isfinite()):  # in one pass: nothing cancels where nothing is negative
+        return
+    broken = ~values.isfinite()
+    rows = (broken.any(1).nonzero()[:, 0] if text is None else text[broken].unique()).tolist()
+    named = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
+    raise ValueError(
+        f"The term weights of {len(rows)} texts (numbers {named} of the batch) are NaN or infinite: the model's hidden "
+        "states or its LM head are. Look for NaN in its weights; if they are fine, float16 overflowed: load the model "
+        "in bfloat16 or float32."
     )
 
 

@@ -7,29 +7,18 @@ program owns a stretch of the sum and adds in the order of the entries, so that 
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from lion_st.kernels.gradients import slope
-from lion_st.kernels.tuning import Tuner
 
 SLAB_ENTRIES = 2**24  # entries of [B, V] that are sorted at a time
 SHORTEST_PIECE = 256  # entries that one program adds; more where there are many
 MOST_PIECES = 4096  # of split segments, each of which holds a row of partial sums
-
-
-class Block(NamedTuple):
-    """Columns that a program sums, and its warps."""
-
-    columns: int
-    warps: int
-
-
-_TUNER = Tuner([Block(256, 1), Block(128, 1), Block(512, 2), Block(1024, 4)])
+COLUMNS = 256  # that a program sums
+CACHE_BYTES = 20 * 2**20  # of a table's columns that stay in a GPU's cache while all programs read them
 
 
 @triton.jit
@@ -76,14 +65,15 @@ def sum_rows_kernel(
             target = sums + segment.to(tl.int64) * DIM + column
             partial_row = tl.load(split_first + segment) + piece - first
         total_sum = tl.zeros((BLOCK,), tl.float32)
-        for start in range(begin, end, 8):  # 8 rows on their way at a time, all of a column in one thread
-            entry = start + tl.arange(0, 8)
-            present = entry < end
-            source = tl.load(row + entry, mask=present, other=0).to(tl.int64) * stride
-            factor = tl.load(coefficient + entry, mask=present, other=0.0)
-            mask = present[:, None] & inside[None, :]
-            values = tl.load(table + source[:, None] + column[None, :], mask=mask, other=0.0)
-            total_sum += tl.sum(factor[:, None] * values.to(tl.float32), 0)
+        for start in range(begin, end, 8):  # 8 rows on their way at a time, added in the order of the entries
+            for ahead in tl.static_range(8):
+                entry = tl.minimum(start + ahead, end - 1)
+                source = tl.load(row + entry).to(tl.int64) * stride
+                factor = tl.load(coefficient + entry)
+                values = tl.load(
+                    table + source + column, mask=column < tl.where(start + ahead < end, DIM, 0), other=0.0
+                )
+                total_sum += factor * values.to(tl.float32)
         if SPLIT:
             tl.store(target, total_sum.to(sums.dtype.element_ty), mask=column < tl.where(is_whole, DIM, 0))
             partial = partial_sums + partial_row.to(tl.int64) * DIM + column
@@ -94,12 +84,12 @@ def sum_rows_kernel(
 
 @triton.jit
 def merge_sums_kernel(partial_sums, piece_first, split_first, sums, DIM: tl.constexpr, BLOCK: tl.constexpr):
-    """Add up the partial sums of each segment that has several pieces, in order."""
+    """Add up the partial sums of each segment that has several pieces, in order; 0 for one that has none."""
     segment = tl.program_id(0)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < DIM
     count = tl.load(piece_first + segment + 1) - tl.load(piece_first + segment)
-    if count > 1:
+    if count != 1:
         source = partial_sums + tl.load(split_first + segment).to(tl.int64) * DIM + column
         total = tl.zeros((BLOCK,), tl.float32)
         for piece in range(count):
@@ -121,14 +111,14 @@ def hidden_gradient(
     """Gradient of `hidden` [T, D]: for each token, rows of `weight` summed over the terms whose maximum it is."""
     texts, terms = values.shape
     result = torch.zeros_like(hidden)
-    edges = bounds.tolist()
     step = max(1, SLAB_ENTRIES // terms)
-    for low in range(0, texts, step):
+    edges = [0] if step >= texts else bounds[:-1:step].tolist()  # waits for the GPU, as `nonzero` will anyway
+    edges.append(len(hidden))
+    for number, low in enumerate(range(0, texts, step)):
         high = min(texts, low + step)
-        first, last = edges[low], edges[high]
+        first, last = edges[number : number + 2]
+        # Waits for the GPU: the number of entries decides what is allocated, which else would be for all of [B, V].
         where = active(grad[low:high], values[low:high]).flatten().nonzero()[:, 0]
-        if not where.numel():
-            continue
         tokens, order = positions[low:high].flatten()[where].sort(stable=True)
         where = where[order]
         factor = coefficients(grad[low:high].flatten()[where], values[low:high].flatten()[where], scale, softcap)
@@ -154,7 +144,7 @@ def weight_gradient(
         span = slice(low, min(terms, low + step))
         is_active = active(grad[:, span], values[:, span])
         counts = torch.nn.functional.pad(is_active.sum(0, dtype=torch.int32).cumsum(0), (1, 0)).int()
-        term, text = is_active.T.nonzero(as_tuple=True)  # by term, then by text
+        term, text = is_active.T.nonzero(as_tuple=True)  # by term, then by text; waits for the GPU, as above
         term += low
         factor = coefficients(grad[text, term], values[text, term], scale, softcap)
         sum_rows(hidden, positions[text, term], factor, counts, result[span], most=texts)
@@ -162,8 +152,8 @@ def weight_gradient(
 
 
 def active(grad: Tensor, values: Tensor) -> Tensor:
-    """Where a gradient passes relu."""
-    return (values > 0) & (grad != 0)
+    """Where a gradient passes relu. NaN passes, so that whoever looks at gradients sees it."""
+    return ~(values <= 0) & (grad != 0)
 
 
 def coefficients(grad: Tensor, values: Tensor, scale: float, softcap: float | None) -> Tensor:
@@ -179,7 +169,7 @@ def sum_rows(table: Tensor, row: Tensor, coefficient: Tensor, starts: Tensor, su
         row: Row of each entry, int32.
         coefficient: Factor of each entry, float32.
         starts: First entry of each segment, and the end [segments + 1], int32.
-        sums: [segments, D], contiguous; a segment without entries becomes 0, or stays where segments may be split.
+        sums: [segments, D], contiguous; 0 for a segment without entries.
         most: Largest number of entries that a segment can have.
     """
     entries, segments, dim = len(row), len(starts) - 1, table.shape[1]
@@ -199,19 +189,28 @@ def sum_rows(table: Tensor, row: Tensor, coefficient: Tensor, starts: Tensor, su
         piece_segment = torch.searchsorted(piece_first[1:], number, right=True, out_int32=True)
         partial_sums = sums.new_empty(2 * entries // length + 1, dim, dtype=torch.float32)
 
-    def launch(block: Block) -> None:
-        grid = (launched, triton.cdiv(dim, block.columns))
-        sum_rows_kernel[grid](
-            table, row, coefficient, starts, piece_segment, piece_first, split_first, sums, partial_sums,
-            piece_first[-1:], length, table.stride(0), dim, block.columns, splits, num_warps=block.warps,
-        )  # fmt: skip
-        if splits:
-            merge_sums_kernel[segments, grid[1]](
-                partial_sums, piece_first, split_first, sums, dim, block.columns, num_warps=block.warps
-            )
+    columns = program_columns(table, entries)
+    grid = (launched, triton.cdiv(dim, columns))
+    sum_rows_kernel[grid](
+        table, row, coefficient, starts, piece_segment, piece_first, split_first, sums, partial_sums,
+        piece_first[-1:], length, table.stride(0), dim, columns, splits, num_warps=1,
+    )  # fmt: skip
+    if splits:
+        merge_sums_kernel[segments, grid[1]](partial_sums, piece_first, split_first, sums, dim, columns, num_warps=1)
 
-    key = (dim, table.shape[0], table.dtype, sums.dtype, splits, entries.bit_length() // 4, device_name(table))
-    launch(_TUNER.fastest(key, launch))
+
+def program_columns(table: Tensor, entries: int) -> int:
+    """Columns that a program sums, which change nothing in the result.
+
+    Programs of the same columns run together, and those of the next ones after them. Where each row is read several
+    times, the columns are so few that they stay in the GPU's cache until all programs have read them: each row then
+    comes from memory once, whatever the number of entries.
+    """
+    columns, rows = COLUMNS, table.shape[0]
+    if entries > 4 * rows:
+        while rows * columns * table.element_size() > CACHE_BYTES and columns * table.element_size() > 128:
+            columns //= 2
+    return columns
 
 
 def device_name(tensor: Tensor) -> str:

@@ -282,9 +282,9 @@ def finish_kernel(
         source = row.to(tl.int64) * partial_terms + (term - first_term)
         other = tl.load(partial_values + source, mask=inside, other=float("-inf"))
         if WITH_POSITIONS:
-            best, place = _larger(best, place, other, tl.load(partial_positions + source, mask=inside, other=-1))
-        else:
-            best = tl.maximum(best, other, propagate_nan=tl.PropagateNan.ALL)
+            other_place = tl.load(partial_positions + source, mask=inside, other=-1)
+            place = tl.where((other > best) | (place < 0), other_place, place)  # NaN has a place too
+        best = tl.maximum(best, other, propagate_nan=tl.PropagateNan.ALL)
     logits = best * scale
     if HAS_BIAS:
         logits += tl.load(bias + term, mask=inside, other=0).to(tl.float32)

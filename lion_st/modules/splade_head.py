@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from sentence_transformers.base.modules import Module
 from sentence_transformers.sparse_encoder.modules import SpladePooling
 from sentence_transformers.util import select_max_active_dims
 
-from lion_st.kernels import splade_pool
+from lion_st.kernels import check_finite, splade_pool
 from lion_st.modules.lion_transformer import LionTransformer
 
 if TYPE_CHECKING:
@@ -114,6 +115,10 @@ class SpladeHead(Module):
             task: `"query"` or `"document"`, which picks the limit of active terms.
             max_active_dims: Limit for this call, in place of the saved one.
             output: `"dense"` rows, or `"sparse"` for a CSR tensor that never was dense (no gradient).
+
+        Raises:
+            ValueError: If the model is in evaluation mode without gradients, as when it encodes, and a weight is NaN or
+                infinite. Training is not checked, which would wait for the GPU at every step.
         """
         lm_head = self.transformer.lm_head
         limit = None if self.training else max_active_dims or self.active_dims(task or features.get("task"))
@@ -128,6 +133,9 @@ class SpladeHead(Module):
             k=limit if output == "sparse" else None,
             cu_seqlens=features.get("cu_seq_lens_q"),
         )
+        encodes = not self.training and not torch.is_grad_enabled()
+        if encodes and output == "dense" and not _is_recorded(embeddings):
+            check_finite(embeddings)
         if limit is not None and output == "dense":
             embeddings = select_max_active_dims(embeddings, max_active_dims=limit)
         features["sentence_embedding"] = embeddings
@@ -149,3 +157,8 @@ class SpladeHead(Module):
     def save(self, output_path: str, *args, safe_serialization: bool = True, **kwargs) -> None:
         """Save the configuration; the weights are the backbone's."""
         self.save_config(output_path)
+
+
+def _is_recorded(tensor: torch.Tensor) -> bool:
+    """Whether torch.compile or a CUDA graph records what runs, and no value can be looked at."""
+    return torch.compiler.is_compiling() or (tensor.is_cuda and torch.cuda.is_current_stream_capturing())

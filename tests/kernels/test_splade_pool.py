@@ -147,6 +147,20 @@ def test_a_nan_is_not_hidden(backend, dtype):
         case.hidden[1, -2, 0] = -torch.nan
         values = splade_pool(case.hidden, case.weight, case.mask, **case.settings)
     assert values[1].isnan().all() and not values[0].isnan().any()
+    splade_pool(case.hidden, case.weight, case.mask, **case.settings).sum().backward()
+    assert case.hidden.grad[1].isnan().any() and not case.hidden.grad[0].isnan().any()
+
+
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+@pytest.mark.parametrize("limits", [{}, {"k": 3}, {"k": 3, "thresholds": 0.1}, {"thresholds": torch.ones(300)}])
+def test_sparse_rows_are_finite_or_refused(backend, limits, broken, monkeypatch):
+    case = make_case((4, 0, 6, 5))
+    with torch.no_grad():
+        case.hidden[2:, -2] = broken
+    for name in ("blockwise", "reference"):
+        monkeypatch.setenv("LION_ST_KERNEL", name)
+        with pytest.raises(ValueError, match=r"2 texts \(numbers 2, 3 of the batch\) are NaN or infinite"):
+            splade_pool(case.hidden, case.weight, case.mask, output="sparse", **limits, **case.settings)
 
 
 def test_the_same_inputs_give_the_same_bits(backend):

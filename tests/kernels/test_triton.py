@@ -37,6 +37,14 @@ def kernels_run(monkeypatch):
         assert kind == "InterpretedFunction", "Triton was imported before TRITON_INTERPRET=1 was set."
 
 
+@pytest.fixture
+def poisoned():
+    """New memory holds NaN and the largest integers, until it is written."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 def pooled(case: Case) -> torch.Tensor:
     return splade_pool(case.hidden, case.weight, case.mask, **case.settings)
 
@@ -77,6 +85,54 @@ def test_products_are_of_the_dtype_of_the_hidden_states_and_summed_in_float32(dt
     assert relative_error(of_hidden, right_of_hidden) < 0.01 and relative_error(of_weight, right_of_weight) < 0.01
 
 
+def case_with_inactive_terms(texts: int, terms: int, active: int) -> Case:
+    """Texts of one token, of which only the last `active` terms are ever active."""
+    case = make_case((1,) * texts, hidden_size=12, terms=terms, device=DEVICE)
+    with torch.no_grad():
+        case.weight[:-active] = 0
+    return case
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_everything_that_is_returned_was_written(shape, poisoned):
+    case = make_case(**shape, device=DEVICE)
+    assert_right(case)
+    tokens = case.hidden[case.mask.bool()].detach()
+    values, positions = triton_backend.forward(tokens, case.weight.detach(), case.bias, case.bounds, 1.0, None, True)
+    has_tokens = case.bounds.diff() > 0
+    inside = (positions >= case.bounds[:-1, None]) & (positions < case.bounds[1:, None])
+    assert values.isfinite().all() and inside[has_tokens].all() and (positions[~has_tokens] == -1).all()
+
+
+def test_terms_that_no_text_activates_have_no_gradient(poisoned, monkeypatch):
+    case = case_with_inactive_terms(texts=300, terms=9, active=2)  # more entries than a program adds
+    case.hidden.requires_grad_(False)
+    pooled(case).sum().backward()
+    of_weight = case.weight.grad
+    assert not of_weight[:-2].any() and of_weight[-2:].any()
+    monkeypatch.setattr(triton_backward, "SHORTEST_PIECE", 4)
+    for texts in (1, 9, 40):
+        case = case_with_inactive_terms(texts, terms=9, active=1)
+        assert_right(case)
+
+
+def test_the_columns_of_a_program_change_no_bit(monkeypatch):
+    case = make_case((9, 3), hidden_size=70, terms=30, device=DEVICE)
+    expected = gradients(pooled(case), case)
+    for columns in (16, 64):
+        monkeypatch.setattr(triton_backward, "program_columns", lambda *_, columns=columns: columns)
+        for one, other in zip(gradients(pooled(case), case), expected, strict=True):
+            assert torch.equal(one, other)
+
+
+def test_columns_of_a_table_that_is_read_often_stay_in_the_cache():
+    table = torch.empty(128_256, 2048, dtype=torch.bfloat16, device="meta")
+    assert triton_backward.program_columns(table, entries=128 * 1283) == 256  # 1 % of 128 texts' terms
+    narrow = triton_backward.program_columns(table, entries=128 * 64_128)  # 50 %
+    assert narrow * 2 * 128_256 <= triton_backward.CACHE_BYTES and narrow * 2 >= 128
+    assert triton_backward.program_columns(table[:9600], entries=10**7) == 256  # hidden states of a batch
+
+
 def test_positions_name_the_first_of_the_largest_logits():
     case = make_case((5, 0, 150), terms=40, device=DEVICE)
     with torch.no_grad():
@@ -95,6 +151,10 @@ def test_a_nan_is_not_hidden():
         case.hidden[1, 70, 3] = torch.nan
         values = pooled(case)
     assert values[1].isnan().all() and not values[0].isnan().any()
+    of_hidden = gradients(pooled(case), case)[0]
+    assert of_hidden[1].isnan().any() and not of_hidden[0].isnan().any()
+    with pytest.raises(ValueError, match=r"1 texts \(numbers 1 of the batch\) are NaN or infinite"):
+        splade_pool(case.hidden, case.weight, case.mask, output="sparse", **case.settings)
 
 
 def test_small_and_large_logits_keep_their_relative_precision():

@@ -130,6 +130,23 @@ def test_limits_do_not_touch_training(tiny_backbone, texts):
     assert min(active_terms(model(model.preprocess(texts))["sentence_embedding"])) > 3
 
 
+@pytest.mark.parametrize("as_sparse_encoder", [False, True])
+@pytest.mark.parametrize("options", [{}, {"convert_to_tensor": True}, {"max_active_dims": 5}])
+def test_a_model_that_yields_nan_encodes_nothing(tiny_backbone, texts, tmp_path, options, as_sparse_encoder):
+    lion_st.build(tiny_backbone(), "sparse", device="cpu").save(str(tmp_path))
+    model = lion_st.load(tmp_path, as_sparse_encoder=as_sparse_encoder, device="cpu")
+    if not as_sparse_encoder:
+        options = {name: value for name, value in options.items() if name != "max_active_dims"}
+    assert model.encode(texts, **options) is not None
+    with torch.no_grad():
+        model[0].model.model.norm.weight[3] = torch.nan
+    for encode in (model.encode, model.encode_query, model.encode_document):
+        with pytest.raises(ValueError, match=r"term weights of 8 texts .* are NaN or infinite"):
+            encode(texts, **options)
+    for state in (model.train(), model.eval()):  # with gradients, nothing is looked at
+        assert state(state.preprocess(texts))["sentence_embedding"].isnan().all()
+
+
 @pytest.mark.parametrize("limit", [0, -1, 2.5, True, "8"])
 def test_a_limit_is_a_positive_integer(limit):
     with pytest.raises(ValueError, match="query_max_active_dims must be a positive integer"):
