@@ -26,6 +26,8 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl import TrlParser
 
 from lion_st.data.text import iter_documents, token_blocks
+from lion_st.training.arguments import MAX_SECONDS_HELP
+from lion_st.training.callbacks import SecondsBudget
 
 
 @dataclass
@@ -56,6 +58,7 @@ class MicroTrainingArguments(TrainingArguments):
     save_total_limit: int = 1
     torch_compile: bool = True
     report_to: str = "none"
+    max_seconds: float | None = field(default=None, metadata={"help": MAX_SECONDS_HELP})
 
 
 def train_tokenizer(documents: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -121,6 +124,8 @@ def main() -> None:
         eval_dataset=split["test"],
         data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
     )
+    if training_arguments.max_seconds is not None:
+        trainer.add_callback(SecondsBudget(training_arguments.max_seconds))
     start, before = time.time(), trainer.evaluate()["eval_loss"]
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(output)))
     report = {

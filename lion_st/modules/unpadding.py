@@ -59,26 +59,61 @@ def varlen_attention(
         )
     causal = bool(module.is_causal if is_causal is None else is_causal)
     if query.is_cuda:
+        assert max_length_q is not None
         query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
-        attended = varlen_attn(
-            query,
-            key,
-            value,
-            cu_seq_lens_q,
-            cu_seq_lens_q,
-            max_length_q,
-            max_length_q,
-            scale=scaling,
-            window_size=(-1, 0 if causal else -1),
-            enable_gqa=True,
-        )
-        return attended[None], None
+        return call_varlen_attn(varlen_attn, query, key, value, cu_seq_lens_q, max_length_q, causal, scaling)[
+            None
+        ], None
     lengths = cu_seq_lens_q.diff().tolist()
     texts = zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True)
     each = [
         scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scaling, enable_gqa=True) for q, k, v in texts
     ]
     return torch.cat(each, dim=2).transpose(1, 2).contiguous(), None
+
+
+def call_varlen_attn(
+    function: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    bounds: torch.Tensor,
+    longest: int,
+    causal: bool,
+    scaling: float | None,
+) -> torch.Tensor:
+    """Call torch's `varlen_attn`, whose options differ from release to release.
+
+    Args:
+        function: The function.
+        query: [T, H, d].
+        key: [T, G, d], with G dividing H.
+        value: [T, G, d].
+        bounds: Where each text begins, and the end [B + 1], int32.
+        longest: The longest text.
+        causal: Whether a token sees only those before it.
+        scaling: Factor on the scores, `d ** -0.5` if None.
+
+    Returns:
+        [T, H, d].
+    """
+    if query.dtype == torch.float32 and torch.is_autocast_enabled("cuda"):  # rotary embeddings leave autocast's dtype
+        query, key, value = (states.to(torch.get_autocast_dtype("cuda")) for states in (query, key, value))
+    parameters = inspect.signature(function).parameters
+    options: dict[str, Any] = {}
+    if "enable_gqa" in parameters:
+        options["enable_gqa"] = True
+    elif key.shape[1] != query.shape[1]:
+        key, value = (states.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for states in (key, value))
+    if "scale" in parameters:
+        options["scale"] = scaling
+    elif scaling is not None:
+        query = query * (scaling * query.shape[-1] ** 0.5)
+    if "window_size" in parameters:
+        options["window_size"] = (-1, 0 if causal else -1)
+    else:
+        options["is_causal"] = causal
+    return function(query, key, value, bounds, bounds, longest, longest, **options)
 
 
 def why_not(model: PreTrainedModel) -> str | None:
@@ -102,9 +137,9 @@ def why_not_here(model: PreTrainedModel) -> str | None:
         return None
     if model.device.type != "cuda":
         return f"there is no variable-length attention for {model.device.type!r}"
-    if varlen_attn is None or "enable_gqa" not in inspect.signature(varlen_attn).parameters:
-        return f"torch {torch.__version__} has no variable-length attention with grouped queries"
-    if model.dtype not in (torch.bfloat16, torch.float16):
+    if varlen_attn is None:
+        return f"torch {torch.__version__} has no variable-length attention"
+    if model.dtype not in (torch.bfloat16, torch.float16) and not torch.is_autocast_enabled("cuda"):
         return f"variable-length attention needs half precision, not {model.dtype}"
     return None
 

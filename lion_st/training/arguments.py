@@ -32,7 +32,9 @@ RESULT_ARGUMENTS = (
     "seed",
     "bf16",
     "fp16",
+    "max_seconds",
 )
+MAX_SECONDS_HELP = "Fit steps and schedules into this many seconds of training, if max_steps would take longer."
 
 
 @dataclass
@@ -105,6 +107,7 @@ class MntpTrainingArguments(TrainingArguments):
     learning_rate: float = 5e-5
     max_steps: int = 10_000
     bf16: bool = True
+    max_seconds: float | None = field(default=None, metadata={"help": MAX_SECONDS_HELP})
     use_cpu: bool = not torch.cuda.is_available()
     logging_steps: float = 50
     save_steps: float = 500
@@ -184,6 +187,7 @@ class RetrieverTrainingArguments(SparseEncoderTrainingArguments, SentenceTransfo
     per_device_train_batch_size: int | None = None  # type: ignore[assignment]
     gradient_accumulation_steps: int | None = None  # type: ignore[assignment]
     dataloader_drop_last: bool = True
+    max_seconds: float | None = field(default=None, metadata={"help": MAX_SECONDS_HELP})
     use_cpu: bool = not torch.cuda.is_available()
     logging_steps: float = 50
     save_steps: float = 500

@@ -39,7 +39,7 @@ from lion_st.losses import (
 )
 from lion_st.models import build
 from lion_st.stock import export
-from lion_st.training.callbacks import EpochCallback
+from lion_st.training.callbacks import EpochCallback, SecondsBudget
 from lion_st.training.cost import TrainingCost
 from lion_st.training.recipes import BACKBONES, BackboneShape, mntp_folder
 from lion_st.training.record import RunRecord, last_checkpoint
@@ -189,9 +189,12 @@ def build_trainer(
     callbacks = list(callbacks or [])
     if train_dataset.format["type"] == "custom":
         callbacks.append(EpochCallback(partial(set_epoch, train_dataset)))
+    ramp = None
     if isinstance(loss, SpladeLoss):
         ramp = SpladeRegularizerWeightSchedulerCallback(loss, warmup_ratio=arguments.regularizer_warmup_ratio)
         callbacks.insert(0, ramp)
+    if training_arguments.max_seconds is not None:
+        callbacks.append(SecondsBudget(training_arguments.max_seconds, ramp))
     trainer_class = SparseRetrieverTrainer if arguments.paradigm == "sparse" else DenseRetrieverTrainer
     trainer = trainer_class(
         model=model, args=training_arguments, train_dataset=train_dataset, loss=loss, callbacks=callbacks

@@ -136,3 +136,51 @@ def test_the_attention_function_is_not_saved(tiny_backbone, tmp_path):
     model = lion_st.build(tiny_backbone(), "sparse", device="cpu")
     model.save_pretrained(str(tmp_path))
     assert unpadding.NAME not in (tmp_path / "config.json").read_text()
+
+
+def varlen_of_torch_2_10(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False, return_aux=None):
+    """Attends as torch's function of this signature does, which knows neither scales nor fewer heads of keys."""
+    assert query.shape == key.shape == value.shape
+    return _attend(query, key, value, cu_seq_q, query.shape[-1] ** -0.5, is_causal)
+
+
+def varlen_of_torch_2_11(
+    query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, return_aux=None, scale=None, window_size=(-1, -1)
+):
+    assert query.shape == key.shape == value.shape
+    return _attend(query, key, value, cu_seq_q, scale, window_size == (-1, 0))
+
+
+def varlen_of_torch_2_13(
+    query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1), enable_gqa=False
+):
+    assert enable_gqa
+    return _attend(query, key, value, cu_seq_q, scale, window_size == (-1, 0))
+
+
+def _attend(query, key, value, bounds, scale, causal):
+    texts = zip(
+        *(states.transpose(0, 1).split(bounds.diff().tolist(), 1) for states in (query, key, value)), strict=True
+    )
+    attended = [
+        torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale, enable_gqa=True)
+        for q, k, v in texts
+    ]
+    return torch.cat(attended, 1).transpose(0, 1)
+
+
+@pytest.mark.parametrize("function", [varlen_of_torch_2_10, varlen_of_torch_2_11, varlen_of_torch_2_13])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("scaling", [None, 0.3])
+def test_every_release_of_variable_length_attention_is_called_alike(function, causal, scaling):
+    generator = torch.Generator().manual_seed(0)
+    bounds = torch.tensor([0, 3, 10, 11], dtype=torch.int32)
+    query, key, value = (
+        torch.randn(11, heads, 8, dtype=torch.float64, generator=generator, requires_grad=True) for heads in (6, 2, 2)
+    )
+    found = unpadding.call_varlen_attn(function, query, key, value, bounds, 7, causal, scaling)
+    expected = _attend(query, key, value, bounds, scaling, causal)
+    torch.testing.assert_close(found, expected)
+    upstream = torch.randn(found.shape, dtype=torch.float64, generator=generator)
+    gradients = torch.autograd.grad(found, (query, key, value), upstream)
+    torch.testing.assert_close(gradients, torch.autograd.grad(expected, (query, key, value), upstream))

@@ -1,0 +1,66 @@
+"""A budget of seconds ends a run on its own schedule."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+from torch import nn
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from lion_st.training.callbacks import SecondsBudget
+
+
+class Slow(nn.Module):
+    def __init__(self, seconds):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+        self.seconds = seconds
+
+    def forward(self, x, labels=None):
+        if self.training:
+            time.sleep(self.seconds)
+        return {"loss": (self.weight * x.mean()).square().sum()}
+
+
+class Rates(TrainerCallback):
+    def __init__(self):
+        self.rates = []
+
+    def on_step_end(self, args, state, control, lr_scheduler=None, **kwargs):
+        self.rates.append(lr_scheduler.get_last_lr()[0])
+
+
+def train(tmp_path, seconds, steps=2000, pause=0.01, schedule="linear"):
+    rates = Rates()
+    trainer = Trainer(
+        model=Slow(pause),
+        args=TrainingArguments(
+            str(tmp_path), max_steps=steps, learning_rate=1.0, lr_scheduler_type=schedule, warmup_steps=0.1,
+            per_device_train_batch_size=1, use_cpu=True, report_to="none", save_strategy="no",
+        ),
+        train_dataset=[{"x": torch.ones(1)} for _ in range(50)],
+        callbacks=[SecondsBudget(seconds), rates],
+    )  # fmt: skip
+    trainer.train()
+    return trainer.state.global_step, rates.rates
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_the_schedule_comes_to_its_end(tmp_path, schedule):
+    steps, rates = train(tmp_path, seconds=2.5, schedule=schedule)
+    assert 40 < steps < 400  # of 2,000
+    assert max(rates) > 0.1
+    assert rates[-1] < 0.15 * max(rates)
+
+
+def test_a_run_within_its_budget_is_left_alone(tmp_path):
+    steps, rates = train(tmp_path, seconds=600, steps=30, pause=0)
+    assert steps == 30
+    assert rates[-1] == 0
+
+
+def test_a_budget_is_positive():
+    with pytest.raises(ValueError, match="max_seconds must be positive, got 0"):
+        SecondsBudget(0)
