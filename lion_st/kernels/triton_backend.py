@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -26,28 +27,29 @@ except ImportError:  # Triton before 3.4
     TensorDescriptor = None
 
 PARTIAL_BYTES = 128 * 2**20  # of maxima of texts that lie in several tiles
+CAST_BYTES = 128 * 2**20  # of rows of an LM head of another dtype
+ROW_BYTES = 128  # of a row of a step's block
+SUPERTILE = 8  # tiles of the vocabulary that stay in the cache while all tokens pass
+PROBE = (64, 64, 16_384)  # texts, tokens of each, and terms that configurations are measured with
 
 
 class Configuration(NamedTuple):
     """How `maxima_kernel` runs."""
 
     terms: int
-    block_bytes: int  # of one row of a step's block
     warps: int
     stages: int
-    supertile: int = 8
     descriptors: bool = False  # TMA, by programs that stay and take one tile after the other
-    warp_specialize: bool = False
     residents: int = 1  # such programs of a multiprocessor
 
     def block_dim(self, dtype: torch.dtype) -> int:
         """Hidden dimensions of a step."""
-        return self.block_bytes // dtype.itemsize
+        return ROW_BYTES // dtype.itemsize
 
-    def shared_bytes(self, hidden: torch.dtype, weight: torch.dtype) -> int:
+    @property
+    def shared_bytes(self) -> int:
         """Shared memory, at most: the blocks in flight, and what the reduction needs beside them."""
-        row = TILE * hidden.itemsize + self.terms * weight.itemsize
-        return self.stages * row * self.block_dim(hidden) + (20_480 if self.descriptors else 1024)
+        return self.stages * (TILE + self.terms) * ROW_BYTES + (20_480 if self.descriptors else 1024)
 
     @property
     def logits_per_thread(self) -> int:
@@ -55,20 +57,13 @@ class Configuration(NamedTuple):
         return self.terms * TILE // (32 * self.warps)
 
 
+# On Hopper the large tile needs the fewest bytes for a product, and two small ones on a multiprocessor reduce one while
+# they multiply the other. The last one is for GPUs and shapes without TMA.
 CONFIGURATIONS = [
-    Configuration(128, 128, 4, 3),
-    Configuration(128, 128, 8, 3),
-    Configuration(128, 64, 8, 4),
-    Configuration(128, 64, 4, 2),
-    Configuration(256, 64, 8, 3),
-    Configuration(256, 128, 8, 3),
-    Configuration(256, 128, 8, 3, descriptors=True),
-    Configuration(256, 128, 8, 4, descriptors=True),
-    Configuration(256, 128, 8, 4, supertile=16, descriptors=True),
-    Configuration(128, 128, 4, 3, descriptors=True, residents=2),
-    Configuration(128, 128, 8, 4, descriptors=True),
-    Configuration(128, 128, 4, 4, descriptors=True, warp_specialize=True),
-    Configuration(256, 128, 8, 3, descriptors=True, warp_specialize=True),
+    Configuration(256, 8, 3, descriptors=True),
+    Configuration(256, 8, 4, descriptors=True),
+    Configuration(128, 4, 3, descriptors=True, residents=2),
+    Configuration(128, 8, 3),
 ]
 _TUNER = Tuner(CONFIGURATIONS)
 
@@ -102,7 +97,7 @@ def forward(
 
     Args:
         hidden: [T, D]. The products are computed in its dtype and summed in float32.
-        weight: [V, D], cast in registers if its dtype is another.
+        weight: [V, D], cast a slab of terms at a time if its dtype is another.
         bias: [V] or None.
         bounds: Where each text begins, and the end [B + 1], int32.
         scale: Factor on the products.
@@ -122,18 +117,17 @@ def forward(
         return values.zero_(), positions.fill_(-1)
     with _on_device(hidden):
         tiles = triton.cdiv(hidden.shape[0] + (GROUP - 1) * min(texts, hidden.shape[0]), TILE)
-        step = _slab_terms(tiles, terms, with_positions)
+        step = _slab_terms(tiles, weight, hidden.dtype, with_positions)
         schedule = make_schedule(bounds, hidden.shape[0], tiles, terms, step)
         slots = hidden.index_select(0, schedule.order)
         weight = _rows_contiguous(weight)
-        if interpreted() and hidden.dtype == torch.bfloat16:  # which the interpreter cannot multiply
-            slots, weight = slots.float(), weight.bfloat16().float()
+        configuration = _configuration(hidden, weight, with_positions)
         partial_values = values.new_empty(2 * tiles, step)
         partial_positions = positions.new_empty(partial_values.shape if with_positions else (0, 0))
         for low in range(0, terms, step):
             high = min(terms, low + step)
             results = values, positions, partial_values, partial_positions
-            _launch_maxima(slots, weight, results, schedule, low, high)
+            _launch_maxima(configuration, slots, weight[low:high].to(hidden.dtype), results, schedule, low)
             finish_kernel[texts, triton.cdiv(high - low, 1024)](
                 *results, schedule.ends, values if bias is None else bias.contiguous(), low, high, terms, step,
                 scale, softcap or 1.0, bias is not None, softcap is not None, with_positions, 1024,
@@ -173,6 +167,19 @@ def backward(
     return Gradients(of_hidden, of_weight)
 
 
+def pretune(weight: Tensor, dtype: torch.dtype) -> None:
+    """Choose the configurations for an LM head [V, D] and hidden states of a dtype, and compile all kernels."""
+    texts, length, most = PROBE
+    hidden = torch.randn(texts * length, weight.shape[1], device=weight.device, dtype=dtype)
+    bounds = torch.arange(texts + 1, device=weight.device, dtype=torch.int32) * length
+    rows = weight[:most]
+    for with_positions in (False, True):
+        with _on_device(hidden):
+            _configuration(hidden, weight, with_positions)
+        values, positions = forward(hidden, rows, None, bounds, 1.0, None, with_positions)
+    backward(values, values, positions, hidden, rows, bounds, 1.0, None, True, True)
+
+
 def make_schedule(bounds: Tensor, tokens: int, tiles: int, terms: int, partial_terms: int) -> Schedule:
     """Lay texts out in groups of 8 slots, on the device, without waiting for it.
 
@@ -192,62 +199,92 @@ def make_schedule(bounds: Tensor, tokens: int, tiles: int, terms: int, partial_t
 
 
 def _launch_maxima(
+    configuration: Configuration,
     slots: Tensor,
-    weight: Tensor,
+    rows: Tensor,
     results: tuple[Tensor, Tensor, Tensor, Tensor],
     schedule: Schedule,
-    low: int,
-    high: int,
+    first_term: int,
+    compile_only: bool = False,
 ) -> None:
+    """Run `maxima_kernel` for the terms of some rows of the LM head, of the dtype of the slots."""
+    terms, dim = rows.shape
+    if interpreted() and slots.dtype == torch.bfloat16:  # which the interpreter cannot multiply
+        slots, rows = slots.float(), rows.float()
+    block = configuration.block_dim(slots.dtype)
+    programs = schedule.tiles * triton.cdiv(terms, configuration.terms)
+    hidden_argument: Any = slots
+    weight_argument: Any = rows
+    if configuration.descriptors:
+        hidden_argument = TensorDescriptor.from_tensor(slots, [TILE, block])
+        weight_argument = TensorDescriptor.from_tensor(rows, [configuration.terms, block])
+        programs = min(programs, configuration.residents * _multiprocessors(slots))
+    run = partial(maxima_kernel.warmup, grid=(programs,)) if compile_only else maxima_kernel[(programs,)]
+    run(
+        hidden_argument, weight_argument, *results, *schedule[2:], schedule.ends, len(schedule.ends), first_term,
+        first_term + terms, rows.stride(0), dim, configuration.terms, block, SUPERTILE, results[1].numel() > 0,
+        float32_precision(slots), configuration.descriptors,
+        num_warps=configuration.warps, num_stages=configuration.stages,
+    )  # fmt: skip
+
+
+def _configuration(hidden: Tensor, weight: Tensor, with_positions: bool) -> Configuration:
+    """The fastest configuration for a model: all its batches run the same one."""
     terms, dim = weight.shape
-    texts, with_positions = len(schedule.ends), results[1].numel() > 0
-    precision = float32_precision(slots)
-
-    def launch(configuration: Configuration) -> None:
-        block = configuration.block_dim(slots.dtype)
-        programs = schedule.tiles * triton.cdiv(high - low, configuration.terms)
-        hidden_argument: Any = slots
-        weight_argument: Any = weight
-        if configuration.descriptors:
-            hidden_argument = TensorDescriptor.from_tensor(slots, [TILE, block])
-            weight_argument = TensorDescriptor.from_tensor(weight, [configuration.terms, block])
-            programs = min(programs, configuration.residents * _multiprocessors(slots))
-        maxima_kernel[(programs,)](
-            hidden_argument, weight_argument, *results, *schedule[2:], schedule.ends, texts, low, high, terms,
-            weight.stride(0), dim, configuration.terms, block, configuration.supertile, with_positions, precision,
-            configuration.descriptors, configuration.descriptors, configuration.warp_specialize,
-            num_warps=configuration.warps, num_stages=configuration.stages,
-        )  # fmt: skip
-
-    size = schedule.tiles.bit_length()
-    key = (dim, terms, slots.dtype, weight.dtype, precision, with_positions, size, triton_backward.device_name(slots))
-    launch(_TUNER.fastest(key, launch, _fits(slots, weight)))
+    key = (
+        "maxima", dim, min(terms, PROBE[2]), str(hidden.dtype), float32_precision(hidden), with_positions,
+        _is_aligned(hidden, weight), triton_backward.device_name(hidden),
+    )  # fmt: skip
+    return _TUNER.fastest(key, lambda: _probe(hidden, weight, with_positions), _fits(hidden, weight))
 
 
-def _fits(slots: Tensor, weight: Tensor) -> Callable[[Configuration], bool]:
+def _probe(hidden: Tensor, weight: Tensor, with_positions: bool) -> Callable[[Configuration, bool], None]:
+    """Runs a configuration on random tokens and the first terms."""
+    texts, length, most = PROBE
+    rows = weight[:most].to(hidden.dtype)
+    bounds = torch.arange(texts + 1, device=hidden.device, dtype=torch.int32) * length
+    tiles = texts * length // TILE
+    schedule = make_schedule(bounds, texts * length, tiles, len(rows), len(rows))
+    slots = torch.randn(tiles * TILE, weight.shape[1], device=hidden.device, dtype=hidden.dtype)
+    values = torch.empty(texts + 2 * tiles, len(rows), device=hidden.device)
+    positions = torch.empty_like(values if with_positions else values[:0, :0], dtype=torch.int32)
+    results = values[:texts], positions[:texts], values[texts:], positions[texts:]
+
+    def run(configuration: Configuration, compile_only: bool) -> None:
+        with _on_device(hidden):  # of this thread
+            _launch_maxima(configuration, slots, rows, results, schedule, 0, compile_only)
+
+    return run
+
+
+def _fits(hidden: Tensor, weight: Tensor) -> Callable[[Configuration], bool]:
     """Whether a configuration can run on these tensors and their GPU."""
-    if not slots.is_cuda:
+    if not hidden.is_cuda:
         return lambda configuration: not configuration.descriptors
-    limit = triton.runtime.driver.active.utils.get_device_properties(slots.device.index)["max_shared_mem"]
+    limit = triton.runtime.driver.active.utils.get_device_properties(hidden.device.index)["max_shared_mem"]
     is_nvidia = torch.version.hip is None
-    major = torch.cuda.get_device_capability(slots.device)[0]
-    dim = slots.shape[1]
-    describes = TensorDescriptor is not None and is_nvidia and major >= 9 and weight.data_ptr() % 16 == 0
-    describes &= dim * slots.element_size() % 16 == 0 and weight.stride(0) * weight.element_size() % 16 == 0
+    major = torch.cuda.get_device_capability(hidden.device)[0]
+    describes = TensorDescriptor is not None and is_nvidia and major >= 9 and _is_aligned(hidden, weight)
 
     # Compute capability 9 and 10 multiply from shared memory; others, and float32, need registers for the operands.
-    few_logits = is_nvidia and (major not in (9, 10) or slots.element_size() > 2)
+    few_logits = is_nvidia and (major not in (9, 10) or hidden.element_size() > 2)
 
     def fits(configuration: Configuration) -> bool:
-        if configuration.descriptors and not (describes and dim >= configuration.block_dim(slots.dtype)):
-            return False
-        if configuration.warp_specialize and major < 10:
+        if configuration.descriptors and not describes:
             return False
         if few_logits and configuration.logits_per_thread > 64:
             return False
-        return configuration.shared_bytes(slots.dtype, weight.dtype) <= limit
+        return configuration.shared_bytes <= limit
 
     return fits
+
+
+def _is_aligned(hidden: Tensor, weight: Tensor) -> bool:
+    """Whether TMA can read blocks of both: of rows of a step's bytes at least, that begin at multiples of 16 bytes."""
+    row = hidden.shape[1] * hidden.element_size()
+    cast = weight.dtype != hidden.dtype  # to memory of its own
+    strides = row if cast else weight.stride(0) * weight.element_size()
+    return row >= ROW_BYTES and row % 16 == 0 and strides % 16 == 0 and (cast or weight.data_ptr() % 16 == 0)
 
 
 def float32_precision(tensor: Tensor) -> str:
@@ -257,10 +294,13 @@ def float32_precision(tensor: Tensor) -> str:
     return "tf32x3" if tensor.is_cuda and torch.version.hip is None else "ieee"
 
 
-def _slab_terms(tiles: int, terms: int, with_positions: bool) -> int:
-    """Terms of a launch, in equal parts, whose partial maxima fit in `PARTIAL_BYTES`."""
-    most = max(256, PARTIAL_BYTES // (2 * tiles * (8 if with_positions else 4)))
-    return triton.cdiv(triton.cdiv(terms, triton.cdiv(terms, most)), 256) * 256
+def _slab_terms(tiles: int, weight: Tensor, dtype: torch.dtype, with_positions: bool) -> int:
+    """Terms of a launch, in equal parts, whose partial maxima and cast rows of the LM head fit in their limits."""
+    terms, dim = weight.shape
+    most = PARTIAL_BYTES // (2 * tiles * (8 if with_positions else 4))
+    if weight.dtype != dtype:
+        most = min(most, CAST_BYTES // (dim * dtype.itemsize))
+    return triton.cdiv(triton.cdiv(terms, triton.cdiv(terms, max(256, most))), 256) * 256
 
 
 def _multiprocessors(tensor: Tensor) -> int:

@@ -140,7 +140,7 @@ def _scan_step(values, places, tail, tail_places, group_text, TERMS: tl.constexp
 @triton.jit
 def _store_maxima(
     logits, values, positions, partial_values, partial_positions, group_text, group_first, group_last, group_start,
-    term, first_term, last_term, terms, TERMS: tl.constexpr, WITH_POSITIONS: tl.constexpr,
+    term, first_term, last_term, TERMS: tl.constexpr, WITH_POSITIONS: tl.constexpr,
 ):  # fmt: skip
     """Reduce a tile of logits [TERMS, 128] to one maximum per text and term, and store them."""
     group = tl.arange(0, 16)
@@ -163,20 +163,20 @@ def _store_maxima(
 
 # Term counts stay unspecialized: known to be multiples of 16 they would make the stores of several terms a thread, in a
 # layout that spreads a tile's groups over the warps, and the scan would go through shared memory.
-@triton.jit(do_not_specialize=["texts", "first_term", "last_term", "terms"])
+@triton.jit(do_not_specialize=["texts", "first_term", "last_term"])
 def maxima_kernel(
     hidden, weight, values, positions, partial_values, partial_positions, group_text, group_first, group_last,
-    group_start, ends, texts, first_term, last_term, terms, weight_stride,
+    group_start, ends, texts, first_term, last_term, weight_stride,
     DIM: tl.constexpr, TERMS: tl.constexpr, BLOCK_DIM: tl.constexpr, SUPERTILE: tl.constexpr,
-    WITH_POSITIONS: tl.constexpr, PRECISION: tl.constexpr, DESCRIPTORS: tl.constexpr, FLATTEN: tl.constexpr,
-    WARP_SPECIALIZE: tl.constexpr,
+    WITH_POSITIONS: tl.constexpr, PRECISION: tl.constexpr, DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
     """Largest logit of each text and its token, for terms `first_term` to `last_term`, by any number of programs.
 
     Args:
         hidden: Hidden states of the slots [slots, DIM], contiguous; a pointer or a descriptor of blocks
             [128, BLOCK_DIM].
-        weight: LM head [terms, DIM]; a pointer or a descriptor of blocks [TERMS, BLOCK_DIM].
+        weight: The terms' rows of the LM head [last_term - first_term, DIM], of the dtype of `hidden`; a pointer or a
+            descriptor of blocks [TERMS, BLOCK_DIM].
         values: Written where a text lies in one tile [texts, terms].
         positions: As `values`.
         partial_values: Written where it does not [2 * tiles, partial_terms].
@@ -189,7 +189,6 @@ def maxima_kernel(
         texts: Number of texts, at least 1.
         first_term: First term.
         last_term: Term after the last.
-        terms: Size of the vocabulary.
         weight_stride: Elements from one row of `weight` to the next.
         DIM: Hidden size.
         TERMS: Terms of a tile.
@@ -197,31 +196,27 @@ def maxima_kernel(
         SUPERTILE: Tiles of the vocabulary that are computed for all tokens before the next ones, to stay in the cache.
         WITH_POSITIONS: Also write positions.
         PRECISION: How float32 is multiplied: "tf32", "tf32x3" or "ieee".
-        DESCRIPTORS: `hidden` and `weight` are descriptors.
-        FLATTEN: Make one pipeline of a program's tiles.
-        WARP_SPECIALIZE: Let different warps load, multiply and reduce.
+        DESCRIPTORS: `hidden` and `weight` are descriptors, and a program's tiles make one pipeline.
     """
     tiles = tl.cdiv(tl.load(ends + texts - 1), 16)
     term_tiles = tl.cdiv(last_term - first_term, TERMS)
-    for index in tl.range(
-        tl.program_id(0), tiles * term_tiles, tl.num_programs(0), flatten=FLATTEN, warp_specialize=WARP_SPECIALIZE
-    ):
+    for index in tl.range(tl.program_id(0), tiles * term_tiles, tl.num_programs(0), flatten=DESCRIPTORS):
         supertile = index // (SUPERTILE * tiles)
         width = tl.minimum(term_tiles - supertile * SUPERTILE, SUPERTILE)
         inside = index - supertile * SUPERTILE * tiles
         tile = inside // width
-        corner = first_term + (supertile * SUPERTILE + inside % width) * TERMS
-        term = corner + tl.arange(0, TERMS)
+        corner = (supertile * SUPERTILE + inside % width) * TERMS
+        term = first_term + corner + tl.arange(0, TERMS)
         logits = tl.zeros((TERMS, 128), tl.float32)
         if DESCRIPTORS:
             for step in tl.range(0, DIM, BLOCK_DIM):
                 tokens = hidden.load([tile * 128, step])
-                rows = weight.load([corner, step]).to(tokens.dtype)
+                rows = weight.load([corner, step])
                 logits = tl.dot(rows, tokens.T, logits, input_precision=PRECISION)
         else:
             dim = tl.arange(0, BLOCK_DIM)
             slot = (tile * 128 + tl.arange(0, 128)).to(tl.int64)
-            row = tl.minimum(term, terms - 1).to(tl.int64)
+            row = tl.minimum(corner + tl.arange(0, TERMS), last_term - first_term - 1).to(tl.int64)
             for step in tl.range(0, DIM, BLOCK_DIM):
                 token_pointers = hidden + slot[None, :] * DIM + (step + dim)[:, None]
                 row_pointers = weight + row[:, None] * weight_stride + (step + dim)[None, :]
@@ -231,11 +226,11 @@ def maxima_kernel(
                 else:
                     tokens = tl.load(token_pointers, mask=(step + dim < DIM)[:, None], other=0)
                     rows = tl.load(row_pointers, mask=(step + dim < DIM)[None, :], other=0)
-                logits = tl.dot(rows.to(tokens.dtype), tokens, logits, input_precision=PRECISION)
+                logits = tl.dot(rows, tokens, logits, input_precision=PRECISION)
         group = tile * 16
         _store_maxima(
             logits, values, positions, partial_values, partial_positions, group_text + group, group_first + group,
-            group_last + group, group_start + group, term, first_term, last_term, terms, TERMS, WITH_POSITIONS,
+            group_last + group, group_start + group, term, first_term, last_term, TERMS, WITH_POSITIONS,
         )  # fmt: skip
 
 

@@ -20,9 +20,6 @@ from lion_st.kernels.triton_backend import CONFIGURATIONS, Configuration
 
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 SHARED_BYTES = {80: 166_912, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}  # of a program, at most
-BFLOAT16 = (torch.bfloat16, torch.bfloat16)
-MIXED = (torch.bfloat16, torch.float32)
-FLOAT32 = (torch.float32, torch.float32)
 
 
 def compile_kernel(kernel: Any, types: dict[str, str], constants: dict[str, Any], architecture: int, **options: int):
@@ -49,32 +46,29 @@ def describe(name: str, compiled: Any, architecture: int, expected_shared_bytes:
     }
 
 
-def compile_maxima(configuration: Configuration, dtypes: tuple[torch.dtype, torch.dtype], architecture: int) -> dict:
-    hidden, weight = dtypes
-    block = configuration.block_dim(hidden)
+def compile_maxima(configuration: Configuration, dtype: torch.dtype, architecture: int) -> dict:
+    name, block = NAMES[dtype], configuration.block_dim(dtype)
     constants = {
-        "DIM": 2048, "TERMS": configuration.terms, "BLOCK_DIM": block, "SUPERTILE": configuration.supertile,
+        "DIM": 2048, "TERMS": configuration.terms, "BLOCK_DIM": block, "SUPERTILE": triton_backend.SUPERTILE,
         "WITH_POSITIONS": True, "PRECISION": "tf32x3", "DESCRIPTORS": configuration.descriptors,
-        "FLATTEN": configuration.descriptors, "WARP_SPECIALIZE": configuration.warp_specialize,
     }  # fmt: skip
     if configuration.descriptors:
         types = {
-            "hidden": f"tensordesc<{NAMES[hidden]}[{triton_backend.TILE},{block}]>",
-            "weight": f"tensordesc<{NAMES[weight]}[{configuration.terms},{block}]>",
+            "hidden": f"tensordesc<{name}[{triton_backend.TILE},{block}]>",
+            "weight": f"tensordesc<{name}[{configuration.terms},{block}]>",
         }
     else:
-        types = {"hidden": f"*{NAMES[hidden]}", "weight": f"*{NAMES[weight]}"}
+        types = dict.fromkeys(["hidden", "weight"], f"*{name}")
     types |= dict.fromkeys(["values", "partial_values"], "*fp32")
     types |= dict.fromkeys(["positions", "partial_positions", "group_text", "group_first", "group_last"], "*i32")
     types |= {"group_start": "*i64", "ends": "*i32"}
-    types |= dict.fromkeys(["texts", "first_term", "last_term", "terms", "weight_stride"], "i32")
+    types |= dict.fromkeys(["texts", "first_term", "last_term", "weight_stride"], "i32")
     compiled = compile_kernel(
         triton_forward.maxima_kernel, types, constants, architecture,
         num_warps=configuration.warps, num_stages=configuration.stages,
     )  # fmt: skip
-    shared = configuration.shared_bytes(hidden, weight)
-    names = [NAMES[dtype] for dtype in dtypes]
-    return describe("maxima_kernel", compiled, architecture, shared, dtypes=names, configuration=configuration)
+    shared = configuration.shared_bytes
+    return describe("maxima_kernel", compiled, architecture, shared, dtype=name, configuration=configuration)
 
 
 def compile_others(architecture: int) -> list[dict]:
@@ -103,20 +97,19 @@ def compile_others(architecture: int) -> list[dict]:
 
 def main() -> None:
     wanted = [
-        (Configuration(256, 128, 8, 3, descriptors=True), BFLOAT16, 90),
-        (Configuration(128, 128, 8, 3), MIXED, 90),
-        (Configuration(128, 128, 8, 3), BFLOAT16, 80),
+        (CONFIGURATIONS[0], torch.bfloat16, 90),
+        (CONFIGURATIONS[2], torch.bfloat16, 90),
+        (CONFIGURATIONS[-1], torch.bfloat16, 80),
     ]
     if "--all" in sys.argv:
         wanted = [
-            (configuration, dtypes, architecture)
+            (configuration, dtype, architecture)
             for architecture in SHARED_BYTES
-            for dtypes in (BFLOAT16, MIXED, FLOAT32)
+            for dtype in (torch.bfloat16, torch.float32)
             for configuration in CONFIGURATIONS
             if not (configuration.descriptors and architecture < 90)
-            and not (configuration.warp_specialize and architecture != 100)
-            and not (configuration.logits_per_thread > 64 and (architecture not in (90, 100) or dtypes == FLOAT32))
-            and configuration.shared_bytes(*dtypes) <= SHARED_BYTES[architecture]
+            and not (configuration.logits_per_thread > 64 and (architecture not in (90, 100) or dtype == torch.float32))
+            and configuration.shared_bytes <= SHARED_BYTES[architecture]
         ]
     found = [compile_maxima(*arguments) for arguments in wanted]
     for architecture in SHARED_BYTES if "--all" in sys.argv else (90,):

@@ -64,6 +64,60 @@ def test_every_configuration_gives_the_same_bits():
         assert torch.equal(values, results[0][0]) and torch.equal(positions, results[0][1])
 
 
+def test_the_columns_of_a_program_change_no_bit_of_the_gradients(monkeypatch):
+    from lion_st.kernels import triton_backward
+
+    case = make_case(LENGTHS, 512, 3000, dtype=torch.bfloat16, device="cuda")
+    values = pooled(case)
+    upstream = torch.randn(values.shape, device="cuda")
+    results = []
+    for columns in (256, 128, 64, 32):
+        monkeypatch.setattr(triton_backward, "program_columns", lambda *_, columns=columns: columns)
+        results.append(torch.autograd.grad(values, (case.hidden, case.weight), upstream, retain_graph=True))
+    for of_hidden, of_weight in results[1:]:
+        assert torch.equal(of_hidden, results[0][0]) and torch.equal(of_weight, results[0][1])
+
+
+@pytest.mark.parametrize("texts", [3, 300])
+def test_everything_that_is_returned_was_written(texts):
+    """New memory holds NaN; some terms are active in no text, and 300 texts are more than one program adds."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        case = make_case((1, 0, 140) * (texts // 3), 64, 700, dtype=torch.bfloat16, device="cuda")
+        with torch.no_grad():
+            case.weight[7:90] = 0
+        true = case.double()
+        values, expected = pooled(case), true.expected()
+        of_hidden, of_weight = gradients(values, case)
+        right_of_hidden, right_of_weight = gradients(expected, true)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert relative_error(values, expected) < 1e-5
+    assert not of_weight[7:90].any()
+    assert relative_error(of_hidden, right_of_hidden) < 0.01 and relative_error(of_weight, right_of_weight) < 0.01
+
+
+def test_a_nan_raises_when_encoding_and_reaches_the_gradients():
+    case = make_case(LENGTHS, 128, 2000, dtype=torch.bfloat16, device="cuda")
+    with torch.no_grad():
+        case.hidden[1, -3, 0] = torch.nan
+        with pytest.raises(ValueError, match=r"1 texts \(numbers 1 of the batch\) are NaN or infinite"):
+            splade_pool(case.hidden, case.weight, case.mask, output="sparse", **case.settings)
+    of_hidden = gradients(pooled(case), case)[0]
+    assert of_hidden[1].isnan().any() and not of_hidden[0].isnan().any()
+
+
+def test_choices_are_kept_for_the_next_process(monkeypatch, tmp_path):
+    from lion_st.kernels import pretune, triton_backend, tuning
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for measured in (2, 0):  # with positions and without
+        monkeypatch.setattr(triton_backend, "_TUNER", tuning.Tuner(triton_backend.CONFIGURATIONS))
+        times = pretune([(256, 20_000)])
+        assert len(times) == measured and all(len(found) > 1 for found in times.values())
+    assert len(list(tmp_path.rglob("*.json"))) == 2
+
+
 def test_the_same_inputs_give_the_same_bits():
     case = make_case(LENGTHS * 4, 256, 20_000, dtype=torch.bfloat16, device="cuda")
 

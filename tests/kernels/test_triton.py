@@ -178,6 +178,23 @@ def test_slabs_of_the_vocabulary_and_of_the_texts_change_nothing(monkeypatch):
         assert torch.equal(actual, right)
 
 
+def test_an_lm_head_of_another_dtype_is_cast_a_slab_at_a_time(monkeypatch):
+    case = make_case((9, 4), hidden_size=16, terms=600, dtype=torch.float16, device=DEVICE)
+    with torch.no_grad():
+        weight = torch.randn(600, 16, device=DEVICE)
+        expected = splade_pool(case.hidden, weight.half(), case.mask, scale=0.5)
+        slabs = []
+        launch = triton_backend._launch_maxima
+        monkeypatch.setattr(
+            triton_backend,
+            "_launch_maxima",
+            lambda *given: slabs.append((given[2].dtype, len(given[2]))) or launch(*given),
+        )
+        monkeypatch.setattr(triton_backend, "CAST_BYTES", 256 * 16 * 2)
+        assert torch.equal(splade_pool(case.hidden, weight, case.mask, scale=0.5), expected)
+    assert slabs == [(torch.float16, 256), (torch.float16, 256), (torch.float16, 88)]
+
+
 def test_long_sums_are_split_and_merged(monkeypatch):
     monkeypatch.setattr(triton_backward, "SHORTEST_PIECE", 8)
     monkeypatch.setattr(triton_backward, "MOST_PIECES", 10**9)
@@ -193,7 +210,7 @@ def test_descriptors_give_the_same_maxima(monkeypatch):
     pytest.importorskip("triton.tools.tensor_descriptor")
     case = make_case((5, 0, 140), hidden_size=80, terms=150, dtype=torch.float16, device=DEVICE)
     expected = pooled(case)
-    described = triton_backend.Configuration(128, 128, 4, 3, descriptors=True)
+    described = triton_backend.Configuration(128, 4, 3, descriptors=True)
     monkeypatch.setattr(triton_backend, "_TUNER", tuning.Tuner([described]))
     monkeypatch.setattr(triton_backend, "_fits", lambda *_: lambda configuration: True)
     assert torch.equal(pooled(case), expected)
