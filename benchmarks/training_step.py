@@ -14,41 +14,22 @@ fits fewer rows than --rows is timed with as many as fit. Gradient caching fits 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import resource
+import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from common import RESULTS, in_process, msmarco_lengths, report, word_tokenizer
+from common import RESULTS, SHAPES, in_process, make_models, msmarco_lengths, peak_mib, report
 
-SHAPES = {
-    "cuda": dict(hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32,
-                 num_key_value_heads=8, head_dim=64),
-    "cpu": dict(hidden_size=256, intermediate_size=1024, num_hidden_layers=2, num_attention_heads=4,
-                num_key_value_heads=2, head_dim=64),
-}  # fmt: skip
-
-
-def make_models(folder: Path, device: str, vocabulary: int) -> None:
-    """Save a random backbone, and the stock checkpoint of the same retriever."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    import lion_st
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        **SHAPES[device], vocab_size=vocabulary, max_position_embeddings=512, bos_token_id=0, eos_token_id=1,
-        tie_word_embeddings=True,
-    )  # fmt: skip
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    LlamaForCausalLM(config).to(dtype).save_pretrained(folder / "backbone")
-    word_tokenizer(vocabulary).save_pretrained(folder / "backbone")
-    model = lion_st.build(folder / "backbone", "sparse", device=device)
-    lion_st.export(model, folder / "stock", model_type="SparseEncoder", verify=False)
+SIDES = ("lion_st", "stock", "lion_st cached", "stock cached")
+MOST_ROWS = 4096
 
 
 def make_columns(rows: int, negatives: int, vocabulary: int, device: str) -> tuple[list[dict[str, Any]], int]:
@@ -103,89 +84,141 @@ def make_step(side: str, folder: Path, options: argparse.Namespace) -> Any:
         total.backward()
         optimizer.step()
         optimizer.zero_grad()
-        return float(total)
+        return float(total.detach())
 
     return step
 
 
-def run_side(side: str, rows: int, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Time steps of one side; called in a process of its own."""
+def time_steps(step: Any, rows: int, steps: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Median of some steps after one to warm up, and memory at the peak."""
     on_gpu = options.device == "cuda"
-    torch.manual_seed(0)
-    step = make_step(side, folder, options)
     columns, real = make_columns(rows, options.negatives, options.vocabulary, options.device)
     labels = torch.randn(rows, 1 + options.negatives, device=options.device)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    before = peak_mib() / 2**10
     if on_gpu:
-        torch.cuda.set_per_process_memory_fraction(
-            min(1.0, options.memory_gib * 2**30 / torch.cuda.get_device_properties(0).total_memory)
-        )
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated() / 2**30
-    else:
-        resource.setrlimit(resource.RLIMIT_DATA, (int(options.memory_gib * 2**30),) * 2)
     times = []
-    for _ in range(options.steps + 1):
+    for _ in range(steps + 1):
         began = time.perf_counter()
         step(columns, labels)
         if on_gpu:
             torch.cuda.synchronize()
         times.append(time.perf_counter() - began)
-    peak = torch.cuda.max_memory_allocated() / 2**30 if on_gpu else resource.getrusage(0).ru_maxrss / 2**20
+    peak = torch.cuda.max_memory_allocated() / 2**30 if on_gpu else peak_mib() / 2**10
     seconds = float(np.median(times[1:]))
     return {"seconds/step": seconds, "tokens/s": real / seconds, "step's memory GiB": peak - before, "peak GiB": peak}
 
 
-def largest_batch(side: str, arguments: list[str]) -> int:
-    """The largest power of two of rows whose step fits into memory."""
+def run_side(side: str, folder: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Figures of one side as they come; called in a process of its own.
+
+    A CPU's process is ended by the limit of memory. On a GPU the number of rows is halved until they fit, and then
+    doubled as long as they do.
+    """
+    torch.manual_seed(0)
+    step = make_step(side, folder, options)
+    if options.device == "cpu":
+        resource.setrlimit(resource.RLIMIT_DATA, (int(options.memory_gib * 2**30),) * 2)
+        yield {"rows": options.rows, **time_steps(step, options.rows, options.steps, options)}
+        return
+    torch.cuda.set_per_process_memory_fraction(
+        min(1.0, options.memory_gib * 2**30 / torch.cuda.get_device_properties(0).total_memory)
+    )
+    rows, figures = options.rows, fitting(step, options.rows, options.steps, options)
+    while figures is None and rows > 1:
+        rows //= 2
+        figures = fitting(step, rows, options.steps, options)
+    if figures is None:
+        yield {"rows": 0, "failed": "out of memory"}
+        return
+    yield {"rows": rows, **figures}
+    most = rows
+    while not side.endswith("cached") and most < MOST_ROWS:
+        yield {"rows": rows, **figures, "largest batch": most}
+        if rows < options.rows or fitting(step, 2 * most, 1, options) is None:
+            return
+        most *= 2
+
+
+def fitting(step: Any, rows: int, steps: int, options: argparse.Namespace) -> dict[str, Any] | None:
+    """Figures of steps on a GPU; None if they do not fit into its memory."""
+    try:
+        return time_steps(step, rows, steps, options)
+    except torch.cuda.OutOfMemoryError:
+        pass  # the error holds on to the step's tensors until here
+    gc.collect()
+    torch.cuda.empty_cache()
+    return None
+
+
+def largest_batch(side: str, arguments: list[str], seconds: float) -> int:
+    """The largest power of two of rows whose step fits into a CPU's memory."""
     rows = 1
-    while rows <= 4096 and in_process(__file__, [*arguments, "--side", side, "--rows", str(rows), "--steps", "1"]):
+    while rows <= MOST_ROWS:
+        figures = in_process(__file__, [*arguments, "--side", side, "--rows", str(rows), "--steps", "1"], seconds)
+        if not figures or "stopped" in figures:
+            break
         print(f"{side}: {rows} rows fit", flush=True)
         rows *= 2
     return rows // 2
 
 
-def main() -> None:
+def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=list(SHAPES), default="cpu")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="float32 on a CPU, else bfloat16")
+    parser.add_argument("--shape", choices=list(SHAPES), help="small on a CPU, else Llama-3.2-1B")
+    parser.add_argument("--active-terms", type=int, help="of a text, about (default: half of the vocabulary)")
     parser.add_argument("--rows", type=int, help="queries a step (default: 2 on a CPU, 16 on a GPU)")
     parser.add_argument("--negatives", type=int, default=16)
     parser.add_argument("--vocabulary", type=int, default=128_256)
     parser.add_argument("--mini-batch-size", type=int, default=16)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--memory-gib", type=float, help="default: 8 on a CPU, all of a GPU's")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument("--seconds", type=float, default=600, help="limit of each measurement")
     parser.add_argument("--output", type=Path, default=RESULTS)
-    parser.add_argument("--side", help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     on_gpu = options.device == "cuda"
+    options.dtype = options.dtype or ("bfloat16" if on_gpu else "float32")
+    options.shape = options.shape or ("Llama-3.2-1B" if on_gpu else "small")
     options.rows = options.rows or (16 if on_gpu else 2)
     options.memory_gib = options.memory_gib or (
         torch.cuda.get_device_properties(0).total_memory / 2**30 if on_gpu else 8.0
     )
+    return options
+
+
+def main() -> None:
+    options = parse(sys.argv[1:])
     if options.side:
-        print(json.dumps(run_side(options.side, options.rows, options.folder, options)))
+        for figures in run_side(options.side, options.folder, options):
+            print(json.dumps(figures), flush=True)
         return
 
+    rows = []
     with tempfile.TemporaryDirectory() as name:
-        make_models(Path(name), options.device, options.vocabulary)
+        make_models(Path(name), options.shape, options.vocabulary, options.active_terms, options.device, options.dtype)
         arguments = [
             "--device", options.device, "--negatives", str(options.negatives), "--vocabulary", str(options.vocabulary),
             "--mini-batch-size", str(options.mini_batch_size), "--memory-gib", str(options.memory_gib),
             "--folder", name,
         ]  # fmt: skip
-        rows = []
-        for side in ("lion_st", "stock", "lion_st cached", "stock cached"):
-            most = largest_batch(side, arguments) if not side.endswith("cached") else None
+        for side in options.sides:
+            timed = [*arguments, "--side", side, "--steps", str(options.steps)]
+            most = None
+            if options.device == "cpu" and not side.endswith("cached"):
+                most = largest_batch(side, arguments, options.seconds)
             count = options.rows if most is None else min(options.rows, most)
-            timed = [*arguments, "--side", side, "--rows", str(count), "--steps", str(options.steps)]
-            figures = in_process(__file__, timed) if count else None
-            rows.append({"side": side, "rows": count, **(figures or {}), "largest batch": most})
+            figures = in_process(__file__, [*timed, "--rows", str(count)], options.seconds) if count else None
+            rows.append({"side": side, "rows": count, **(figures or {}), **({"largest batch": most} if most else {})})
             print(f"{side}: done", flush=True)
-    shape = SHAPES[options.device]
     settings = {name: value for name, value in vars(options).items() if name not in ("output", "side", "folder")}
-    settings["shape"] = shape
-    title = f"vocabulary {options.vocabulary:,}, {shape}"
+    settings |= SHAPES[options.shape]
+    title = f"vocabulary {options.vocabulary:,}, {options.shape}, {options.dtype}"
     report(options.output, f"training_step-{options.device}", title, rows, settings, options.device)
 
 

@@ -1,0 +1,56 @@
+"""pytest plugin: report outcomes as they come, and let the tuner try three configurations so that tests compile less.
+
+Tests that compare all configurations do not ask the tuner.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+
+def pytest_configure(config: Any) -> None:
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        config.pluginmanager.register(Reporter(config))
+
+
+def pytest_collection_finish(session: Any) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        return
+    from lion_st.kernels.tuning import Tuner
+
+    measure = Tuner._measure
+
+    def measure_few(self: Any, key: Any, launch: Any, candidates: list[Any], *args: Any, **kwargs: Any) -> Any:
+        few = sorted({0, len(candidates) // 2, len(candidates) - 1})
+        return measure(self, key, launch, [candidates[place] for place in few], *args, **kwargs)
+
+    Tuner._measure = measure_few  # type: ignore[method-assign]
+
+
+class Reporter:
+    """Prints a line of JSON for each test that failed or was skipped, and how many passed."""
+
+    def __init__(self, config: Any):
+        self.config = config
+        self.counts = {"passed": 0, "failed": 0, "skipped": 0}
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.when == "call" or not report.passed:
+            self.counts[report.outcome] += 1
+            self.print("test counts", run="tests", **self.counts)
+        if not report.passed:
+            reason = report.longrepr[-1] if isinstance(report.longrepr, tuple) else str(report.longrepr)[-600:]
+            self.print("tests", test=report.nodeid, outcome=report.outcome, reason=reason)
+
+    def pytest_collectreport(self, report: Any) -> None:
+        if report.failed:
+            self.print("tests", test=report.nodeid, outcome="not collected", reason=str(report.longrepr)[-600:])
+
+    def print(self, section: str, **row: Any) -> None:
+        self.config.pluginmanager.get_plugin("terminalreporter").write_line(
+            json.dumps({"section": section, "row": row})
+        )
