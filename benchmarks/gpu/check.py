@@ -6,8 +6,9 @@
 
 It needs torch, triton, transformers, sentence-transformers, peft, accelerate, scipy, numba and pytest (pytest-xdist and
 pytest-timeout where they are installed), and imports nothing else. Stages run in processes of their own, each with its
-limit, the most important first; what they find goes to `results.json` in the output folder as it comes. A stage that
-fails or is stopped keeps what it had, and stops no other. `tables.py` lays the results out as Markdown.
+limit, the most important first; what they find goes to `results.json` in the output folder as it comes, what else they
+print to `log.txt`. A stage that fails or is stopped keeps what it had, and stops no other. `tables.py` lays the results
+out as Markdown.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from typing import Any, NamedTuple
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path.insert(0, str(HERE))
+import tables  # noqa: E402
 from stages import SIZES  # noqa: E402
 
 GPU_TESTS = ("tests/kernels/test_gpu.py", "tests/kernels/test_triton.py")
@@ -269,9 +271,7 @@ def main() -> None:
         run = Run(results, options.output / "log.txt", seconds, variables, patience)
         for group in plan(options.device, Path(name) / "model", options.tests):
             run.together([stage for stage in group if not options.stages or stage.name in options.stages])
-    from tables import render
-
-    print(render(results.contents), flush=True)
+    print("\n\n".join([tables.details(results.contents), tables.render(results.contents)]), flush=True)
 
 
 if __name__ == "__main__":

@@ -74,40 +74,39 @@ def machine(device: str) -> None:
 
 
 def attention(device: str) -> None:
-    """torch's attention over packed texts beside its attention over each text: output and gradients."""
+    """Our attention over packed texts beside torch's over each text: relative differences of output and gradients."""
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 
     from lion_st.modules import unpadding
 
     function = getattr(unpadding, "varlen_attn", None)
-    signature = str(inspect.signature(function)) if function else "torch has none"
-    emit("attention", what="torch.nn.attention.varlen.varlen_attn", signature=signature)
-    if device == "cpu" or function is None:
-        return
-    lengths = [5, 70, 33]
-    bounds = torch.tensor([0, 5, 75, 108], device="cuda", dtype=torch.int32)
-    for groups in (32, 8):
+    emit("signatures", varlen_attn=str(inspect.signature(function)) if function else None)
+    lengths, dtype = [5, 70, 33], getattr(torch, SIZES[device]["dtype"])
+    bounds = torch.tensor([0, 5, 75, 108], device=device, dtype=torch.int32)
+    for groups, causal in ((8, False), (8, True), (32, False)):
         q, k, v = (
-            torch.randn(108, heads, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+            torch.randn(1, heads, 108, 64, device=device, dtype=dtype, requires_grad=True)
             for heads in (32, groups, groups)
         )
         each = [
-            scaled_dot_product_attention(*(x.transpose(0, 1)[None] for x in parts), enable_gqa=True)[0].transpose(0, 1)
-            for parts in zip(*(x.split(lengths) for x in (q, k, v)), strict=True)
+            scaled_dot_product_attention(*parts, enable_gqa=True, is_causal=causal)
+            for parts in zip(*(states.split(lengths, dim=2) for states in (q, k, v)), strict=True)
         ]
-        expected = torch.cat(each)
+        expected = torch.cat(each, dim=2).transpose(1, 2)
         upstream = torch.randn_like(expected)
-        right = (expected, *torch.autograd.grad(expected, (q, k, v), upstream))
-        what = f"32 query heads, {groups} key heads"
+        what = f"32 query heads, {groups} key heads" + ", causal" * causal
         try:
-            packed = function(q, k, v, bounds, bounds, 70, 70)
+            packed, _ = unpadding.varlen_attention(
+                None, q, k, v, None, is_causal=causal, cu_seq_lens_q=bounds, max_length_q=max(lengths)
+            )
             found = (packed, *torch.autograd.grad(packed, (q, k, v), upstream))
         except Exception as error:  # what torch does not offer is a finding
             emit("attention", what=what, failed=f"{type(error).__name__}: {str(error)[:200]}")
             continue
-        errors = [((a - b).norm() / b.norm()).item() for a, b in zip(found, right, strict=True)]
-        emit("attention", what=what, **{f"error of {n}": e for n, e in zip(("output", *"qkv"), errors, strict=True)})
+        right = (expected, *torch.autograd.grad(expected, (q, k, v), upstream))
+        errors = [float((a - b).detach().norm() / b.detach().norm()) for a, b in zip(found, right, strict=True)]
+        emit("attention", what=what, **dict(zip(("of output", "of dQ", "of dK", "of dV"), errors, strict=True)))
 
 
 # ---- the sparse head ----
@@ -255,10 +254,13 @@ def model(device: str, folder: Path) -> None:
     import lion_st
 
     sizes = SIZES[device]
-    common.make_models(folder, sizes["shape"], sizes["vocabulary"], ACTIVE_TERMS, device, sizes["dtype"])
+    difference = common.make_models(folder, sizes["shape"], sizes["vocabulary"], ACTIVE_TERMS, device, sizes["dtype"])
     ours = lion_st.load(folder / "stock", as_sparse_encoder=True, device=device)
     packed = getattr(ours[0], "runs_packed", "unknown")
-    emit("model", shape=sizes["shape"], parameters=sum(p.numel() for p in ours.parameters()), runs_packed=packed)
+    emit(
+        "model", shape=sizes["shape"], parameters=sum(parameter.numel() for parameter in ours.parameters()),
+        runs_packed=packed, difference_of_stock=difference,
+    )  # fmt: skip
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """Lay out what check.py found as Markdown tables, so that no figure is typed by hand.
 
-python benchmarks/gpu/tables.py runs/gpu/results.json
+python benchmarks/gpu/tables.py runs/gpu/results.json                           # print them
+python benchmarks/gpu/tables.py runs/gpu/results.json benchmarks/README.md      # put them between the file's marks
 """
 
 from __future__ import annotations
@@ -13,47 +14,46 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1])]
 
-TITLES = {
+BEGIN, END = "<!-- what tables.py wrote begins here -->", "<!-- and ends here -->"
+MAIN = {
+    "training": "A training step of the paper's CL+KD setting, Llama-3.2-1B's shape",
+    "encode": "Encoding a corpus, Llama-3.2-1B's shape",
     "ceilings": "What the card can do at best",
     "attention": "Attention over packed texts beside each text alone, relative differences",
-    "training": "A training step of Llama-3.2-1B's shape",
-    "encode": "Encoding with Llama-3.2-1B's shape",
     "test counts": "Tests",
-    "tests": "Tests that did not pass",
-    "failures": "What did not run",
-    "stages": "Stages",
 }
+DETAILS = {"stages": "Stages", "failures": "What did not run", "tests": "Tests that did not pass"}
 Row = dict[str, Any]
 
 
 def render(results: dict[str, Any]) -> str:
-    """All tables of a run, with its card, commit and command above them."""
-    return "\n\n".join([heading(results), *sections(results)])
+    """The tables to publish, below their card, commit and command."""
+    import sparse_head
 
-
-def heading(results: dict[str, Any]) -> str:
     about = results["about"]
     card = results.get("card", [{}])[0].get("name", "an unknown card")
     versions = ", ".join(f"{name} {version}" for row in results.get("versions", []) for name, version in row.items())
-    return f"Measured on {card}, commit {about['commit']}, by `{about['command']}` ({versions or 'versions unknown'})."
-
-
-def sections(results: dict[str, Any]) -> Iterator[str]:
-    import sparse_head
-
+    parts = [f"Measured on {card}, commit {about['commit']}, with `{about['command']}` ({versions})."]
     for case, rows in by_case(results.get("head", [])):
         sparse_head.add_ratios(rows)
-        yield table(f"The sparse head, {case}", rows)
-    for section in ("training", "encode", "ceilings", "attention"):
-        if results.get(section):
-            yield table(TITLES[section], results[section])
-    for case, rows in by_case(results.get("kernels", [])):
-        yield table(f"Our kernels, forward and backward, {case}", rows)
+        parts.append(table(f"The sparse head, {case}", rows))
+    return "\n\n".join([*parts, *sections(results, MAIN)])
+
+
+def details(results: dict[str, Any]) -> str:
+    """What explains the tables: the time of kernels and configurations, and what went wrong."""
+    parts = list(sections(results, DETAILS))
     for case, rows in by_case(results.get("tuning", [])):
-        yield table(f"Fastest configurations, {case}", sorted(rows, key=lambda row: row["ms"])[:6])
-    for section in ("test counts", "tests", "failures", "stages"):
+        parts.append(table(f"Fastest configurations, {case}", sorted(rows, key=lambda row: row["ms"])[:5]))
+    for case, rows in by_case(results.get("kernels", [])):
+        parts.append(table(f"Kernels of a forward and backward pass, {case}", rows))
+    return "\n\n".join(parts)
+
+
+def sections(results: dict[str, Any], titles: dict[str, str]) -> Iterator[str]:
+    for section, title in titles.items():
         if results.get(section):
-            yield table(TITLES[section], results[section])
+            yield table(title, results[section])
 
 
 def by_case(rows: list[Row]) -> Iterator[tuple[str, list[Row]]]:
@@ -67,10 +67,27 @@ def table(title: str, rows: list[Row]) -> str:
     return f"**{title}**\n\n{format_table(rows)}"
 
 
+def insert(tables: str, file: Path) -> None:
+    """Put tables into a Markdown file in place of what stands between its marks.
+
+    Raises:
+        SystemExit: If the file has no marks.
+    """
+    before, begin, rest = file.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise SystemExit(f"{file} has no lines {BEGIN!r} and {END!r}: write them where the tables belong.")
+    file.write_text(f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}", encoding="utf-8")
+
+
 def main() -> None:
-    if len(sys.argv) != 2:
+    if len(sys.argv) not in (2, 3):
         raise SystemExit(__doc__)
-    print(render(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))))
+    tables = render(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+    if len(sys.argv) == 3:
+        insert(tables, Path(sys.argv[2]))
+    else:
+        print(tables)
 
 
 if __name__ == "__main__":
