@@ -204,7 +204,8 @@ def plan(device: str, folder: Path, tests: bool) -> list[list[Stage]]:
         training("stock cached", 30),
     ]
     groups = [prepare] if on_gpu else [[stage] for stage in prepare]
-    return [[Stage("machine", 45, [*stages, "machine"])], *groups, *([stage] for stage in alone)]
+    alone.insert(0, Stage("machine", 45, [*stages, "machine"]))
+    return [*groups, *([stage] for stage in alone)]
 
 
 def pytest_command(workers: int) -> list[str]:
