@@ -1,6 +1,6 @@
 """The stages of check.py that are not a benchmark's own command, each run in a process of its own.
 
-    python benchmarks/gpu/stages.py --device cuda head
+    python benchmarks/gpu/stages.py --device cuda head first
 
 Every finding is printed at once as a line of JSON, {"section": ..., "row": {...}}, which check.py gathers: a stage that
 is stopped leaves what it had. "--device cpu" runs the same lines at toy shapes.
@@ -58,6 +58,8 @@ def machine(device: str) -> None:
     if device == "cpu":
         emit("card", name="none: a rehearsal at toy shapes", cores=os.cpu_count())
         return
+    from triton.testing import do_bench
+
     properties = torch.cuda.get_device_properties(0)
     emit(
         "card", name=properties.name, GiB=properties.total_memory / 2**30, SMs=properties.multi_processor_count,
@@ -66,10 +68,10 @@ def machine(device: str) -> None:
     bench = {"warmup": 100, "rep": 400, "return_mode": "median"}
     source = torch.empty(2**31, dtype=torch.uint8, device="cuda").random_()
     target = torch.empty_like(source)
-    milliseconds = triton.testing.do_bench(lambda: target.copy_(source), **bench)
+    milliseconds = do_bench(lambda: target.copy_(source), **bench)
     emit("ceilings", what="copy, bytes read and written", value=2 * 2**31 / milliseconds / 1e9, unit="TB/s")
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    milliseconds = triton.testing.do_bench(lambda: a @ b, **bench)
+    milliseconds = do_bench(lambda: a @ b, **bench)
     emit("ceilings", what="bfloat16 product of 8192 x 8192", value=2 * 8192**3 / milliseconds / 1e9, unit="TFLOP/s")
 
 
@@ -177,7 +179,8 @@ def figures_of(side: str, options: argparse.Namespace) -> dict[str, Any]:
     finally:
         if options.device == "cuda":
             torch.cuda.empty_cache()
-        torch.compiler.reset()  # or the next case's sizes would be compiled as variables
+        if side == "compiled":
+            torch.compiler.reset()  # or the next case's sizes would be compiled as variables
 
 
 def profile_head(case: Case) -> None:
@@ -201,8 +204,8 @@ def profile_head(case: Case) -> None:
         for _ in range(3):
             step()
         torch.cuda.synchronize()
-    longest = sorted(found.key_averages(), key=lambda event: -event.device_time_total)[:10]
-    for event in longest:
+    kernels = [event for event in found.key_averages() if event.device_type == torch.autograd.DeviceType.CUDA]
+    for event in sorted(kernels, key=lambda event: -event.device_time_total)[:10]:
         emit("kernels", case=case.name, kernel=event.key[:60], ms=event.device_time_total / 3000)
 
 
