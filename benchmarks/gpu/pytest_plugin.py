@@ -1,7 +1,4 @@
-"""pytest plugin: report outcomes as they come, and let the tuner try three configurations so that tests compile less.
-
-Tests that compare all configurations do not ask the tuner.
-"""
+"""pytest plugin: report the outcomes of tests as they come, so that a run that is stopped leaves what it had."""
 
 from __future__ import annotations
 
@@ -13,22 +10,6 @@ from typing import Any
 def pytest_configure(config: Any) -> None:
     if "PYTEST_XDIST_WORKER" not in os.environ:
         config.pluginmanager.register(Reporter(config))
-
-
-def pytest_collection_finish(session: Any) -> None:
-    import torch
-
-    if not torch.cuda.is_available():
-        return
-    from lion_st.kernels.tuning import Tuner
-
-    measure = Tuner._measure
-
-    def measure_few(self: Any, key: Any, launch: Any, candidates: list[Any], *args: Any, **kwargs: Any) -> Any:
-        few = sorted({0, len(candidates) // 2, len(candidates) - 1})
-        return measure(self, key, launch, [candidates[place] for place in few], *args, **kwargs)
-
-    Tuner._measure = measure_few  # type: ignore[method-assign]
 
 
 class Reporter:
