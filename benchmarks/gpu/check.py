@@ -187,7 +187,7 @@ def plan(device: str, folder: Path, tests: bool) -> list[list[Stage]]:
     ]
     if tests:
         workers = max(1, (os.cpu_count() or 1) // 2) if on_gpu else 1
-        prepare.append(Stage("tests", 110, [*aside, *pytest_command(workers)]))
+        prepare.append(Stage("tests", 110, [*aside, *pytest_command(gpu_tests(), workers)]))
     prepare += [
         Stage(f"precompile {part}", 100, [*aside, *stages, "precompile", part])
         for part in [*map(str, sizes["dims"]), "compiled"]
@@ -208,12 +208,17 @@ def plan(device: str, folder: Path, tests: bool) -> list[list[Stage]]:
     return [*groups, *([stage] for stage in alone)]
 
 
-def pytest_command(workers: int) -> list[str]:
-    """pytest over the tests that a GPU changes: the kernels' and all others that ask for CUDA."""
+def gpu_tests() -> list[str]:
+    """Files of the tests that a GPU changes: the kernels' and all others that ask for CUDA."""
     files = [str(ROOT / file) for file in GPU_TESTS]
     for file in sorted((ROOT / "tests").rglob("test_*.py")):
         if "cuda.is_available()" in file.read_text(encoding="utf-8") and str(file) not in files:
             files.append(str(file))
+    return files
+
+
+def pytest_command(files: list[str], workers: int) -> list[str]:
+    """pytest over some files, in parallel where pytest-xdist is installed."""
     options = ["-p", "pytest_plugin", "-p", "no:cacheprovider", "-o", "addopts=", "-q", "-rfEs", "--tb=short"]
     options += ["--continue-on-collection-errors", "-k", "not compile_within"]
     if importlib.util.find_spec("xdist"):

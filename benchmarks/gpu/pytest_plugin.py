@@ -32,6 +32,5 @@ class Reporter:
             self.print("tests", test=report.nodeid, outcome="not collected", reason=str(report.longrepr)[-600:])
 
     def print(self, section: str, **row: Any) -> None:
-        self.config.pluginmanager.get_plugin("terminalreporter").write_line(
-            json.dumps({"section": section, "row": row})
-        )
+        terminal = self.config.pluginmanager.get_plugin("terminalreporter")
+        terminal.write("\n" + json.dumps({"section": section, "row": row}) + "\n")  # after the dots of progress

@@ -100,7 +100,7 @@ def test_the_model_trains_and_encodes_with_the_packages_of_a_bare_machine(bare, 
 
 
 def test_the_tests_for_gpus_are_collected_with_the_packages_of_a_bare_machine(bare):
-    _, *command = check.pytest_command(workers=0)
+    _, *command = check.pytest_command(check.gpu_tests(), workers=0)
     listed = run(bare, *command, "--collect-only")
     assert "tests/kernels/test_gpu.py::test_no_logits_are_allocated" in listed and "not collected" not in listed
 
@@ -116,3 +116,19 @@ def test_a_stage_that_fails_or_hangs_stops_no_other_and_keeps_what_it_found(tmp_
     assert [row["side"] for row in found["times"]] == ["hangs", "fails", "runs"]
     outcomes = [row["outcome"] for row in found["stages"]]
     assert outcomes == ["stopped after 8 s", "failed with status 3", "done"]
+
+
+def test_outcomes_of_tests_are_gathered(bare, tmp_path):
+    file = tmp_path / "test_some.py"
+    file.write_text(
+        "import pytest\n\ndef test_right(): pass\n\ndef test_wrong(): assert 2 == 3\n\n"
+        "@pytest.mark.skip(reason='not here')\ndef test_absent(): pass\n\n"
+        "@pytest.fixture\ndef broken(): raise ValueError\n\ndef test_broken(broken): pass\n"
+    )
+    results = check.Results(tmp_path / "results.json", {"commit": "abc1234", "command": "none"})
+    command = check.pytest_command([str(file)], workers=2)
+    check.Run(results, tmp_path / "log.txt", 60, bare).one(check.Stage("tests", 60, command))
+    assert results.contents["test counts"] == [{"run": "tests", "passed": 1, "failed": 2, "skipped": 1}]
+    outcomes = {row["test"].partition("::")[2]: row["outcome"] for row in results.contents["tests"]}
+    assert outcomes == {"test_wrong": "failed", "test_absent": "skipped", "test_broken": "failed"}
+    assert "assert 2 == 3" in str(results.contents["tests"])
