@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lion_st.kernels import blockwise, triton_backward
 from lion_st.kernels.gradients import Gradients
-from lion_st.kernels.triton_forward import GROUP, TILE, TILE_GROUPS, finish_kernel, maxima_kernel, schedule_kernel
+from lion_st.kernels.triton_forward import GROUP, finish_kernel, maxima_kernel, schedule_kernel
 from lion_st.kernels.tuning import Tuner, interpreted
 
 try:
@@ -37,6 +37,7 @@ class Configuration(NamedTuple):
     """How `maxima_kernel` runs."""
 
     terms: int
+    slots: int
     warps: int
     stages: int
     descriptors: bool = False  # TMA, by programs that stay and take one tile after the other
@@ -49,22 +50,28 @@ class Configuration(NamedTuple):
     @property
     def shared_bytes(self) -> int:
         """Shared memory, at most: the blocks in flight, and what the reduction needs beside them."""
-        return self.stages * (TILE + self.terms) * ROW_BYTES + (20_480 if self.descriptors else 1024)
+        return self.stages * (self.slots + self.terms) * ROW_BYTES + (200 * self.slots if self.descriptors else 1024)
+
+    def tiles(self, texts: int, tokens: int) -> int:
+        """Upper bound on the number of tiles that hold this many texts with tokens."""
+        return triton.cdiv(tokens + (GROUP - 1) * min(texts, tokens), self.slots)
 
     @property
     def logits_per_thread(self) -> int:
         """Registers that hold a tile's logits."""
-        return self.terms * TILE // (32 * self.warps)
+        return self.terms * self.slots // (32 * self.warps)
 
 
 # On Hopper the large tile needs the fewest bytes for a product, and two small ones on a multiprocessor reduce one while
 # they multiply the other. The last one is for GPUs and shapes without TMA.
 CONFIGURATIONS = [
-    Configuration(256, 8, 3, descriptors=True),
-    Configuration(256, 8, 4, descriptors=True),
-    Configuration(128, 4, 3, descriptors=True, residents=2),
-    Configuration(128, 8, 3),
+    Configuration(256, 128, 8, 3, descriptors=True),
+    Configuration(256, 128, 8, 4, descriptors=True),
+    Configuration(128, 256, 8, 3, descriptors=True),
+    Configuration(128, 128, 4, 3, descriptors=True, residents=2),
+    Configuration(128, 128, 8, 3),
 ]
+INTERPRETED = Configuration(16, 128, 4, 1)  # the interpreter takes its time for every term of a tile
 _TUNER = Tuner(CONFIGURATIONS)
 
 
@@ -78,10 +85,7 @@ class Schedule(NamedTuple):
     group_last: Tensor
     group_start: Tensor
 
-    @property
-    def tiles(self) -> int:
-        """Upper bound on the number of tiles that hold tokens."""
-        return len(self.order) // TILE
+    tiles: int  # upper bound on the number of tiles that hold tokens
 
 
 def forward(
@@ -116,12 +120,12 @@ def forward(
     if not hidden.shape[0] or not values.numel():
         return values.zero_(), positions.fill_(-1)
     with _on_device(hidden):
-        tiles = triton.cdiv(hidden.shape[0] + (GROUP - 1) * min(texts, hidden.shape[0]), TILE)
-        step = _slab_terms(tiles, weight, hidden.dtype, with_positions)
-        schedule = make_schedule(bounds, hidden.shape[0], tiles, terms, step)
-        slots = hidden.index_select(0, schedule.order)
         weight = _rows_contiguous(weight)
         configuration = _configuration(hidden, weight, with_positions)
+        tiles = configuration.tiles(texts, hidden.shape[0])
+        step = _slab_terms(tiles, weight, hidden.dtype, with_positions)
+        schedule = make_schedule(configuration, bounds, hidden.shape[0], terms, step)
+        slots = hidden.index_select(0, schedule.order)
         partial_values = values.new_empty(2 * tiles, step)
         partial_positions = positions.new_empty(partial_values.shape if with_positions else (0, 0))
         for low in range(0, terms, step):
@@ -130,7 +134,8 @@ def forward(
             _launch_maxima(configuration, slots, weight[low:high].to(hidden.dtype), results, schedule, low)
             finish_kernel[texts, triton.cdiv(high - low, 1024)](
                 *results, schedule.ends, values if bias is None else bias.contiguous(), low, high, terms, step,
-                scale, softcap or 1.0, bias is not None, softcap is not None, with_positions, 1024,
+                scale, softcap or 1.0, bias is not None, softcap is not None, with_positions,
+                configuration.slots // GROUP, 1024,
             )  # fmt: skip
     return values, positions
 
@@ -180,22 +185,27 @@ def pretune(weight: Tensor, dtype: torch.dtype) -> None:
     backward(values, values, positions, hidden, rows, bounds, 1.0, None, True, True)
 
 
-def make_schedule(bounds: Tensor, tokens: int, tiles: int, terms: int, partial_terms: int) -> Schedule:
-    """Lay texts out in groups of 8 slots, on the device, without waiting for it.
+def make_schedule(
+    configuration: Configuration, bounds: Tensor, tokens: int, terms: int, partial_terms: int
+) -> Schedule:
+    """Lay texts out in groups of slots, on the device, without waiting for it.
 
     Args:
+        configuration: Whose groups and tiles.
         bounds: Where each text begins, and the end [B + 1].
         tokens: Number of tokens.
-        tiles: Upper bound on the number of tiles.
         terms: Width of the result.
         partial_terms: Width of the partial maxima.
     """
-    texts = len(bounds) - 1
-    ends = bounds.diff().add_(GROUP - 1).floor_divide_(GROUP).cumsum(0, dtype=torch.int32)
-    order = bounds.new_empty(tiles * TILE)
-    groups = [bounds.new_empty(tiles * TILE_GROUPS, dtype=dtype) for dtype in [torch.int32] * 3 + [torch.int64]]
-    schedule_kernel[(tiles,)](bounds, ends, order, *groups, texts, tokens, terms, partial_terms, num_warps=1)
-    return Schedule(ends, order, *groups)
+    texts, group = len(bounds) - 1, GROUP
+    tiles = configuration.tiles(texts, tokens)
+    ends = bounds.diff().add_(group - 1).floor_divide_(group).cumsum(0, dtype=torch.int32)
+    order = bounds.new_empty(tiles * configuration.slots)
+    groups = [bounds.new_empty(len(order) // group, dtype=dtype) for dtype in [torch.int32] * 3 + [torch.int64]]
+    schedule_kernel[(tiles,)](
+        bounds, ends, order, *groups, texts, tokens, terms, partial_terms, configuration.slots, num_warps=1
+    )
+    return Schedule(ends, order, *groups, tiles)
 
 
 def _launch_maxima(
@@ -216,13 +226,14 @@ def _launch_maxima(
     hidden_argument: Any = slots
     weight_argument: Any = rows
     if configuration.descriptors:
-        hidden_argument = TensorDescriptor.from_tensor(slots, [TILE, block])
+        hidden_argument = TensorDescriptor.from_tensor(slots, [configuration.slots, block])
         weight_argument = TensorDescriptor.from_tensor(rows, [configuration.terms, block])
         programs = min(programs, configuration.residents * _multiprocessors(slots))
     run = partial(maxima_kernel.warmup, grid=(programs,)) if compile_only else maxima_kernel[(programs,)]
     run(
-        hidden_argument, weight_argument, *results, *schedule[2:], schedule.ends, len(schedule.ends), first_term,
-        first_term + terms, rows.stride(0), dim, configuration.terms, block, SUPERTILE, results[1].numel() > 0,
+        hidden_argument, weight_argument, *results, *schedule[2:6], schedule.ends, len(schedule.ends), first_term,
+        first_term + terms, rows.stride(0), dim, configuration.terms, configuration.slots, block,
+        SUPERTILE, results[1].numel() > 0,
         float32_precision(slots), configuration.descriptors,
         num_warps=configuration.warps, num_stages=configuration.stages,
     )  # fmt: skip
@@ -230,6 +241,8 @@ def _launch_maxima(
 
 def _configuration(hidden: Tensor, weight: Tensor, with_positions: bool) -> Configuration:
     """The fastest configuration for a model: all its batches run the same one."""
+    if interpreted():
+        return INTERPRETED
     terms, dim = weight.shape
     key = (
         "maxima", dim, min(terms, PROBE[2]), str(hidden.dtype), float32_precision(hidden), with_positions,
@@ -243,14 +256,18 @@ def _probe(hidden: Tensor, weight: Tensor, with_positions: bool) -> Callable[[Co
     texts, length, most = PROBE
     rows = weight[:most].to(hidden.dtype)
     bounds = torch.arange(texts + 1, device=hidden.device, dtype=torch.int32) * length
-    tiles = texts * length // TILE
-    schedule = make_schedule(bounds, texts * length, tiles, len(rows), len(rows))
-    slots = torch.randn(tiles * TILE, weight.shape[1], device=hidden.device, dtype=hidden.dtype)
-    values = torch.empty(texts + 2 * tiles, len(rows), device=hidden.device)
+    layouts = {
+        candidate.slots: make_schedule(candidate, bounds, texts * length, len(rows), len(rows))
+        for candidate in _TUNER.configurations
+    }
+    slots = torch.randn(max(len(layout.order) for layout in layouts.values()), weight.shape[1], device=hidden.device)
+    slots = slots.to(hidden.dtype)
+    values = torch.empty(texts + 2 * max(layout.tiles for layout in layouts.values()), len(rows), device=hidden.device)
     positions = torch.empty_like(values if with_positions else values[:0, :0], dtype=torch.int32)
     results = values[:texts], positions[:texts], values[texts:], positions[texts:]
 
     def run(configuration: Configuration, compile_only: bool) -> None:
+        schedule = layouts[configuration.slots]
         with _on_device(hidden):  # of this thread
             _launch_maxima(configuration, slots, rows, results, schedule, 0, compile_only)
 

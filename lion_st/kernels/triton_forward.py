@@ -1,10 +1,10 @@
 """Triton kernels of the sparse head's forward pass.
 
-A tile of logits is [terms, 128 slots], so that a maximum over tokens stays inside the threads that computed them. Every
+A tile of logits is [terms, slots], so that a maximum over tokens stays inside the threads that computed them. Every
 text begins at a multiple of 8 slots, its last token repeated up to the next multiple: repeats never win a maximum, ties
 go to the first, and no mask is needed. A group of 8 slots is reduced in registers, whatever the texts are; a segmented
-scan over a tile's 16 groups then leaves each text's maximum at its last group. A text that lies in several tiles has
-one partial maximum in each, which a second, small kernel merges in order.
+scan over a tile's groups then leaves each text's maximum at its last group. A text that lies in several tiles has one
+partial maximum in each, which a second, small kernel merges in order.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-GROUP = 8  # slots that belong to one text
-TILE = 128  # slots of a tile
-TILE_GROUPS = TILE // GROUP
+GROUP = 8  # slots that belong to one text; of 4, there is less padding, and half as much again to reduce
 
 
 @triton.jit(do_not_specialize=["texts", "tokens"])
 def schedule_kernel(
     bounds, ends, order, group_text, group_first, group_last, group_start, texts, tokens, terms, partial_terms,
+    TILE: tl.constexpr,
 ):  # fmt: skip
     """What each group of 8 slots holds, and where its text's maximum goes; one program a tile.
 
@@ -38,11 +37,13 @@ def schedule_kernel(
         tokens: Number of tokens.
         terms: Width of the result.
         partial_terms: Width of the partial maxima.
+        TILE: Slots of a tile.
     """
+    GROUPS: tl.constexpr = TILE // 8
     tile = tl.program_id(0)
-    group = tile * 16 + tl.arange(0, 16)
-    text = tl.zeros((16,), tl.int32)
-    stop = tl.zeros((16,), tl.int32) + texts
+    group = tile * GROUPS + tl.arange(0, GROUPS)
+    text = tl.zeros((GROUPS,), tl.int32)
+    stop = tl.zeros((GROUPS,), tl.int32) + texts
     while tl.max(stop - text, 0) > 0:  # the first text that ends after the group
         middle = (text + stop) // 2
         after = tl.load(ends + tl.minimum(middle, texts - 1)) <= group
@@ -54,8 +55,8 @@ def schedule_kernel(
     end = tl.load(ends + text, mask=real, other=0)
     first = tl.load(bounds + text, mask=real, other=0) + (group - begin) * 8
     last = tl.load(bounds + text + 1, mask=real, other=1) - 1
-    closes = real & ((group + 1 == end) | (group % 16 == 15))
-    continues, goes_on = begin < tile * 16, end > tile * 16 + 16
+    closes = real & ((group + 1 == end) | (group % GROUPS == GROUPS - 1))
+    continues, goes_on = begin < tile * GROUPS, end > tile * GROUPS + GROUPS
     partial_row = 2 * tile + tl.where(continues, 0, 1)
     partial_start = partial_row.to(tl.int64) * partial_terms * 2 + 1
     start = tl.where(continues | goes_on, partial_start, text.to(tl.int64) * terms * 2)
@@ -63,13 +64,14 @@ def schedule_kernel(
     tl.store(group_first + group, first)
     tl.store(group_last + group, last)
     tl.store(group_start + group, tl.where(closes, start, -1))
-    # Slot s of group 4 * lane + chunk is column 32 * chunk + 8 * (s // 2) + 2 * lane + s % 2: a thread of a matrix unit
-    # holds columns 2 * lane and 2 * lane + 1 of every eight.
+    # Slot s of group GROUPS // 4 * lane + chunk is column 32 * chunk + 8 * (s // 2) + 2 * lane + s % 2: a thread
+    # of a matrix unit holds columns 2 * lane and 2 * lane + 1 of every eight.
     slot = tl.arange(0, 8)
-    local = tl.arange(0, 16)
-    column = 32 * (local % 4)[:, None] + 8 * (slot // 2)[None, :] + 2 * (local // 4)[:, None] + (slot % 2)[None, :]
+    local = tl.arange(0, GROUPS)
+    chunk, lane = local % (GROUPS // 4), local // (GROUPS // 4)
+    column = (32 * chunk + 2 * lane)[:, None] + (8 * (slot // 2) + slot % 2)[None, :]
     token = tl.minimum(tl.minimum(first[:, None] + slot[None, :], last[:, None]), tokens - 1)
-    tl.store(order + tile * 128 + column, tl.where(real[:, None], token, 0))
+    tl.store(order + tile * TILE + column, tl.where(real[:, None], token, 0))
 
 
 @triton.jit
@@ -88,77 +90,31 @@ def _fold(values, places, step: tl.constexpr):
 
 
 @triton.jit
-def _group_maxima(logits, TERMS: tl.constexpr):
-    """Maximum of each group and its slot [TERMS, 16], from logits [TERMS, 128]."""
-    values = tl.reshape(logits, (TERMS, 4, 2, 2, 4, 2))  # terms, chunk, two bits of the slot, lane, its lowest bit
-    places = tl.zeros((TERMS, 4, 2, 2, 4, 2), tl.int32)
+def _group_maxima(logits, TERMS: tl.constexpr, TILE: tl.constexpr):
+    """Maximum of each group and its slot [TERMS, TILE / 8], from logits [TERMS, TILE]."""
+    CHUNKS: tl.constexpr = TILE // 32
+    values = tl.reshape(logits, (TERMS, CHUNKS, 2, 2, 4, 2))  # terms, chunk, two bits of the slot, lane, its lowest bit
+    places = tl.zeros((TERMS, CHUNKS, 2, 2, 4, 2), tl.int32)
     values, places = _fold(values, places, 1)
     values, places = _fold(tl.permute(values, (0, 1, 2, 4, 3)), tl.permute(places, (0, 1, 2, 4, 3)), 2)
     values, places = _fold(tl.permute(values, (0, 1, 3, 2)), tl.permute(places, (0, 1, 3, 2)), 4)
     values, places = tl.permute(values, (0, 2, 1)), tl.permute(places, (0, 2, 1))
-    return tl.reshape(values, (TERMS, 16)), tl.reshape(places, (TERMS, 16))
+    return tl.reshape(values, (TERMS, 4 * CHUNKS)), tl.reshape(places, (TERMS, 4 * CHUNKS))
 
 
 @triton.jit
-def _continue(is_same, value, place, other, other_place):
-    """`_larger` where both are of one text, the second elsewhere."""
+def _join(value, place, text, other, other_place, other_text):
+    """`_larger` where both are of one text, else the second: scans a maximum that begins anew with each text."""
+    is_same = text == other_text
     values, places = _larger(value, place, other, other_place)
-    return tl.where(is_same, values, other), tl.where(is_same, places, other_place)
+    return tl.where(is_same, values, other), tl.where(is_same, places, other_place), other_text
 
 
 @triton.jit
-def _scan_step(values, places, tail, tail_places, group_text, TERMS: tl.constexpr, SIZE: tl.constexpr):
-    """Join neighbouring blocks of SIZE groups into blocks that are scanned as a whole.
-
-    Args:
-        values: Maximum over a group and those before it in its block and of its text [TERMS, 16].
-        places: Where each is.
-        tail: `values` at the last group of each block [TERMS, 16 / SIZE].
-        tail_places: Where each is.
-        group_text: Pointer to the text of the tile's first group.
-        TERMS: Terms of the tile.
-        SIZE: Groups of a block.
-    """
-    PAIRS: tl.constexpr = 8 // SIZE
-    border = tl.arange(0, PAIRS) * (2 * SIZE) + (SIZE - 1)  # last group of the left block
-    text = tl.load(group_text + border)
-    is_same = tl.load(group_text + border[:, None] + 1 + tl.arange(0, SIZE)[None, :]) == text[:, None]
-    is_same_tail = tl.load(group_text + border + SIZE) == text
-    left, right = tl.split(tl.permute(tl.reshape(values, (TERMS, PAIRS, 2, SIZE)), (0, 1, 3, 2)))
-    left_places, right_places = tl.split(tl.permute(tl.reshape(places, (TERMS, PAIRS, 2, SIZE)), (0, 1, 3, 2)))
-    carry, tail = tl.split(tl.reshape(tail, (TERMS, PAIRS, 2)))
-    carry_places, tail_places = tl.split(tl.reshape(tail_places, (TERMS, PAIRS, 2)))
-    right, right_places = _continue(
-        is_same[None, :, :], carry[:, :, None], carry_places[:, :, None], right, right_places
-    )
-    tail, tail_places = _continue(is_same_tail[None, :], carry, carry_places, tail, tail_places)
-    values = tl.reshape(tl.permute(tl.join(left, right), (0, 1, 3, 2)), (TERMS, 16))
-    places = tl.reshape(tl.permute(tl.join(left_places, right_places), (0, 1, 3, 2)), (TERMS, 16))
-    return values, places, tail, tail_places
-
-
-@triton.jit
-def _store_maxima(
-    logits, values, positions, partial_values, partial_positions, group_text, group_first, group_last, group_start,
-    term, first_term, last_term, TERMS: tl.constexpr, WITH_POSITIONS: tl.constexpr,
-):  # fmt: skip
-    """Reduce a tile of logits [TERMS, 128] to one maximum per text and term, and store them."""
-    group = tl.arange(0, 16)
-    best, place = _group_maxima(logits, TERMS)
-    place = tl.minimum(tl.load(group_first + group)[None, :] + place, tl.load(group_last + group)[None, :])
-    tail, tail_place = best, place
-    best, place, tail, tail_place = _scan_step(best, place, tail, tail_place, group_text, TERMS, 1)
-    best, place, tail, tail_place = _scan_step(best, place, tail, tail_place, group_text, TERMS, 2)
-    best, place, tail, tail_place = _scan_step(best, place, tail, tail_place, group_text, TERMS, 4)
-    best, place, tail, tail_place = _scan_step(best, place, tail, tail_place, group_text, TERMS, 8)
-    start = tl.load(group_start + group)
-    offset = (start >> 1)[None, :] + term[:, None]
-    mask = (start != -1)[None, :] & (term < last_term)[:, None]
-    target = tl.where((start & 1) == 1, partial_values - first_term, values)
-    tl.store(target[None, :] + offset, best, mask=mask)
-    if WITH_POSITIONS:
-        target = tl.where((start & 1) == 1, partial_positions - first_term, positions)
-        tl.store(target[None, :] + offset, place, mask=mask)
+def _join_values(value, text, other, other_text):
+    """`_join` without places."""
+    values = tl.maximum(value, other, propagate_nan=tl.PropagateNan.ALL)
+    return tl.where(text == other_text, values, other), other_text
 
 
 # Term counts stay unspecialized: known to be multiples of 16 they would make the stores of several terms a thread, in a
@@ -167,14 +123,14 @@ def _store_maxima(
 def maxima_kernel(
     hidden, weight, values, positions, partial_values, partial_positions, group_text, group_first, group_last,
     group_start, ends, texts, first_term, last_term, weight_stride,
-    DIM: tl.constexpr, TERMS: tl.constexpr, BLOCK_DIM: tl.constexpr, SUPERTILE: tl.constexpr,
+    DIM: tl.constexpr, TERMS: tl.constexpr, TILE: tl.constexpr, BLOCK_DIM: tl.constexpr, SUPERTILE: tl.constexpr,
     WITH_POSITIONS: tl.constexpr, PRECISION: tl.constexpr, DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
     """Largest logit of each text and its token, for terms `first_term` to `last_term`, by any number of programs.
 
     Args:
         hidden: Hidden states of the slots [slots, DIM], contiguous; a pointer or a descriptor of blocks
-            [128, BLOCK_DIM].
+            [TILE, BLOCK_DIM].
         weight: The terms' rows of the LM head [last_term - first_term, DIM], of the dtype of `hidden`; a pointer or a
             descriptor of blocks [TERMS, BLOCK_DIM].
         values: Written where a text lies in one tile [texts, terms].
@@ -192,13 +148,15 @@ def maxima_kernel(
         weight_stride: Elements from one row of `weight` to the next.
         DIM: Hidden size.
         TERMS: Terms of a tile.
+        TILE: Slots of a tile.
         BLOCK_DIM: Hidden dimensions of a step.
         SUPERTILE: Tiles of the vocabulary that are computed for all tokens before the next ones, to stay in the cache.
         WITH_POSITIONS: Also write positions.
         PRECISION: How float32 is multiplied: "tf32", "tf32x3" or "ieee".
         DESCRIPTORS: `hidden` and `weight` are descriptors, and a program's tiles make one pipeline.
     """
-    tiles = tl.cdiv(tl.load(ends + texts - 1), 16)
+    GROUPS: tl.constexpr = TILE // 8
+    tiles = tl.cdiv(tl.load(ends + texts - 1), GROUPS)
     term_tiles = tl.cdiv(last_term - first_term, TERMS)
     for index in tl.range(tl.program_id(0), tiles * term_tiles, tl.num_programs(0), flatten=DESCRIPTORS):
         supertile = index // (SUPERTILE * tiles)
@@ -207,15 +165,15 @@ def maxima_kernel(
         tile = inside // width
         corner = (supertile * SUPERTILE + inside % width) * TERMS
         term = first_term + corner + tl.arange(0, TERMS)
-        logits = tl.zeros((TERMS, 128), tl.float32)
+        logits = tl.zeros((TERMS, TILE), tl.float32)
         if DESCRIPTORS:
             for step in tl.range(0, DIM, BLOCK_DIM):
-                tokens = hidden.load([tile * 128, step])
+                tokens = hidden.load([tile * TILE, step])
                 rows = weight.load([corner, step])
                 logits = tl.dot(rows, tokens.T, logits, input_precision=PRECISION)
         else:
             dim = tl.arange(0, BLOCK_DIM)
-            slot = (tile * 128 + tl.arange(0, 128)).to(tl.int64)
+            slot = (tile * TILE + tl.arange(0, TILE)).to(tl.int64)
             row = tl.minimum(corner + tl.arange(0, TERMS), last_term - first_term - 1).to(tl.int64)
             for step in tl.range(0, DIM, BLOCK_DIM):
                 token_pointers = hidden + slot[None, :] * DIM + (step + dim)[:, None]
@@ -227,11 +185,25 @@ def maxima_kernel(
                     tokens = tl.load(token_pointers, mask=(step + dim < DIM)[:, None], other=0)
                     rows = tl.load(row_pointers, mask=(step + dim < DIM)[None, :], other=0)
                 logits = tl.dot(rows, tokens, logits, input_precision=PRECISION)
-        group = tile * 16
-        _store_maxima(
-            logits, values, positions, partial_values, partial_positions, group_text + group, group_first + group,
-            group_last + group, group_start + group, term, first_term, last_term, TERMS, WITH_POSITIONS,
-        )  # fmt: skip
+        group = tile * GROUPS + tl.arange(0, GROUPS)
+        text = tl.load(group_text + group)  # before the products they would take registers that those need
+        first = tl.load(group_first + group)
+        last = tl.load(group_last + group)
+        start = tl.load(group_start + group)
+        best, place = _group_maxima(logits, TERMS, TILE)
+        texts_of = tl.broadcast_to(text[None, :], (TERMS, GROUPS))
+        if WITH_POSITIONS:
+            place = tl.minimum(first[None, :] + place, last[None, :])
+            best, place, _ = tl.associative_scan((best, place, texts_of), 1, _join)
+        else:
+            best, _ = tl.associative_scan((best, texts_of), 1, _join_values)
+        offset = (start >> 1)[None, :] + term[:, None]
+        mask = (start != -1)[None, :] & (term < last_term)[:, None]
+        target = tl.where((start & 1) == 1, partial_values - first_term, values)
+        tl.store(target[None, :] + offset, best, mask=mask)
+        if WITH_POSITIONS:
+            target = tl.where((start & 1) == 1, partial_positions - first_term, positions)
+            tl.store(target[None, :] + offset, place, mask=mask)
 
 
 @triton.jit
@@ -258,7 +230,8 @@ def _log1p(x):
 def finish_kernel(
     values, positions, partial_values, partial_positions, ends, bias, first_term, last_term, terms, partial_terms,
     scale, softcap,
-    HAS_BIAS: tl.constexpr, HAS_SOFTCAP: tl.constexpr, WITH_POSITIONS: tl.constexpr, BLOCK: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_SOFTCAP: tl.constexpr, WITH_POSITIONS: tl.constexpr, GROUPS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Merge the maxima of texts that lie in several tiles, and apply scale, bias, softcap, relu and log1p to all."""
     text = tl.program_id(0)
@@ -266,8 +239,8 @@ def finish_kernel(
     inside = term < last_term
     begin = tl.load(ends + text - 1, mask=text > 0, other=0)
     end = tl.load(ends + text)
-    first = begin // 16
-    last = (end - 1) // 16
+    first = begin // GROUPS
+    last = (end - 1) // GROUPS
     target = text.to(tl.int64) * terms + term
     is_whole = term < tl.where((begin < end) & (first == last), last_term, 0)
     best = tl.load(values + target, mask=is_whole, other=float("-inf"))

@@ -49,12 +49,13 @@ def describe(name: str, compiled: Any, architecture: int, expected_shared_bytes:
 def compile_maxima(configuration: Configuration, dtype: torch.dtype, architecture: int) -> dict:
     name, block = NAMES[dtype], configuration.block_dim(dtype)
     constants = {
-        "DIM": 2048, "TERMS": configuration.terms, "BLOCK_DIM": block, "SUPERTILE": triton_backend.SUPERTILE,
+        "DIM": 2048, "TERMS": configuration.terms, "TILE": configuration.slots, "BLOCK_DIM": block,
+        "SUPERTILE": triton_backend.SUPERTILE,
         "WITH_POSITIONS": True, "PRECISION": "tf32x3", "DESCRIPTORS": configuration.descriptors,
     }  # fmt: skip
     if configuration.descriptors:
         types = {
-            "hidden": f"tensordesc<{name}[{triton_backend.TILE},{block}]>",
+            "hidden": f"tensordesc<{name}[{configuration.slots},{block}]>",
             "weight": f"tensordesc<{name}[{configuration.terms},{block}]>",
         }
     else:
@@ -81,10 +82,10 @@ def compile_others(architecture: int) -> list[dict]:
     numbers |= {"piece_length": "i32", "stride": "i32", "scale": "fp32", "softcap": "fp32"}
     types = pointers | numbers
     found = []
-    finish = {"HAS_BIAS": True, "HAS_SOFTCAP": True, "WITH_POSITIONS": True, "BLOCK": 1024}
+    finish = {"HAS_BIAS": True, "HAS_SOFTCAP": True, "WITH_POSITIONS": True, "GROUPS": 16, "BLOCK": 1024}
     sums = [{"DIM": 2048, "BLOCK": 256, "SPLIT": split} for split in (True, False)]
     for kernel, constants, warps in (
-        (triton_forward.schedule_kernel, {}, 1),
+        (triton_forward.schedule_kernel, {"TILE": 128}, 1),
         (triton_forward.finish_kernel, finish, 4),
         (triton_backward.sum_rows_kernel, sums[0], 1),
         (triton_backward.sum_rows_kernel, sums[1], 1),
@@ -99,6 +100,7 @@ def main() -> None:
     wanted = [
         (CONFIGURATIONS[0], torch.bfloat16, 90),
         (CONFIGURATIONS[2], torch.bfloat16, 90),
+        (CONFIGURATIONS[3], torch.bfloat16, 90),
         (CONFIGURATIONS[-1], torch.bfloat16, 80),
     ]
     if "--all" in sys.argv:

@@ -15,7 +15,7 @@ from oracle import Case, make_case, relative_error
 from lion_st.kernels import splade_pool
 
 pytest.importorskip("triton")
-from lion_st.kernels import triton_backend, triton_backward, tuning
+from lion_st.kernels import triton_backend, triton_backward
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SHAPES = {
@@ -168,7 +168,7 @@ def test_small_and_large_logits_keep_their_relative_precision():
 
 
 def test_slabs_of_the_vocabulary_and_of_the_texts_change_nothing(monkeypatch):
-    case = make_case((130, 0, 9), hidden_size=16, terms=300, with_bias=True, device=DEVICE)
+    case = make_case((130, 0, 3), hidden_size=16, terms=260, with_bias=True, device=DEVICE)
     whole = pooled(case)
     expected = [whole, *gradients(whole, case)]
     monkeypatch.setattr(triton_backend, "PARTIAL_BYTES", 0)  # slabs of 256 terms
@@ -204,16 +204,19 @@ def test_long_sums_are_split_and_merged(monkeypatch):
     assert_right(case)
 
 
-def test_descriptors_give_the_same_maxima(monkeypatch):
-    if DEVICE == "cuda" and torch.cuda.get_device_capability() < (9, 0):
-        pytest.skip("The GPU has no TMA.")
-    pytest.importorskip("triton.tools.tensor_descriptor")
-    case = make_case((5, 0, 140), hidden_size=80, terms=150, dtype=torch.float16, device=DEVICE)
-    expected = pooled(case)
-    described = triton_backend.Configuration(128, 4, 3, descriptors=True)
-    monkeypatch.setattr(triton_backend, "_TUNER", tuning.Tuner([described]))
-    monkeypatch.setattr(triton_backend, "_fits", lambda *_: lambda configuration: True)
-    assert torch.equal(pooled(case), expected)
+@pytest.mark.skipif(DEVICE == "cuda", reason="On a GPU its own configurations are compared.")
+@pytest.mark.parametrize("descriptors", [False, True])
+@pytest.mark.parametrize("slots", [128, 256])
+def test_every_form_of_a_tile_gives_the_same_maxima(monkeypatch, slots, descriptors):
+    case = make_case((5, 0, 300, 1), hidden_size=80, terms=40, dtype=torch.float16)
+    tokens, weight = case.hidden[case.mask.bool()].detach(), case.weight.detach()
+    expected = triton_backend.forward(tokens, weight, None, case.bounds, 0.5, None, True)
+    form = triton_backend.Configuration(32, slots, 4, 3, descriptors)
+    monkeypatch.setattr(triton_backend, "INTERPRETED", form)
+    for with_positions in (True, False):
+        values, positions = triton_backend.forward(tokens, weight, None, case.bounds, 0.5, None, with_positions)
+        assert torch.equal(values, expected[0])
+        assert not with_positions or torch.equal(positions, expected[1])
 
 
 def test_the_same_inputs_give_the_same_bits():
