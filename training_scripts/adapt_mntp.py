@@ -4,11 +4,13 @@ python training_scripts/adapt_mntp.py --backbone llama-3.2-1b
 python training_scripts/adapt_mntp.py --backbone path/to/model --texts a.txt.xz b.jsonl --output_dir runs/mntp
 
 `--backbone` is a recipe (its values are the defaults), a folder or a Hub name. Options can also stand in a YAML file,
-`--config my.yaml`. Run under torchrun or accelerate on several GPUs. Repeat the command to resume.
+`--config my.yaml`. Run under torchrun or accelerate on several GPUs. Repeat the command to resume. `lion-st adapt`
+takes the same options.
 """
 
 from __future__ import annotations
 
+from lion_st.errors import one_line_errors
 from lion_st.training.arguments import parse_mntp_arguments
 from lion_st.training.mntp import adapt_mntp
 
@@ -17,8 +19,9 @@ def main() -> None:
     arguments, training_arguments = parse_mntp_arguments()
     folder = adapt_mntp(arguments, training_arguments)
     if training_arguments.process_index == 0:
-        print(folder / "mntp.json", (folder / "mntp.json").read_text(), sep="\n")
+        print(folder / "mntp.json", (folder / "mntp.json").read_text(encoding="utf-8"), sep="\n")
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors("adapt_mntp.py"):
+        main()

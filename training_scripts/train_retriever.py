@@ -1,24 +1,80 @@
-"""Fine-tune a sparse (Lion-SP) or dense (Lion-DS) retriever with one of the paper's recipes.
+"""Fine-tune a sparse (Lion-SP) or dense (Lion-DS) retriever: data, model, loss, trainer, training, export.
 
 python training_scripts/train_retriever.py --backbone llama-3.2-1b --paradigm sparse --objective cl_kd
-torchrun --nproc_per_node 4 training_scripts/train_retriever.py --config training_scripts/configs/lion_sp_8b.yaml
+torchrun --nproc_per_node 4 training_scripts/train_retriever.py --config lion_sp_8b
 
-`lion-st recipes` lists the recipes. Options on the command line come before those of the YAML file, and those before
-the recipe. `--dry_run` prints the resolved settings and their estimated cost. Repeat the command to resume.
+A page to copy and change. `lion-st train` takes the same options and trains the same model; it also keeps a record of
+the run, mixes several sources of data and pushes the result. `lion-st recipes` lists the recipes. Options on the
+command line come before those of the YAML file, and those before the recipe. Repeat the command to resume.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import torch
+from transformers import set_seed
+
+import lion_st
+from lion_st.data import load_tuples, quickstart_data
+from lion_st.data.quickstart import QUICKSTART_REPOSITORY
+from lion_st.errors import one_line_errors
+from lion_st.training import build_loss, build_trainer
 from lion_st.training.arguments import parse_retriever_arguments
-from lion_st.training.retriever import describe_run, train_retriever
+from lion_st.training.record import last_checkpoint
+from lion_st.training.retriever import describe_run
 
 
 def main() -> None:
     arguments, training_arguments = parse_retriever_arguments()
-    report = (describe_run if arguments.dry_run else train_retriever)(arguments, training_arguments)
-    if training_arguments.process_index == 0:
-        print(report)
+    if arguments.dry_run:
+        print(describe_run(arguments, training_arguments))
+        return
+    set_seed(training_arguments.seed)
+
+    # The backbone with bidirectional attention and a sparse or a dense head; an adapter, or all weights in float32.
+    model = lion_st.build(
+        arguments.model,
+        arguments.paradigm,
+        query_length=arguments.query_length,
+        document_length=arguments.document_length,
+        query_prompt=arguments.query_prompt,
+        document_prompt=arguments.document_prompt,
+        lora=arguments.lora_config() if arguments.use_peft else None,
+        dtype="auto" if arguments.use_peft else torch.float32,
+        as_sparse_encoder=arguments.paradigm == "sparse",
+        attn_implementation=arguments.attn_implementation,
+        device=str(training_arguments.device),
+    )
+
+    # Rows of query, positive, negative_1, ..., negative_n and label, the teacher's scores of these documents.
+    (source,) = arguments.train_data
+    tuples = load_tuples(
+        quickstart_data() if source == QUICKSTART_REPOSITORY else source,
+        subset=arguments.train_subset,
+        split=arguments.train_split,
+        queries=arguments.train_queries,
+        documents=arguments.train_documents,
+        negatives=arguments.negatives,
+        teacher_scores=arguments.objective != "cl",
+        sampling=arguments.sampling,
+        drop_short=arguments.drop_short,
+        seed=training_arguments.seed,
+    )
+
+    # Contrastive, distilled from the teacher, or both; of a sparse model with the FLOPS of queries and documents.
+    loss = build_loss(model, arguments)
+
+    # sentence-transformers' trainer, with the task of each column, batches without a text twice, and new negatives in
+    # every epoch.
+    trainer = build_trainer(model, arguments, training_arguments, tuples, loss=loss)
+    trainer.train(resume_from_checkpoint=last_checkpoint(Path(training_arguments.output_dir)))
+
+    # A checkpoint that SentenceTransformer(folder) loads without lion_st.
+    if trainer.is_world_process_zero():
+        print(lion_st.export(model, Path(training_arguments.output_dir) / "final", overwrite=True))
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors("train_retriever.py"):
+        main()

@@ -1,4 +1,4 @@
-"""`python -m lion_st.cli`, which torchrun can start."""
+"""`python -m lion_st.cli`, as `python -m lion_st`."""
 
 from lion_st.cli import app
 

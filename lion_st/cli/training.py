@@ -1,15 +1,46 @@
-"""Verbs of the training room; training itself is started by the scripts of training_scripts/."""
+"""Commands that train: train, adapt, recipes."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import typer
 
 from lion_st.cli.options import TableStyle
 
+# Their options are fields of dataclasses, which lion_st.training reads from the command line and YAML files.
+OWN_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
 
 def register(app: typer.Typer) -> None:
-    """Add the verbs."""
+    """Add the commands."""
+    app.command(rich_help_panel="Train", context_settings=OWN_OPTIONS)(train)
+    app.command(rich_help_panel="Train", context_settings=OWN_OPTIONS)(adapt)
     app.command(rich_help_panel="Train")(recipes)
+
+
+def train(context: typer.Context) -> None:
+    """Fine-tune a sparse (Lion-SP) or dense (Lion-DS) retriever with one of the recipes, and export it."""
+    _check(context.args, needs_recipe=True)
+    from lion_st.training.arguments import parse_retriever_arguments
+    from lion_st.training.retriever import describe_run, train_retriever
+
+    arguments, training_arguments = parse_retriever_arguments(context.args, "lion-st train")
+    report = (describe_run if arguments.dry_run else train_retriever)(arguments, training_arguments)
+    if training_arguments.process_index == 0:
+        typer.echo(report)
+
+
+def adapt(context: typer.Context) -> None:
+    """Adapt a causal language model to bidirectional attention with masked next-token prediction (MNTP)."""
+    _check(context.args)
+    from lion_st.training.arguments import parse_mntp_arguments
+    from lion_st.training.mntp import adapt_mntp
+
+    arguments, training_arguments = parse_mntp_arguments(context.args, "lion-st adapt")
+    folder = adapt_mntp(arguments, training_arguments)
+    if training_arguments.process_index == 0:
+        typer.echo(f"{folder / 'mntp.json'}\n{(folder / 'mntp.json').read_text(encoding='utf-8')}", nl=False)
 
 
 def recipes(style: TableStyle = "markdown") -> None:
@@ -18,3 +49,15 @@ def recipes(style: TableStyle = "markdown") -> None:
     from lion_st.training import recipes_table
 
     typer.echo(format_table(recipes_table(), style=style))
+
+
+def _check(options: Sequence[str], needs_recipe: bool = False) -> None:
+    """Refuse a missing YAML file or an unknown recipe before anything heavy is imported."""
+    from lion_st.training.options import HELP, chosen
+    from lion_st.training.recipes import get_recipe
+
+    if not set(HELP).isdisjoint(options):
+        return
+    names = chosen(options)
+    if needs_recipe:
+        get_recipe(names.get("backbone", ""), names.get("paradigm", "sparse"), names.get("objective", "cl_kd"))

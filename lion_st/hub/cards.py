@@ -226,8 +226,8 @@ def _is_for_sparse_encoder(folder: Path | None) -> bool:
 
 
 def _hub_datasets(training: TrainingRecord | None) -> list[str] | None:
-    name = str(training.settings.get("train_data", "")) if training else ""
-    return [name] if is_hub_name(name) else None
+    sources = training.settings.get("train_data", "") if training else ""
+    return [name for name in ([sources] if isinstance(sources, str) else sources) if is_hub_name(name)] or None
 
 
 # ---- what the template takes ----

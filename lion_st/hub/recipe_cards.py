@@ -113,8 +113,8 @@ def write_recipe_cards(folder: str | Path) -> list[Path]:
 def _commands(backbone: str, paradigm: str) -> str:
     choice = f"--backbone {backbone} --paradigm {paradigm} --objective {OBJECTIVE}"
     return (
-        f"python training_scripts/adapt_mntp.py --backbone {backbone}\n"
-        f"python training_scripts/train_retriever.py {choice}"
+        f"lion-st adapt --backbone {backbone}\n"
+        f"lion-st train {choice}"
     )
 
 

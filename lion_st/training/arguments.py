@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from sentence_transformers import SentenceTransformerTrainingArguments, SparseEncoderTrainingArguments
 from transformers import TrainingArguments
 
-from lion_st.training.recipes import MNTP_RECIPES, RetrieverRecipe, get_recipe
+from lion_st.errors import UsageError
+from lion_st.training.options import OptionsReader, merge_layers
+from lion_st.training.recipes import BACKBONES, MNTP_RECIPES, Objective, Paradigm, RetrieverRecipe, get_recipe
 
 if TYPE_CHECKING:
     from peft import LoraConfig
-    from trl import TrlParser
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # Training arguments that change the result of a run; the others change its speed, its logs or its place.
@@ -32,9 +33,60 @@ RESULT_ARGUMENTS = (
     "seed",
     "bf16",
     "fp16",
-    "max_seconds",
 )
 MAX_SECONDS_HELP = "Fit steps and schedules into this many seconds of training, if max_steps would take longer."
+# These too, which hardly anyone sets: recorded where they are not at their defaults.
+FURTHER_RESULT_ARGUMENTS = (
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "batch_sampler",
+    "data_seed",
+    "dataloader_drop_last",
+    "learning_rate_mapping",
+    "lr_scheduler_kwargs",
+    "max_seconds",
+    "neftune_noise_alpha",
+    "optim_args",
+    "router_mapping",
+)
+TRANSFORMERS_EPOCHS = 3.0  # its default, which is not read where max_steps is positive
+# What `--help` shows of the many options of the trainers.
+SHOWN_ARGUMENTS = (
+    "output_dir",
+    "max_steps",
+    "max_seconds",
+    "num_train_epochs",
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "gradient_checkpointing",
+    "seed",
+    "bf16",
+    "fp16",
+    "logging_steps",
+    "save_steps",
+    "save_total_limit",
+    "report_to",
+    "resume_from_checkpoint",
+    "push_to_hub",
+    "hub_model_id",
+)
+_UNEVALUATED = "training has no evaluation set; `lion-st evaluate` scores its result"
+_NOT_READ_BY_MNTP = {
+    "auto_find_batch_size": "a smaller batch is another run; lower --per_device_train_batch_size",
+    "do_predict": "there is no test set",
+    "push_to_hub": "`lion-st publish --folder` publishes the finished backbone",
+}
+_NOT_READ_BY_RETRIEVER = {
+    "auto_find_batch_size": "a smaller batch is another run; --mini_batch_size bounds memory",
+    "do_eval": _UNEVALUATED,
+    "do_predict": _UNEVALUATED,
+    "eval_strategy": _UNEVALUATED,
+    "prompts": "--query_prompt and --document_prompt are, and are saved with the model",
+}
 
 
 @dataclass
@@ -92,9 +144,9 @@ class MntpArguments(LoraArguments):
 
     def __post_init__(self) -> None:
         if not self.backbone:
-            raise ValueError("Name the model to adapt with --backbone.")
+            raise UsageError("Name the model to adapt with --backbone.")
         if not self.texts:
-            raise ValueError("Name the texts to adapt on with --texts.")
+            raise UsageError("Name the texts to adapt on with --texts.")
 
 
 @dataclass
@@ -105,8 +157,13 @@ class MntpTrainingArguments(TrainingArguments):
     per_device_train_batch_size: int = 32
     per_device_eval_batch_size: int = 32
     learning_rate: float = 5e-5
-    max_steps: int = 10_000
-    bf16: bool = True
+    max_steps: int | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Optimizer steps; 10,000 unless --num_train_epochs is given."}
+    )
+    num_train_epochs: float | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Passes over the data, in place of --max_steps."}
+    )
+    bf16: bool = field(default=True, metadata={"help": "Mixed precision in bfloat16, unless --fp16 is given."})
     max_seconds: float | None = field(default=None, metadata={"help": MAX_SECONDS_HELP})
     use_cpu: bool = not torch.cuda.is_available()
     logging_steps: float = 50
@@ -114,9 +171,16 @@ class MntpTrainingArguments(TrainingArguments):
     save_total_limit: int | None = 1
     report_to: str = "none"
 
+    def __post_init__(self) -> None:
+        _refuse(self, _NOT_READ_BY_MNTP)
+        _steps_or_epochs(self, 10_000)
+        self.bf16 = self.bf16 and not self.fp16
+        super().__post_init__()
+
     def settings(self) -> dict[str, Any]:
         """The values that change the result, for the record of a run."""
-        return {name: getattr(self, name) for name in RESULT_ARGUMENTS} | {"world_size": self.world_size}
+        values = {name: getattr(self, name) for name in RESULT_ARGUMENTS} | {"world_size": self.world_size}
+        return values | _changed(self, MntpTrainingArguments)
 
 
 @dataclass
@@ -124,8 +188,10 @@ class RetrieverArguments(LoraArguments):
     """The fine-tuning of a retriever: model, data and objective."""
 
     backbone: str = field(default="", metadata={"help": "Backbone of the recipe, as `lion-st recipes` lists them."})
-    paradigm: str = field(default="sparse", metadata={"help": "sparse (Lion-SP) or dense (Lion-DS)."})
-    objective: str = field(default="cl_kd", metadata={"help": "cl, kd or cl_kd."})
+    paradigm: Paradigm = field(default="sparse", metadata={"help": "sparse (Lion-SP) or dense (Lion-DS)."})
+    objective: Objective = field(
+        default="cl_kd", metadata={"help": "Contrastive, distillation of a teacher's margins, or both."}
+    )
     model: str = field(default="", metadata={"help": "Folder or Hub name of the backbone to fine-tune."})
     add_bos: bool | None = field(default=None, metadata={"help": "See lion_st.build."})
     scale: float | None = field(default=None, metadata={"help": "Sparse: factor on the logits; see lion_st.build."})
@@ -135,13 +201,22 @@ class RetrieverArguments(LoraArguments):
     document_length: int = field(default=128, metadata={"help": "Longest document, in tokens."})
     query_prompt: str | None = field(default=None, metadata={"help": "Put in front of queries, and saved."})
     document_prompt: str | None = field(default=None, metadata={"help": "Put in front of documents, and saved."})
-    train_data: str = field(default="", metadata={"help": "Source of training tuples; see lion_st.data.load_tuples."})
+    train_data: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Source of training tuples, or several; see lion_st.data.load_tuples."},
+    )
+    train_weights: list[float] | None = field(
+        default=None,
+        metadata={"help": "Weight of each of several sources, each batch being of one; else they go by their sizes."},
+    )
     train_subset: str | None = field(default=None, metadata={"help": "Subset of the source."})
-    train_split: str = field(default="train", metadata={"help": "Split of the source, such as train[:1%]."})
+    train_split: str = field(default="train", metadata={"help": "Split of the source, such as train[:1%%]."})
     train_queries: str | None = field(default=None, metadata={"help": "Where query texts are, if not in the source."})
     train_documents: str | None = field(default=None, metadata={"help": "The same for documents."})
     negatives: int = field(default=16, metadata={"help": "Negatives of each query."})
-    sampling: str = field(default="random", metadata={"help": "random negatives in every epoch, or the first."})
+    sampling: Literal["random", "first"] = field(
+        default="random", metadata={"help": "random negatives in every epoch, or the first."}
+    )
     drop_short: bool = field(default=False, metadata={"help": "Leave out rows with too few negatives."})
     batch_size: int = field(
         default=128, metadata={"help": "Queries of an optimizer step, over all devices and accumulation steps."}
@@ -162,13 +237,23 @@ class RetrieverArguments(LoraArguments):
 
     def __post_init__(self) -> None:
         get_recipe(self.backbone, self.paradigm, self.objective)
+        if isinstance(self.train_data, str):
+            self.train_data = [self.train_data] if self.train_data else []
         for name in ("model", "train_data"):
             if not getattr(self, name):
-                raise ValueError(f"--{name} is empty; name one, or leave it to the recipe.")
+                raise UsageError(f"--{name} is empty; name one, or leave it to the recipe.")
+        if len(set(self.train_data)) < len(self.train_data):
+            raise UsageError(f"--train_data names a source twice: {', '.join(self.train_data)}.")
+        weights = self.train_weights
+        if weights is not None and (len(weights) != len(self.train_data) or not all(weight > 0 for weight in weights)):
+            raise UsageError(
+                f"--train_weights are {weights}: give a positive one for each of --train_data, "
+                f"{', '.join(self.train_data)}."
+            )
         for name in ("batch_size", "query_length", "document_length", "mini_batch_size", "temperature"):
             value = getattr(self, name)
             if value is not None and not value > 0:
-                raise ValueError(f"--{name} must be positive, got {value}.")
+                raise UsageError(f"--{name} must be positive, got {value}.")
         if self.objective != "cl" and self.negatives < 1:
             raise ValueError(f"The objective {self.objective} needs negatives, got --negatives {self.negatives}.")
 
@@ -176,6 +261,10 @@ class RetrieverArguments(LoraArguments):
         """The values that change the result, for the record of a run."""
         values = super().settings()
         del values["dry_run"], values["mini_batch_size"]
+        if len(self.train_data) == 1:
+            values["train_data"] = self.train_data[0]
+        if self.train_weights is None:
+            del values["train_weights"]
         return values
 
 
@@ -194,67 +283,112 @@ class RetrieverTrainingArguments(SparseEncoderTrainingArguments, SentenceTransfo
     save_total_limit: int | None = 1
     report_to: str = "none"
     hub_strategy: str = "end"  # the finished result alone
+    num_train_epochs: float | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Passes over the data, in place of --max_steps."}
+    )
+    batch_sampler: str | None = field(  # type: ignore[assignment]
+        default=None,
+        metadata={
+            "help": "batch_sampler, no_duplicates, no_duplicates_hashed or group_by_label. Left out, no text is twice "
+            "in a batch, where it would be its own negative; with the objective kd batches are random."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        _refuse(self, _NOT_READ_BY_RETRIEVER)
+        _steps_or_epochs(self, -1)
+        if self.warmup_steps and self.warmup_ratio:
+            merge_layers({"warmup_steps": self.warmup_steps, "warmup_ratio": self.warmup_ratio})
+        super().__post_init__()
 
     def settings(self) -> dict[str, Any]:
         """The values that change the result, for the record of a run."""
-        return {name: getattr(self, name) for name in RESULT_ARGUMENTS} | {"world_size": self.world_size}
+        values = {name: getattr(self, name) for name in RESULT_ARGUMENTS} | {"world_size": self.world_size}
+        return values | _changed(self, RetrieverTrainingArguments)
 
 
-def parse_mntp_arguments(options: Sequence[str] | None = None) -> tuple[MntpArguments, MntpTrainingArguments]:
+# Options of `RetrieverArguments` that only some settings read, and what such a setting is.
+_READ_BY = {
+    "scale": ("--paradigm sparse", lambda values: values["paradigm"] == "sparse"),
+    "pooling": ("--paradigm dense", lambda values: values["paradigm"] == "dense"),
+    "query_regularizer_weight": ("--paradigm sparse", lambda values: values["paradigm"] == "sparse"),
+    "document_regularizer_weight": ("--paradigm sparse", lambda values: values["paradigm"] == "sparse"),
+    "regularizer_warmup_ratio": ("--paradigm sparse", lambda values: values["paradigm"] == "sparse"),
+    "teacher_temperature": ("--objective cl_kd", lambda values: values["objective"] == "cl_kd"),
+    "contrastive_weight": ("--objective cl_kd", lambda values: values["objective"] == "cl_kd"),
+    "distillation_weight": ("--objective cl_kd", lambda values: values["objective"] == "cl_kd"),
+    "lora_r": ("--use_peft", lambda values: values["use_peft"]),
+    "lora_alpha": ("--use_peft", lambda values: values["use_peft"]),
+    "lora_dropout": ("--use_peft", lambda values: values["use_peft"]),
+    "lora_target_modules": ("--use_peft", lambda values: values["use_peft"]),
+}
+
+
+def parse_mntp_arguments(
+    options: Sequence[str] | None = None, program: str = "adapt_mntp.py"
+) -> tuple[MntpArguments, MntpTrainingArguments]:
     """Read the MNTP stage's options from the command line and a YAML file (`--config`).
 
     Where `--backbone` names a recipe, its values are the defaults.
 
     Args:
         options: In place of the command line.
+        program: What is typed in front of the options.
 
     Raises:
-        ValueError: If an option is unknown or its value is wrong.
+        FileNotFoundError: If there is no such YAML file.
+        UsageError: If an option is unknown or its value is wrong.
     """
+    reader = OptionsReader(
+        (MntpArguments, MntpTrainingArguments),
+        program,
+        "Adapt a causal language model to bidirectional attention with masked next-token prediction (MNTP). "
+        f"--backbone is a recipe ({', '.join(MNTP_RECIPES)}), a folder or a Hub name.",
+        SHOWN_ARGUMENTS,
+    )
 
-    @dataclass
-    class Choice:
-        backbone: str = ""
+    def defaults(given: Mapping[str, Any]) -> Mapping[str, Any]:
+        recipe = MNTP_RECIPES.get(given.get("backbone", ""))
+        return {} if recipe is None else recipe.defaults()
 
-    parser = _parser(MntpArguments, MntpTrainingArguments)
-    backbone = _choice(Choice, options).backbone
-    if backbone in MNTP_RECIPES:
-        parser.set_defaults_with_config(**MNTP_RECIPES[backbone].defaults())
-    arguments, training_arguments = parser.parse_args_and_config(options)
+    arguments, training_arguments, _ = reader.read(options, defaults)
     if arguments.backbone in MNTP_RECIPES:
         arguments.backbone = MNTP_RECIPES[arguments.backbone].model
     return arguments, training_arguments
 
 
 def parse_retriever_arguments(
-    options: Sequence[str] | None = None,
+    options: Sequence[str] | None = None, program: str = "train_retriever.py"
 ) -> tuple[RetrieverArguments, RetrieverTrainingArguments]:
     """Read a fine-tuning's options: the recipe of backbone, paradigm and objective, then YAML, then the command line.
 
     Args:
         options: In place of the command line.
+        program: What is typed in front of the options.
 
     Raises:
-        ValueError: If there is no such recipe, an option is unknown, or a value is wrong.
+        FileNotFoundError: If there is no such YAML file.
+        UsageError: If there is no such recipe, an option is unknown or not read by this setting, or a value is wrong.
 
     Example:
         >>> arguments, _ = parse_retriever_arguments(["--backbone", "micro", "--paradigm", "dense"])
         >>> arguments.temperature
         0.01
     """
+    reader = OptionsReader(
+        (RetrieverArguments, RetrieverTrainingArguments),
+        program,
+        f"Fine-tune a retriever. --backbone ({', '.join(BACKBONES)}), --paradigm and --objective choose a recipe, "
+        "whose values are the defaults of all other options; `lion-st recipes` lists them.",
+        SHOWN_ARGUMENTS,
+    )
 
-    @dataclass
-    class Choice:
-        backbone: str = ""
-        paradigm: str = "sparse"
-        objective: str = "cl_kd"
+    def defaults(given: Mapping[str, Any]) -> Mapping[str, Any]:
+        return _recipe(given).defaults()
 
-    choice = _choice(Choice, options)
-    recipe = get_recipe(choice.backbone, choice.paradigm, choice.objective)
-    parser = _parser(RetrieverArguments, RetrieverTrainingArguments)
-    unknown = parser.set_defaults_with_config(**recipe.defaults())
-    assert not unknown, f"the recipe sets {unknown}, which are no options"
-    return parser.parse_args_and_config(options)  # type: ignore[return-value]
+    arguments, training_arguments, given = reader.read(options, defaults)
+    _require_read(arguments, given)
+    return arguments, training_arguments
 
 
 def retriever_arguments(
@@ -264,30 +398,69 @@ def retriever_arguments(
 
     Args:
         recipe: As `get_recipe` returns it.
-        **overrides: Fields of `RetrieverArguments` or `RetrieverTrainingArguments`.
+        **overrides: Fields of `RetrieverArguments` or `RetrieverTrainingArguments`. Of two that say the same thing,
+            such as `max_steps` and `num_train_epochs`, the one given here takes the place of the recipe's.
 
     Raises:
-        TypeError: If an override is no such field.
+        TypeError: If an override is not such a field.
+        UsageError: If an override is not read by this setting, or two of them contradict each other.
 
     Example:
         >>> arguments, training = retriever_arguments(get_recipe("micro", "sparse", "cl"), max_steps=10)
         >>> training.max_steps
         10
+        >>> _, training = retriever_arguments(get_recipe("micro", "sparse", "cl"), num_train_epochs=2)
+        >>> training.max_steps, training.num_train_epochs
+        (-1, 2)
     """
-    values = recipe.defaults() | overrides
+    values = merge_layers(recipe.defaults(), overrides)
     own = {item.name for item in fields(RetrieverArguments)}
-    return (
-        RetrieverArguments(**{name: value for name, value in values.items() if name in own}),
-        RetrieverTrainingArguments(**{name: value for name, value in values.items() if name not in own}),
-    )
+    arguments = RetrieverArguments(**{name: value for name, value in values.items() if name in own})
+    _require_read(arguments, overrides)
+    return arguments, RetrieverTrainingArguments(**{name: value for name, value in values.items() if name not in own})
 
 
-def _choice(kind: type, options: Sequence[str] | None) -> Any:
-    """The few options that decide on the defaults of all others; those are left to the parser of all."""
-    return _parser(kind, add_help=False).parse_args_and_config(options, return_remaining_strings=True)[0]
+def _recipe(given: Mapping[str, Any]) -> RetrieverRecipe:
+    if not given.get("backbone"):
+        raise UsageError(f"Name the recipe's backbone with --backbone: {', '.join(BACKBONES)}.")
+    return get_recipe(given["backbone"], given.get("paradigm") or "sparse", given.get("objective") or "cl_kd")
 
 
-def _parser(*kinds: Any, **settings: Any) -> TrlParser:
-    from trl import TrlParser
+def _require_read(arguments: RetrieverArguments, given: Iterable[str]) -> None:
+    """Refuse options that were given and that the setting would not read."""
+    values = vars(arguments)
+    defaults = RetrieverArguments.__dataclass_fields__
+    for name in given:
+        if name not in _READ_BY or values[name] in (None, defaults[name].default):
+            continue
+        setting, reads = _READ_BY[name]
+        if not reads(values):
+            raise UsageError(f"--{name} is read with {setting} alone, which this run is without: leave it out.")
 
-    return TrlParser(kinds, allow_abbrev=False, **settings)
+
+def _changed(arguments: TrainingArguments, kind: type) -> dict[str, Any]:
+    """Further arguments that change the result, where they are not left at their defaults."""
+    changed = {}
+    for item in fields(kind):
+        if item.name in FURTHER_RESULT_ARGUMENTS:
+            value = getattr(arguments, item.name)
+            default = item.default if item.default_factory is MISSING else item.default_factory()
+            if value not in (default, None) and value != {}:
+                changed[item.name] = value
+    return changed
+
+
+def _refuse(arguments: TrainingArguments, reasons: Mapping[str, str]) -> None:
+    for name, reason in reasons.items():
+        if getattr(arguments, name, None) not in (None, False, "no"):
+            raise UsageError(f"--{name} is not read here: {reason}.")
+
+
+def _steps_or_epochs(arguments: Any, max_steps: int) -> None:
+    """Fill in steps and epochs: what was given, else `max_steps`."""
+    if arguments.max_steps is None:
+        arguments.max_steps = max_steps if arguments.num_train_epochs is None else -1
+    if arguments.max_steps > 0 and arguments.num_train_epochs not in (None, TRANSFORMERS_EPOCHS):
+        merge_layers({"max_steps": arguments.max_steps, "num_train_epochs": arguments.num_train_epochs})
+    if arguments.num_train_epochs is None:
+        arguments.num_train_epochs = TRANSFORMERS_EPOCHS

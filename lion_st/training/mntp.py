@@ -22,7 +22,7 @@ from lion_st.modules import LionTransformer
 from lion_st.training.callbacks import EpochCallback, SecondsBudget
 from lion_st.training.cost import TrainingCost
 from lion_st.training.recipes import BackboneShape
-from lion_st.training.record import RunRecord, last_checkpoint
+from lion_st.training.record import RunRecord, checkpoint_to_resume
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -224,6 +224,7 @@ def adapt_mntp(arguments: MntpArguments, training_arguments: MntpTrainingArgumen
         if training_arguments.process_index == 0:
             print(f"{output} is adapted already; nothing to do.")
         return output
+    checkpoint = checkpoint_to_resume(output, training_arguments.resume_from_checkpoint)
     set_seed(training_arguments.seed)
     transformer, dtype = _load_transformer(arguments)
     trainer = _build_trainer(transformer, arguments, training_arguments)
@@ -234,7 +235,7 @@ def adapt_mntp(arguments: MntpArguments, training_arguments: MntpTrainingArgumen
     before = record.content.get("eval_loss_before") or trainer.evaluate()["eval_loss"]
     output.mkdir(parents=True, exist_ok=True)
     record.content["eval_loss_before"] = before
-    trainer.train(resume_from_checkpoint=last_checkpoint(output))
+    trainer.train(resume_from_checkpoint=checkpoint)
     after = trainer.evaluate()["eval_loss"]
     if trainer.is_world_process_zero():
         _save(trainer.accelerator.unwrap_model(trainer.model), transformer, arguments, dtype, output)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from lion_st.data.quickstart import QUICKSTART_REPOSITORY
+from lion_st.errors import UsageError
 
 Paradigm: TypeAlias = Literal["sparse", "dense"]
 Objective: TypeAlias = Literal["cl", "kd", "cl_kd"]
@@ -76,7 +77,7 @@ class MntpRecipe:
     gradient_checkpointing: bool = True
 
     def defaults(self) -> dict[str, Any]:
-        """Values for the options of training_scripts/adapt_mntp.py."""
+        """Values for the options of `lion-st adapt`."""
         values = dict(vars(self), backbone=self.model, texts=list(self.texts), output_dir=mntp_folder(self.backbone))
         del values["model"]
         return _without_default(values)
@@ -134,7 +135,7 @@ class RetrieverRecipe:
     attn_implementation: str | None = None
 
     def defaults(self) -> dict[str, Any]:
-        """Values for the options of training_scripts/train_retriever.py."""
+        """Values for the options of `lion-st train`."""
         values = dict(vars(self), output_dir=f"runs/{self.backbone}-{self.paradigm}-{self.objective}")
         del values["epochs"]
         return _without_default(values)
@@ -234,7 +235,7 @@ def get_recipe(backbone: str, paradigm: str, objective: str) -> RetrieverRecipe:
     """
     recipe = RECIPES.get((backbone, paradigm, objective))
     if recipe is None:
-        raise ValueError(
+        raise UsageError(
             f"There is no recipe for backbone {backbone!r}, paradigm {paradigm!r}, objective {objective!r}. Choose a "
             f"backbone of {', '.join(BACKBONES)}; a paradigm of {', '.join(PARADIGMS)}; an objective of "
             f"{', '.join(OBJECTIVES)}. To fine-tune another model, take the nearest recipe and name it with --model."

@@ -87,6 +87,31 @@ class RunRecord(TrainerCallback):
             )
 
 
+def checkpoint_to_resume(folder: Path, given: str | bool | None = None) -> str | None:
+    """The checkpoint a run goes on from: the one that was given, else the last in its folder, None to begin.
+
+    Args:
+        folder: The run's output folder.
+        given: The option `resume_from_checkpoint`: a folder; or whether to resume.
+
+    Raises:
+        FileNotFoundError: If the given folder is not a checkpoint.
+        ValueError: If the run shall begin anew in a folder that holds checkpoints.
+    """
+    answer = {"true": True, "false": False}.get(str(given).lower(), given)
+    last = last_checkpoint(folder)
+    if answer is False and last is not None:
+        raise ValueError(
+            f"{folder} holds checkpoints, which --resume_from_checkpoint {given} would write over: delete them, or "
+            "choose another --output_dir."
+        )
+    if isinstance(answer, bool) or answer is None:
+        return last
+    if not (Path(answer) / TRAINER_STATE_NAME).is_file():
+        raise FileNotFoundError(f"--resume_from_checkpoint {answer} is not a checkpoint: it has no trainer_state.json.")
+    return answer
+
+
 def last_checkpoint(folder: Path) -> str | None:
     """The latest checkpoint of a run that was written to its end, None if there is none.
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
+from copy import copy
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,11 +43,12 @@ from lion_st.models import build
 from lion_st.stock import export
 from lion_st.training.callbacks import EpochCallback, SecondsBudget
 from lion_st.training.cost import TrainingCost
+from lion_st.training.mixing import WeightedBatchSampler
 from lion_st.training.recipes import BACKBONES, BackboneShape, mntp_folder
-from lion_st.training.record import RunRecord, last_checkpoint
+from lion_st.training.record import RunRecord, checkpoint_to_resume
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, DatasetDict
 
     from lion_st.training.arguments import RetrieverArguments, RetrieverTrainingArguments
 
@@ -69,12 +72,12 @@ def build_model(arguments: RetrieverArguments, device: str | torch.device | None
     if arguments.model == mntp_folder(arguments.backbone) and not Path(arguments.model).is_dir():
         base = BACKBONES[arguments.backbone].model
         raise FileNotFoundError(
-            f"There is no adapted backbone in {arguments.model!r}. Make it with `python training_scripts/adapt_mntp.py "
+            f"There is no adapted backbone in {arguments.model!r}. Make it with `lion-st adapt "
             f"--backbone {arguments.backbone}`, or fine-tune the unadapted model with --model {base}."
         )
     return build(
         arguments.model,
-        arguments.paradigm,  # type: ignore[arg-type]
+        arguments.paradigm,
         query_length=arguments.query_length,
         document_length=arguments.document_length,
         lora=arguments.lora_config() if arguments.use_peft else None,
@@ -154,41 +157,53 @@ def build_trainer(
     model: Any,
     arguments: RetrieverArguments,
     training_arguments: RetrieverTrainingArguments,
-    train_dataset: Dataset,
+    train_dataset: Dataset | DatasetDict,
     callbacks: list[TrainerCallback] | None = None,
+    loss: nn.Module | None = None,
 ) -> SentenceTransformerTrainer | SparseEncoderTrainer:
     """sentence-transformers' trainer of a model, with the recipe's loss, lengths, prompts and batches.
 
     Args:
         model: As `build_model` makes it.
         arguments: Objective and prompts.
-        training_arguments: Changed: column tasks and prompts, batch sampler, batch and accumulation are filled in.
+        training_arguments: Those of sentence-transformers' trainers. What is left out is filled in, in a copy: column
+            tasks (`router_mapping`) and prompts, batch sampler, batch and accumulation.
         train_dataset: As `load_tuples` makes it, or with such columns; the former draws other negatives each epoch.
+            With several, as `load_training_tuples` makes them, each batch is of one.
         callbacks: Of the trainer.
+        loss: In place of the objective's own, see `build_loss`.
 
     Raises:
         ValueError: If the batch cannot be divided as asked, or the data are fewer than one batch.
     """
-    needed = settle_batches(arguments, training_arguments) * training_arguments.world_size
-    if len(train_dataset) < needed:
-        raise ValueError(
-            f"{arguments.train_data} has {len(train_dataset)} tuples, fewer than a batch of {needed}: give more data, "
-            "or a smaller --batch_size."
-        )
-    texts = [column for column in train_dataset[0] if column != "label"]
+    training_arguments = resolve_batches(arguments, training_arguments)
+    needed = training_arguments.per_device_train_batch_size * training_arguments.world_size
+    sources = train_dataset if isinstance(train_dataset, dict) else {" and ".join(arguments.train_data): train_dataset}
+    for name, source in sources.items():
+        if len(source) < needed:
+            raise ValueError(
+                f"{name} has {len(source)} tuples, fewer than a batch of {needed}: give more data, or a smaller "
+                "--batch_size."
+            )
+    texts = list(dict.fromkeys(column for source in sources.values() for column in source[0] if column != "label"))
     # The task of a column decides on its length.
-    training_arguments.router_mapping = {column: "query" if column == "query" else "document" for column in texts}
+    tasks = {column: "query" if column == "query" else "document" for column in texts}
+    tasks |= _given_tasks(training_arguments.router_mapping, texts)
+    training_arguments.router_mapping = tasks
     prompts = {"query": arguments.query_prompt, "document": arguments.document_prompt}
-    training_arguments.prompts = {
-        column: prompt for column, task in training_arguments.router_mapping.items() if (prompt := prompts[task])
-    }
-    if arguments.objective != "kd":
+    training_arguments.prompts = {column: prompt for column, task in tasks.items() if (prompt := prompts[task])}
+    if training_arguments.batch_sampler is None:
         # A text twice in a batch would be its own negative.
-        training_arguments.batch_sampler = BatchSamplers.NO_DUPLICATES
-    loss = build_loss(model, arguments)
+        training_arguments.batch_sampler = (
+            BatchSamplers.BATCH_SAMPLER if arguments.objective == "kd" else BatchSamplers.NO_DUPLICATES
+        )
+    if arguments.train_weights is not None:
+        training_arguments.multi_dataset_batch_sampler = partial(WeightedBatchSampler, weights=arguments.train_weights)
+    loss = build_loss(model, arguments) if loss is None else loss
     callbacks = list(callbacks or [])
-    if train_dataset.format["type"] == "custom":
-        callbacks.append(EpochCallback(partial(set_epoch, train_dataset)))
+    for source in sources.values():
+        if source.format["type"] == "custom":
+            callbacks.append(EpochCallback(partial(set_epoch, source)))
     ramp = None
     if isinstance(loss, SpladeLoss):
         ramp = SpladeRegularizerWeightSchedulerCallback(loss, warmup_ratio=arguments.regularizer_warmup_ratio)
@@ -201,6 +216,18 @@ def build_trainer(
     )
     trainer.cost = training_cost(arguments, training_arguments, BackboneShape.from_config(model[0].config))
     return trainer
+
+
+def _given_tasks(router_mapping: Any, columns: Sequence[str]) -> dict[str, str]:
+    """The tasks that were given for columns, checked."""
+    given = dict(router_mapping or {})
+    for column, task in given.items():
+        if column not in columns or task not in ("query", "document"):
+            raise ValueError(
+                f"--router_mapping says {column!r} is {task!r}: it maps columns, {', '.join(columns)}, to 'query' or "
+                "'document'."
+            )
+    return given
 
 
 class _CountsFlops:
@@ -222,15 +249,17 @@ class DenseRetrieverTrainer(_CountsFlops, SentenceTransformerTrainer):
     """sentence-transformers' SentenceTransformerTrainer, counting operations."""
 
 
-def settle_batches(arguments: RetrieverArguments, training_arguments: RetrieverTrainingArguments) -> int:
-    """Fill in the batch of each device and the accumulation steps, so that together they are `batch_size`.
+def resolve_batches(
+    arguments: RetrieverArguments, training_arguments: RetrieverTrainingArguments
+) -> RetrieverTrainingArguments:
+    """The training arguments with the batch of each device and the accumulation steps that together are `batch_size`.
 
     What is left out follows from the rest; with both left out there is one accumulation step, which keeps all
     in-batch negatives, and memory is bounded by `mini_batch_size`. Dense `kd`, which has no negatives across queries,
     accumulates instead.
 
     Returns:
-        The batch of each device.
+        A copy.
 
     Raises:
         ValueError: If the batch cannot be divided so.
@@ -267,9 +296,10 @@ def settle_batches(arguments: RetrieverArguments, training_arguments: RetrieverT
             each * world_size,
             total,
         )
-    training_arguments.per_device_train_batch_size = each
-    training_arguments.gradient_accumulation_steps = steps
-    return each
+    resolved = copy(training_arguments)
+    resolved.per_device_train_batch_size = each
+    resolved.gradient_accumulation_steps = steps
+    return resolved
 
 
 def uncacheable(arguments: RetrieverArguments) -> bool:
@@ -307,19 +337,20 @@ def train_retriever(arguments: RetrieverArguments, training_arguments: Retriever
             folder = train_retriever(*retriever_arguments(recipe, output_dir="runs/lion-sp-1b"))
             SentenceTransformer(str(folder)).encode_query("what is a lion")
     """
-    settle_batches(arguments, training_arguments)
+    training_arguments = resolve_batches(arguments, training_arguments)
     output = Path(training_arguments.output_dir)
     record = RunRecord(output / "training.json", arguments.settings() | training_arguments.settings())
     if record.is_finished:
         if training_arguments.process_index == 0:
             print(f"{output} is trained already; nothing to do.")
         return output
+    checkpoint = checkpoint_to_resume(output, training_arguments.resume_from_checkpoint)
     set_seed(training_arguments.seed)
     model = build_model(arguments, training_arguments.device)
     tuples = load_training_tuples(arguments, training_arguments.seed)
     trainer = build_trainer(model, arguments, training_arguments, tuples, callbacks=[record])
     output.mkdir(parents=True, exist_ok=True)
-    trainer.train(resume_from_checkpoint=last_checkpoint(output))
+    trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.is_world_process_zero():
         with staged_folder(output) as folder:
             export(model, folder)
@@ -351,21 +382,26 @@ def _push(trainer: Any, folder: Path, files: list[str]) -> None:
         ) from error
 
 
-def load_training_tuples(arguments: RetrieverArguments, seed: int) -> Dataset:
-    """The training tuples, with the teacher's scores where the objective reads them."""
-    bundled = arguments.train_data == QUICKSTART_REPOSITORY
-    return load_tuples(
-        quickstart_data() if bundled else arguments.train_data,
-        negatives=arguments.negatives,
-        teacher_scores=arguments.objective != "cl",
-        split=arguments.train_split,
-        subset=arguments.train_subset,
-        queries=arguments.train_queries,
-        documents=arguments.train_documents,
-        sampling=arguments.sampling,  # type: ignore[arg-type]
-        drop_short=arguments.drop_short,
-        seed=seed,
-    )
+def load_training_tuples(arguments: RetrieverArguments, seed: int) -> Dataset | DatasetDict:
+    """The training tuples, with the teacher's scores where the objective reads them; of several sources, by name."""
+    from datasets import DatasetDict
+
+    tuples = {
+        source: load_tuples(
+            quickstart_data() if source == QUICKSTART_REPOSITORY else source,
+            negatives=arguments.negatives,
+            teacher_scores=arguments.objective != "cl",
+            split=arguments.train_split,
+            subset=arguments.train_subset,
+            queries=arguments.train_queries,
+            documents=arguments.train_documents,
+            sampling=arguments.sampling,
+            drop_short=arguments.drop_short,
+            seed=seed,
+        )
+        for source in arguments.train_data
+    }
+    return DatasetDict(tuples) if len(tuples) > 1 else tuples[arguments.train_data[0]]
 
 
 def training_cost(
@@ -390,7 +426,9 @@ def describe_run(arguments: RetrieverArguments, training_arguments: RetrieverTra
         OSError: If another model than the recipe's is named and its configuration cannot be reached.
         ValueError: If the batch cannot be divided as asked.
     """
-    each, documents = settle_batches(arguments, training_arguments), 1 + arguments.negatives
+    training_arguments = resolve_batches(arguments, training_arguments)
+    each: Any = training_arguments.per_device_train_batch_size
+    documents = 1 + arguments.negatives
     backbone = BACKBONES[arguments.backbone]
     if arguments.model in (backbone.model, mntp_folder(arguments.backbone)):
         shape = backbone.shape

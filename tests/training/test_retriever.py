@@ -32,7 +32,7 @@ from lion_st.training.retriever import (
     build_trainer,
     describe_run,
     load_training_tuples,
-    settle_batches,
+    resolve_batches,
     train_retriever,
 )
 
@@ -125,21 +125,21 @@ def test_devices_and_accumulation_make_up_the_batch(
 ):
     arguments, training = tiny_run("m", data, tmp_path, paradigm, objective, batch_size=total, mini_batch_size=mini)
     training = FakeWorld(training, world, each, steps)
-    assert settle_batches(arguments, training) == expected[0]
-    assert (training.per_device_train_batch_size, training.gradient_accumulation_steps) == expected
+    resolved = resolve_batches(arguments, training)
+    assert (resolved.per_device_train_batch_size, resolved.gradient_accumulation_steps) == expected
 
 
 @pytest.mark.parametrize(("world", "each", "steps"), [(3, None, None), (2, 3, None), (2, 4, 2), (16, None, None)])
 def test_a_batch_that_cannot_be_divided_is_refused(data, tmp_path, world, each, steps):
     arguments, training = tiny_run("m", data, tmp_path, batch_size=8)
     with pytest.raises(ValueError, match=rf"A batch of 8 cannot be divided into {world} device\(s\)"):
-        settle_batches(arguments, FakeWorld(training, world, each, steps))
+        resolve_batches(arguments, FakeWorld(training, world, each, steps))
 
 
 def test_several_gpus_in_one_process_are_refused(data, tmp_path):
     arguments, training = tiny_run("m", data, tmp_path)
     with pytest.raises(ValueError, match="torchrun --nproc_per_node 2"):
-        settle_batches(arguments, FakeWorld(training, 1, None, None, n_gpu=2))
+        resolve_batches(arguments, FakeWorld(training, 1, None, None, n_gpu=2))
 
 
 class FakeWorld:
@@ -153,7 +153,7 @@ class FakeWorld:
 def test_accumulation_that_changes_the_objective_is_said(data, tmp_path, caplog):
     for paradigm, objective, said in (("dense", "cl", 1), ("dense", "kd", 0), ("sparse", "kd", 1)):
         caplog.clear()
-        settle_batches(*tiny_run("m", data, tmp_path, paradigm, objective, per_device_train_batch_size=2))
+        resolve_batches(*tiny_run("m", data, tmp_path, paradigm, objective, per_device_train_batch_size=2))
         assert len([r for r in caplog.records if "of 2 queries at a time, not of 4" in r.getMessage()]) == said
 
 
@@ -181,7 +181,7 @@ def test_an_interrupted_run_resumes_to_the_weights_of_an_uninterrupted_one(
 
     def interrupted(*args, **kwargs):
         calls.append(1)
-        steps = run[1][1].gradient_accumulation_steps
+        steps = resolve_batches(*run[1]).gradient_accumulation_steps
         if len(calls) == 7 * steps + 1:
             raise Interruption
         return training_step(*args, **kwargs)
@@ -299,7 +299,7 @@ def test_a_missing_adapted_backbone_is_said_with_the_command_that_makes_it(tmp_p
     monkeypatch.chdir(tmp_path)
     arguments, _ = retriever_arguments(get_recipe("llama-3-8b", "dense", "cl"), use_cpu=True)
     with pytest.raises(
-        FileNotFoundError, match=r"adapt_mntp\.py --backbone llama-3-8b.*--model meta-llama/Meta-Llama-3-8B"
+        FileNotFoundError, match=r"lion-st adapt --backbone llama-3-8b.*--model meta-llama/Meta-Llama-3-8B"
     ):
         build_model(arguments, "cpu")
 

@@ -10,13 +10,18 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_runs import tiny_options, write_tuples
+from typer.testing import CliRunner
 
+from lion_st.cli import app
+
+CONFIGS = files("lion_st.training") / "configs"
 SCRIPTS = Path(__file__).parents[2] / "training_scripts"
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAME": "lo"}
 
@@ -26,9 +31,16 @@ def command_line(options: dict) -> list[str]:
     return [part for name, value in given.items() for part in (f"--{name}", str(value))]
 
 
-def run_script(name: str, options: list[str], *launcher: str, **kwargs) -> subprocess.CompletedProcess:
-    command = [sys.executable, *launcher, str(SCRIPTS / name), *options]
-    return subprocess.run(command, env=os.environ | ENVIRONMENT, text=True, capture_output=True, **kwargs)
+def run_script(name: str, options: list[str]) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(SCRIPTS / name), *options]
+    return subprocess.run(command, env=os.environ | ENVIRONMENT, text=True, capture_output=True)
+
+
+def run_command(*options: str) -> str:
+    """`lion-st` in this process."""
+    result = CliRunner().invoke(app, options)
+    assert result.exit_code == 0, result.output
+    return result.stdout
 
 
 def run_here(monkeypatch, name: str, options: list[str]) -> None:
@@ -38,8 +50,8 @@ def run_here(monkeypatch, name: str, options: list[str]) -> None:
 
 
 def kill_after_checkpoint(name: str, options: list[str], checkpoint: Path) -> None:
-    """Start a script and end it the hard way once it has written a checkpoint."""
-    command = [sys.executable, str(SCRIPTS / name), *options]
+    """Start a command and end it the hard way once it has written a checkpoint."""
+    command = [sys.executable, "-m", "lion_st", name, *options]
     with subprocess.Popen(
         command, env=os.environ | ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as process:
@@ -61,22 +73,21 @@ def data(tmp_path_factory) -> Path:
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_a_killed_training_resumes_with_the_same_command(tiny_backbone, data, tmp_path, monkeypatch, capsys):
+def test_a_killed_training_resumes_with_the_same_command(tiny_backbone, data, tmp_path):
     recipe = ["--backbone", "micro", "--paradigm", "sparse", "--objective", "cl_kd"]
 
     def options(folder: str) -> list[str]:
         steps = dict(max_steps=30, save_steps=2, save_total_limit=2)
         return recipe + command_line(tiny_options(tiny_backbone(), data, tmp_path / folder, **steps))
 
-    kill_after_checkpoint("train_retriever.py", options("killed"), tmp_path / "killed" / "checkpoint-2")
+    kill_after_checkpoint("train", options("killed"), tmp_path / "killed" / "checkpoint-4")
     assert not (tmp_path / "killed" / "modules.json").exists()
-    run_here(monkeypatch, "train_retriever.py", options("killed"))
-    printed = capsys.readouterr().out
+    printed = run_command("train", *options("killed"))
     assert printed.splitlines()[-1] == str(tmp_path / "killed")
     # It went on after a checkpoint instead of starting over.
     logged = [float(epoch) for epoch in re.findall(r"'epoch': '([\d.]+)'", printed)]
     assert min(logged) > 2 / 6
-    run_here(monkeypatch, "train_retriever.py", options("whole"))
+    run_command("train", *options("whole"))
     assert same_weights(tmp_path / "killed", tmp_path / "whole")
 
 
@@ -93,17 +104,48 @@ def test_mntp_runs_from_a_yaml_file(tiny_backbone, tmp_path, monkeypatch, capsys
     assert '"eval_loss_after"' in capsys.readouterr().out
 
 
-def test_a_wrong_option_or_recipe_ends_the_script_with_the_reason(tmp_path, monkeypatch):
+def test_a_wrong_option_or_recipe_ends_the_script_with_the_reason(tmp_path, monkeypatch, capsys):
     """One real process: the status and the last line are what a user or a scheduler sees."""
     monkeypatch.chdir(tmp_path)
     failed = run_script("train_retriever.py", ["--backbone", "llama-5"])
-    assert failed.returncode != 0
-    assert failed.stderr.splitlines()[-1].startswith("ValueError: There is no recipe for backbone 'llama-5'")
-    with pytest.raises(ValueError, match="--epoch"):
-        run_here(monkeypatch, "train_retriever.py", ["--backbone", "micro", "--epoch", "3"])
-    with pytest.raises(ValueError, match="--text"):
-        run_here(monkeypatch, "adapt_mntp.py", ["--backbone", "llama-3-8b", "--text", "a.txt"])
+    assert failed.returncode == 2
+    (line,) = failed.stderr.splitlines()
+    assert line.startswith("train_retriever.py: There is no recipe for backbone 'llama-5'")
+    for name, options, code, message in (
+        ("train_retriever.py", ["--backbone", "micro", "--epoch", "3"], 2, "--epoch is not an option"),
+        ("train_retriever.py", ["--config", "no.yaml"], 1, "The file 'no.yaml' of --config is not there"),
+        ("adapt_mntp.py", ["--backbone", "llama-3-8b", "--text", "a.txt"], 2, "did you mean --texts?"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            run_here(monkeypatch, name, options)
+        (line,) = capsys.readouterr().err.splitlines()
+        assert (end.value.code, message in line) == (code, True)
+        with monkeypatch.context() as patch, pytest.raises((ValueError, FileNotFoundError)):
+            patch.setenv("LION_ST_TRACEBACK", "1")
+            run_here(monkeypatch, name, options)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["train_retriever.py", "adapt_mntp.py"])
+def test_scripts_have_help(name, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as end:
+        run_here(monkeypatch, name, ["--help"])
+    assert end.value.code == 0
+    assert f"usage: {name} [--config FILE]" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_the_page_to_copy_trains_what_the_command_trains(tiny_backbone, data, tmp_path, monkeypatch, capsys):
+    for paradigm in ("sparse", "dense"):
+
+        def options(folder: str, paradigm: str = paradigm) -> list[str]:
+            values = tiny_options(tiny_backbone(), data, tmp_path / f"{paradigm}-{folder}", query_prompt="q: ")
+            return ["--backbone", "micro", "--paradigm", paradigm, "--objective", "cl_kd", *command_line(values)]
+
+        run_here(monkeypatch, "train_retriever.py", options("page"))
+        assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / f"{paradigm}-page" / "final")
+        assert CliRunner().invoke(app, ["train", *options("command")]).exit_code == 0
+        assert same_weights(tmp_path / f"{paradigm}-page" / "final", tmp_path / f"{paradigm}-command")
 
 
 @pytest.mark.parametrize("backbone", ["llama-3.2-1b", "llama-3.2-3b", "llama-3-8b"])
@@ -119,14 +161,14 @@ def test_a_dry_run_of_a_paper_recipe_needs_neither_network_nor_weights(tmp_path,
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("config", sorted((SCRIPTS / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_example_configurations_resolve(config, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     run_here(monkeypatch, "train_retriever.py", ["--config", str(config), "--dry_run"])
     assert "Floating point operations" in capsys.readouterr().out
 
 
-def test_two_processes_train_what_one_does_on_the_same_batches(tiny_backbone, data, tmp_path, monkeypatch):
+def test_two_processes_train_what_one_does_on_the_same_batches(tiny_backbone, data, tmp_path):
     """torchrun on two gloo ranks: negatives, teacher scores and FLOPS over both, with gradient caching."""
 
     def options(folder: str, mini_batch_size: int) -> list[str]:
@@ -136,11 +178,13 @@ def test_two_processes_train_what_one_does_on_the_same_batches(tiny_backbone, da
         return ["--backbone", "micro", "--objective", "cl_kd", *command_line(values)]
 
     launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d")
-    both = run_script("train_retriever.py", options("two", 1), *launcher, "--rdzv_endpoint", "localhost:0")
+    launcher += ("--rdzv_endpoint", "localhost:0", "-m", "lion_st", "train")
+    command = [sys.executable, *launcher, *options("two", 1)]
+    both = subprocess.run(command, env=os.environ | ENVIRONMENT, text=True, capture_output=True)
     assert both.returncode == 0, both.stderr
     report = json.loads((tmp_path / "two" / "training.json").read_text())
     assert (report["settings"]["world_size"], report["settings"]["per_device_train_batch_size"]) == (2, 2)
-    run_here(monkeypatch, "train_retriever.py", options("one", 4))
+    run_command("train", *options("one", 4))
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     start = load_file(Path(tiny_backbone()) / "model.safetensors")
     for name, tensor in one.items():

@@ -1,0 +1,69 @@
+"""How programs of lion_st fail: one line that says what was wrong, and an exit code."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+SHOW_TRACEBACK = "LION_ST_TRACEBACK"
+EXPECTED = (ValueError, TypeError, OSError, RuntimeError, ImportError)  # whose message tells a user what to do
+FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
+
+
+class UsageError(ValueError):
+    """A command line that is not right; the message names the option and what would be."""
+
+
+def shows_traceback() -> bool:
+    """Whether LION_ST_TRACEBACK=1 asks for the traceback of an error."""
+    return os.environ.get(SHOW_TRACEBACK) == "1"
+
+
+def describe_error(error: BaseException, flags: Mapping[str, str] | None = None) -> str:
+    """An error as one line.
+
+    Args:
+        error: What was raised.
+        flags: Options of the command line by the Python argument they become, which the line then names.
+
+    Example:
+        >>> describe_error(ValueError("Row 3 is short: pass drop_short=True."), {"drop_short": "--drop-short"})
+        'Row 3 is short: pass --drop-short.'
+        >>> describe_error(KeyError("shards"))
+        "unexpected KeyError: 'shards' (LION_ST_TRACEBACK=1 shows where)"
+    """
+    message = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        message = f"{error.strerror}: {error.filename}"
+    for name, flag in (flags or {}).items():
+        message = re.sub(rf"\b{name}=(True|False)\b", flag, message)
+        message = re.sub(rf"\b{name}=(?=[\w'\"])", f"{flag} ", message)
+        if "_" in name:
+            message = re.sub(rf"(?<![\w.-]){name}(?![\w(.]*[\w(])", flag, message)
+    if not isinstance(error, EXPECTED):
+        message = f"unexpected {type(error).__name__}: {message} ({SHOW_TRACEBACK}=1 shows where)"
+    return message or type(error).__name__
+
+
+@contextmanager
+def one_line_errors(program: str) -> Iterator[None]:
+    """End the program on an error with one line on the standard error, unless LION_ST_TRACEBACK=1.
+
+    The exit code is 2 for a command line that is not right, 130 for an interruption, and 1 for all else.
+
+    Args:
+        program: What the line begins with.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted.", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
+    except Exception as error:
+        if shows_traceback():
+            raise
+        print(f"{program}: {describe_error(error)}", file=sys.stderr)
+        raise SystemExit(WRONG_USAGE if isinstance(error, UsageError) else FAILED) from None

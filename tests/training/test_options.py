@@ -1,0 +1,225 @@
+"""What a user gives for a run wins, or is refused by name; help and errors are for people."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+from datasets import DatasetDict
+from sentence_transformers.base.sampler import BatchSamplers
+from tiny_runs import tiny_run, write_tuples
+from torch.utils.data import BatchSampler, ConcatDataset
+
+from lion_st.errors import UsageError
+from lion_st.training.arguments import (
+    MntpTrainingArguments,
+    RetrieverTrainingArguments,
+    parse_mntp_arguments,
+    parse_retriever_arguments,
+    retriever_arguments,
+)
+from lion_st.training.mixing import WeightedBatchSampler
+from lion_st.training.options import read_config
+from lion_st.training.recipes import get_recipe
+from lion_st.training.record import checkpoint_to_resume
+from lion_st.training.retriever import build_model, build_trainer, load_training_tuples, train_retriever
+
+MICRO = ["--backbone", "micro"]
+MNTP = ["--backbone", "llama-3-8b"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_tuples(tmp_path_factory.mktemp("tuples") / "tuples.jsonl")
+
+
+def test_epochs_take_the_place_of_the_recipes_steps():
+    for _, training in (parse_retriever_arguments([*MICRO, "--num_train_epochs", "2"]),
+                        parse_mntp_arguments([*MNTP, "--num_train_epochs", "2"])):  # fmt: skip
+        assert (training.max_steps, training.num_train_epochs) == (-1, 2)
+    assert MntpTrainingArguments(num_train_epochs=1).max_steps == -1
+    assert MntpTrainingArguments().max_steps == 10_000
+    assert dataclasses.replace(MntpTrainingArguments(max_steps=7)).max_steps == 7
+
+
+def test_a_warmup_ratio_takes_the_place_of_the_recipes_warmup_steps():
+    _, training = parse_retriever_arguments([*MICRO, "--warmup_ratio", "0.5"])
+    assert training.get_warmup_steps(100) == 50
+    _, training = retriever_arguments(get_recipe("micro", "sparse", "cl"), warmup_ratio=0.25)
+    assert training.get_warmup_steps(100) == 25
+
+
+def test_half_precision_takes_the_place_of_bfloat16():
+    for _, training in (parse_retriever_arguments([*MICRO, "--fp16"]), parse_mntp_arguments([*MNTP, "--fp16"])):
+        assert (training.fp16, training.bf16) == (True, False)
+
+
+def test_the_command_line_takes_the_place_of_a_rival_in_the_yaml_file(tmp_path):
+    (tmp_path / "my.yaml").write_text("backbone: micro\nmax_steps: 9\nlearning_rate: 1e-4\ntrain_data: [a, b]\n")
+    config = ["--config", str(tmp_path / "my.yaml")]
+    arguments, training = parse_retriever_arguments([*config, "--num-train-epochs", "1"])
+    assert (training.max_steps, training.num_train_epochs) == (-1, 1)
+    assert training.learning_rate == 1e-4  # which YAML reads as text
+    assert arguments.train_data == ["a", "b"]
+    assert parse_retriever_arguments(config)[1].max_steps == 9
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--max_steps", "3", "--num_train_epochs", "1"], "--max_steps and --num_train_epochs"),
+        (["--warmup_steps", "3", "--warmup_ratio", "0.1"], "--warmup_steps and --warmup_ratio"),
+        (["--bf16", "--fp16"], "--bf16 and --fp16"),
+        (["--prompts", "query: "], "--prompts is not read here: --query_prompt"),
+        (["--eval_strategy", "steps"], "--eval_strategy is not read here"),
+        (["--do_eval"], "--do_eval is not read here"),
+        (["--auto_find_batch_size"], "--auto_find_batch_size is not read here: .* --mini_batch_size"),
+        (["--pooling", "last"], "--pooling is read with --paradigm dense alone"),
+        (["--paradigm", "dense", "--scale", "2"], "--scale is read with --paradigm sparse alone"),
+        (["--objective", "cl", "--teacher_temperature", "2"], "--teacher_temperature is read with --objective cl_kd"),
+        (["--lora_r", "4"], "--lora_r is read with --use_peft alone"),  # micro trains all weights
+        (["--train_data", "a", "b", "--train_weights", "1"], "--train_weights are"),
+        (["--train_data", "a", "a"], "--train_data names a source twice"),
+    ],
+)
+def test_what_cannot_be_heeded_is_refused_by_name(options, message):
+    with pytest.raises(UsageError, match=message):
+        parse_retriever_arguments([*MICRO, *options])
+
+
+def test_mntp_refuses_to_push_what_is_not_its_result():
+    with pytest.raises(UsageError, match="--push_to_hub is not read here: `lion-st publish --folder`"):
+        parse_mntp_arguments([*MNTP, "--push_to_hub"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--lerning_rate", "1"], "--lerning_rate is not an option of this command: did you mean --learning_rate"),
+        (["--mini-batchsize", "1"], "did you mean --mini_batch_size"),
+        (["--xyzzy"], "--xyzzy is not an option of this command; see --help"),
+        (["lions"], "'lions' is not an option"),
+        (["--max_steps", "many"], "--max_steps: invalid int value: 'many'"),
+        (["--config"], "--config takes a YAML file"),
+        (["--config", "a", "--config=b"], "--config is given twice"),
+    ],
+)
+def test_a_wrong_option_is_named_with_the_nearest_right_one(options, message):
+    with pytest.raises(UsageError, match=message):
+        parse_retriever_arguments([*MICRO, *options])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("max_step: 3", "--max_step is not an option of .*my.yaml: did you mean --max_steps"),
+        ("max_steps: many", "my.yaml gives --max_steps the value 'many', which is not a whole number"),
+        ("max_steps: 2.5", "which is not a whole number"),
+        ("max_steps: true", "which is not a whole number"),
+        ("bf16: maybe", "which is not true or false"),
+        ("max_steps: [1, 2]", "where one value belongs"),
+        ("paradigm: hybrid", "choose from sparse, dense"),
+        ("a: [", "my.yaml is not YAML"),
+        ("- a\n- b", "my.yaml is not a list of `option: value` lines"),
+        ("", "my.yaml is not a list of"),
+    ],
+)
+def test_a_wrong_yaml_file_is_named_with_its_option(tmp_path, text, message):
+    (tmp_path / "my.yaml").write_text(text)
+    with pytest.raises(UsageError, match=message):
+        parse_retriever_arguments([*MICRO, "--config", str(tmp_path / "my.yaml")])
+
+
+def test_configurations_come_with_the_package(tmp_path):
+    assert read_config("lion_sp_8b")["backbone"] == "llama-3-8b"
+    with pytest.raises(FileNotFoundError, match=r"'nope\.yaml' of --config is not there\. lion_st brings .*lion_sp_8b"):
+        read_config("nope.yaml")
+    with pytest.raises(FileNotFoundError, match="is a folder"):
+        read_config(str(tmp_path))
+
+
+@pytest.mark.parametrize("parse", [parse_retriever_arguments, parse_mntp_arguments])
+def test_help_needs_no_recipe(parse, capsys):
+    for options in (["--help"], ["--help_all"], ["-h", "--backbone", "llama-3-8b"]):
+        with pytest.raises(SystemExit) as end:
+            parse(options)
+        assert end.value.code == 0
+    short, whole, recipe = capsys.readouterr().out.split("usage: ")[1:]
+    assert "--adam_beta1" in whole and "--adam_beta1" not in short
+    assert "--learning_rate" in short and "LION_ST_TRACEBACK" in short
+    steps = recipe[recipe.index("\n  --max_steps") :]
+    assert ("(default: 10000)" if parse is parse_mntp_arguments else "(default: 4200)") in steps[:600]
+
+
+def trainer_of(backbone, data, output, **settings):
+    arguments, training = tiny_run(backbone, data, output, "dense", "cl", **settings)
+    return build_trainer(build_model(arguments, "cpu"), arguments, training, load_training_tuples(arguments, 0))
+
+
+def test_batch_sampler_and_column_tasks_are_the_given_ones(tiny_backbone, data, tmp_path):
+    assert trainer_of(tiny_backbone(), data, tmp_path).args.batch_sampler == BatchSamplers.NO_DUPLICATES
+    given = trainer_of(
+        tiny_backbone(), data, tmp_path, batch_sampler="batch_sampler", router_mapping={"negative_1": "query"}
+    )
+    assert given.args.batch_sampler == BatchSamplers.BATCH_SAMPLER
+    tasks = {"query": "query", "positive": "document", "negative_1": "query", "negative_2": "document"}
+    assert given.args.router_mapping == tasks
+    with pytest.raises(ValueError, match="--router_mapping says 'answer' is 'query': it maps columns, query, positive"):
+        trainer_of(tiny_backbone(), data, tmp_path, router_mapping={"answer": "query"})
+
+
+def test_arguments_are_left_as_they_were(tiny_backbone, data, tmp_path):
+    arguments, training = tiny_run(tiny_backbone(), data, tmp_path, query_prompt="q: ")
+    before = vars(training).copy()
+    build_trainer(build_model(arguments, "cpu"), arguments, training, load_training_tuples(arguments, 0))
+    assert {name: value for name, value in vars(training).items() if name in before} == before
+
+
+def test_rare_settings_that_change_the_result_belong_to_the_run():
+    plain = RetrieverTrainingArguments(per_device_train_batch_size=1, gradient_accumulation_steps=1)
+    other = dataclasses.replace(
+        plain, adam_beta2=0.9, learning_rate_mapping={"head": 1.0}, batch_sampler="no_duplicates"
+    )
+    assert {"adam_beta2", "learning_rate_mapping", "batch_sampler"} == other.settings().keys() - plain.settings().keys()
+
+
+def test_a_run_goes_on_from_the_checkpoint_that_is_named(tiny_backbone, data, tmp_path):
+    output = tmp_path / "out"
+    train_retriever(*tiny_run(tiny_backbone(), data, output))
+    first = str(output / "checkpoint-2") if (output / "checkpoint-2").exists() else str(output / "checkpoint-4")
+    assert checkpoint_to_resume(output, first) == first
+    assert checkpoint_to_resume(output) == checkpoint_to_resume(output, "true") == str(output / "checkpoint-4")
+    with pytest.raises(ValueError, match=r"holds checkpoints, which --resume_from_checkpoint false would write over"):
+        checkpoint_to_resume(output, "false")
+    with pytest.raises(FileNotFoundError, match=r"--resume_from_checkpoint .*nowhere is not a checkpoint"):
+        train_retriever(
+            *tiny_run(tiny_backbone(), data, tmp_path / "new", resume_from_checkpoint=str(tmp_path / "nowhere"))
+        )
+    assert not (tmp_path / "new").exists()
+
+
+def test_several_sources_have_their_shares_of_the_batches(tiny_backbone, data, tmp_path):
+    sources = [str(data), str(write_tuples(tmp_path / "more.jsonl", rows=40))]
+    trainer = trainer_of(tiny_backbone(), data, tmp_path, train_data=sources, train_weights=[3, 1])
+    assert isinstance(trainer.train_dataset, DatasetDict)
+    batches = list(trainer.get_train_dataloader().batch_sampler)
+    of_first = [max(batch) < 24 for batch in batches]
+    assert len(batches) == 16 and sum(of_first) == 12  # 6 and 10 batches in all, three quarters of them the first's
+    assert all((min(batch) < 24) == first for batch, first in zip(batches, of_first, strict=True))
+    rows = [row for batch, first in zip(batches, of_first, strict=True) if first for row in batch]
+    assert sorted(rows[:24]) == sorted(rows[24:]) == list(range(24))  # every row once before any comes again
+    assert rows[:24] != rows[24:]
+    assert next(iter(trainer.get_train_dataloader()))["query_input_ids"].shape[0] == 4
+    with pytest.raises(ValueError, match="2 sources need as many positive weights"):
+        pieces = ConcatDataset(list(trainer.train_dataset.values()))
+        WeightedBatchSampler(pieces, [1.0], batch_samplers=[BatchSampler([], 1, True), BatchSampler([], 1, True)])
+
+
+def test_a_mixture_trains_and_is_recorded(tiny_backbone, data, tmp_path):
+    sources = [str(data), str(write_tuples(tmp_path / "more.jsonl", rows=40))]
+    folder = train_retriever(
+        *tiny_run(tiny_backbone(), data, tmp_path / "out", train_data=sources, train_weights=[2.0, 1.0])
+    )
+    settings = json.loads((folder / "training.json").read_text())["settings"]
+    assert (settings["train_data"], settings["train_weights"]) == (sources, [2.0, 1.0])
