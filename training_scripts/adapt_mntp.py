@@ -11,7 +11,7 @@ takes the same options.
 from __future__ import annotations
 
 from lion_st.errors import one_line_errors
-from lion_st.training.arguments import parse_mntp_arguments
+from lion_st.training.command_line import parse_mntp_arguments
 from lion_st.training.mntp import adapt_mntp
 
 

@@ -3,14 +3,12 @@
 python training_scripts/train_retriever.py --backbone llama-3.2-1b --paradigm sparse --objective cl_kd
 torchrun --nproc_per_node 4 training_scripts/train_retriever.py --config lion_sp_8b
 
-A page to copy and change. `lion-st train` takes the same options and trains the same model; it also keeps a record of
-the run, mixes several sources of data and pushes the result. `lion-st recipes` lists the recipes. Options on the
-command line come before those of the YAML file, and those before the recipe. Repeat the command to resume.
+A page to copy and change. `lion-st train` takes the same options and trains the same model; it also mixes several sources
+of data. `lion-st recipes` lists the recipes. Options on the command line come before those of the YAML file, and those
+before the recipe. `--dry_run` prints the resolved settings and their estimated cost. Repeat the command to resume.
 """
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import torch
 from transformers import set_seed
@@ -20,15 +18,21 @@ from lion_st.data import load_tuples, quickstart_data
 from lion_st.data.quickstart import QUICKSTART_REPOSITORY
 from lion_st.errors import one_line_errors
 from lion_st.training import build_loss, build_trainer
-from lion_st.training.arguments import parse_retriever_arguments
+from lion_st.training.command_line import parse_retriever_arguments
+from lion_st.training.dry_run import describe_run
 from lion_st.training.record import last_checkpoint
-from lion_st.training.retriever import describe_run
+from lion_st.training.retriever import export_run, resolve_batches, run_record
 
 
 def main() -> None:
     arguments, training_arguments = parse_retriever_arguments()
     if arguments.dry_run:
         print(describe_run(arguments, training_arguments))
+        return
+    training_arguments = resolve_batches(arguments, training_arguments)
+    record = run_record(arguments, training_arguments)
+    if record.is_finished:
+        print(f"{record.folder} is trained already; nothing to do.")
         return
     set_seed(training_arguments.seed)
 
@@ -67,12 +71,13 @@ def main() -> None:
 
     # sentence-transformers' trainer, with the task of each column, batches without a text twice, and new negatives in
     # every epoch.
-    trainer = build_trainer(model, arguments, training_arguments, tuples, loss=loss)
-    trainer.train(resume_from_checkpoint=last_checkpoint(Path(training_arguments.output_dir)))
+    trainer = build_trainer(model, arguments, training_arguments, tuples, callbacks=[record], loss=loss)
+    trainer.train(resume_from_checkpoint=last_checkpoint(record.folder))
 
     # A checkpoint that SentenceTransformer(folder) loads without lion_st.
-    if trainer.is_world_process_zero():
-        print(lion_st.export(model, Path(training_arguments.output_dir) / "final", overwrite=True))
+    folder = export_run(trainer, record)
+    if training_arguments.process_index == 0:
+        print(folder)
 
 
 if __name__ == "__main__":

@@ -22,8 +22,9 @@ def register(app: typer.Typer) -> None:
 def train(context: typer.Context) -> None:
     """Fine-tune a sparse (Lion-SP) or dense (Lion-DS) retriever with one of the recipes, and export it."""
     _check(context.args, needs_recipe=True)
-    from lion_st.training.arguments import parse_retriever_arguments
-    from lion_st.training.retriever import describe_run, train_retriever
+    from lion_st.training.command_line import parse_retriever_arguments
+    from lion_st.training.dry_run import describe_run
+    from lion_st.training.retriever import train_retriever
 
     arguments, training_arguments = parse_retriever_arguments(context.args, "lion-st train")
     report = (describe_run if arguments.dry_run else train_retriever)(arguments, training_arguments)
@@ -34,7 +35,7 @@ def train(context: typer.Context) -> None:
 def adapt(context: typer.Context) -> None:
     """Adapt a causal language model to bidirectional attention with masked next-token prediction (MNTP)."""
     _check(context.args)
-    from lion_st.training.arguments import parse_mntp_arguments
+    from lion_st.training.command_line import parse_mntp_arguments
     from lion_st.training.mntp import adapt_mntp
 
     arguments, training_arguments = parse_mntp_arguments(context.args, "lion-st adapt")

@@ -112,10 +112,7 @@ def write_recipe_cards(folder: str | Path) -> list[Path]:
 
 def _commands(backbone: str, paradigm: str) -> str:
     choice = f"--backbone {backbone} --paradigm {paradigm} --objective {OBJECTIVE}"
-    return (
-        f"lion-st adapt --backbone {backbone}\n"
-        f"lion-st train {choice}"
-    )
+    return f"lion-st adapt --backbone {backbone}\nlion-st train {choice}"
 
 
 def _settings(backbone: str, paradigm: str) -> list[tuple[str, str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,8 +11,8 @@ from sentence_transformers import SentenceTransformerTrainingArguments, SparseEn
 from transformers import TrainingArguments
 
 from lion_st.errors import UsageError
-from lion_st.training.options import OptionsReader, merge_layers
-from lion_st.training.recipes import BACKBONES, MNTP_RECIPES, Objective, Paradigm, RetrieverRecipe, get_recipe
+from lion_st.training.options import merge_layers
+from lion_st.training.recipes import Objective, Paradigm, RetrieverRecipe, get_recipe
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -51,29 +51,6 @@ FURTHER_RESULT_ARGUMENTS = (
     "router_mapping",
 )
 TRANSFORMERS_EPOCHS = 3.0  # its default, which is not read where max_steps is positive
-# What `--help` shows of the many options of the trainers.
-SHOWN_ARGUMENTS = (
-    "output_dir",
-    "max_steps",
-    "max_seconds",
-    "num_train_epochs",
-    "learning_rate",
-    "lr_scheduler_type",
-    "warmup_steps",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "gradient_checkpointing",
-    "seed",
-    "bf16",
-    "fp16",
-    "logging_steps",
-    "save_steps",
-    "save_total_limit",
-    "report_to",
-    "resume_from_checkpoint",
-    "push_to_hub",
-    "hub_model_id",
-)
 _UNEVALUATED = "training has no evaluation set; `lion-st evaluate` scores its result"
 _NOT_READ_BY_MNTP = {
     "auto_find_batch_size": "a smaller batch is another run; lower --per_device_train_batch_size",
@@ -324,73 +301,6 @@ _READ_BY = {
 }
 
 
-def parse_mntp_arguments(
-    options: Sequence[str] | None = None, program: str = "adapt_mntp.py"
-) -> tuple[MntpArguments, MntpTrainingArguments]:
-    """Read the MNTP stage's options from the command line and a YAML file (`--config`).
-
-    Where `--backbone` names a recipe, its values are the defaults.
-
-    Args:
-        options: In place of the command line.
-        program: What is typed in front of the options.
-
-    Raises:
-        FileNotFoundError: If there is no such YAML file.
-        UsageError: If an option is unknown or its value is wrong.
-    """
-    reader = OptionsReader(
-        (MntpArguments, MntpTrainingArguments),
-        program,
-        "Adapt a causal language model to bidirectional attention with masked next-token prediction (MNTP). "
-        f"--backbone is a recipe ({', '.join(MNTP_RECIPES)}), a folder or a Hub name.",
-        SHOWN_ARGUMENTS,
-    )
-
-    def defaults(given: Mapping[str, Any]) -> Mapping[str, Any]:
-        recipe = MNTP_RECIPES.get(given.get("backbone", ""))
-        return {} if recipe is None else recipe.defaults()
-
-    arguments, training_arguments, _ = reader.read(options, defaults)
-    if arguments.backbone in MNTP_RECIPES:
-        arguments.backbone = MNTP_RECIPES[arguments.backbone].model
-    return arguments, training_arguments
-
-
-def parse_retriever_arguments(
-    options: Sequence[str] | None = None, program: str = "train_retriever.py"
-) -> tuple[RetrieverArguments, RetrieverTrainingArguments]:
-    """Read a fine-tuning's options: the recipe of backbone, paradigm and objective, then YAML, then the command line.
-
-    Args:
-        options: In place of the command line.
-        program: What is typed in front of the options.
-
-    Raises:
-        FileNotFoundError: If there is no such YAML file.
-        UsageError: If there is no such recipe, an option is unknown or not read by this setting, or a value is wrong.
-
-    Example:
-        >>> arguments, _ = parse_retriever_arguments(["--backbone", "micro", "--paradigm", "dense"])
-        >>> arguments.temperature
-        0.01
-    """
-    reader = OptionsReader(
-        (RetrieverArguments, RetrieverTrainingArguments),
-        program,
-        f"Fine-tune a retriever. --backbone ({', '.join(BACKBONES)}), --paradigm and --objective choose a recipe, "
-        "whose values are the defaults of all other options; `lion-st recipes` lists them.",
-        SHOWN_ARGUMENTS,
-    )
-
-    def defaults(given: Mapping[str, Any]) -> Mapping[str, Any]:
-        return _recipe(given).defaults()
-
-    arguments, training_arguments, given = reader.read(options, defaults)
-    _require_read(arguments, given)
-    return arguments, training_arguments
-
-
 def retriever_arguments(
     recipe: RetrieverRecipe, **overrides: Any
 ) -> tuple[RetrieverArguments, RetrieverTrainingArguments]:
@@ -416,18 +326,16 @@ def retriever_arguments(
     values = merge_layers(recipe.defaults(), overrides)
     own = {item.name for item in fields(RetrieverArguments)}
     arguments = RetrieverArguments(**{name: value for name, value in values.items() if name in own})
-    _require_read(arguments, overrides)
+    require_read(arguments, overrides)
     return arguments, RetrieverTrainingArguments(**{name: value for name, value in values.items() if name not in own})
 
 
-def _recipe(given: Mapping[str, Any]) -> RetrieverRecipe:
-    if not given.get("backbone"):
-        raise UsageError(f"Name the recipe's backbone with --backbone: {', '.join(BACKBONES)}.")
-    return get_recipe(given["backbone"], given.get("paradigm") or "sparse", given.get("objective") or "cl_kd")
+def require_read(arguments: RetrieverArguments, given: Iterable[str]) -> None:
+    """Refuse options that were given and that the setting would not read.
 
-
-def _require_read(arguments: RetrieverArguments, given: Iterable[str]) -> None:
-    """Refuse options that were given and that the setting would not read."""
+    Raises:
+        UsageError: If there is one.
+    """
     values = vars(arguments)
     defaults = RetrieverArguments.__dataclass_fields__
     for name in given:

@@ -37,6 +37,11 @@ class RunRecord(TrainerCallback):
         self._start = time.monotonic()
 
     @property
+    def folder(self) -> Path:
+        """The run's output folder."""
+        return self.path.parent
+
+    @property
     def is_finished(self) -> bool:
         """Whether the run has written its result."""
         return self.content.get("finished", False)
@@ -44,6 +49,7 @@ class RunRecord(TrainerCallback):
     def update(self, **figures: Any) -> None:
         """Add figures and write the file."""
         self.content |= figures
+        self.folder.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text(json.dumps(self.content, indent=2) + "\n", encoding="utf-8")
         os.replace(temporary, self.path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from copy import copy
@@ -27,7 +26,7 @@ from sentence_transformers.sparse_encoder.losses import (
     SpladeLoss,
 )
 from torch import nn
-from transformers import AutoConfig, TrainerCallback, set_seed
+from transformers import TrainerCallback, set_seed
 
 from lion_st.checkpoints import staged_folder
 from lion_st.data.quickstart import QUICKSTART_REPOSITORY, quickstart_data
@@ -338,26 +337,55 @@ def train_retriever(arguments: RetrieverArguments, training_arguments: Retriever
             SentenceTransformer(str(folder)).encode_query("what is a lion")
     """
     training_arguments = resolve_batches(arguments, training_arguments)
-    output = Path(training_arguments.output_dir)
-    record = RunRecord(output / "training.json", arguments.settings() | training_arguments.settings())
+    record = run_record(arguments, training_arguments)
     if record.is_finished:
         if training_arguments.process_index == 0:
-            print(f"{output} is trained already; nothing to do.")
-        return output
-    checkpoint = checkpoint_to_resume(output, training_arguments.resume_from_checkpoint)
+            print(f"{record.folder} is trained already; nothing to do.")
+        return record.folder
+    checkpoint = checkpoint_to_resume(record.folder, training_arguments.resume_from_checkpoint)
     set_seed(training_arguments.seed)
     model = build_model(arguments, training_arguments.device)
     tuples = load_training_tuples(arguments, training_arguments.seed)
     trainer = build_trainer(model, arguments, training_arguments, tuples, callbacks=[record])
-    output.mkdir(parents=True, exist_ok=True)
     trainer.train(resume_from_checkpoint=checkpoint)
+    return export_run(trainer, record)
+
+
+def run_record(arguments: RetrieverArguments, training_arguments: RetrieverTrainingArguments) -> RunRecord:
+    """The record of a run, `training.json` in its output folder: a callback of the trainer.
+
+    Args:
+        arguments: Of the run.
+        training_arguments: Of the run, as `resolve_batches` gives them.
+
+    Raises:
+        ValueError: If the folder belongs to a run with other settings.
+    """
+    path = Path(training_arguments.output_dir) / "training.json"
+    return RunRecord(path, arguments.settings() | training_arguments.settings())
+
+
+def export_run(trainer: Any, record: RunRecord) -> Path:
+    """Write a trained model as a stock checkpoint beside the trainer's own checkpoints, and push it if asked to.
+
+    Args:
+        trainer: As `build_trainer` makes it, after training.
+        record: The run's, which then says that it has finished.
+
+    Returns:
+        The output folder.
+
+    Raises:
+        OSError: If the result cannot be written, or cannot be pushed; how to publish it.
+    """
+    output = record.folder
     if trainer.is_world_process_zero():
         with staged_folder(output) as folder:
-            export(model, folder)
+            export(trainer.accelerator.unwrap_model(trainer.model), folder)
             files = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
         record.update(finished=True)
     trainer.accelerator.wait_for_everyone()
-    if training_arguments.push_to_hub and trainer.is_world_process_zero():
+    if trainer.args.push_to_hub and trainer.is_world_process_zero():
         _push(trainer, output, files)
     return output
 
@@ -415,42 +443,3 @@ def training_cost(
         cached=arguments.mini_batch_size is not None and not uncacheable(arguments),
         gradient_checkpointing=bool(training_arguments.gradient_checkpointing),
     )
-
-
-def describe_run(arguments: RetrieverArguments, training_arguments: RetrieverTrainingArguments) -> str:
-    """The resolved settings of a run and what it will cost at most, without loading weights.
-
-    The shape is the recipe's for the recipe's own model, else that of the model's configuration.
-
-    Raises:
-        OSError: If another model than the recipe's is named and its configuration cannot be reached.
-        ValueError: If the batch cannot be divided as asked.
-    """
-    training_arguments = resolve_batches(arguments, training_arguments)
-    each: Any = training_arguments.per_device_train_batch_size
-    documents = 1 + arguments.negatives
-    backbone = BACKBONES[arguments.backbone]
-    if arguments.model in (backbone.model, mntp_folder(arguments.backbone)):
-        shape = backbone.shape
-    else:
-        shape = BackboneShape.from_config(AutoConfig.from_pretrained(arguments.model))
-    cost = training_cost(arguments, training_arguments, shape)
-    lengths = [arguments.query_length, *[arguments.document_length] * documents]
-    tokens = arguments.batch_size * sum(lengths)
-    squared = arguments.batch_size * sum(length**2 for length in lengths)
-    flops = cost.flops(arguments.batch_size * len(lengths), tokens, squared)
-    at_once = each * documents
-    if cost.cached and arguments.mini_batch_size is not None:
-        at_once = arguments.mini_batch_size
-    memory = cost.memory(at_once * max(lengths), each * len(lengths))
-    steps = training_arguments.max_steps
-    settings = arguments.settings() | training_arguments.settings() | {"mini_batch_size": arguments.mini_batch_size}
-    lines = [json.dumps(settings, indent=2), ""]
-    lines += [
-        f"Parameters: {cost.parameters / 1e9:.3f} B, adapter {cost.adapter_parameters / 1e6:.1f} M",
-        f"Tokens, every text at full length: {tokens:,} a step" + (f", {tokens * steps:,} in all" if steps > 0 else ""),
-        f"Floating point operations: {flops:.3g} a step" + (f", {flops * steps:.3g} in all" if steps > 0 else ""),
-        f"Memory of each device, about {sum(memory.values()) / 2**30:.1f} GiB: "
-        + ", ".join(f"{name} {size / 2**30:.2f}" for name, size in memory.items()),
-    ]
-    return "\n".join(lines)

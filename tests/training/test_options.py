@@ -15,10 +15,9 @@ from lion_st.errors import UsageError
 from lion_st.training.arguments import (
     MntpTrainingArguments,
     RetrieverTrainingArguments,
-    parse_mntp_arguments,
-    parse_retriever_arguments,
     retriever_arguments,
 )
+from lion_st.training.command_line import parse_mntp_arguments, parse_retriever_arguments
 from lion_st.training.mixing import WeightedBatchSampler
 from lion_st.training.options import read_config
 from lion_st.training.recipes import get_recipe

@@ -10,9 +10,8 @@ from lion_st.training.arguments import (
     MntpTrainingArguments,
     RetrieverArguments,
     RetrieverTrainingArguments,
-    parse_mntp_arguments,
-    parse_retriever_arguments,
 )
+from lion_st.training.command_line import parse_mntp_arguments, parse_retriever_arguments
 from lion_st.training.cost import TrainingCost
 from lion_st.training.recipes import (
     BACKBONES,

@@ -25,12 +25,12 @@ import lion_st
 from lion_st.losses import CachedContrastiveDistillationLoss, ContrastiveDistillationLoss, FlopsRegularizer
 from lion_st.training.arguments import retriever_arguments
 from lion_st.training.cost import TrainingCost
+from lion_st.training.dry_run import describe_run
 from lion_st.training.recipes import BackboneShape, get_recipe
 from lion_st.training.retriever import (
     build_loss,
     build_model,
     build_trainer,
-    describe_run,
     load_training_tuples,
     resolve_batches,
     train_retriever,
@@ -164,9 +164,9 @@ class Interruption(Exception):
 @pytest.mark.parametrize(
     ("paradigm", "objective", "settings"),
     [
-        ("sparse", "cl_kd", dict(use_peft=True, mini_batch_size=2)),
+        ("sparse", "cl_kd", dict(use_peft=True, lora_dropout=0.1, mini_batch_size=2)),
         ("dense", "cl_kd", dict(use_peft=False)),
-        ("dense", "kd", dict(use_peft=True, mini_batch_size=1)),
+        ("dense", "kd", dict(use_peft=True, lora_dropout=0.1, mini_batch_size=1)),
         ("sparse", "cl", dict(use_peft=False)),
     ],
 )
@@ -174,7 +174,7 @@ def test_an_interrupted_run_resumes_to_the_weights_of_an_uninterrupted_one(
     tiny_backbone, data, tmp_path, monkeypatch, paradigm, objective, settings
 ):
     # Nine steps are one epoch and a half: the negatives of the second are drawn anew.
-    settings = dict(max_steps=9, save_steps=3, lora_dropout=0.1, **settings)
+    settings = dict(max_steps=9, save_steps=3, **settings)
     run = [tiny_run(tiny_backbone(), data, tmp_path / name, paradigm, objective, **settings) for name in ("a", "b")]
     whole = train_retriever(*run[0])
     training_step, calls = Trainer.training_step, []

@@ -143,9 +143,9 @@ def test_the_page_to_copy_trains_what_the_command_trains(tiny_backbone, data, tm
             return ["--backbone", "micro", "--paradigm", paradigm, "--objective", "cl_kd", *command_line(values)]
 
         run_here(monkeypatch, "train_retriever.py", options("page"))
-        assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / f"{paradigm}-page" / "final")
+        assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / f"{paradigm}-page")
         assert CliRunner().invoke(app, ["train", *options("command")]).exit_code == 0
-        assert same_weights(tmp_path / f"{paradigm}-page" / "final", tmp_path / f"{paradigm}-command")
+        assert same_weights(tmp_path / f"{paradigm}-page", tmp_path / f"{paradigm}-command")
 
 
 @pytest.mark.parametrize("backbone", ["llama-3.2-1b", "llama-3.2-3b", "llama-3-8b"])

@@ -1,0 +1,114 @@
+"""The command lines of the two stages: options over a YAML file over a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lion_st.errors import UsageError
+from lion_st.training.arguments import (
+    MntpArguments,
+    MntpTrainingArguments,
+    RetrieverArguments,
+    RetrieverTrainingArguments,
+    require_read,
+)
+from lion_st.training.options import OptionsReader
+from lion_st.training.recipes import BACKBONES, MNTP_RECIPES, RetrieverRecipe, get_recipe
+
+# What `--help` shows of the many options of the trainers.
+SHOWN_ARGUMENTS = (
+    "output_dir",
+    "max_steps",
+    "max_seconds",
+    "num_train_epochs",
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "gradient_checkpointing",
+    "seed",
+    "bf16",
+    "fp16",
+    "logging_steps",
+    "save_steps",
+    "save_total_limit",
+    "report_to",
+    "resume_from_checkpoint",
+    "push_to_hub",
+    "hub_model_id",
+)
+
+
+def parse_mntp_arguments(
+    options: Sequence[str] | None = None, program: str = "adapt_mntp.py"
+) -> tuple[MntpArguments, MntpTrainingArguments]:
+    """Read the MNTP stage's options from the command line and a YAML file (`--config`).
+
+    Where `--backbone` names a recipe, its values are the defaults.
+
+    Args:
+        options: In place of the command line.
+        program: What is typed in front of the options.
+
+    Raises:
+        FileNotFoundError: If there is no such YAML file.
+        UsageError: If an option is unknown or its value is wrong.
+    """
+    reader = OptionsReader(
+        (MntpArguments, MntpTrainingArguments),
+        program,
+        "Adapt a causal language model to bidirectional attention with masked next-token prediction (MNTP). "
+        f"--backbone is a recipe ({', '.join(MNTP_RECIPES)}), a folder or a Hub name.",
+        SHOWN_ARGUMENTS,
+    )
+
+    def defaults(given: Mapping[str, Any]) -> Mapping[str, Any]:
+        recipe = MNTP_RECIPES.get(given.get("backbone", ""))
+        return {} if recipe is None else recipe.defaults()
+
+    arguments, training_arguments, _ = reader.read(options, defaults)
+    if arguments.backbone in MNTP_RECIPES:
+        arguments.backbone = MNTP_RECIPES[arguments.backbone].model
+    return arguments, training_arguments
+
+
+def parse_retriever_arguments(
+    options: Sequence[str] | None = None, program: str = "train_retriever.py"
+) -> tuple[RetrieverArguments, RetrieverTrainingArguments]:
+    """Read a fine-tuning's options: the recipe of backbone, paradigm and objective, then YAML, then the command line.
+
+    Args:
+        options: In place of the command line.
+        program: What is typed in front of the options.
+
+    Raises:
+        FileNotFoundError: If there is no such YAML file.
+        UsageError: If there is no such recipe, an option is unknown or not read by this setting, or a value is wrong.
+
+    Example:
+        >>> arguments, _ = parse_retriever_arguments(["--backbone", "micro", "--paradigm", "dense"])
+        >>> arguments.temperature
+        0.01
+    """
+    reader = OptionsReader(
+        (RetrieverArguments, RetrieverTrainingArguments),
+        program,
+        f"Fine-tune a retriever. --backbone ({', '.join(BACKBONES)}), --paradigm and --objective choose a recipe, "
+        "whose values are the defaults of all other options; `lion-st recipes` lists them.",
+        SHOWN_ARGUMENTS,
+    )
+
+    def defaults(given: Mapping[str, Any]) -> Mapping[str, Any]:
+        return _recipe(given).defaults()
+
+    arguments, training_arguments, given = reader.read(options, defaults)
+    require_read(arguments, given)
+    return arguments, training_arguments
+
+
+def _recipe(given: Mapping[str, Any]) -> RetrieverRecipe:
+    if not given.get("backbone"):
+        raise UsageError(f"Name the recipe's backbone with --backbone: {', '.join(BACKBONES)}.")
+    return get_recipe(given["backbone"], given.get("paradigm") or "sparse", given.get("objective") or "cl_kd")

@@ -1,0 +1,51 @@
+"""What a run would do and cost, without loading weights."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from transformers import AutoConfig
+
+from lion_st.training.arguments import RetrieverArguments, RetrieverTrainingArguments
+from lion_st.training.recipes import BACKBONES, BackboneShape, mntp_folder
+from lion_st.training.retriever import resolve_batches, training_cost
+
+
+def describe_run(arguments: RetrieverArguments, training_arguments: RetrieverTrainingArguments) -> str:
+    """The resolved settings of a run and what it will cost at most, without loading weights.
+
+    The shape is the recipe's for the recipe's own model, else that of the model's configuration.
+
+    Raises:
+        OSError: If another model than the recipe's is named and its configuration cannot be reached.
+        ValueError: If the batch cannot be divided as asked.
+    """
+    training_arguments = resolve_batches(arguments, training_arguments)
+    each: Any = training_arguments.per_device_train_batch_size
+    documents = 1 + arguments.negatives
+    backbone = BACKBONES[arguments.backbone]
+    if arguments.model in (backbone.model, mntp_folder(arguments.backbone)):
+        shape = backbone.shape
+    else:
+        shape = BackboneShape.from_config(AutoConfig.from_pretrained(arguments.model))
+    cost = training_cost(arguments, training_arguments, shape)
+    lengths = [arguments.query_length, *[arguments.document_length] * documents]
+    tokens = arguments.batch_size * sum(lengths)
+    squared = arguments.batch_size * sum(length**2 for length in lengths)
+    flops = cost.flops(arguments.batch_size * len(lengths), tokens, squared)
+    at_once = each * documents
+    if cost.cached and arguments.mini_batch_size is not None:
+        at_once = arguments.mini_batch_size
+    memory = cost.memory(at_once * max(lengths), each * len(lengths))
+    steps = training_arguments.max_steps
+    settings = arguments.settings() | training_arguments.settings() | {"mini_batch_size": arguments.mini_batch_size}
+    lines = [json.dumps(settings, indent=2), ""]
+    lines += [
+        f"Parameters: {cost.parameters / 1e9:.3f} B, adapter {cost.adapter_parameters / 1e6:.1f} M",
+        f"Tokens, every text at full length: {tokens:,} a step" + (f", {tokens * steps:,} in all" if steps > 0 else ""),
+        f"Floating point operations: {flops:.3g} a step" + (f", {flops * steps:.3g} in all" if steps > 0 else ""),
+        f"Memory of each device, about {sum(memory.values()) / 2**30:.1f} GiB: "
+        + ", ".join(f"{name} {size / 2**30:.2f}" for name, size in memory.items()),
+    ]
+    return "\n".join(lines)
