@@ -3,9 +3,9 @@
 python training_scripts/train_retriever.py --backbone llama-3.2-1b --paradigm sparse --objective cl_kd
 torchrun --nproc_per_node 4 training_scripts/train_retriever.py --config lion_sp_8b
 
-A page to copy and change. `lion-st train` takes the same options and trains the same model; it also mixes several sources
-of data. `lion-st recipes` lists the recipes. Options on the command line come before those of the YAML file, and those
-before the recipe. `--dry_run` prints the resolved settings and their estimated cost. Repeat the command to resume.
+A page to copy and change. `lion-st train` takes the same options and trains the same model; it also mixes several
+sources of data. `lion-st recipes` lists the recipes. Options on the command line come before those of the YAML file,
+and those before the recipe. `--dry_run` prints the settings and their estimated cost. Repeat the command to resume.
 """
 
 from __future__ import annotations
