@@ -18,6 +18,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -268,7 +269,7 @@ def main() -> None:
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    about = {"commit": commit(), "command": " ".join(["python", *sys.argv]), "device": options.device}
+    about = {"commit": commit(), "command": shlex.join(["python", *sys.argv]), "device": options.device}
     results = Results(options.output / "results.json", about)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         variables = environment(Path(name), options.wheels)

@@ -76,7 +76,7 @@ def machine(device: str) -> None:
 
 
 def attention(device: str) -> None:
-    """Our attention over packed texts beside torch's over each text: relative differences of output and gradients."""
+    """Our attention over packed texts beside torch's over each text: differences of output and gradients, in % of the norm."""
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 
@@ -107,7 +107,7 @@ def attention(device: str) -> None:
             emit("attention", what=what, failed=f"{type(error).__name__}: {str(error)[:200]}")
             continue
         right = (expected, *torch.autograd.grad(expected, (q, k, v), upstream))
-        errors = [float((a - b).detach().norm() / b.detach().norm()) for a, b in zip(found, right, strict=True)]
+        errors = [100 * float((a - b).detach().norm() / b.detach().norm()) for a, b in zip(found, right, strict=True)]
         emit("attention", what=what, **dict(zip(("of output", "of dQ", "of dK", "of dV"), errors, strict=True)))
 
 

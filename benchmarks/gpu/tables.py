@@ -19,7 +19,7 @@ MAIN = {
     "training": "A training step of the paper's CL+KD setting, Llama-3.2-1B's shape",
     "encode": "Encoding a corpus, Llama-3.2-1B's shape",
     "ceilings": "What the card can do at best",
-    "attention": "Attention over packed texts beside each text alone, relative differences",
+    "attention": "Attention over packed texts beside each text alone, differences in % of the norm",
     "test counts": "Tests",
 }
 DETAILS = {"stages": "Stages", "failures": "What did not run", "tests": "Tests that did not pass"}
