@@ -76,7 +76,7 @@ def machine(device: str) -> None:
 
 
 def attention(device: str) -> None:
-    """Our attention over packed texts beside torch's over each text: differences of output and gradients, in % of the norm."""
+    """Our attention over packed texts beside torch's over each text: by how many % of their norm results differ."""
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 

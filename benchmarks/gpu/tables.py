@@ -22,7 +22,12 @@ MAIN = {
     "attention": "Attention over packed texts beside each text alone, differences in % of the norm",
     "test counts": "Tests",
 }
-DETAILS = {"stages": "Stages", "failures": "What did not run", "tests": "Tests that did not pass"}
+DETAILS = {
+    "stages": "Stages",
+    "model": "The model of the training step and the encoding",
+    "failures": "What did not run",
+    "tests": "Tests that did not pass",
+}
 Row = dict[str, Any]
 
 
