@@ -66,9 +66,15 @@ class LionModel(BaseModel):
             "lion_st.load(path, paradigm=...)."
         )
 
+    def forward(self, input: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """Run the modules; both heads take the states of packed texts, which are never padded again."""
+        return super().forward(input, **({"packed_states": True} | kwargs))
+
     def _inference(self, inputs: list[Any], **kwargs: Any) -> Any:
         # Batches are sorted by length: only here does a position in an error mean the caller's.
         check_texts(inputs)
+        if kwargs.get("output_value", "sentence_embedding") != "sentence_embedding":
+            kwargs["packed_states"] = False  # the states themselves are asked for, text by text
         return super()._inference(inputs, **kwargs)
 
     def save(

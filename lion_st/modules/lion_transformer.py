@@ -65,8 +65,9 @@ class LMHead:
 class LionTransformer(Transformer):
     """Loads a decoder-only causal LM of transformers and reads it with attention in both directions.
 
-    `forward` always writes the last hidden states [B, L, D], after the final norm, to `features["token_embeddings"]`;
-    for a sparse model the LM head is left to `SpladeHead`.
+    `forward` always gives the last hidden states [B, L, D], after the final norm, as `features["token_embeddings"]`;
+    for a sparse model the LM head is left to `SpladeHead`. The models of `lion_st.build` and `lion_st.load` hand them
+    packed from module to module, [1, T, D], wherever padding is left out.
 
     The tokenizer contract is settled on loading and saved with the model: a beginning-of-sequence token where the
     tokenizer has one, padding on the left, the end-of-sequence token as padding where there is none, and the lengths.
@@ -101,6 +102,8 @@ class LionTransformer(Transformer):
             features = transformer(transformer.preprocess(["A lion is a large cat."], task="document"))
             features["token_embeddings"]  # [1, L, 2048]
     """
+
+    forward_kwargs: set[str] = Transformer.forward_kwargs | {"packed_states"}
 
     def __init__(
         self,
@@ -366,18 +369,25 @@ class LionTransformer(Transformer):
         check_texts(inputs)
         return super().preprocess(inputs, prompt=prompt, **kwargs)
 
-    def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        """Writes `features["token_embeddings"]`: last hidden states [B, L, D], or [1, T, D] of packed texts."""
+    def forward(self, features: dict[str, Any], packed_states: bool = False, **kwargs: Any) -> dict[str, Any]:
+        """The features with `"token_embeddings"`, the last hidden states.
+
+        Args:
+            features: `"input_ids"` [B, L] with `"attention_mask"`, or [1, T] of packed texts with `"cu_seq_lens_q"`.
+                They are left as they are.
+            packed_states: Where padding is left out of the backbone's work, return the features and states of packed
+                texts, [1, T, D] without `"attention_mask"`, instead of [B, L, D] with zeros at padding.
+        """
         mask = features.get("attention_mask")
-        if self.runs_packed and mask is not None and unpadding.why_not_here(self.model) is None and not mask.all():
-            states = unpadding.packed_states(self.decoder, features["input_ids"], mask)
-        else:
-            names = ("input_ids", "attention_mask", "position_ids")
-            packed = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
-            inputs = {name: features[name] for name in names + packed if name in features}
-            states = self.decoder(**inputs, use_cache=False).last_hidden_state
-        features["token_embeddings"] = states
-        return features
+        packs = self.runs_packed and mask is not None and not mask.all() and unpadding.why_not_here(self.model) is None
+        inputs = unpadding.packed(features) if packs else features
+        names = ("input_ids", "attention_mask", "position_ids", "seq_idx")
+        bounds = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
+        given = {name: inputs[name] for name in names + bounds if name in inputs}
+        states = self.decoder(**given, use_cache=False).last_hidden_state
+        if packs and not packed_states:
+            return features | {"token_embeddings": unpadding.padded(states, features["attention_mask"])}
+        return inputs | {"token_embeddings": states}
 
     def _can_flatten_inputs(self) -> bool:
         # Only the decoder runs, whatever the task, and it has no use for positions of logits.

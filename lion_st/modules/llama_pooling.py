@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 import torch
 from sentence_transformers.base.modules import Module, Normalize
 from sentence_transformers.sentence_transformer.modules import Pooling
+from torch.nn.functional import normalize
 
 PoolingName = Literal["mean_normalized", "mean", "last_token"]
 
@@ -43,11 +44,29 @@ class LlamaPooling(Module):
             raise ValueError(f"mode must be one of {get_args(PoolingName)}, got {mode!r}.")
         self.embedding_dimension = embedding_dimension
         self.mode = mode
-        self.stages = torch.nn.Sequential(*self.stock_modules())
+        self.pooling = self.stock_modules()[-1]
 
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        """Writes `features["sentence_embedding"]` [B, D] from `"token_embeddings"` and `"attention_mask"`."""
-        return self.stages(features)
+        """Writes `features["sentence_embedding"]` [B, D] from the last hidden states.
+
+        Args:
+            features: `"token_embeddings"` [B, L, D] with `"attention_mask"` [B, L], or packed [1, T, D] with
+                `"cu_seq_lens_q"` [B + 1].
+
+        Raises:
+            ValueError: If the model is in evaluation mode without gradients, as when it encodes, and a vector holds NaN
+                or infinity. Training is not checked, which would wait for the GPU at every step.
+        """
+        if self.mode == "mean_normalized":
+            states = features["token_embeddings"]
+            # Stock divides by an eps that float16 rounds to 0, so that padding of zeros would become NaN.
+            eps = max(1e-12, torch.finfo(states.dtype).tiny)
+            features["token_embeddings"] = normalize(states, dim=-1, eps=eps)
+        features = self.pooling(features)
+        encodes = not self.training and not torch.is_grad_enabled()
+        if encodes and not torch.compiler.is_compiling():
+            _check_finite(features["sentence_embedding"])
+        return features
 
     def stock_modules(self) -> list[Module]:
         """The sentence-transformers modules that compute the same vectors."""
@@ -65,3 +84,16 @@ class LlamaPooling(Module):
     def save(self, output_path: str, *args, safe_serialization: bool = True, **kwargs) -> None:
         """Save the configuration; there are no weights."""
         self.save_config(output_path)
+
+
+def _check_finite(vectors: torch.Tensor) -> None:
+    finite = vectors.isfinite().all(dim=1)
+    if bool(finite.all()):
+        return
+    rows = (~finite).nonzero()[:, 0].tolist()
+    named = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
+    raise ValueError(
+        f"The vectors of {len(rows)} texts (numbers {named} of the batch) hold NaN or infinity, as the model's hidden "
+        "states do. Look for NaN in its weights; if they are fine, float16 overflowed: load the model in bfloat16 or "
+        "float32."
+    )

@@ -6,7 +6,9 @@ The attention function registered here with transformers does what `"sdpa"` does
 
 from __future__ import annotations
 
+import functools
 import inspect
+import logging
 from typing import Any
 
 import torch
@@ -20,6 +22,8 @@ try:
     from torch.nn.attention.varlen import varlen_attn
 except ImportError:
     varlen_attn = None
+
+logger = logging.getLogger(__name__)
 
 NAME = "lion_varlen"
 
@@ -61,15 +65,38 @@ def varlen_attention(
     if query.is_cuda:
         assert max_length_q is not None
         query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
-        return call_varlen_attn(varlen_attn, query, key, value, cu_seq_lens_q, max_length_q, causal, scaling)[
-            None
-        ], None
-    lengths = cu_seq_lens_q.diff().tolist()
+        attended = call_varlen_attn(varlen_attn, query, key, value, cu_seq_lens_q, max_length_q, causal, scaling)
+        return attended[None], None
+    return attend_text_by_text(query, key, value, cu_seq_lens_q, causal, scaling), None
+
+
+def attend_text_by_text(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    bounds: torch.Tensor,
+    causal: bool = False,
+    scaling: float | None = None,
+) -> torch.Tensor:
+    """Packed attention on any device: torch's own over one text after the other.
+
+    Args:
+        query: [1, H, T, d].
+        key: [1, G, T, d], with G dividing H.
+        value: [1, G, T, d].
+        bounds: Where each text begins, and the end [B + 1].
+        causal: Whether a token sees only those before it.
+        scaling: Factor on the scores, `d ** -0.5` if None.
+
+    Returns:
+        [1, T, H, d].
+    """
+    lengths = bounds.diff().tolist()
     texts = zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True)
     each = [
         scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scaling, enable_gqa=True) for q, k, v in texts
     ]
-    return torch.cat(each, dim=2).transpose(1, 2).contiguous(), None
+    return torch.cat(each, dim=2).transpose(1, 2).contiguous()
 
 
 def call_varlen_attn(
@@ -139,38 +166,91 @@ def why_not_here(model: PreTrainedModel) -> str | None:
         return f"there is no variable-length attention for {model.device.type!r}"
     if varlen_attn is None:
         return f"torch {torch.__version__} has no variable-length attention"
-    if model.dtype not in (torch.bfloat16, torch.float16) and not torch.is_autocast_enabled("cuda"):
-        return f"variable-length attention needs half precision, not {model.dtype}"
-    return None
+    dtype = model.dtype
+    if dtype == torch.float32 and torch.is_autocast_enabled("cuda"):
+        dtype = torch.get_autocast_dtype("cuda")
+    if dtype not in (torch.bfloat16, torch.float16):
+        return f"variable-length attention needs half precision, not {dtype}"
+    config = model.config.get_text_config()
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    groups = getattr(config, "num_key_value_heads", None) or heads
+    return varlen_failure(varlen_attn, model.device, dtype, heads, groups, width)
 
 
-def packed_states(decoder: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-    """Last hidden states of the real tokens, computed without the padding, zero elsewhere.
+@torch.compiler.disable
+@functools.cache
+def varlen_failure(
+    function: Any, device: torch.device, dtype: torch.dtype, heads: int, groups: int, width: int
+) -> str | None:
+    """Why variable-length attention does not work for heads of a shape, found by running it once; None if it does.
+
+    A failure is logged once as a warning: models go on with padding, which costs time and memory.
 
     Args:
-        decoder: Backbone whose attention function is this module's.
-        input_ids: [B, L].
-        attention_mask: [B, L], padding on any side.
+        function: torch's `varlen_attn`.
+        device: Where.
+        dtype: Of queries, keys and values.
+        heads: Heads H of the queries.
+        groups: Heads G of keys and values.
+        width: Dimensions d of a head.
+    """
+    generator = torch.Generator().manual_seed(0)
+    failure = None
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            query, key, value = (
+                torch.randn(5, count, width, generator=generator).to(device, dtype).requires_grad_()
+                for count in (heads, groups, groups)
+            )
+            bounds = torch.tensor([0, 3, 5], dtype=torch.int32, device=device)
+            found = call_varlen_attn(function, query, key, value, bounds, 3, causal=False, scaling=None)
+            by_head = [states.transpose(0, 1)[None] for states in (query, key, value)]
+            expected = attend_text_by_text(by_head[0], by_head[1], by_head[2], bounds)
+            difference = (found.float() - expected[0].float()).abs().max().item()
+            if not difference < 0.05:
+                failure = f"it differs from torch's own attention by {difference:.2g}"
+            torch.autograd.grad(found.float().sum(), (query, key, value))
+    except (RuntimeError, TypeError, ValueError) as error:
+        failure = failure or str(error).strip().splitlines()[0]
+    if failure is None:
+        return None
+    failure = f"variable-length attention of torch {torch.__version__} fails here ({failure})"
+    logger.warning("Padding is computed as well, which costs time and memory: %s.", failure)
+    return failure
+
+
+def packed(features: dict[str, Any]) -> dict[str, Any]:
+    """Padded features as sentence-transformers makes them without padding: one row of texts, and where each begins.
+
+    Args:
+        features: `"input_ids"` and `"attention_mask"` [B, L], padding on any side.
 
     Returns:
-        [B, L, D].
+        A new dictionary with `"input_ids"`, `"position_ids"` and `"seq_idx"` [1, T], `"cu_seq_lens_q"` and
+        `"cu_seq_lens_k"` [B + 1], `"max_length_q"` and `"max_length_k"`, without the mask.
     """
-    real = attention_mask.bool()
+    real = features["attention_mask"].bool()
     lengths = real.sum(1)
     bounds = pad(lengths.cumsum(0), (1, 0)).int()
     longest = int(lengths.max())
-    states = decoder(
-        input_ids=input_ids[real][None],
-        position_ids=(real.cumsum(1) - 1)[real][None],
-        cu_seq_lens_q=bounds,
-        cu_seq_lens_k=bounds,
-        max_length_q=longest,
-        max_length_k=longest,
-        use_cache=False,
-    ).last_hidden_state[0]
-    padded = states.new_zeros(*input_ids.shape, states.shape[-1])
-    padded[real] = states
-    return padded
+    rows = torch.arange(len(real), device=real.device)[:, None].expand_as(real)
+    return {name: value for name, value in features.items() if name != "attention_mask"} | {
+        "input_ids": features["input_ids"][real][None],
+        "position_ids": (real.cumsum(1) - 1)[real][None],
+        "seq_idx": rows[real][None],
+        "cu_seq_lens_q": bounds,
+        "cu_seq_lens_k": bounds,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
+
+
+def padded(states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """Packed states [1, T, D] where the mask [B, L] has its real tokens, zero elsewhere: [B, L, D]."""
+    rows = states.new_zeros(*attention_mask.shape, states.shape[-1])
+    rows[attention_mask.bool()] = states[0]
+    return rows
 
 
 AttentionInterface.register(NAME, varlen_attention)

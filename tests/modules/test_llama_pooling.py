@@ -39,3 +39,26 @@ def test_padding_side_and_what_is_padded_do_not_matter(mode):
 def test_an_unknown_mode_is_refused():
     with pytest.raises(ValueError, match="'cls'"):
         LlamaPooling(8, "cls")
+
+
+@pytest.mark.parametrize("mode", ["mean_normalized", "mean", "last_token"])
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+def test_a_vector_that_is_not_finite_raises_when_encoding(mode, broken):
+    states = STATES.clone()
+    states[1, -1, 3] = broken
+    pooling = LlamaPooling(8, mode).eval()
+    features = {"token_embeddings": states, "attention_mask": MASK}
+    with torch.no_grad(), pytest.raises(ValueError, match=r"vectors of 1 texts \(numbers 1 of the batch\) hold NaN"):
+        pooling(dict(features))
+    pooling(dict(features))  # training goes on without a look
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_padding_of_zeros_stays_zero_in_half_precision(dtype):
+    states = STATES.to(dtype)
+    states[0, :2] = 0
+    states.requires_grad_()
+    vectors = pooled("mean_normalized", states)
+    torch.testing.assert_close(vectors.float(), pooled("mean_normalized"), rtol=0.02, atol=5e-3)
+    vectors.sum().backward()
+    assert states.grad.isfinite().all()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from peft import LoraConfig
+from sentence_transformers import SentenceTransformer
 from torch.nn.functional import pad
 
 import lion_st
@@ -27,15 +29,16 @@ def padded_twin(model):
 
 @pytest.fixture
 def decoder_calls(monkeypatch):
-    """Shapes of the ids that backbones are given."""
+    """Shapes of the ids that backbones are given packed."""
     shapes = []
-    original = unpadding.packed_states
+    original = unpadding.packed
 
-    def recorded(decoder, input_ids, attention_mask):
-        shapes.append((1, int(attention_mask.sum())))
-        return original(decoder, input_ids, attention_mask)
+    def recorded(features):
+        found = original(features)
+        shapes.append(tuple(found["input_ids"].shape))
+        return found
 
-    monkeypatch.setattr(unpadding, "packed_states", recorded)
+    monkeypatch.setattr(unpadding, "packed", recorded)
     return shapes
 
 
@@ -112,6 +115,61 @@ def test_features_that_come_packed_give_the_vectors_of_padded_ones(tiny_backbone
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("paradigm", ["sparse", "dense"])
+def test_states_go_packed_from_the_backbone_to_the_head(tiny_backbone, texts, paradigm):
+    model = lion_st.build(tiny_backbone(), paradigm, device="cpu").eval()
+    features = features_of(model, texts)
+    given = dict(features)
+    tokens = int(features["attention_mask"].sum())
+    seen = []
+    model[1].register_forward_pre_hook(lambda _, args: seen.append(args[0]["token_embeddings"].shape))
+    with torch.no_grad():
+        vectors = model(features)["sentence_embedding"]
+        expected = model(features, packed_states=False)["sentence_embedding"]
+    assert seen == [(1, tokens, 32), (*features["attention_mask"].shape, 32)]
+    assert features.keys() == given.keys()
+    torch.testing.assert_close(vectors, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_states_that_are_asked_for_come_text_by_text(tiny_backbone, texts):
+    model = lion_st.build(tiny_backbone(), "dense", pooling="mean", device="cpu")
+    states = model.encode(texts, output_value="token_embeddings")
+    everything = model.encode(texts, output_value=None)
+    padded_twin(model)
+    for found, expected in zip(states, model.encode(texts, output_value="token_embeddings"), strict=True):
+        real = found.abs().sum(1) > 0  # stock computes padding too
+        torch.testing.assert_close(found[real], expected[real], rtol=1e-4, atol=1e-5)
+    vectors = model.encode(texts, convert_to_tensor=True)
+    torch.testing.assert_close(torch.stack([one["sentence_embedding"] for one in everything]), vectors)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("paradigm", ["sparse", "dense"])
+def test_every_dtype_gives_the_vectors_of_stock_modules(tiny_backbone, texts, tmp_path, paradigm, dtype):
+    model = lion_st.build(tiny_backbone(dtype=dtype), paradigm, device="cpu")
+    model.save_pretrained(str(tmp_path))
+    stock = SentenceTransformer(str(tmp_path), device="cpu")
+    expected = stock.encode(texts, convert_to_tensor=True).float()
+    rounding = {"float16": 5e-3, "bfloat16": 4e-2, "float32": 1e-5}[dtype] * expected.abs().max()
+    for packs in (True, False):
+        model[0].runs_packed = packs
+        found = model.encode(texts, convert_to_tensor=True).float()
+        assert (found - expected).abs().max() < rounding
+        features = model(features_of(model, texts), packed_states=False)  # zeros at padding
+        assert features["sentence_embedding"].isfinite().all()
+
+
+def test_an_adapter_on_a_float16_backbone_has_finite_gradients(tiny_backbone, texts):
+    adapter = LoraConfig(r=4, target_modules="all-linear")
+    for packed_states in (True, False):
+        model = lion_st.build(tiny_backbone(dtype="float16"), "dense", lora=adapter, device="cpu").train()
+        vectors = model(features_of(model, texts), packed_states=packed_states)["sentence_embedding"].float()
+        (vectors @ vectors.T).logsumexp(1).sum().backward()
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.requires_grad]
+        assert gradients and all(gradient.isfinite().all() for gradient in gradients)
+        assert any(gradient.any() for gradient in gradients)
+
+
 @pytest.mark.parametrize(
     ("family", "reason"),
     [("mistral", "do not attend to whole texts"), ("gemma3_text", "do not attend to whole texts")],
@@ -184,3 +242,37 @@ def test_every_release_of_variable_length_attention_is_called_alike(function, ca
     upstream = torch.randn(found.shape, dtype=torch.float64, generator=generator)
     gradients = torch.autograd.grad(found, (query, key, value), upstream)
     torch.testing.assert_close(gradients, torch.autograd.grad(expected, (query, key, value), upstream))
+
+
+def varlen_that_fails(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False):
+    raise RuntimeError("FlashAttention only supports Ampere GPUs or newer.\nC++ stack")
+
+
+def varlen_that_is_wrong(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False):
+    return query * 1.0
+
+
+def varlen_without_gradients(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False):
+    return _attend(query, key, value, cu_seq_q, None, is_causal).detach()
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (varlen_that_fails, "only supports Ampere GPUs or newer."),
+        (varlen_that_is_wrong, "differs from torch's own attention"),
+        (varlen_without_gradients, "does not require grad"),
+    ],
+)
+def test_attention_that_cannot_run_packed_is_found_and_named_once(function, reason, caplog):
+    shape = (function, torch.device("cpu"), torch.float32, 4, 2, 8)
+    with torch.inference_mode(), caplog.at_level("WARNING", logger="lion_st"):
+        failures = [unpadding.varlen_failure(*shape) for _ in range(2)]
+    assert reason in failures[0] and failures[0] == failures[1]
+    assert caplog.text.count(reason) == 1 and "C++" not in caplog.text
+
+
+@pytest.mark.parametrize("function", [varlen_of_torch_2_10, varlen_of_torch_2_11, varlen_of_torch_2_13])
+def test_attention_of_every_release_passes_the_trial(function, caplog):
+    assert unpadding.varlen_failure(function, torch.device("cpu"), torch.float32, 6, 2, 8) is None
+    assert not caplog.text
