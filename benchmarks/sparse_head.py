@@ -15,6 +15,7 @@ its own; memory is what the step adds at its peak to inputs and gradients, of th
 from __future__ import annotations
 
 import argparse
+import itertools
 import ctypes
 import gc
 import json
@@ -130,16 +131,24 @@ class Memory:
 
 def measure(step: Callable[[], Any], device: str, repeats: int) -> tuple[float, float]:
     """Median milliseconds of a step after one to warm up, and the MiB that it adds at its peak."""
-    times = []
-    for repeat in range(repeats + 1):
-        if repeat == 1:
-            memory = Memory(device)  # what compiling and tuning needed once does not count
-        began = time.perf_counter()
-        step()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - began)
-    return 1000 * float(np.median(times[1:])), memory.added()
+    step()  # what compiling and tuning needed once does not count
+    memory = Memory(device)
+    if device == "cuda":
+        torch.cuda.synchronize()
+        marks = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
+        marks[0].record()
+        for mark in marks[1:]:
+            step()
+            mark.record()
+        torch.cuda.synchronize()
+        times = [before.elapsed_time(after) for before, after in itertools.pairwise(marks)]
+    else:
+        times = []
+        for _ in range(repeats):
+            began = time.perf_counter()
+            step()
+            times.append(1000 * (time.perf_counter() - began))
+    return float(np.median(times)), memory.added()
 
 
 def run_side(side: str, options: argparse.Namespace) -> dict[str, Any]:

@@ -260,7 +260,12 @@ def _pack(hidden: Tensor, attention_mask: Tensor | None, cu_seqlens: Tensor | No
         return hidden.reshape(-1, width), bounds
     real = attention_mask != 0
     bounds = torch.nn.functional.pad(real.sum(1).cumsum(0), (1, 0)).to(torch.int32)
-    return hidden[real], bounds
+    if hidden.dtype == torch.float64 or choose_backend(hidden.device) != "triton":
+        return hidden[real], bounds
+    # The number of real tokens is the GPU's to know, and asking would stop the host until all before is done: all rows
+    # are kept, real ones first.
+    order = real.flatten().byte().argsort(descending=True, stable=True)
+    return hidden.flatten(0, 1)[order], bounds
 
 
 def _whole(tensor: Any) -> Any:

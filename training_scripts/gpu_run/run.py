@@ -4,8 +4,8 @@ python training_scripts/gpu_run/run.py --data data --out results --plan plan.jso
 
 A plan is a JSON list of stages {"name", "lane", "seconds", "command", "keep"}: stages of a lane run one after another,
 lanes side by side. A stage that has ended well is not run again; one that failed ends its lane. Commands are those that
-a person would type; "{work}", "{data}", "{out}", "{seconds}" and "{python}" are filled in. Files named by "keep" are copied
-to `--out`, in parts of 15 MiB where they are larger, with `results.json`: seconds, exit status and last lines of every
+a person would type; "{work}", "{data}", "{out}", "{seconds}" and "{python}" are filled in. Files named by "keep" are
+copied to `--out`, in parts of 15 MiB where they are larger, with `results.json`: seconds, exit status and last lines of every
 stage.
 """
 
