@@ -1,18 +1,22 @@
 """Numba kernels of the blockwise backend.
 
-They use the OpenMP runtime that torch has loaded, so that both share one pool of threads.
+They use the OpenMP runtime that torch has loaded, so that both share one pool of threads. Any number of threads may
+call them at once. A process that was forked from one that called them has no such pool, and runs them on one thread.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+import threading
+from typing import Any
 
 import numba
 import numpy as np
 import torch
 from numba import prange
 from torch import Tensor
+
+from lion_st.kernels.compiling import Parallel, compiled
 
 PRODUCT_ERROR = 2**-8 * 1.05  # share of a product that rounding it to bfloat16 changes at most, and some rest
 COLUMNS = 256  # terms that one thread reduces at a time; their running maxima stay in its first-level cache
@@ -33,8 +37,7 @@ def segment_max(logits: Tensor, bounds: Tensor, values: Tensor, positions: Tenso
         kernel, logits = _segment_max_bfloat16, logits.view(torch.int16)
     elif logits.dtype in (torch.bfloat16, torch.float16):
         logits = logits.float()
-    with _shared_threads():
-        kernel(_array(logits), _array(bounds), _array(values), _array(positions), offset)
+    _run(kernel, _array(logits), _array(bounds), _array(values), _array(positions), offset)
 
 
 def refine_maxima(
@@ -68,20 +71,8 @@ def refine_maxima(
     Returns:
         Whether all was replaced; if not, too many products would have to be computed again, and nothing was.
     """
-    with _shared_threads():
-        return _refine_maxima(
-            _array(products.view(torch.int16)),
-            _array(tokens),
-            _array(rows),
-            _array(bounds),
-            _array(values),
-            _array(positions),
-            offset,
-            _array(floors),
-            _array(errors),
-            _array(norms),
-            limit,
-        )
+    arrays = map(_array, (products.view(torch.int16), tokens, rows, bounds, values, positions))
+    return bool(_run(_refine_maxima, *arrays, offset, *map(_array, (floors, errors, norms)), limit))
 
 
 def scatter_gradients(
@@ -111,20 +102,15 @@ def scatter_gradients(
         grad_weight: As `weight`, added to; None to leave out.
     """
     nothing = np.empty((0, 0), dtype=_array(hidden).dtype)
-    with _shared_threads():
-        _scatter_gradients(
-            _array(grad.contiguous()),
-            _array(values),
-            _array(positions),
-            _array(hidden),
-            _array(weight),
-            offset,
-            scale,
-            softcap,
-            nothing if grad_hidden is None else _array(grad_hidden),
-            nothing if grad_weight is None else _array(grad_weight),
-            numba.get_num_threads(),
-        )
+    _run(
+        _scatter_gradients,
+        *map(_array, (grad.contiguous(), values, positions, hidden, weight)),
+        offset,
+        scale,
+        softcap,
+        *(nothing if gradient is None else _array(gradient) for gradient in (grad_hidden, grad_weight)),
+        torch.get_num_threads(),
+    )
 
 
 def _array(tensor: Tensor) -> np.ndarray:
@@ -132,20 +118,48 @@ def _array(tensor: Tensor) -> np.ndarray:
     return np.from_dlpack(tensor)
 
 
-@contextmanager
-def _shared_threads() -> Iterator[None]:
-    """Run numba on as many threads as torch has, and leave torch as many: numba's first launch would raise them."""
+_launching = threading.Lock()
+_launched = False  # numba's threads, by this process or the one that it was forked from
+_forked = False  # from a process that had launched them
+
+
+def _run(kernel: Parallel, *arguments: Any) -> Any:
+    """Run a kernel on as many threads as torch has, and leave torch as many: numba's first launch would raise them."""
+    global _launched
+    if _forked:
+        return kernel.serial(*arguments)
+    if _launched and numba.threading_layer() != "workqueue":
+        return _run_on_threads(kernel, *arguments)
+    with _launching:  # the layer that numba falls back to ends the process if two threads launch at once
+        result = _run_on_threads(kernel, *arguments)
+        _launched = True
+    return result
+
+
+def _run_on_threads(kernel: Parallel, *arguments: Any) -> Any:
     threads = torch.get_num_threads()
     available: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
     numba.set_num_threads(max(1, min(threads, available)))
     try:
-        yield
+        return kernel.parallel(*arguments)
     finally:
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
 
 
-@numba.njit(parallel=True, cache=True)
+def _after_fork() -> None:
+    # The threads stayed in the parent. OpenMP would wait for them for ever, in numba's kernels as in torch's.
+    global _forked
+    if _launched or _launching.locked():
+        _forked = True
+        torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+@Parallel
 def _segment_max(logits, bounds, values, positions, offset):
     terms = logits.shape[1]
     first = bounds[0]
@@ -169,7 +183,7 @@ def _segment_max(logits, bounds, values, positions, offset):
                 positions[text, offset + low : offset + high] = place
 
 
-@numba.njit(parallel=True, cache=True)
+@Parallel
 def _segment_max_bfloat16(bits, bounds, values, positions, offset):
     terms = bits.shape[1]
     first = bounds[0]
@@ -205,7 +219,7 @@ def _segment_max_bfloat16(bits, bounds, values, positions, offset):
                     positions[text, offset + low + column] = bounds[text] + inside if inside >= 0 else -1
 
 
-@numba.njit(cache=True, fastmath={"reassoc", "contract"})
+@compiled(fastmath={"reassoc", "contract"})
 def _dot(one, other):
     total = np.float32(0)
     for place in range(one.size):
@@ -213,7 +227,7 @@ def _dot(one, other):
     return total
 
 
-@numba.njit(cache=True)
+@compiled()
 def _mark_candidates(bits, largest, error, floor, wide, marks):
     """Mark the products that can be the largest, given the rounded ones and their maximum, and count them.
 
@@ -233,7 +247,7 @@ def _mark_candidates(bits, largest, error, floor, wide, marks):
     return count
 
 
-@numba.njit(cache=True)
+@compiled()
 def _largest_product(tokens, row, marks):
     """The largest product of a row with the marked tokens, and the first token that has it."""
     best, place = np.float32(-np.inf), -1
@@ -245,7 +259,7 @@ def _largest_product(tokens, row, marks):
     return best, place
 
 
-@numba.njit(parallel=True, cache=True)
+@Parallel
 def _refine_maxima(bits, tokens, rows, bounds, values, positions, offset, floors, errors, norms, limit):
     terms = bits.shape[1]
     first = bounds[0]
@@ -274,7 +288,7 @@ def _refine_maxima(bits, tokens, rows, bounds, values, positions, offset, floors
     return True
 
 
-@numba.njit(parallel=True, cache=True)
+@Parallel
 def _scatter_gradients(
     grad, values, positions, hidden, weight, offset, scale, softcap, grad_hidden, grad_weight, threads
 ):

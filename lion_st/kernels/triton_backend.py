@@ -201,11 +201,24 @@ def make_schedule(
     tiles = configuration.tiles(texts, tokens)
     ends = bounds.diff().add_(group - 1).floor_divide_(group).cumsum(0, dtype=torch.int32)
     order = bounds.new_empty(tiles * configuration.slots)
-    groups = [bounds.new_empty(len(order) // group, dtype=dtype) for dtype in [torch.int32] * 3 + [torch.int64]]
+    text, first, last = (bounds.new_empty(len(order) // group, dtype=torch.int32) for _ in range(3))
+    start = torch.empty_like(text, dtype=torch.int64)
     schedule_kernel[(tiles,)](
-        bounds, ends, order, *groups, texts, tokens, terms, partial_terms, configuration.slots, num_warps=1
+        bounds,
+        ends,
+        order,
+        text,
+        first,
+        last,
+        start,
+        texts,
+        tokens,
+        terms,
+        partial_terms,
+        configuration.slots,
+        num_warps=1,
     )
-    return Schedule(ends, order, *groups, tiles)
+    return Schedule(ends, order, text, first, last, start, tiles)
 
 
 def _launch_maxima(

@@ -1,0 +1,47 @@
+"""numba functions, their machine code kept on disk where there is a folder for it."""
+
+from __future__ import annotations
+
+import logging
+import types
+from collections.abc import Callable
+from typing import Any
+
+import numba
+
+logger = logging.getLogger(__name__)
+
+
+def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """`numba.njit(cache=True)` that does without the cache where numba finds no folder to write to.
+
+    Such are read-only installations whose user has no home. NUMBA_CACHE_DIR names a folder for them.
+
+    Args:
+        options: Of `numba.njit`.
+    """
+
+    def compile_(function: Callable[..., Any]) -> Any:
+        try:
+            return numba.njit(cache=True, **options)(function)
+        except RuntimeError as error:  # "no locator available"
+            logger.debug("Compiling %s in every process: %s", function.__qualname__, error)
+            return numba.njit(**options)(function)
+
+    return compile_
+
+
+class Parallel:
+    """A numba function with `prange`, on all threads or, by `serial`, on the caller's alone, with the same result.
+
+    Args:
+        function: What numba compiles.
+    """
+
+    def __init__(self, function: Callable[..., Any]):
+        assert isinstance(function, types.FunctionType)
+        self.parallel = compiled(parallel=True)(function)
+        # numba's cache tells functions apart by name, not by options.
+        alone = types.FunctionType(function.__code__, function.__globals__, f"{function.__name__}_serial")
+        alone.__qualname__, alone.__module__ = alone.__name__, function.__module__
+        self.serial = compiled()(alone)
