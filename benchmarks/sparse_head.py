@@ -15,9 +15,9 @@ its own; memory is what the step adds at its peak to inputs and gradients, of th
 from __future__ import annotations
 
 import argparse
-import itertools
 import ctypes
 import gc
+import itertools
 import json
 import sys
 import time
