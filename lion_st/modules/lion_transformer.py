@@ -31,6 +31,7 @@ from lion_st.modules.adapters import (
     merged_state_dict,
     raise_on_wrong_weights,
 )
+from lion_st.modules.tokenizing import exclusive_tokenizer, leading_parts
 
 if TYPE_CHECKING:
     from sentence_transformers.base.model import BaseModel
@@ -71,6 +72,9 @@ class LionTransformer(Transformer):
 
     The tokenizer contract is settled on loading and saved with the model: a beginning-of-sequence token where the
     tokenizer has one, padding on the left, the end-of-sequence token as padding where there is none, and the lengths.
+
+    Many threads may encode with one model: a call changes nothing that another one reads, and limits of one call are
+    passed to it. Do not change the model's own settings, such as `query_length`, while threads encode.
 
     Args:
         model_name_or_path: Hub name or folder of a causal LM, or of a PEFT adapter of one.
@@ -360,14 +364,30 @@ class LionTransformer(Transformer):
         Args:
             inputs: Texts.
             prompt: Put in front of every text.
-            **kwargs: `task` ("query" or "document") picks the length.
+            **kwargs: `task` ("query" or "document") picks the length, `max_length` is another one for this call.
+
+        Many threads may call this at a time. A long text is read only as far as its first tokens need.
 
         Raises:
             TypeError: If a value is not a text.
             ValueError: If a text is empty, only white space, or not valid Unicode.
         """
         check_texts(inputs)
-        return super().preprocess(inputs, prompt=prompt, **kwargs)
+        with exclusive_tokenizer():
+            limit = self.token_limit(kwargs.get("task"), kwargs.get("max_length"))
+            if limit is not None:
+                inputs = leading_parts(self.tokenizer, inputs, limit, prompt or "")
+            return super().preprocess(inputs, prompt=prompt, **kwargs)
+
+    def token_limit(self, task: str | None = None, max_length: int | None = None) -> int | None:
+        """Tokens, special ones and prompt included, to which a text is cut; None for no limit.
+
+        Args:
+            task: `"query"` or `"document"`, whose lengths may differ.
+            max_length: A limit of one call, in place of the model's own.
+        """
+        by_task = {"query": self.query_length, "document": self.document_length}
+        return max_length or by_task.get(task or "") or self.max_seq_length
 
     def forward(self, features: dict[str, Any], packed_states: bool = False, **kwargs: Any) -> dict[str, Any]:
         """The features with `"token_embeddings"`, the last hidden states.

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lion_st.models import load
-from lion_st.retrieval.describe import limited
 from lion_st.retrieval.encode import (
     SETTINGS,
     CorpusCounts,
@@ -204,7 +203,7 @@ class _ShardWorker:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """Those of the output folder, which every worker claims."""
-        settings = corpus_settings(self.model, *self.shape)
+        settings = corpus_settings(self.model, *self.shape, max_tokens=self.max_tokens)
         claim_output(self.output, settings)
         return settings
 
@@ -213,13 +212,12 @@ class _ShardWorker:
         if what == ERROR:
             return row
         try:
-            with limited(self.model, self.shape[0], self.max_tokens):
-                settings = self.settings
-                if what != SHARD:
-                    return row
-                records = [Record(*record) for record in json.loads(contents)]
-                if not is_finished(self.output, number, records):  # else its worker was killed just after writing it
-                    encode_shard(self.model, records, self.output, number, settings)
+            settings = self.settings
+            if what != SHARD:
+                return row
+            records = [Record(*record) for record in json.loads(contents)]
+            if not is_finished(self.output, number, records):  # else its worker was killed just after writing it
+                encode_shard(self.model, records, self.output, number, settings)
         except Exception as error:
             return _error_row(error)
         return _row(FINISHED, number, documents)

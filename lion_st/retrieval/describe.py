@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from weakref import WeakKeyDictionary
 
@@ -79,8 +77,22 @@ def input_module(model: SentenceTransformer | SparseEncoder, kind: Kind) -> Any:
     return first
 
 
-def text_limit(model: SentenceTransformer | SparseEncoder, kind: Kind) -> int:
-    """Tokens, special ones included, to which a text is cut."""
+def text_limit(model: SentenceTransformer | SparseEncoder, kind: Kind, max_tokens: int | None = None) -> int:
+    """Tokens, special ones included, to which a text is cut.
+
+    Args:
+        model: A sparse or dense model.
+        kind: Whether the text is a query or a document.
+        max_tokens: The limit of one call, in place of the model's own; it is passed on, never set on the model, which
+            other threads may be using.
+
+    Raises:
+        ValueError: If `max_tokens` is below 1, or if there is no limit at all.
+    """
+    if max_tokens is not None:
+        if max_tokens < 1:
+            raise ValueError(f"max_tokens is at least 1, got {max_tokens}.")
+        return max_tokens
     module = input_module(model, kind)
     limit = getattr(module, f"{kind}_length", None) or module.max_seq_length
     if limit is None:
@@ -88,26 +100,12 @@ def text_limit(model: SentenceTransformer | SparseEncoder, kind: Kind) -> int:
     return int(limit)
 
 
-@contextmanager
-def limited(model: SentenceTransformer | SparseEncoder, kind: Kind, max_tokens: int | None) -> Iterator[None]:
-    """Cut texts of this kind to `max_tokens` while the context lasts; None leaves the model's own limit."""
-    if max_tokens is None:
-        yield
-        return
-    if max_tokens < 1:
-        raise ValueError(f"max_tokens is at least 1, got {max_tokens}.")
-    module = input_module(model, kind)
-    name = f"{kind}_length" if hasattr(module, f"{kind}_length") else "max_seq_length"
-    before = getattr(module, name)
-    setattr(module, name, max_tokens)
-    try:
-        yield
-    finally:
-        setattr(module, name, before)
-
-
 def tokenizer_contract(tokenizer: Any) -> dict[str, Any]:
     """What a tokenizer adds to and does with a text: special tokens, sides, and the ids of a probe."""
+    from lion_st.modules.tokenizing import exclusive_tokenizer
+
+    with exclusive_tokenizer():
+        probe = tokenizer("The maned lion's 1st roar, naïve or not?")["input_ids"]
     return {
         "class": type(tokenizer).__name__,
         "vocabulary": len(tokenizer),
@@ -115,5 +113,5 @@ def tokenizer_contract(tokenizer: Any) -> dict[str, Any]:
         "eos": tokenizer.eos_token,
         "pad": tokenizer.pad_token,
         "padding_side": tokenizer.padding_side,
-        "probe": tokenizer("The maned lion's 1st roar, naïve or not?")["input_ids"],
+        "probe": probe,
     }

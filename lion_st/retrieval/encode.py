@@ -22,7 +22,6 @@ from scipy import sparse
 from lion_st.retrieval.describe import (
     Kind,
     input_module,
-    limited,
     model_fingerprint,
     model_name,
     model_revision,
@@ -67,6 +66,8 @@ def encode_texts(
 ) -> Vectors:
     """Encode texts held in memory; the rows of a sparse model are never dense beyond one batch.
 
+    Many threads may encode with one model, each with its own `max_tokens`.
+
     Args:
         model: A sparse or dense model.
         texts: N texts.
@@ -87,8 +88,8 @@ def encode_texts(
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"The {kind} at position {row} is {text!r}: give a string that is not blank.")
     bar = tqdm(total=len(texts), desc=f"Encoding {PLURAL[kind]}", unit=kind, disable=not show_progress)
-    with bar as progress, limited(model, kind, max_tokens):
-        return _encode(model, texts, kind, tokens_per_batch, progress).vectors
+    with bar as progress:
+        return _encode(model, texts, kind, tokens_per_batch, text_limit(model, kind, max_tokens), progress).vectors
 
 
 def encode_corpus(
@@ -141,22 +142,26 @@ def encode_corpus(
     output = Path(output)
     corpus = texts_of(corpus, kind)
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    with limited(model, kind, max_tokens):
-        settings = corpus_settings(model, kind, dtype, shard_documents, tokens_per_batch)
-        claim_output(output, settings)
-        reader = ShardReader(corpus, split, shard_documents, on_bad_record)
-        with progress_bar(corpus, show_progress and rank == 0) as progress:
-            for number, records in enumerate(reader):
-                if number % world_size == rank and not is_finished(output, number, records):
-                    encode_shard(model, records, output, number, settings, progress)
-                else:
-                    progress.update(len(records))
-        finish_output(output, settings, reader.counts)
+    settings = corpus_settings(model, kind, dtype, shard_documents, tokens_per_batch, max_tokens)
+    claim_output(output, settings)
+    reader = ShardReader(corpus, split, shard_documents, on_bad_record)
+    with progress_bar(corpus, show_progress and rank == 0) as progress:
+        for number, records in enumerate(reader):
+            if number % world_size == rank and not is_finished(output, number, records):
+                encode_shard(model, records, output, number, settings, progress)
+            else:
+                progress.update(len(records))
+    finish_output(output, settings, reader.counts)
     return output
 
 
 def corpus_settings(
-    model: SentenceTransformer | SparseEncoder, kind: Kind, dtype: str, shard_documents: int, tokens_per_batch: int
+    model: SentenceTransformer | SparseEncoder,
+    kind: Kind,
+    dtype: str,
+    shard_documents: int,
+    tokens_per_batch: int,
+    max_tokens: int | None = None,
 ) -> dict[str, Any]:
     """Everything besides the corpus that the shards' bytes depend on."""
     from lion_st.models import paradigm_of
@@ -179,7 +184,7 @@ def corpus_settings(
         "paradigm": paradigm_of(model),
         "texts": kind,
         "prompt": prompt_for(model, kind),
-        "max_tokens": text_limit(model, kind),
+        "max_tokens": text_limit(model, kind, max_tokens),
         "tokenizer": tokenizer_contract(input_module(model, kind).tokenizer),
         "dtype": dtype,
         "shard_documents": shard_documents,
@@ -317,7 +322,7 @@ def encode_shard(
     from safetensors.numpy import save_file
 
     texts = [record.text for record in records]
-    encoded = _encode(model, texts, settings["texts"], settings["tokens_per_batch"], progress)
+    encoded = _encode(model, texts, settings["texts"], settings["tokens_per_batch"], settings["max_tokens"], progress)
     arrays = strings_to_arrays("ids", [record.id for record in records])
     if isinstance(encoded.vectors, np.ndarray):
         arrays["vectors"] = encoded.vectors.astype(settings["dtype"])
@@ -445,7 +450,12 @@ def prompt_for(model: SentenceTransformer | SparseEncoder, kind: Kind) -> str | 
 
 
 def _encode(
-    model: SentenceTransformer | SparseEncoder, texts: Sequence[str], kind: Kind, tokens_per_batch: int, progress: Any
+    model: SentenceTransformer | SparseEncoder,
+    texts: Sequence[str],
+    kind: Kind,
+    tokens_per_batch: int,
+    limit: int,
+    progress: Any,
 ) -> EncodedTexts:
     """Encode in batches of like length; the batches depend on the texts alone, and so do the vectors' bits."""
     import torch
@@ -455,8 +465,7 @@ def _encode(
     if not texts:
         raise ValueError(f"There is no {kind} to encode.")
     prompt = prompt_for(model, kind)
-    limit = text_limit(model, kind)
-    lengths = _token_counts(input_module(model, kind).tokenizer, [f"{prompt or ''}{text}" for text in texts])
+    lengths = _token_counts(input_module(model, kind).tokenizer, texts, limit, prompt or "")
     real = np.minimum(lengths, limit)
     order = np.argsort(-real, kind="stable")
     convert = to_csr if paradigm_of(model) == "sparse" else to_dense
@@ -471,7 +480,8 @@ def _encode(
     started = time.monotonic()
     model.eval()
     batched_texts = [[texts[row] for row in batch] for batch in batches]
-    tokenized = _one_ahead(partial(model.preprocess, prompt=prompt, task=kind), batched_texts)
+    tokenize = partial(_tokenize, model, prompt=prompt, task=kind, max_length=limit)
+    tokenized = _one_ahead(tokenize, batched_texts)
     for batch, features in zip(batches, tokenized, strict=True):
         with torch.inference_mode():
             parts.append(convert(_forward(model, features, kind)))
@@ -510,8 +520,20 @@ def _forward(model: SentenceTransformer | SparseEncoder, features: dict[str, Any
     return vectors if limit is None else keep_top_terms(to_csr(vectors), limit)
 
 
-def _token_counts(tokenizer: Any, texts: list[str]) -> np.ndarray:
-    encoded = tokenizer(texts, truncation=False, padding=False, return_attention_mask=False, verbose=False)
+def _tokenize(model: SentenceTransformer | SparseEncoder, texts: Sequence[str], **options: Any) -> dict[str, Any]:
+    from lion_st.modules.tokenizing import exclusive_tokenizer
+
+    with exclusive_tokenizer():
+        return model.preprocess(texts, **options)
+
+
+def _token_counts(tokenizer: Any, texts: Sequence[str], limit: int, prompt: str) -> np.ndarray:
+    """Tokens of each text with its prompt; of a text that is much longer than the limit, more than the limit."""
+    from lion_st.modules.tokenizing import exclusive_tokenizer, leading_parts
+
+    with exclusive_tokenizer():
+        parts = [f"{prompt}{part}" for part in leading_parts(tokenizer, texts, limit, prompt)]
+        encoded = tokenizer(parts, truncation=False, padding=False, return_attention_mask=False, verbose=False)
     return np.array([len(ids) for ids in encoded["input_ids"]], dtype=np.int64)
 
 

@@ -9,6 +9,7 @@ import pickle
 import random
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,23 @@ def test_texts_get_the_vectors_that_sentence_transformers_gives_them(paradigm, s
     found = vectors.toarray() if paradigm == "sparse" else vectors
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert not np.allclose(found, model.encode_query(DOCUMENTS[:20], convert_to_numpy=True))  # cut at 32 tokens
+
+
+def test_threads_encode_with_limits_of_their_own(dense_model) -> None:
+    """One model, many threads, a length for each call: nothing of a call is set on the model."""
+    lengths = [4, 9, 16, 30]
+    expected = {length: encode_texts(dense_model, DOCUMENTS[:8], "document", max_tokens=length) for length in lengths}
+    before = (dense_model[0].query_length, dense_model[0].document_length, dense_model.max_seq_length)
+    with ThreadPoolExecutor(4) as threads:
+        jobs = [
+            (length, threads.submit(encode_texts, dense_model, DOCUMENTS[:8], "document", max_tokens=length))
+            for length in lengths * 6
+        ]
+        for length, job in jobs:
+            np.testing.assert_allclose(job.result(), expected[length], atol=1e-6)
+    assert (dense_model[0].query_length, dense_model[0].document_length, dense_model.max_seq_length) == before
+    with pytest.raises(ValueError, match="max_tokens is at least 1, got 0"):
+        encode_texts(dense_model, DOCUMENTS[:8], "document", max_tokens=0)
 
 
 def test_sparse_rows_never_become_dense(sparse_model, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,70 @@
+"""Tokenizing from many threads, and without reading more of a long text than its first tokens need."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+# A cut text is at least this long, and this many times its limit in tokens.
+FEWEST_CHARACTERS = 4096
+CHARACTERS_PER_TOKEN = 16
+# A cut can change the piece that it is in and, through what a pre-tokenizer looks ahead, the one before.
+PIECES_NEAR_A_CUT = 3
+
+_lock = threading.RLock()
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.RLock()  # the thread that held it does not exist in the child
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+@contextmanager
+def exclusive_tokenizer() -> Iterator[None]:
+    """Hold off other threads: transformers sets the length and padding of a call on the tokenizer itself.
+
+    Without this, a text of one thread is cut to the length of another's. The work inside uses all cores anyway.
+    """
+    with _lock:
+        yield
+
+
+def leading_parts(tokenizer: Any, texts: Sequence[str], limit: int, prompt: str = "") -> list[str]:
+    """Texts cut by characters where that changes none of their first `limit` tokens.
+
+    A fast tokenizer splits a text into pieces (words), each of which it tokenizes by itself. A text is cut only if
+    `limit` tokens end several pieces before the cut, so that the pieces they are made of are those of the whole text;
+    twice as much is tried where they do not, up to the whole text.
+
+    Args:
+        tokenizer: Of transformers.
+        texts: N texts.
+        limit: Tokens that are kept of each.
+        prompt: What stands in front of each text.
+
+    Returns:
+        N texts, each the beginning of its own; short ones, and those of tokenizers that split nothing, are whole.
+    """
+    least = max(FEWEST_CHARACTERS, CHARACTERS_PER_TOKEN * limit)
+    if not getattr(tokenizer, "is_fast", False) or tokenizer.truncation_side != "right":
+        return list(texts)
+    return [text if len(text) <= least else _leading_part(tokenizer, text, limit, prompt, least) for text in texts]
+
+
+def _leading_part(tokenizer: Any, text: str, limit: int, prompt: str, length: int) -> str:
+    while length < len(text):
+        part = text[:length]
+        with exclusive_tokenizer():
+            encoded = tokenizer(prompt + part, truncation=False, padding=False, add_special_tokens=False, verbose=False)
+        pieces = encoded.word_ids()
+        kept, rest = pieces[:limit], pieces[limit:]
+        if len(kept) == limit and rest and None not in pieces and kept[-1] + PIECES_NEAR_A_CUT <= rest[-1]:
+            return part
+        length *= 2
+    return text
