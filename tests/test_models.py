@@ -20,6 +20,7 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from sentence_transformers.sparse_encoder.losses import SparseMultipleNegativesRankingLoss, SpladeLoss
 
 import lion_st
+from lion_st.modules.adapters import save_adapter
 
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", lora_dropout=0.0)
 
@@ -226,11 +227,21 @@ def test_a_relative_base_is_found_from_elsewhere(tiny_backbone, tmp_path, lora, 
 
 def test_a_bare_adapter_needs_its_paradigm(tiny_backbone, texts, tmp_path, lora):
     model = stirred(lion_st.build(tiny_backbone(), "dense", lora=lora, device="cpu"))
-    model[0].model.save_pretrained(tmp_path)
+    save_adapter(model[0].model, tmp_path)
     with pytest.raises(ValueError, match=r'bare adapter.*paradigm="sparse" or paradigm="dense"'):
         lion_st.load(tmp_path, device="cpu")
     loaded = lion_st.load(tmp_path, paradigm="dense", device="cpu")
     assert (loaded.encode(texts) == model.encode(texts)).all()
+
+
+def test_adapters_work_whatever_peft_transformers_asks_for(tiny_backbone, texts, tmp_path, lora, monkeypatch):
+    def refuse(**_):
+        raise ValueError("please use a version >= 99")
+
+    monkeypatch.setattr("transformers.integrations.peft.check_peft_version", refuse)
+    model = stirred(lion_st.build(tiny_backbone(), "sparse", lora=lora, device="cpu"))
+    model.save_pretrained(str(tmp_path))
+    assert (lion_st.load(tmp_path, device="cpu").encode(texts) == model.encode(texts)).all()
 
 
 def test_adapter_weights_that_do_not_fit_are_refused(tiny_backbone, tmp_path, lora):

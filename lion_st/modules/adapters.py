@@ -26,15 +26,28 @@ def attach_adapter(model: PreTrainedModel, config: PeftConfig, revision: str | N
         config: PEFT configuration. It is copied, so that one configuration serves many models.
         revision: Hub revision of the base model, saved in the adapter's configuration.
     """
+    from peft import inject_adapter_in_model
     from peft.tuners.tuners_utils import cast_adapter_dtype
 
     config = copy.deepcopy(config)
-    config.revision = revision
-    model.add_adapter(config)
     base = Path(str(model.name_or_path))
-    if base.is_dir():
-        model.peft_config["default"].base_model_name_or_path = str(base.resolve())
+    config.base_model_name_or_path = str(base.resolve()) if base.is_dir() else str(model.name_or_path)
+    config.revision = revision
+    # peft's own function, as model.add_adapter of transformers 5.24 asks for a peft that is not released.
+    inject_adapter_in_model(config, model, "default")
+    model._hf_peft_config_loaded = True
     cast_adapter_dtype(model, "default", autocast_adapter_dtype=True)
+
+
+def save_adapter(model: PreTrainedModel, folder: str | Path) -> None:
+    """Save the attached adapter alone, as `PeftModel.save_pretrained` does."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    tensors = get_peft_model_state_dict(model)
+    named = {f"base_model.model.{name}": tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(named, Path(folder) / "adapter_model.safetensors", metadata={"format": "pt"})
+    model.peft_config["default"].save_pretrained(str(folder))
 
 
 def load_adapter_weights(model: PreTrainedModel, source: str, **hub_options: Any) -> None:

@@ -30,6 +30,7 @@ from lion_st.modules.adapters import (
     load_adapter_weights,
     merged_state_dict,
     raise_on_wrong_weights,
+    save_adapter,
 )
 from lion_st.modules.tokenizing import exclusive_tokenizer, leading_parts
 
@@ -522,7 +523,7 @@ class LionTransformer(Transformer):
             output_path: Existing folder.
         """
         if has_adapter(self.model):
-            self.model.save_pretrained(output_path)
+            save_adapter(self.model, output_path)
             self._save_contract(output_path)
         else:
             self.save_stock(output_path)
