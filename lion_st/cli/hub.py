@@ -131,6 +131,7 @@ def publish(
             create_pr=create_pr,
             dry_run=dry_run,
             tag=tag,
+            announce=_list_files,
         )
     else:
         done = publish_model(
@@ -144,23 +145,28 @@ def publish(
             base_model=base_model,
             license=license,
             results=results or (),
+            announce=_list_files,
         )
     _report(done, "all other files" if folder else STALE)
 
 
-def _report(done: Publication, outdated: str) -> None:
-    for revision, files in done.files.items():
-        typer.echo(f"{done.repo_id}, revision {revision}: {len(files)} files, {_size(sum(files.values()))}")
+def _list_files(plan: Publication) -> None:
+    for revision, files in plan.files.items():
+        typer.echo(f"{plan.repo_id}, revision {revision}: {len(files)} files, {_size(sum(files.values()))}")
         for path, size in files.items():
             typer.echo(f"  {_size(size):>9}  {path}")
-    for revision, paths in done.deleted.items():
-        for path in paths:
-            typer.echo(f"  deleted of {revision}: {path}")
+
+
+def _report(done: Publication, outdated: str) -> None:
     if done.url is None:
+        _list_files(done)
         typer.echo(f"Of what is in the repository, {outdated} would be deleted.")
         if done.card is not None:
             typer.echo(f"\n{done.card}", nl=False)
         return
+    for revision, paths in done.deleted.items():
+        for path in paths:
+            typer.echo(f"  deleted of {revision}: {path}")
     for name, commit in done.tags.items():
         typer.echo(f"tag {name}: {commit}")
     typer.echo(done.url)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lion_st.extras import require
 from lion_st.hub.facts import (
     EXPANDED_QUERY,
     RESULTS_FOLDER,
@@ -209,7 +210,7 @@ def _evaluation_results(entry: TaskScores) -> list[EvalResult]:
 
 def _dataset_of(task: str) -> str:
     """Hub name of an mteb task's data; of a local test set, its name."""
-    import mteb
+    mteb = require("mteb")
 
     try:
         return mteb.get_task(task).metadata.dataset["path"]

@@ -6,16 +6,17 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from lion_st.checkpoints import is_weight_file
 from lion_st.guard import GUARD
 from lion_st.hub.cards import render_card
 from lion_st.hub.facts import RESULTS_FOLDER
+from lion_st.hub.upload_files import Contents, files_to_upload, stays_inside
 from lion_st.stock import export
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ SPARSE_ENCODER = "sparse-encoder"
 NEXT = "next of v1, v2, ..."  # no tag can have this name
 CONFIG = "config_sentence_transformers.json"
 MODULES = "modules.json"
-PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 LICENCES = ("LICENSE", "NOTICE", "USE_POLICY")
 # What a checkpoint may have at its top beside weights and modules; a newer one without it must not be read with it.
 SETTINGS = re.compile(
@@ -77,6 +77,7 @@ def publish(
     license: str | None = None,
     results: Iterable[str | Path] = (),
     message: str | None = None,
+    announce: Callable[[Publication], None] | None = None,
 ) -> Publication:
     """Publish a model on the Hub as a stock checkpoint with its card.
 
@@ -84,9 +85,9 @@ def publish(
     same weights for `SparseEncoder(repo_id, revision="sparse-encoder")`. Both are tagged: `v1` and
     `v1-sparse-encoder`, then `v2`, ...
 
-    A revision changes in one commit, the main one last, after all weights of both have arrived. If a commit fails, or
-    somebody else's came in between, all revisions are as they were. The same call made again goes on from there and
-    sends only what is missing.
+    A revision changes in one commit, the main one last, after all weights of both have arrived, and only if nobody else
+    has changed it since. So each revision holds one whole checkpoint at any time, the earlier one or this one, whatever
+    fails. The same call made again goes on from there and sends only what is missing.
 
     What an earlier checkpoint left in the repository and this one has not is deleted: weights, module folders,
     tokenizer files, and `results/*.json`. All other files stay.
@@ -107,13 +108,15 @@ def publish(
         license: See `render_card`.
         results: See `render_card`.
         message: Commit message.
+        announce: Called with what is going up before anything is sent, such as to print it.
 
     Returns:
         Files, card, commits, tags and deletions.
 
     Raises:
         ValueError: If the name, the revision, the model or the card is wrong, no licence is known, the tag is taken,
-            the repository is public against `private`, or a pull request would change nothing.
+            the repository is public against `private`, a pull request would change nothing, or a file may not be
+            uploaded, see `publish_folder`.
         PermissionError: If the Hub refuses the token.
         OSError: If the upload fails.
 
@@ -128,11 +131,13 @@ def publish(
         folder = Path(temporary) / repo_id.split("/")[-1]
         card = _stage(model, folder, repo_id, offline=dry_run, token=token, base_model=base_model, license=license,
                       results=list(results), has_twin=revision is None and not create_pr)  # fmt: skip
-        contents = _revisions(_contents(folder), revision, create_pr)
+        contents = _revisions(files_to_upload(folder), revision, create_pr)
         files = _sizes(contents)
         if dry_run:
             return Publication(repo_id, files, card)
         _require_license(card, repo_id)
+        if announce is not None:
+            announce(Publication(repo_id, files, card))
         upload = _Upload(repo_id, "model", token, private)
         return upload.send(contents, files, card, message, create_pr, tag or (NEXT if revision is None else None))
 
@@ -149,11 +154,13 @@ def publish_folder(
     token: Token = None,
     tag: str | None = None,
     message: str | None = None,
+    announce: Callable[[Publication], None] | None = None,
 ) -> Publication:
     """Publish a folder as it is, such as one of hub_uploads/, in one commit.
 
-    The revision then holds the folder's files and no others. Pickled files are refused. Of a sparse model the revision
-    `sparse-encoder` is made as by `publish`.
+    The revision then holds the folder's files and no others. Refused are links out of the folder, and files that are
+    pickled or hold a private key or a token, known by their names and by what is in them. Of a sparse model the
+    revision `sparse-encoder` is made as by `publish`.
 
     Args:
         folder: What to publish; files and folders whose name begins with a dot, all but .gitattributes, and caches are
@@ -168,16 +175,17 @@ def publish_folder(
         token: Hub token that may write.
         tag: Name of a tag to set.
         message: Commit message.
+        announce: Called with what is going up before anything is sent, such as to print it.
 
     Returns:
         Files, commits, tags and deletions.
 
     Raises:
         FileNotFoundError: If there is no such folder, or nothing in it.
-        ValueError: If the name or the revision is wrong, the type is unknown, a file is pickled, the tag is taken, the
+        ValueError: If the name or the revision is wrong, the type is unknown, a file is refused, the tag is taken, the
             repository is public against `private`, or a pull request would change nothing.
         PermissionError: If the Hub refuses the token.
-        OSError: If the upload fails; the repository is then as it was.
+        OSError: If the upload fails.
 
     Example:
         ::
@@ -186,22 +194,22 @@ def publish_folder(
     """
     revision = _place(repo_id, create_pr, revision, tag)
     folder = Path(folder)
-    contents = _contents(folder)
+    contents = files_to_upload(folder)
     if not contents:
-        raise FileNotFoundError(f"{str(folder)!r} is no folder with files to publish.")
+        raise FileNotFoundError(f"{str(folder)!r} is not a folder with files to publish.")
     repo_type = repo_type or _type_of(folder)
     revisions = _revisions(contents, revision, create_pr or repo_type != "model")
     files = _sizes(revisions)
     card = (folder / "README.md").read_text(encoding="utf-8") if (folder / "README.md").is_file() else None
     if dry_run:
         return Publication(repo_id, files, card)
+    if announce is not None:
+        announce(Publication(repo_id, files, card))
     upload = _Upload(repo_id, repo_type, token, private, is_mirror=True)
     return upload.send(revisions, files, card, message, create_pr, tag)
 
 
 # ---- what is uploaded ----
-
-Contents: TypeAlias = dict[str, "Path | bytes"]
 
 
 def _stage(model: Any, folder: Path, repo_id: str, *, offline: bool, token: Token, **card_settings: Any) -> str:
@@ -217,6 +225,8 @@ def _stage(model: Any, folder: Path, repo_id: str, *, offline: bool, token: Toke
     if beside is not None:
         licences = (file for file in beside.iterdir() if file.is_file() and file.name.upper().startswith(LICENCES))
         for file in [*licences, *_result_files(beside / RESULTS_FOLDER)]:
+            if not stays_inside(file, beside):
+                raise ValueError(f"{file} is a link out of {str(beside)!r}. Copy what it names, or remove the link.")
             target = folder / file.relative_to(beside)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)
@@ -238,28 +248,6 @@ def _result_files(folder: Path) -> Iterator[Path]:
 
 def _is_plain_row(row: Any) -> bool:
     return isinstance(row, dict) and "dataset" in row and not (row.get("run") or row.get("qrels"))
-
-
-def _contents(folder: Path) -> Contents:
-    """A folder's files by path, without hidden ones and caches.
-
-    Raises:
-        ValueError: If one of them is pickled.
-    """
-    paths = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
-    contents: Contents = {path: file for path, file in paths.items() if not _is_hidden(path)}
-    for path in contents:
-        if path.endswith(PICKLES):
-            raise ValueError(
-                f"{path} may be pickled, and loading it could run any code. Publish weights as safetensors, and remove "
-                f"it from {str(folder)!r}."
-            )
-    return contents
-
-
-def _is_hidden(path: str) -> bool:
-    parts = PurePosixPath(path).parts
-    return any(part == "__pycache__" or (part.startswith(".") and part != ".gitattributes") for part in parts)
 
 
 def _revisions(contents: Contents, revision: str | None, alone: bool) -> dict[str, Contents]:
@@ -336,7 +324,7 @@ def _place(repo_id: str, create_pr: bool, revision: str | None, tag: str | None)
         reason = "it has no owner"
     except HFValidationError as error:
         reason = str(error).splitlines()[0]
-    raise ValueError(f"{repo_id!r} is no name for a repository: {reason}. Write owner/name.")
+    raise ValueError(f"{repo_id!r} is not a name of a repository: {reason}. Write owner/name.")
 
 
 def _require_license(card: str, repo_id: str) -> None:
@@ -405,7 +393,7 @@ class _Upload:
             if tag in tags and tags[tag] not in branches.values():
                 raise ValueError(f"The tag {tag!r} of {self.repo_id!r} marks an earlier commit. Choose another one.")
             changes = [self.transfer(parts, name, branches) for name, parts in contents.items()]
-            commits = self.commit_all(changes, message)
+            commits = {change.revision: self.commit(change, message).oid for change in changes}
             if tag == NEXT:
                 tag = _next_tag(tags, commits[MAIN])
             wanted = {} if tag is None else {_tag_of(revision, tag): commit for revision, commit in commits.items()}
@@ -444,7 +432,7 @@ class _Upload:
                     "that in its settings on the Hub, leave out private (--private), or choose another name."
                 )
             yield
-        except (ValueError, FileNotFoundError, _HalfDone):
+        except (ValueError, FileNotFoundError):
             raise
         except Exception as error:
             reason = _one_line(error)
@@ -498,24 +486,10 @@ class _Upload:
             or (path.startswith(f"{RESULTS_FOLDER}/") and path.endswith(".json"))
         }
 
-    def commit_all(self, changes: list[_Change], message: str) -> dict[str, str]:
-        """Commit to every revision, or to none: one that fails takes those before it back."""
-        heads: dict[str, str] = {}
-        try:
-            for change in changes:
-                if change.is_new:
-                    self.api.create_branch(branch=change.revision, revision=change.parent, **self.kind)
-                heads[change.revision] = change.parent
-                heads[change.revision] = self.commit(change, message).oid
-        except BaseException:
-            for change in changes:
-                if change.revision in heads and (change.is_new or heads[change.revision] != change.parent):
-                    self.take_back(change)
-            raise
-        return heads
-
     def commit(self, change: _Change, message: str, create_pr: bool = False) -> Any:
         """Make a revision hold its files, unless somebody else has changed it since."""
+        if change.is_new:
+            self.api.create_branch(branch=change.revision, revision=change.parent, exist_ok=True, **self.kind)
         return self.api.create_commit(
             operations=[*change.deletions, *change.additions],
             commit_message=message,
@@ -524,22 +498,6 @@ class _Upload:
             parent_commit=change.parent,
             **self.kind,
         )
-
-    def take_back(self, change: _Change) -> None:
-        """Set a branch back to where it was. The Hub moves none back, so it is made anew."""
-        try:
-            self.api.delete_branch(branch=change.revision, **self.kind)
-            if not change.is_new:
-                self.api.create_branch(branch=change.revision, revision=change.parent, **self.kind)
-        except Exception as error:
-            raise _HalfDone(
-                f"The upload to {self.repo_id!r} failed, and its revision {change.revision!r} could not be set back "
-                f"({_one_line(error)}). The same call made again completes it."
-            ) from error
-
-
-class _HalfDone(OSError):
-    """One revision is changed and another is not."""
 
 
 def _one_line(error: Exception) -> str:
