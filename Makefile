@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .PHONY: help install quickstart check test bench clean
@@ -12,14 +13,26 @@ help:  ## Show the targets
 
 install: $(VENV)/.installed  ## Create .venv and install lion_st with everything its tests need
 
-# torch comes first: asked for by range, the index's newest build would bring gigabytes of CUDA to a CPU machine.
-$(VENV)/.installed: pyproject.toml
+# torch comes first, and without an NVIDIA GPU from PyTorch's index of CPU builds: PyPI's build for Linux brings
+# gigabytes of CUDA. Where that index cannot be reached, PyPI's build does.
+CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+define install_torch
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	@if nvidia-smi >/dev/null 2>&1 || ! $(PIP) --retries 1 --timeout 20 --index-url $(CPU_INDEX) "$(TORCH)" 2>/dev/null; then \
+		echo "Installing $(TORCH) from pip's own index"; $(PIP) "$(TORCH)"; fi
+endef
+
+$(VENV)/.installed: pyproject.toml
+	$(install_torch)
+	$(PIP) --editable ".[dev]"
+	@touch $@ $(VENV)/.quickstart
+
+$(VENV)/.quickstart: pyproject.toml
+	$(install_torch)
+	$(PIP) --editable ".[train,eval]"
 	@touch $@
 
-quickstart: install  ## Train, evaluate, export and query a sparse and a dense micro retriever
+quickstart: $(VENV)/.quickstart  ## Train, evaluate, export and query a sparse and a dense micro retriever
 	$(BIN)/python training_scripts/quickstart.py
 
 check: install  ## Lint, formatting and types
@@ -30,7 +43,7 @@ check: install  ## Lint, formatting and types
 test: check  ## Run the checks and the test suite
 	$(BIN)/python -m pytest
 
-bench: quickstart  ## Run the CPU benchmarks and print their tables
+bench: install quickstart  ## Run the CPU benchmarks and print their tables
 	$(BIN)/python benchmarks/sparse_head.py
 	$(BIN)/python benchmarks/sparse_head.py --weight-gradient
 	$(BIN)/python benchmarks/training_step.py

@@ -1,13 +1,19 @@
-"""What importing the package costs, and which way its rooms import each other."""
+"""What importing the package costs and needs, and which way its packages import each other."""
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 import lion_st
+from lion_st.extras import EXTRA_OF, EXTRAS
 
 HEAVY = ("torch", "transformers", "sentence_transformers", "mteb", "faiss", "trl", "datasets", "peft", "numba")
 
@@ -22,17 +28,157 @@ def test_every_public_name_can_be_imported():
     assert all(getattr(lion_st, name) is not None for name in lion_st.__all__)
 
 
-def test_a_room_imports_earlier_ones_alone():
-    rooms = ["kernels", "losses", "modules", "guard", "checkpoints", "models", "stock"]
-    rooms += ["data", "training", "retrieval", "evaluation", "hub", "demo", "cli"]
+def test_a_package_imports_earlier_ones_alone():
+    order = ["kernels", "losses", "modules", "guard", "checkpoints", "models", "stock"]
+    order += ["data", "training", "retrieval", "evaluation", "hub", "demo", "cli"]
     package = Path(lion_st.__file__).parent
     backwards = [
         f"{file.relative_to(package)} imports {imported}"
         for file in package.rglob("*.py")
-        if (room := file.relative_to(package).parts[0].removesuffix(".py")) in rooms
+        if (own := file.relative_to(package).parts[0].removesuffix(".py")) in order
         for imported in re.findall(
             r"^\s*(?:from|import) lion_st\.(\w+)", file.read_text(encoding="utf-8"), re.MULTILINE
         )
-        if imported in rooms and rooms.index(imported) > rooms.index(room)
+        if imported in order and order.index(imported) > order.index(own)
     ]
     assert not backwards
+
+
+# As where they are not installed: nothing finds them.
+WITHOUT_EXTRAS = f"""
+import sys
+from importlib.machinery import PathFinder
+from importlib.metadata import DistributionFinder
+
+absent, find, find_distributions = {sorted(EXTRA_OF)!r}, PathFinder.find_spec, PathFinder.find_distributions
+PathFinder.find_spec = classmethod(
+    lambda cls, name, *rest: None if name.partition(".")[0] in absent else find(name, *rest)
+)
+PathFinder.find_distributions = classmethod(
+    lambda cls, context=DistributionFinder.Context(): () if context.name in absent else find_distributions(context)
+)
+"""
+USES = """
+import lion_st
+from lion_st.retrieval import ModelRetriever, encode_texts
+
+model = lion_st.build(sys.argv[1], "sparse", device="cpu")
+lion_st.export(model, sys.argv[2], create_model_card=False)
+loaded = lion_st.load(sys.argv[2], device="cpu")
+rows = encode_texts(loaded, ["a lion", "a lake"], "document")
+retriever = ModelRetriever(loaded)
+retriever.index({"a": "a lion hunts", "b": "a lake is calm"})
+print(rows.shape[0], len(retriever.search(["a lion"], k=2)[0]), sorted(set(absent) & set(sys.modules)))
+"""
+
+
+def test_building_loading_encoding_and_searching_need_no_extra(tiny_backbone, tmp_path):
+    command = [sys.executable, "-c", WITHOUT_EXTRAS + USES, str(tiny_backbone()), str(tmp_path / "model")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["2", "2", "[]"]
+
+
+MISSING = """
+import numpy
+import typer
+from typer.testing import CliRunner
+
+from lion_st.cli.group import OneLineErrors
+from lion_st.evaluation import get_task
+from lion_st.extras import require
+from lion_st.retrieval import Bm25Retriever, create_index
+
+calls = {
+    "retrieval": [
+        lambda: Bm25Retriever().index({"a": "x"}),
+        lambda: create_index("faiss", "dense").add(["a"], numpy.ones((1, 4), dtype=numpy.float32)),
+    ],
+    "eval": [lambda: get_task("SciFact")],
+    "serve": [lambda: create_index("milvus", "sparse"), lambda: require("ray.data")],
+    "train": [lambda: require("trl")],
+    "demo": [lambda: require("gradio")],
+}
+for extra, called in calls.items():
+    for call in called:
+        try:
+            call()
+        except ImportError as error:
+            assert f"pip install 'lion-st[{extra}]'" in str(error), (extra, str(error))
+        else:
+            raise AssertionError(extra)
+
+app = typer.Typer(cls=OneLineErrors)
+
+@app.callback()
+def main(): ...
+
+@app.command()
+def train():
+    import datasets
+
+shown = CliRunner().invoke(app, ["train"])
+assert "pip install 'lion-st[train]'" in shown.output, shown.output
+print("named")
+"""
+
+
+def test_a_missing_extra_is_named_with_the_line_that_installs_it():
+    done = subprocess.run([sys.executable, "-c", WITHOUT_EXTRAS + MISSING], capture_output=True, text=True)
+    assert done.stdout.strip() == "named", done.stderr
+
+
+@pytest.fixture
+def project() -> dict[str, Any]:
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.10 does not read TOML")
+    file = Path(__file__).parents[1] / "pyproject.toml"
+    return tomllib.loads(file.read_text(encoding="utf-8"))["project"]
+
+
+def test_extras_bring_what_they_are_named_for(project):
+    distributions = {"seismic": "pyseismic-lsr", "faiss": "faiss-cpu", "milvus_lite": "milvus-lite"}
+    distributions |= {"pytrec_eval": "pytrec_eval-terrier"}
+    for extra, packages in EXTRAS.items():
+        brought = {re.match(r"[\w-]+", line)[0] for line in project["optional-dependencies"][extra]}
+        assert {distributions.get(package, package) for package in packages} <= brought, extra
+        assert extra in project["optional-dependencies"]["all"][0], extra
+
+
+def test_no_release_of_transformers_is_ruled_out(project):
+    (line,) = [line for line in project["dependencies"] if line.startswith("transformers")]
+    assert "<" not in line
+
+
+# A Python that makes an environment whose pip writes down what it is asked for, and reaches no index of CPU builds.
+PYTHON = """#!/bin/sh
+mkdir -p "$3/bin"
+cat > "$3/bin/pip" <<'END'
+#!/bin/sh
+echo "$@" >> asked
+case "$*" in *whl/cpu*) exit $UNREACHABLE;; esac
+END
+chmod +x "$3/bin/pip"
+"""
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+@pytest.mark.parametrize("unreachable", ["0", "1"])
+def test_torch_is_installed_for_cpus_unless_there_is_a_gpu(tmp_path, gpu, unreachable):
+    root = Path(__file__).parents[1]
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(root / name, tmp_path)
+    programs = {"python": PYTHON, "nvidia-smi": f"#!/bin/sh\nexit {0 if gpu else 1}\n"}
+    (tmp_path / "bin").mkdir()
+    for name, program in programs.items():
+        (tmp_path / "bin" / name).write_text(program)
+        (tmp_path / "bin" / name).chmod(0o755)
+    path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    environment = {"PATH": path, "UNREACHABLE": unreachable}
+    command = ["make", "--silent", ".venv/.quickstart", f"PYTHON={tmp_path / 'bin' / 'python'}"]
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    *torch, project = (tmp_path / "asked").read_text().splitlines()
+    assert ["whl/cpu" in line for line in torch] == (
+        [False] if gpu else [True, False] if unreachable == "1" else [True]
+    )
+    assert all("torch==" in line for line in torch)
+    assert project.endswith("--editable .[train,eval]")

@@ -8,6 +8,8 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from lion_st.extras import missing_extra
+
 SHOW_TRACEBACK = "LION_ST_TRACEBACK"
 EXPECTED = (ValueError, TypeError, OSError, RuntimeError, ImportError)
 
@@ -24,6 +26,6 @@ class OneLineErrors(TyperGroup):
         except EXPECTED as error:
             if os.environ.get(SHOW_TRACEBACK) == "1":
                 raise
-            message = " ".join(str(error).split()) or type(error).__name__
+            message = " ".join((missing_extra(error) or str(error)).split()) or type(error).__name__
             typer.echo(f"lion-st {ctx.invoked_subcommand}: {message}", err=True)
             raise typer.Exit(1) from None

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from lion_st.data.beir import Qrels, save_beir
+from lion_st.extras import require
 
 QUICKSTART_REPOSITORY = "lion-st/lion-quickstart"
 QUICKSTART_VARIABLE = "LION_ST_QUICKSTART"
@@ -47,7 +48,7 @@ def quickstart_test_sets(folder: str | Path, data: str | Path | None = None) -> 
     Returns:
         Folder of each test set, by name: squad_dev and scifact.
     """
-    import pyarrow.parquet as parquet
+    parquet = require("pyarrow.parquet")
 
     data = Path(data) if data is not None else quickstart_data()
     written = {name: Path(folder) / name for name in TEST_SETS}

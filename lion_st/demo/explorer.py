@@ -24,6 +24,7 @@ from lion_st.demo.terms import (
     reasons_of,
     word_reasons,
 )
+from lion_st.extras import require
 from lion_st.models import load, paradigm_of
 from lion_st.retrieval import Bm25Retriever, Hits, ModelRetriever, create_index, encode_texts, explain_score
 from lion_st.retrieval.describe import Kind, input_module, model_name, text_limit
@@ -297,7 +298,7 @@ def _word_scores(retriever: ModelRetriever | Bm25Retriever, query: str) -> dict[
     """Each query word's part in the BM25 scores of all documents that have it; BM25 adds up over words."""
     if not isinstance(retriever, Bm25Retriever):
         return {}
-    import bm25s
+    bm25s = require("bm25s")
 
     counts = Counter(bm25s.tokenize([query], show_progress=False, return_ids=False)[0])
     found = retriever.search(list(counts), len(retriever.ids)) if counts else []

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from lion_st.demo import markup
 from lion_st.demo.explorer import Explorer, QueryError
 from lion_st.demo.style import CSS
+from lion_st.extras import require
 
 if TYPE_CHECKING:
     from gradio import Blocks
@@ -33,7 +33,7 @@ def build_page(explorer: Explorer) -> Blocks:
     Raises:
         ImportError: If Gradio is not installed.
     """
-    gr = _gradio()
+    gr = require("gradio")
     names = list(explorer.beside)
 
     def search(query: str, beside: str) -> tuple[str, str, str]:
@@ -87,7 +87,7 @@ def launch(page: Blocks, host: str | None = None, port: int | None = None, *, bl
     Raises:
         OSError: If the port is taken.
     """
-    gr = _gradio()
+    gr = require("gradio")
     _, address, _ = page.launch(
         server_name=host,
         server_port=port,
@@ -107,10 +107,3 @@ def _theme(gr: Any) -> Any:
     theme = gr.themes.Default(primary_hue="orange", font=["system-ui", "sans-serif"], font_mono=["monospace"])
     button = {"background_fill": "*primary_700", "background_fill_hover": "*primary_800"}
     return theme.set(**{f"button_primary_{name}{mode}": hue for name, hue in button.items() for mode in ("", "_dark")})
-
-
-def _gradio() -> Any:
-    try:
-        return import_module("gradio")
-    except ImportError as error:
-        raise ImportError(f"The page is made with Gradio ({error}): pip install 'lion-st[demo]'.") from error

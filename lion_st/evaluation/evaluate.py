@@ -17,6 +17,7 @@ from lion_st.evaluation.mteb_search import MtebSearch, SelfMatches, model_meta
 from lion_st.evaluation.protocols import Protocol, get_protocol
 from lion_st.evaluation.tasks import get_task_groups, loaded, origin_of
 from lion_st.evaluation.trec import drop_self_matches, read_run, write_qrels, write_run
+from lion_st.extras import require
 from lion_st.retrieval.bm25 import Bm25Retriever
 from lion_st.retrieval.describe import model_name
 from lion_st.retrieval.indexes import engine_for
@@ -261,7 +262,7 @@ class _Evaluation:
     def __init__(
         self, retriever: Retriever, protocol: Protocol, output: Path, overwrite: bool, show_progress: bool
     ) -> None:
-        import mteb
+        mteb = require("mteb")
 
         self.retriever = retriever
         self.protocol = protocol
@@ -316,7 +317,7 @@ class _Evaluation:
         return result if result is not None and result.is_mergeable(task) else None
 
     def _evaluate(self, search: MtebSearch, task: AbsTaskRetrieval) -> ModelResult:
-        import mteb
+        mteb = require("mteb")
 
         all_depths = task.k_values
         # A metric that looks deeper than the search would be that of the search's depth under another name.

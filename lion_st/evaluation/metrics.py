@@ -8,6 +8,8 @@ from typing import TypeAlias
 
 import numpy as np
 
+from lion_st.extras import require
+
 Qrels: TypeAlias = Mapping[str, Mapping[str, int]]  # query id -> document id -> relevance
 Run: TypeAlias = Mapping[str, Mapping[str, float]]  # query id -> document id -> score
 
@@ -51,7 +53,7 @@ def evaluate_queries(
         >>> evaluate_queries({"q": {"d1": 1}}, {"q": {"d2": 2.0, "d1": 1.0}}, ["MRR@10"])
         {'MRR@10': {'q': 0.5}}
     """
-    import pytrec_eval
+    pytrec_eval = require("pytrec_eval")
 
     if not qrels:
         raise ValueError("There are no relevance judgements: metrics need at least one judged query.")

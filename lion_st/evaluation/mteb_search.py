@@ -6,6 +6,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from lion_st.evaluation.trec import drop_self_matches, hits_to_run
+from lion_st.extras import require
 from lion_st.retrieval.retriever import Retriever
 
 if TYPE_CHECKING:
@@ -101,8 +102,7 @@ def model_meta(retriever: Retriever, **experiment: Any) -> ModelMeta:
     """
     import hashlib
 
-    from mteb.models.model_meta import ModelMeta
-
+    ModelMeta = require("mteb.models.model_meta").ModelMeta
     name = retriever.name if "/" in retriever.name else f"lion_st/{retriever.name}"
     return ModelMeta.create_empty(
         {

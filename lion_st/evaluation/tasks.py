@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lion_st.evaluation.metrics import Qrels
 from lion_st.evaluation.trec import read_qrels, read_topics
+from lion_st.extras import require
 from lion_st.retrieval.records import Record, corpus_files, read_corpus
 from lion_st.retrieval.storage import checksum
 
@@ -29,7 +30,7 @@ def get_task(source: str | Path | AbsTaskRetrieval, split: str = "test") -> AbsT
         FileNotFoundError: If the source is neither.
         ValueError: If the mteb task is not a text retrieval task.
     """
-    from mteb.abstasks.retrieval import AbsTaskRetrieval
+    AbsTaskRetrieval = require("mteb.abstasks.retrieval").AbsTaskRetrieval
 
     if isinstance(source, str | Path) and Path(source).is_dir():
         return folder_task(source, split)
@@ -58,7 +59,7 @@ def get_task_groups(source: str | Path | AbsTaskRetrieval, split: str = "test") 
         FileNotFoundError: If the source is none of these.
         ValueError: If it has no text retrieval task.
     """
-    import mteb
+    mteb = require("mteb")
     from mteb.abstasks.aggregated_task import AbsTaskAggregate
 
     if not isinstance(source, str) or Path(source).exists():
@@ -104,7 +105,7 @@ def origin_of(task: AbsTaskRetrieval) -> str | None:
 
 
 def _mteb_task(name: str) -> Any:
-    import mteb
+    mteb = require("mteb")
 
     try:
         return mteb.get_task(name)
@@ -172,6 +173,7 @@ def _local_task(
     load: Callable[[], tuple[list[dict[str, str]], dict[str, str], Qrels]],
     split: str,
 ) -> AbsTaskRetrieval:
+    require("mteb")
     from mteb.abstasks.retrieval import AbsTaskRetrieval
     from mteb.abstasks.task_metadata import TaskMetadata
 

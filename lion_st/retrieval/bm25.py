@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from time import perf_counter
 from typing import Any
 
+from lion_st.extras import require
 from lion_st.retrieval.indexes.base import Hits
 
 
@@ -41,7 +42,7 @@ class Bm25Retriever:
 
     def index(self, documents: Mapping[str, str], show_progress: bool = False) -> None:
         """Index documents, text by id, in place of any earlier ones."""
-        import bm25s
+        bm25s = require("bm25s")
 
         if not documents:
             raise ValueError("BM25 needs at least one document.")
@@ -55,7 +56,7 @@ class Bm25Retriever:
 
     def search(self, queries: Sequence[str], k: int = 10, show_progress: bool = False) -> list[Hits]:
         """Return for each query its best documents with a score above 0, best first."""
-        import bm25s
+        bm25s = require("bm25s")
 
         started = perf_counter()
         tokens = bm25s.tokenize(list(queries), show_progress=False, return_ids=False)

@@ -8,6 +8,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
+from lion_st.extras import require
 from lion_st.models import load
 from lion_st.retrieval.encode import (
     SETTINGS,
@@ -81,7 +82,8 @@ def encode_corpus_on_ray(
         ValueError: If the corpus cannot be sent to a task, or see `encode_corpus`.
         StorageError: If workers load different models, or see `encode_corpus`.
     """
-    ray = _require_ray()
+    require("ray.data")
+    ray = require("ray")
     if str(corpus) == "-" or isinstance(corpus, Iterator):
         raise ValueError(
             f"A task on the cluster cannot read {'the standard input' if str(corpus) == '-' else repr(corpus)}: "
@@ -125,14 +127,6 @@ def encode_corpus_on_ray(
     return output
 
 
-def _require_ray() -> Any:
-    try:
-        import ray.data
-    except ImportError as error:
-        raise ImportError("Encoding on a cluster needs Ray Data: pip install 'lion-st[ray]'.") from error
-    return ray
-
-
 def _one_shard_a_block() -> Any:
     """A context in which Ray Data makes a block, and so a task, of each row, and leaves the progress bar to us."""
     from ray.data import DataContext
@@ -174,7 +168,7 @@ def _source(reader: ShardReader, output: Path) -> Any:
 
 
 def _row(what: str, number: int = -1, documents: int = 0, contents: Any = None) -> Any:
-    import pyarrow as pa
+    pa = require("pyarrow")
 
     columns = {"what": what, "number": number, "documents": documents, "contents": json.dumps(contents)}
     return pa.table({name: [value] for name, value in columns.items()})

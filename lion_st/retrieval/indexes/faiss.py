@@ -9,6 +9,7 @@ from typing import IO, Any, Literal
 
 import numpy as np
 
+from lion_st.extras import require
 from lion_st.retrieval.indexes.base import LocalIndex, Paradigm
 
 KINDS = ("flat", "hnsw", "ivf_pq")
@@ -62,7 +63,7 @@ class FaissIndex(LocalIndex):
         self._untrained: IO[bytes] | None = None
 
     def _add(self, vectors: np.ndarray) -> None:
-        import faiss
+        faiss = require("faiss")
 
         dimensions = vectors.shape[1]
         if self.kind == "ivf_pq" and self._index is None:
@@ -85,7 +86,7 @@ class FaissIndex(LocalIndex):
 
     def _ready(self) -> Any:
         if self._untrained is not None:
-            import faiss
+            faiss = require("faiss")
 
             assert self.dimensions is not None
             count, dimensions = len(self), self.dimensions
@@ -106,7 +107,7 @@ class FaissIndex(LocalIndex):
         return self._index
 
     def _search(self, queries: np.ndarray, k: int, threads: int) -> tuple[np.ndarray, np.ndarray]:
-        import faiss
+        faiss = require("faiss")
 
         index = self._ready()
         if self.kind == "hnsw":
@@ -134,13 +135,13 @@ class FaissIndex(LocalIndex):
         return count * vector
 
     def _save_files(self, data: Path) -> None:
-        import faiss
+        faiss = require("faiss")
 
         if self.ids:
             faiss.write_index(self._ready(), str(data / "vectors.faiss"))
 
     def _load(self, data: Path, memory_map: bool) -> None:
-        import faiss
+        faiss = require("faiss")
 
         flags = faiss.IO_FLAG_MMAP_IFC if memory_map else 0
         self._index = faiss.read_index(str(data / "vectors.faiss"), flags)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
+from lion_st.extras import require
 from lion_st.retrieval.indexes.base import Hits, Index, Paradigm
 from lion_st.retrieval.storage import StorageError
 from lion_st.retrieval.vectors import to_csr, to_dense
@@ -62,10 +63,7 @@ class MilvusIndex(Index):
         weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__(paradigm)
-        try:
-            from pymilvus import MilvusClient
-        except ImportError as error:
-            raise ImportError("The milvus engine needs pymilvus: pip install 'lion-st[milvus]'.") from error
+        MilvusClient = require("pymilvus").MilvusClient
         if weights is not None and len(weights) != 2:
             raise ValueError(f"weights are two numbers, for the sparse and the dense score, got {weights!r}.")
         self.uri = str(uri) if "://" in str(uri) else str(Path(uri).resolve())

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
+from lion_st.extras import require
 from lion_st.retrieval.indexes.base import LocalIndex, Paradigm
 
 KEPT = 0.2  # of the documents' postings, by default
@@ -68,7 +69,7 @@ class SeismicIndex(LocalIndex):
         self._file_bytes: int | None = None
 
     def _add(self, vectors: sparse.csr_array) -> None:
-        import seismic
+        seismic = require("seismic")
 
         if self.ids and self._dataset is None:
             raise ValueError(
@@ -85,7 +86,7 @@ class SeismicIndex(LocalIndex):
         self._index = self._file_bytes = None
 
     def _build(self) -> Any:
-        import seismic
+        seismic = require("seismic")
 
         if self._index is None:
             kept = round(min(MOST_POSTINGS, max(FEWEST_POSTINGS, KEPT * self._postings / self._terms)))
@@ -100,7 +101,7 @@ class SeismicIndex(LocalIndex):
         return self._index
 
     def _search(self, queries: sparse.csr_array, k: int, threads: int) -> tuple[np.ndarray, np.ndarray]:
-        import seismic
+        seismic = require("seismic")
 
         rows = np.full((queries.shape[0], k), -1, dtype=np.int64)
         scores = np.zeros((queries.shape[0], k), dtype=np.float32)
@@ -150,7 +151,7 @@ class SeismicIndex(LocalIndex):
             self._file_bytes = (data / FILE).stat().st_size
 
     def _load(self, data: Path, memory_map: bool) -> None:
-        import seismic
+        seismic = require("seismic")
 
         with _stdout_to_stderr():
             self._index = seismic.SeismicIndexLV.load(str(data / FILE))

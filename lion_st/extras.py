@@ -1,0 +1,64 @@
+"""Packages that come with an extra of lion_st, imported where they are used and named where they are missing."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import Any
+
+EXTRAS = {
+    "train": ("datasets", "trl"),
+    "retrieval": ("bm25s", "faiss", "pyarrow", "seismic"),
+    "eval": ("evaluate", "mteb", "pytrec_eval"),
+    "serve": ("milvus_lite", "pymilvus", "ray"),
+    "demo": ("gradio",),
+}
+EXTRA_OF = {package: extra for extra, packages in EXTRAS.items() for package in packages}
+
+
+def require(module: str) -> Any:
+    """Import a module of a package that an extra brings.
+
+    Args:
+        module: Its name, such as "faiss" or "pyarrow.parquet".
+
+    Returns:
+        The module.
+
+    Raises:
+        ImportError: If it cannot be imported, with the line that installs it.
+
+    Example:
+        ::
+
+            faiss = require("faiss")
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise ImportError(f"This needs {package} ({error}): {_remedy(package)}.", name=package) from error
+
+
+def missing_extra(error: BaseException) -> str | None:
+    """What to do about an import that failed for want of an extra; None if that is not what is wrong.
+
+    Example:
+        >>> missing_extra(ModuleNotFoundError("No module named 'trl'", name="trl"))
+        "No module named 'trl': pip install 'lion-st[train]'."
+    """
+    package = (getattr(error, "name", None) or "").partition(".")[0]
+    is_plain = isinstance(error, ModuleNotFoundError) and package in EXTRA_OF
+    return f"{error}: {_remedy(package)}." if is_plain else None
+
+
+def _remedy(package: str) -> str:
+    if package == "seismic" and not _has_seismic():
+        return 'it has wheels for Python 3.10 to 3.12 on x86-64 Linux alone. Use the engine "exact"'
+    return f"pip install 'lion-st[{EXTRA_OF[package]}]'"
+
+
+def _has_seismic() -> bool:
+    import platform
+
+    return sys.platform == "linux" and platform.machine() == "x86_64" and sys.version_info < (3, 13)
