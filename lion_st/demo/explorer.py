@@ -13,12 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from lion_st.demo.collection import Collection, Document, quickstart_collection, read_collection
 from lion_st.demo.terms import (
     Pieces,
-    QueryTerm,
     Reasons,
     Segment,
     cut,
     mark,
-    query_terms,
     read_text,
     read_words,
     reasons_of,
@@ -29,6 +27,7 @@ from lion_st.models import load, paradigm_of
 from lion_st.retrieval import Bm25Retriever, Hits, ModelRetriever, create_index, encode_texts, explain_score
 from lion_st.retrieval.describe import Kind, input_module, model_name, text_limit
 from lion_st.retrieval.encode import prompt_for
+from lion_st.retrieval.explain import TextTerm, expanded_terms
 from lion_st.retrieval.indexes.exact import ExactSparseIndex
 
 if TYPE_CHECKING:
@@ -88,7 +87,7 @@ class Answer:
     """
 
     query: str
-    terms: list[QueryTerm]
+    terms: list[TextTerm]
     active_terms: int
     rankings: list[Ranking]
     notes: list[str]
@@ -116,7 +115,7 @@ class Explorer:
 
             explorer = Explorer(lion_st.load("runs/quickstart/lion-sp"), quickstart_collection())
             answer = explorer.answer("When did the oil crisis begin?")
-            answer.terms  # [QueryTerm(name, weight, in_query), ...], heaviest first
+            answer.terms  # [TextTerm(name, weight, in_text), ...], heaviest first
             answer.rankings[0].hits[0].reasons.listed  # [Reason(name, share, ...), ...]
     """
 
@@ -172,7 +171,7 @@ class Explorer:
             found = self.index.search(vector, DEPTH)[0]
             compared = retriever.search([query], DEPTH)[0]
             read = self._read(query, "query")
-            by_terms = partial(self._shared_terms, vector, read.names)
+            by_terms = partial(self._shared_terms, vector, read)
             by_words = partial(_shared_words, _word_scores(retriever, query))
             explain = by_words if retriever.paradigm == "lexical" else by_terms
             relevant = self.collection.relevant(query)
@@ -180,7 +179,7 @@ class Explorer:
                 Ranking(self.name, "sparse", self._hits(found, compared, relevant, by_terms)),
                 Ranking(name, retriever.paradigm, self._hits(compared, found, relevant, explain)),
             ]
-            terms = query_terms(vector, read.names, self._tokenizer("query"), TERMS)
+            terms = expanded_terms(vector, query[: read.read_until], self._tokenizer("query"), TERMS)
         return Answer(query, terms, vector.nnz, rankings, self._notes(read))
 
     def _hits(
@@ -195,11 +194,11 @@ class Explorer:
             hits.append(Hit(document, rank, score, reasons, title, text, elsewhere.get(key), key in relevant))
         return hits
 
-    def _shared_terms(self, vector: Any, in_query: set[str], document: Document) -> Explained:
+    def _shared_terms(self, vector: Any, query: Pieces, document: Document) -> Explained:
         """Why the sparse model finds a document, whatever it is that found it."""
         passage = self._read(document.content, "document")
         terms = explain_score(vector, self.index.vectors([document.id]), self._tokenizer("document"))
-        return passage, reasons_of(terms, in_query, passage.names)
+        return passage, reasons_of(terms, query.names, passage.names, words={**passage.words, **query.words})
 
     def _notes(self, read: Pieces) -> list[str]:
         limit = text_limit(self.model, "query")

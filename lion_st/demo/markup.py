@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from lion_st.demo.explorer import DEPTH, Answer, Explorer, Hit, Ranking
-from lion_st.demo.terms import QueryTerm, Reason, Reasons, Segment, cut
+from lion_st.demo.terms import Reason, Reasons, Segment, cut
+from lion_st.retrieval.explain import TextTerm
 
 SHOWN_CHARACTERS = 600  # of a passage, before the rest is folded away
 LEAST_FOLDED = 200
@@ -36,7 +37,7 @@ def expansion(answer: Answer) -> str:
         return _section("Terms of the query", "<p>The model gives this query no term, so it finds nothing.</p>")
     notes = "".join(message(note) for note in answer.notes)
     heaviest = answer.terms[0].weight
-    own = sum(term.in_query for term in answer.terms)
+    own = sum(term.in_text for term in answer.terms)
     legend = (
         '<p class="lion-legend"><span><i class="swatch own"></i>in the query</span>'
         '<span><i class="swatch new"></i>+ expansion, added by the model</span></p>'
@@ -89,9 +90,9 @@ def _section(title: str, body: str) -> str:
     return f'<section class="lion-section"><h2>{escape(title)}</h2>{body}</section>'
 
 
-def _bar(term: QueryTerm, heaviest: float) -> str:
-    kind, sign = ("own", "") if term.in_query else ("new", '<b aria-hidden="true">+ </b>')
-    said = "in the query" if term.in_query else "expansion"
+def _bar(term: TextTerm, heaviest: float) -> str:
+    kind, sign = ("own", "") if term.in_text else ("new", '<b aria-hidden="true">+ </b>')
+    said = "in the query" if term.in_text else "expansion"
     name = f'{sign}{escape(term.name)}<span class="lion-hidden">, {said}</span>'
     return (
         f'<li class="{kind}"><span class="name" title="{escape(term.name)}">{name}</span>'

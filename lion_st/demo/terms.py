@@ -6,30 +6,19 @@ without regard to case, so that "Lion", "lion" and "lion" at the start of a word
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from lion_st.retrieval.explain import SharedTerm, term_names
-from lion_st.retrieval.vectors import to_csr
+from lion_st.retrieval.explain import PART_OF_A_CHARACTER, WORD, SharedTerm, term_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-WORD = re.compile(r"\w+")
-PART_OF_A_CHARACTER = "\ufffd"  # what a byte that is no whole character decodes to
 LEAST_SHARE = 0.01
-
-
-class QueryTerm(NamedTuple):
-    """One term of a query's vector."""
-
-    name: str
-    weight: float
-    in_query: bool  # its name stands in the query; else it is an expansion
 
 
 class Piece(NamedTuple):
@@ -76,6 +65,7 @@ class Pieces(NamedTuple):
     pieces: list[Piece]
     read_until: int  # characters within the model's limit
     tokens: int  # of the whole text, those beyond the limit included
+    words: Mapping[str, str] = MappingProxyType({})  # of a piece from inside a word, by name
 
     @property
     def names(self) -> set[str]:
@@ -101,13 +91,18 @@ def read_text(text: str, tokenizer: PreTrainedTokenizerBase, limit: int | None =
     tokens = len(tokenizer(whole, verbose=False)["input_ids"]) if cut_off else len(ids)
     read_until = len(text) if tokens == len(ids) else max(0, max(end for _, end in offsets) - len(prompt))
     pieces = read_words(text[:read_until]).pieces
+    whole_words = list(pieces)
+    words: dict[str, str] = {}
     for name, (start, end) in zip(term_names(np.asarray(ids), tokenizer), offsets, strict=True):
         token = whole[start:end]
         first = start + len(token) - len(token.lstrip()) - len(prompt)
         last = start + len(token.rstrip()) - len(prompt)
         if 0 <= first < last and PART_OF_A_CHARACTER not in name:
             pieces.append(Piece(first, last, name.casefold()))
-    return Pieces(pieces, read_until, tokens)
+            word = next((word for word in whole_words if word.start <= first and last <= word.end), None)
+            if word is not None:
+                words.setdefault(name.casefold(), word.name)
+    return Pieces(pieces, read_until, tokens, words)
 
 
 def read_words(text: str) -> Pieces:
@@ -116,48 +111,28 @@ def read_words(text: str) -> Pieces:
     return Pieces(words, len(text), len(words))
 
 
-def query_terms(vector: Any, in_query: set[str], tokenizer: PreTrainedTokenizerBase, count: int) -> list[QueryTerm]:
-    """The heaviest terms of a query, told apart by whether they stand in it.
-
-    Args:
-        vector: One sparse row [1, V].
-        in_query: Names that stand in the query, see `read_text`.
-        tokenizer: Names the terms. Of terms with the same name, the vocabulary's own spelling is given.
-        count: Terms to give.
-    """
-    row = to_csr(vector)
-    order = np.argsort(-row.data, kind="stable")[:count]
-    terms = row.indices[order]
-    names = term_names(terms, tokenizer)
-    spelled = [spelling(name, int(term), tokenizer) for name, term in zip(names, terms, strict=True)]
-    shown = [own if names.count(name) > 1 else name for name, own in zip(names, spelled, strict=True)]
-    return [
-        QueryTerm(label, float(weight), name.casefold() in in_query)
-        for label, name, weight in zip(shown, names, row.data[order], strict=True)
-    ]
-
-
-def spelling(name: str, term: int, tokenizer: PreTrainedTokenizerBase) -> str:
-    """A term as the vocabulary spells it: a leading space, or a byte that is no whole character, can be seen."""
-    if PART_OF_A_CHARACTER in name:
-        return str(tokenizer.convert_ids_to_tokens(term))
-    return str(tokenizer.decode([term])).replace(" ", "␣")
-
-
-def reasons_of(terms: Sequence[SharedTerm], in_query: set[str], in_passage: set[str], count: int = 8) -> Reasons:
-    """Add up shared terms of the same name and list the weightiest.
+def reasons_of(
+    terms: Sequence[SharedTerm],
+    in_query: set[str],
+    in_passage: set[str],
+    count: int = 8,
+    words: Mapping[str, str] = MappingProxyType({}),
+) -> Reasons:
+    """Add up shared terms of the same name or word and list the weightiest.
 
     Args:
         terms: As `explain_score` gives them.
         in_query: Names that stand in the query.
         in_passage: Names that stand in the passage.
         count: Reasons to list; those with less than a hundredth of the score are not.
+        words: Words of the query or the passage by the names of their pieces, which count as these words.
     """
     shares: Counter[str] = Counter()
     shown: dict[str, str] = {}
     for term in terms:
-        shares[term.term.casefold()] += term.share  # type: ignore[assignment]
-        shown.setdefault(term.term.casefold(), term.term)
+        name = term.term.casefold()
+        shown.setdefault(words.get(name, name), words[name] if words.get(name, name) != name else term.term)
+        shares[words.get(name, name)] += term.share  # type: ignore[assignment]
     ranked = [(name, float(share)) for name, share in shares.most_common() if share > 0]
     listed = [
         Reason(shown[name], share, name in in_query, name in in_passage)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 if TYPE_CHECKING:
     from sentence_transformers.base.model import BaseModel
 
+    from lion_st.retrieval.explain import TextTerm
+
 # Model, test set, subset, split and engine -> what rows of figures say of the measurement, each in its file.
 RowKey: TypeAlias = tuple[str, str, str, str, str | None]
 RowFigures: TypeAlias = dict[RowKey, dict[Path, dict[str, Any]]]
@@ -51,15 +53,6 @@ LOCAL_FOLDERS = ("runs", "data")
 
 
 @dataclass(frozen=True)
-class Term:
-    """One weight of an expanded query; `in_query` tells the query's own words from those the model added."""
-
-    name: str
-    weight: float
-    in_query: bool
-
-
-@dataclass(frozen=True)
 class Sparsity:
     """Mean number of active terms of the sample's queries and documents."""
 
@@ -82,7 +75,7 @@ class ModelFacts:
     prompts: dict[str, str]
     pooling: str | None = None
     sparsity: Sparsity | None = None
-    expansion: tuple[Term, ...] = ()
+    expansion: tuple[TextTerm, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -172,15 +165,11 @@ def measured_sparsity(model: BaseModel) -> Sparsity:
     return Sparsity(queries=active[0], documents=active[1], terms=queries.shape[1])
 
 
-def expanded_query(model: BaseModel, query: str = EXPANDED_QUERY, count: int = SHOWN_TERMS) -> list[Term]:
+def expanded_query(model: BaseModel, query: str = EXPANDED_QUERY, count: int = SHOWN_TERMS) -> list[TextTerm]:
     """The heaviest terms of a query under a sparse model, its own words told from expansions."""
-    from lion_st.retrieval.explain import term_names, top_terms
+    from lion_st.retrieval.explain import expanded_terms
 
-    row = _sparse_rows(model, "query", [query])[0]
-    tokens = model.tokenizer(query, add_special_tokens=False)["input_ids"]
-    own = {name.lower() for name in term_names(tokens, model.tokenizer)}
-    terms = top_terms(row.numpy()[None], model.tokenizer, count)
-    return [Term(name, weight, name.lower() in own) for name, weight in terms]
+    return expanded_terms(_sparse_rows(model, "query", [query]).numpy(), query, model.tokenizer, count)
 
 
 def _sparse_rows(model: Any, task: str, texts: Iterable[str]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -10,6 +11,19 @@ from lion_st.retrieval.vectors import to_csr
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+WORD = re.compile(r"\w+")
+PART_OF_A_CHARACTER = "\ufffd"  # what bytes that are not a whole character decode to
+STARTS_A_WORD = ("Ġ", "▁")  # in byte-level and SentencePiece vocabularies
+
+
+class TextTerm(NamedTuple):
+    """One word of an expanded text: its own or, `in_text` False, one that the model added."""
+
+    name: str
+    weight: float
+    in_text: bool
 
 
 class SharedTerm(NamedTuple):
@@ -52,6 +66,64 @@ def top_terms(vector: Any, tokenizer: PreTrainedTokenizerBase, count: int = 10) 
         raise ValueError(f"Give one row, got {row.shape[0]}.")
     order = np.argsort(-row.data, kind="stable")[:count]
     return list(zip(term_names(row.indices[order], tokenizer), row.data[order].tolist(), strict=True))
+
+
+def expanded_terms(vector: Any, text: str, tokenizer: PreTrainedTokenizerBase, count: int = 10) -> list[TextTerm]:
+    """The heaviest terms of a text as a reader knows them, weights of pieces of one word added up.
+
+    Pieces of the text's own words count as these words, spellings that differ in case or a leading space as one term,
+    and all parts of characters as one. Any other piece from inside a word is written "…piece".
+
+    Args:
+        vector: The text's sparse row [1, V].
+        text: The text, as far as the model reads it.
+        tokenizer: Names the terms.
+        count: Terms to give.
+    """
+    row = to_csr(vector)
+    words = words_of_tokens(text, tokenizer)
+    own = {word.casefold() for word in words.values()}
+    weights: dict[str, float] = {}
+    shown: dict[str, str] = {}
+    order = np.argsort(-row.data, kind="stable")
+    for term, weight in zip(row.indices[order].tolist(), row.data[order].tolist(), strict=True):
+        (name,) = term_names(np.asarray([term]), tokenizer)
+        if term in words:
+            name = words[term]
+        elif PART_OF_A_CHARACTER in name:
+            name = PART_OF_A_CHARACTER
+        elif name.casefold() not in own and _is_inside_a_word(term, tokenizer):
+            name = f"…{name}"
+        key = name.casefold()
+        weights[key] = weights.get(key, 0.0) + weight
+        shown.setdefault(key, name)
+    heaviest = sorted(weights, key=lambda key: -weights[key])[:count]
+    return [TextTerm(shown[key], weights[key], key in own) for key in heaviest]
+
+
+def words_of_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    """The word of a text that each of its tokens belongs to, the first where there are several; by token id."""
+    if not tokenizer.is_fast:  # it does not say where its tokens stand
+        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return dict(zip(ids, term_names(np.asarray(ids, dtype=np.int64), tokenizer), strict=True))
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    spans = [(word.start(), word.end()) for word in WORD.finditer(text)]
+    words: dict[int, str] = {}
+    for token, (start, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
+        word = next((text[first:last] for first, last in spans if start < last and first < end), None)
+        words.setdefault(token, word or text[start:end].strip() or str(tokenizer.decode([token])))
+    return words
+
+
+def _is_inside_a_word(term: int, tokenizer: Any) -> bool:
+    """Whether a token continues a word: it does not start one, and the vocabulary has none that does with its name."""
+    token = str(tokenizer.convert_ids_to_tokens(term))
+    if not token[:1].isalpha() or token.startswith(STARTS_A_WORD):
+        return False
+    known = (tokenizer.convert_tokens_to_ids(f"{mark}{token}") for mark in STARTS_A_WORD)
+    has_marks = any(tokenizer.convert_tokens_to_ids(f"{mark}a") not in (None, tokenizer.unk_token_id)
+                    for mark in STARTS_A_WORD)  # fmt: skip
+    return has_marks and all(one in (None, tokenizer.unk_token_id) for one in known)
 
 
 def term_names(terms: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> list[str]:

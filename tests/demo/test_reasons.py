@@ -11,14 +11,12 @@ from lion_st.demo.terms import (
     Reason,
     cut,
     mark,
-    query_terms,
     read_text,
     read_words,
     reasons_of,
-    spelling,
     word_reasons,
 )
-from lion_st.retrieval.explain import SharedTerm
+from lion_st.retrieval.explain import SharedTerm, TextTerm, expanded_terms
 
 WIDTH = 500
 
@@ -73,25 +71,45 @@ def test_half_a_character_is_no_name(tokenizer) -> None:
 
 
 def test_query_terms_are_told_apart_from_expansions(tokenizer) -> None:
-    retriever, lion, france = (term_of(tokenizer, text) for text in (" term", "Lions", " France"))
+    term, lion, france = (term_of(tokenizer, text) for text in (" term", "Lions", " France"))
     query = "Which term? LIONS!"
-    names = read_text(query, tokenizer).names
-    weights = {f"t{retriever}": 1.0, f"t{lion}": 3.0, f"t{france}": 2.0}
-    terms = query_terms(vector(**weights), names, tokenizer, 3)
-    assert [(term.name, term.weight, term.in_query) for term in terms] == [
-        ("Lions", 3.0, True),
-        ("France", 2.0, False),
-        ("term", 1.0, True),
-    ]
-    assert len(query_terms(vector(**weights), names, tokenizer, 2)) == 2
+    weights = {f"t{term}": 1.0, f"t{lion}": 3.0, f"t{france}": 2.0}
+    terms = expanded_terms(vector(**weights), query, tokenizer, 3)
+    assert terms == [TextTerm("Lions", 3.0, True), TextTerm("France", 2.0, False), TextTerm("term", 1.0, True)]
+    assert len(expanded_terms(vector(**weights), query, tokenizer, 2)) == 2
 
 
-def test_terms_with_one_name_are_spelled_as_in_the_vocabulary(tokenizer) -> None:
+def test_pieces_of_a_word_and_spellings_of_a_term_are_one(tokenizer) -> None:
+    word = "photosynthesis"
+    pieces = tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
+    assert len(set(pieces)) > 2
     inside, start = term_of(tokenizer, "for"), term_of(tokenizer, " for")
-    terms = query_terms(vector(**{f"t{inside}": 1.0, f"t{start}": 2.0}), set(), tokenizer, 5)
-    assert [term.name for term in terms] == ["␣for", "for"]
-    half = tokenizer("漢", add_special_tokens=False)["input_ids"][0]
-    assert spelling("\ufffd", half, tokenizer) == tokenizer.convert_ids_to_tokens(half)
+    bytes_of_characters = tokenizer("漢字", add_special_tokens=False)["input_ids"][:2]
+    weights = dict.fromkeys([f"t{piece}" for piece in pieces], 1.0) | {f"t{inside}": 0.5, f"t{start}": 0.25}
+    weights |= dict.fromkeys([f"t{piece}" for piece in set(bytes_of_characters)], 0.01)
+    terms = expanded_terms(vector(**weights), f"what is {word}", tokenizer, 9)
+    assert [(term.name, term.in_text) for term in terms] == [(word, True), ("for", False), ("\ufffd", False)]
+    assert terms[0].weight == pytest.approx(len(set(pieces))) and terms[1].weight == 0.75
+
+
+def test_a_piece_from_inside_a_word_is_written_as_one(tokenizer) -> None:
+    vocabulary = tokenizer.get_vocab()
+    inside = next(
+        token
+        for token in sorted(vocabulary)
+        if token.isalpha() and token.isascii() and len(token) > 2 and f"Ġ{token}" not in vocabulary
+    )
+    (term,) = expanded_terms(vector(**{f"t{vocabulary[inside]}": 1.0}), "a lion", tokenizer)
+    assert term.name == f"…{inside}"
+
+
+def test_shared_pieces_of_a_word_are_one_reason(tokenizer) -> None:
+    query = read_text("photosynthesis", tokenizer)
+    names = [piece.name for piece in query.pieces if piece.name != "photosynthesis"]
+    assert set(query.words) >= set(names) and len(names) > 2
+    shared = [SharedTerm(name, 1.0, 1.0, 1 / len(names)) for name in names]
+    (reason,) = reasons_of(shared, query.names, query.names, words=query.words).listed
+    assert (reason.name, reason.share) == ("photosynthesis", pytest.approx(1.0))
 
 
 def test_reasons_add_up_to_the_score() -> None:
