@@ -272,11 +272,22 @@ def card_frame(
     limits = [
         f"Longer texts are cut: {lengths}." if lengths else None,
         "It knows what its base model's training and its fine-tuning data hold, their languages and their biases.",
-        "A score orders documents for one query. It is no probability, and scores of different queries do not compare.",
-        f"As dense rows, a million documents would take {4 * dimensions / 1000:,.0f} GB: index sparse ones."
-        if sparse
-        else None,
+        "A score orders documents for one query. It is not a probability, and those of two queries do not compare.",
     ]
+    # What a checkpoint cannot refuse by itself.
+    if sparse:
+        limits += [
+            f"As dense rows, a million documents would take {4 * dimensions / 1000:,.0f} GB: index sparse ones.",
+            "`truncate_dim` does not shorten its vectors: it keeps the first terms of the vocabulary, which are mostly "
+            "zero. `max_active_dims` of `SparseEncoder` does.",
+            "The form for `SparseEncoder` loads in `SentenceTransformer` without an error, but gives mean states of "
+            "the tokens: load each form with its own class.",
+        ]
+    else:
+        limits.append(
+            "It loads in `SparseEncoder` without an error, and its vectors are not sparse: load it with "
+            "`SentenceTransformer`."
+        )
     return {
         "name": repo_id.split("/")[-1],
         "repo_id": repo_id,
@@ -357,10 +368,13 @@ def _training_context(training: TrainingRecord | None, metadata: ModelCardData) 
     if emissions:
         costs.append(f"{emissions['emissions']} g of CO2 equivalent (CodeCarbon)")
     return {
-        "training": [(name, _value(value)) for name, value in sorted(training.settings.items())],
+        "training": [(name, setting_value(value)) for name, value in sorted(training.settings.items())],
         "training_costs": f"It took {', '.join(costs)}." if costs else None,
     }
 
 
-def _value(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+def setting_value(value: Any) -> str:
+    """A setting as a card shows it: floats to six digits, lists as their items."""
+    if isinstance(value, list | tuple):
+        return ", ".join(map(setting_value, value))
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

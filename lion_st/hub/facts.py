@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
@@ -194,7 +194,15 @@ def training_record(folder: Path | None) -> TrainingRecord | None:
 
 def _without_folders(value: Any) -> Any:
     """A path on somebody's machine is of no use to others; its last part is."""
-    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+    if isinstance(value, dict):
+        return {name: _without_folders(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_folders(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    windows = PureWindowsPath(value)
+    is_local = Path(value).is_absolute() or windows.is_absolute() or value.startswith("~")
+    return windows.name if is_local else value
 
 
 def carbon_emissions(folder: Path | None) -> dict[str, Any] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lion_st.hub.cards import POOLING, card_frame, card_metadata, hub_link, render, vector_description
+from lion_st.hub.cards import POOLING, card_frame, card_metadata, hub_link, render, setting_value, vector_description
 from lion_st.hub.facts import BaseModelFacts
 from lion_st.retrieval.storage import write_atomic
 from lion_st.training.cost import TrainingCost
@@ -13,11 +13,6 @@ from lion_st.training.recipes import BACKBONES, MNTP_RECIPES, PARADIGMS, Paradig
 
 OBJECTIVE = "cl_kd"
 SIZES = {"llama-3.2-1b": "1b", "llama-3.2-3b": "3b", "llama-3-8b": "8b"}
-# What the paper reports for a model, as a survey of 2026 quotes it; the other models' figures are in its tables alone.
-PUBLISHED_RESULTS = {
-    "lion-sp-8b": {"MS MARCO dev MRR@10": ".417", "TREC DL 2019 + 2020 nDCG@10": ".758", "BEIR nDCG@10": ".552"},
-    "lion-ds-8b": {"MS MARCO dev MRR@10": ".417", "TREC DL 2019 + 2020 nDCG@10": ".755", "BEIR nDCG@10": ".501"},
-}
 # Inner products that the authors' repository gives for their checkpoint: (query, scores of the two passages).
 PUBLISHED_PASSAGES = ("Paris is the capital of France.", "George Orwell wrote '1984'.")
 PUBLISHED_SCORES = {
@@ -82,7 +77,6 @@ def render_recipe_card(backbone: str, paradigm: Paradigm) -> str:
         ],
         "recipe": True,
         "base": BACKBONES[backbone].model,
-        "published_results": PUBLISHED_RESULTS.get(name),
         "published_passages": PUBLISHED_PASSAGES,
         "published_scores": PUBLISHED_SCORES.get(name),
         "released": RELEASED.get(name),
@@ -127,5 +121,5 @@ def _settings(backbone: str, paradigm: str) -> list[tuple[str, str]]:
         for name, value in settings.items():
             if name in ("backbone", "paradigm") or value is None or (paradigm == "dense" and name in of_sparse_alone):
                 continue
-            rows.append((f"{stage}: {name}", ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)))
+            rows.append((f"{stage}: {name}", setting_value(value)))
     return rows

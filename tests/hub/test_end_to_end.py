@@ -86,7 +86,6 @@ def test_stock_packages_load_what_was_published(published, texts, tmp_path):
 
 
 def test_the_cards_code_for_lion_st_finds_documents(published, tmp_path, monkeypatch, capsys):
-    pytest.importorskip("seismic")
     hub, _ = published
     connect(hub, tmp_path, monkeypatch)
     (block,) = [block for block in python_blocks(hub.files(NAME)["README.md"].decode()) if "import lion_st" in block]
