@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+from lion_st.extras import missing_extra
+
 SHOW_TRACEBACK = "LION_ST_TRACEBACK"
 EXPECTED = (ValueError, TypeError, OSError, RuntimeError, ImportError)  # whose message tells a user what to do
 FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
@@ -35,14 +37,14 @@ def describe_error(error: BaseException, flags: Mapping[str, str] | None = None)
         >>> describe_error(KeyError("shards"))
         "unexpected KeyError: 'shards' (LION_ST_TRACEBACK=1 shows where)"
     """
-    message = " ".join(str(error).split())
+    message = " ".join((missing_extra(error) or str(error)).split())
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         message = f"{error.strerror}: {error.filename}"
     for name, flag in (flags or {}).items():
         message = re.sub(rf"\b{name}=(True|False)\b", flag, message)
         message = re.sub(rf"\b{name}=(?=[\w'\"])", f"{flag} ", message)
         if "_" in name:
-            message = re.sub(rf"(?<![\w.-]){name}(?![\w(.]*[\w(])", flag, message)
+            message = re.sub(rf"(?<![\w./'\"-]){name}(?![\w(/]|\.\w)", flag, message)
     if not isinstance(error, EXPECTED):
         message = f"unexpected {type(error).__name__}: {message} ({SHOW_TRACEBACK}=1 shows where)"
     return message or type(error).__name__

@@ -1,6 +1,9 @@
-"""The command line `lion-st`; each verb is a thin call into a room of the library, imported when the verb runs."""
+"""The command line `lion-st`; each command is a thin call into the library, which is imported when the command runs."""
 
 from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
@@ -11,10 +14,28 @@ app = typer.Typer(
     name="lion-st",
     cls=OneLineErrors,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Sparse and dense retrievers from decoder-only LLMs: train, encode, index, search, evaluate, publish.",
+    epilog="An error is one line, with exit code 2 for a wrong command line and 1 for all else; LION_ST_TRACEBACK=1 in "
+    "the environment shows Python's traceback.",
 )
 
-for room in (training, retrieval, query_encoders, evaluation, hub, demo):
-    room.register(app)
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"lion-st {version('lion-st')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+for commands in (training, retrieval, query_encoders, evaluation, hub, demo):
+    commands.register(app)

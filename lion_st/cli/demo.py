@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lion_st.cli.options import Device, Quiet, Revision, Weights
+from lion_st.cli.options import Device, Quiet, Revision, Weights, require_model, require_source
 
 
 def register(app: typer.Typer) -> None:
@@ -34,6 +34,9 @@ def demo(
     quiet: Quiet = False,
 ) -> None:
     """Open a page to explore a model: a query's expansion terms, what it finds, and why."""
+    for checkpoint in filter(None, (model, dense)):
+        require_model(checkpoint)
+    require_source(None if data is None else str(data))
     from lion_st.demo import build_page, launch, load_explorer
 
     options = {"device": device, "dtype": weights, "revision": revision}

@@ -11,13 +11,20 @@ import typer
 from lion_st.cli.options import (
     Device,
     EngineSettings,
+    Overwrite,
     Quiet,
     Revision,
     TableStyle,
     Threads,
     Weights,
     engine_parameters,
+    require_file,
+    require_folder,
+    require_model,
+    require_new,
+    require_source,
 )
+from lion_st.errors import UsageError
 
 if TYPE_CHECKING:
     from lion_st.retrieval import Retriever
@@ -88,6 +95,16 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Score models on retrieval test sets; results are mteb's, and resume."""
+    parameters = engine_parameters(settings, engine or ["exact"])
+    if hybrid == "convex" and dev is None:
+        raise UsageError("The weights of --hybrid convex are fitted on a development set: give it as --dev.")
+    for model in [*models, *filter(None, [query_model])]:
+        if model != "bm25" and not Path(model).is_file():
+            require_model(model)
+    for source in (*(data or []), *map(str, trec or ()), *([dev] if dev else [])):
+        require_source(source)
+    if encoded is not None:
+        require_folder(encoded, "documents that `lion-st encode` wrote")
     from lion_st.evaluation import evaluate_retrieval, format_table, open_retriever, trec_task
     from lion_st.evaluation.evaluate import adjusted_protocol, table_columns
 
@@ -95,11 +112,11 @@ def evaluate(
     if trec is not None:
         sources.append(trec_task(*trec, name=trec[1].stem))
     if not sources:
-        raise ValueError("There is nothing to evaluate on: give --data or --trec.")
+        raise UsageError("There is nothing to evaluate on: give --data or --trec.")
     load_options: dict[str, Any] = {"device": device, "dtype": weights, "revision": revision}
     rules = adjusted_protocol(protocol, top_k, self_matches, metric)
     retriever_settings: dict[str, Any] = {
-        "engine_parameters": engine_parameters(settings),
+        "engine_parameters": parameters,
         "tokens_per_batch": tokens_per_batch,
         "threads": threads,
         "encoded": encoded,
@@ -143,6 +160,9 @@ def compare(
     style: TableStyle = "markdown",
 ) -> None:
     """Test whether runs differ: paired randomisation tests, Holm's correction, wins and losses."""
+    for run in runs:
+        require_file(run, "a TREC run")
+    require_file(qrels, "relevance judgements")
     from lion_st.evaluation import compare_runs, format_table, read_qrels, read_run
 
     names = {run.name: run for run in runs}
@@ -177,12 +197,20 @@ def fuse(
     dev_qrels: Annotated[Path | None, typer.Option(help="Its relevance judgements, TREC or BEIR.")] = None,
     metric: Annotated[str, typer.Option(help="What the weights maximise.")] = "nDCG@10",
     k: Annotated[int, typer.Option("-k", min=1, help="Documents per query.")] = 1000,
+    overwrite: Overwrite = False,
 ) -> None:
     """Fuse runs into a hybrid one, by reciprocal ranks or by weights, given or fitted."""
+    if weight and len(weight) != len(runs):
+        raise UsageError(f"{len(runs)} runs need as many --weight, got {len(weight)}.")
+    if dev and len(dev) != len(runs):
+        raise UsageError(f"{len(runs)} runs need as many --dev runs, got {len(dev)}.")
+    for run in (*runs, *(dev or [])):
+        require_file(run, "a TREC run")
+    require_new(output, overwrite)
     from lion_st.evaluation import fit_run_weights, fuse_runs, read_qrels, read_run, write_run
 
     if bool(dev) != (dev_qrels is not None) or (dev and weight):
-        raise ValueError("Fitting weights takes --dev runs with their --dev-qrels, and no --weight.")
+        raise UsageError("Fitting weights takes --dev runs with their --dev-qrels, and no --weight.")
     weights: Sequence[float] | None = weight or None
     if dev and dev_qrels is not None:
         weights = fit_run_weights([read_run(run) for run in dev], read_qrels(dev_qrels), metric, k=k)
@@ -200,6 +228,5 @@ def _fused(
 
     if how == "rrf":
         return HybridRetriever(retrievers, depth=depth)
-    if dev is None:
-        raise ValueError("The weights of --hybrid convex are fitted on a development set: give it as --dev.")
+    assert dev is not None
     return fit_hybrid(retrievers, dev, dev_split, depth=depth, show_progress=not quiet)

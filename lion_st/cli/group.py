@@ -1,31 +1,44 @@
-"""How a verb fails: one line that says what was wrong, and exit code 1."""
+"""How a command fails: one line that says what was wrong, and an exit code."""
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
-from lion_st.extras import missing_extra
-
-SHOW_TRACEBACK = "LION_ST_TRACEBACK"
-EXPECTED = (ValueError, TypeError, OSError, RuntimeError, ImportError)
+from lion_st.errors import FAILED, INTERRUPTED, WRONG_USAGE, UsageError, describe_error, shows_traceback
 
 
 class OneLineErrors(TyperGroup):
-    """Prints an error that a user can act on without a traceback, unless LION_ST_TRACEBACK=1 asks for it."""
+    """Ends on an error with one line that names the command and its flags, unless LION_ST_TRACEBACK=1.
+
+    The exit code is 2 for a command line that is not right, 130 for an interruption, and 1 for all else.
+    """
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the verb."""
+        """Run the command."""
         try:
             return super().invoke(ctx)
-        except (typer.Exit, typer.Abort, BrokenPipeError):  # ways to end that are no errors
+        except (typer.Exit, typer.Abort, BrokenPipeError):  # ways to end that are not errors
             raise
-        except EXPECTED as error:
-            if os.environ.get(SHOW_TRACEBACK) == "1":
+        except KeyboardInterrupt:
+            return self._end(ctx, "interrupted.", INTERRUPTED)
+        except Exception as error:
+            wrong = isinstance(error, UsageError) or getattr(error, "exit_code", None) == WRONG_USAGE
+            if shows_traceback() and not wrong:
                 raise
-            message = " ".join((missing_extra(error) or str(error)).split()) or type(error).__name__
-            typer.echo(f"lion-st {ctx.invoked_subcommand}: {message}", err=True)
-            raise typer.Exit(1) from None
+            message = getattr(error, "format_message", None)
+            line = describe_error(error, self._flags(ctx)) if message is None else " ".join(message().split())
+            return self._end(ctx, line, WRONG_USAGE if wrong else FAILED)
+
+    @staticmethod
+    def _end(ctx: Any, line: str, code: int) -> Any:
+        typer.echo(" ".join(filter(None, ("lion-st", ctx.invoked_subcommand))) + f": {line}", err=True)
+        raise typer.Exit(code) from None
+
+    def _flags(self, ctx: Any) -> dict[str, str]:
+        """Options of the command that ran, by the name of the Python argument each becomes."""
+        command = self.get_command(ctx, ctx.invoked_subcommand) if ctx.invoked_subcommand else None
+        options = [parameter for parameter in getattr(command, "params", []) if parameter.param_type_name == "option"]
+        return {option.name: max(option.opts, key=len) for option in options}

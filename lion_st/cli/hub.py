@@ -1,4 +1,4 @@
-"""Verbs of the hub room: export, card, publish, import."""
+"""Commands that publish: export, card, publish, import."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import typer
 
-from lion_st.cli.options import Revision, Weights
+from lion_st.cli.options import Overwrite, Quiet, Revision, Weights, require_model, require_new
+from lion_st.errors import UsageError
 
 if TYPE_CHECKING:
     from lion_st.hub import Publication
@@ -26,7 +27,6 @@ Results: TypeAlias = Annotated[
     typer.Option("--results", help="More files or folders of mteb results, of this model or of BM25; repeatable."),
 ]
 Base: TypeAlias = Annotated[str | None, typer.Option(help="Where an adapter's base model is, if not where it says.")]
-Overwrite: TypeAlias = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier checkpoint.")]
 ParadigmOption: TypeAlias = Annotated[
     Literal["sparse", "dense"] | None, typer.Option("--paradigm", help="Of a bare adapter, which does not say.")
 ]
@@ -52,8 +52,11 @@ def export(
     weights: Weights = "auto",
     overwrite: Overwrite = False,
     revision: Revision = None,
+    quiet: Quiet = False,
 ) -> None:
     """Write a checkpoint that sentence-transformers loads without lion_st: adapters merged, scale folded in."""
+    require_model(model)
+    require_new(output, overwrite)
     from lion_st.hub import export as write
     from lion_st.models import load
 
@@ -72,16 +75,19 @@ def card(
     recipes: Annotated[
         Path | None, typer.Option(help="Write the cards of the paper's six models into this folder instead.")
     ] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Write a model card: what the model and the files beside it say, and nothing else."""
     if (model is None) == (recipes is None):
-        raise ValueError("Give a model, or --recipes with a folder.")
+        raise UsageError("Give a model, or --recipes with a folder.")
+    require_new(output, overwrite)
     if recipes is not None:
         from lion_st.hub import write_recipe_cards
 
         for file in write_recipe_cards(recipes):
             typer.echo(file)
         return
+    require_model(str(model))
     from lion_st.hub import render_card
 
     text = render_card(
@@ -118,6 +124,7 @@ def publish(
     ] = None,
 ) -> None:
     """Publish a model on the Hub: a stock checkpoint, its card, and its twin for SparseEncoder, each in one commit."""
+    require_model(model)
     from lion_st.hub import publish as publish_model
     from lion_st.hub import publish_folder
 
@@ -199,8 +206,11 @@ def import_released(
     ] = None,
     overwrite: Overwrite = False,
     revision: Revision = None,
+    quiet: Quiet = False,
 ) -> None:
     """Make a stock checkpoint of a released retriever: the paper's adapters, or merged ones such as LACONIC."""
+    require_model(source)
+    require_new(output, overwrite)
     from lion_st.hub import import_released as convert
 
     typer.echo(

@@ -1,11 +1,28 @@
-"""Options that several verbs share, and how their values are read."""
+"""Options that several commands share, how their values are read, and what is checked before anything is computed."""
 
 from __future__ import annotations
 
 import json
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
 import typer
+
+from lion_st.errors import UsageError
+
+# Settings of each engine, which are the arguments of its class; here, as the engines take seconds to import.
+ENGINE_SETTINGS = {
+    "exact": ("quantization", "dtype"),
+    "seismic": ("n_postings", "max_fraction", "summary_energy", "centroid_fraction", "query_cut", "heap_factor"),
+    "faiss": ("kind", "neighbours", "ef_construction", "ef_search", "clusters", "probes", "code_bytes"),
+    "milvus": ("uri", "collection", "token", "rows_per_request", "dense_index_type", "candidates", "weights"),
+}
+
+DATA_SUFFIXES = (".jsonl", ".json", ".tsv", ".csv", ".txt", ".parquet", ".gz", ".bz2", ".xz", ".zst")
 
 TableStyle: TypeAlias = Annotated[
     Literal["markdown", "html", "latex"], typer.Option("--style", help="How to lay the table out.")
@@ -15,36 +32,129 @@ Engine: TypeAlias = Annotated[
 ]
 Device: TypeAlias = Annotated[str | None, typer.Option(help="Torch device; the best one there is by default.")]
 Weights: TypeAlias = Annotated[
-    str, typer.Option("--weights", metavar="DTYPE", help="Of the weights: auto, float32, bfloat16, float16.")
+    Literal["auto", "float32", "bfloat16", "float16"],
+    typer.Option("--dtype", "--weights", help="Of the model's weights; auto is the checkpoint's own."),
 ]
+Overwrite: TypeAlias = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 Revision: TypeAlias = Annotated[str | None, typer.Option(help="Hub revision of the model.")]
 Threads: TypeAlias = Annotated[int, typer.Option(min=1, help="CPU threads of the search.")]
 EngineSettings: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="NAME=VALUE", help="A setting of the engine, such as quantization=uint8; repeatable."
+        "--set",
+        metavar="NAME=VALUE",
+        help="A setting of the engine, such as quantization=uint8; repeatable. "
+        + " ".join(f"{engine}: {', '.join(names)}." for engine, names in ENGINE_SETTINGS.items()),
     ),
 ]
-Quiet: TypeAlias = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 
 
-def engine_parameters(settings: list[str] | None) -> dict[str, Any]:
+def _hush(quiet: bool) -> bool:
+    """Turn the progress bars and notes of libraries off, also of those that are yet to be imported."""
+    if quiet:
+        os.environ |= {name: "1" for name in ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS")}
+        os.environ |= {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
+        if "transformers" in sys.modules:
+            from transformers.utils import logging
+
+            logging.set_verbosity_error()
+            logging.disable_progress_bar()
+    return quiet
+
+
+Quiet: TypeAlias = Annotated[
+    bool, typer.Option("--quiet", callback=_hush, help="Show no progress bars and no notes of libraries.")
+]
+
+
+def engine_parameters(settings: list[str] | None, engines: Sequence[str]) -> dict[str, Any]:
     """Read `name=value` pairs; a value that is JSON is taken as such, any other as text.
 
+    Args:
+        settings: Pairs of the command line.
+        engines: Engines that they are for.
+
     Raises:
-        ValueError: If a pair has no name or no equals sign.
+        UsageError: If a pair has no name or no equals sign, or none of the engines has such a setting.
 
     Example:
-        >>> engine_parameters(["kind=hnsw", "ef_search=200"])
+        >>> engine_parameters(["kind=hnsw", "ef_search=200"], ["faiss"])
         {'kind': 'hnsw', 'ef_search': 200}
     """
+    known = [name for engine in engines for name in ENGINE_SETTINGS[engine]]
     parameters: dict[str, Any] = {}
     for setting in settings or []:
         name, equals, value = setting.partition("=")
         if not name or not equals:
-            raise ValueError(f"--set takes NAME=VALUE, got {setting!r}.")
+            raise UsageError(f"--set takes NAME=VALUE, got {setting!r}.")
+        if name not in known:
+            raise UsageError(f"{' and '.join(engines)} has no setting {name!r}; --set takes {', '.join(known)}.")
         try:
             parameters[name] = json.loads(value)
         except ValueError:
             parameters[name] = value
     return parameters
+
+
+def require_model(model: str) -> None:
+    """Refuse a path that is not there, before anything is imported; a name of the Hub is left to be looked up.
+
+    Raises:
+        FileNotFoundError: If it is a path, and not a folder.
+    """
+    path = Path(model).expanduser()
+    is_name = re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", model) is not None
+    if not path.is_dir() and (path.exists() or not is_name):
+        raise FileNotFoundError(f"There is no checkpoint folder {model!r}.")
+
+
+def require_folder(path: Path, what: str) -> None:
+    """Refuse a folder that is not there.
+
+    Raises:
+        FileNotFoundError: What it should be, and how it is made.
+    """
+    if not path.is_dir():
+        raise FileNotFoundError(f"There is no such folder: {str(path)!r}, which should be {what}.")
+
+
+def require_file(path: Path | None, what: str) -> None:
+    """Refuse a file that is not there.
+
+    Raises:
+        FileNotFoundError: What it should be.
+    """
+    if path is not None and not path.is_file():
+        raise FileNotFoundError(f"There is no such file: {str(path)!r}, which should be {what}.")
+
+
+def require_source(source: str | None) -> None:
+    """Refuse a path of texts that is not there; standard input and names of data sets are left to be opened.
+
+    Raises:
+        FileNotFoundError: If it is a path, and nothing is there.
+    """
+    if source is None or source == "-" or source.startswith("hf://") or Path(source).expanduser().exists():
+        return
+    path = Path(source)
+    if path.is_absolute() or source.startswith((".", "~")) or path.suffix in DATA_SUFFIXES or len(path.parts) > 2:
+        raise FileNotFoundError(f"There is no file or folder {source!r}.")
+
+
+def require_new(path: Path | None, overwrite: bool) -> None:
+    """Refuse to write over a file or a folder with something in it, and into what cannot be written, before computing.
+
+    Raises:
+        FileExistsError: If something is there and is not to be replaced.
+        PermissionError: If nothing can be written there.
+    """
+    if path is None:
+        return
+    occupied = any(path.iterdir()) if path.is_dir() else path.exists()
+    if occupied and not overwrite:
+        raise FileExistsError(f"{str(path)!r} exists: name another, or replace it with --overwrite.")
+    there = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    if not os.access(there, os.W_OK):
+        raise PermissionError(f"{str(path)!r} cannot be written: {str(there)!r} is not writable.")
+    if there != path and not there.is_dir():
+        raise NotADirectoryError(f"{str(path)!r} cannot be made: {str(there)!r} is a file.")

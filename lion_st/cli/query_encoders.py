@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from lion_st.cli.options import Device, Quiet, Revision, Weights
+from lion_st.cli.options import (
+    Device,
+    Overwrite,
+    Quiet,
+    Revision,
+    Weights,
+    require_model,
+    require_new,
+    require_source,
+)
+from lion_st.errors import UsageError
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer, SparseEncoder
@@ -43,17 +54,28 @@ def query_encoder(
     device: Device = None,
     weights: Weights = "auto",
     revision: Revision = None,
+    overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
     """Make a small query encoder of a model, by distillation; documents and their index stay as they are."""
+    require_model(model)
+    require_source(data)
+    require_new(output, overwrite)
     import lion_st
     from lion_st.data import load_tuples, quickstart_data
     from lion_st.data.quickstart import QUICKSTART_REPOSITORY
-    from lion_st.retrieval.query_encoders import distill_query_encoder, make_lessons, save_query_encoder
+    from lion_st.retrieval.query_encoders import (
+        distill_query_encoder,
+        make_lessons,
+        save_query_encoder,
+        truncated_query_encoder,
+    )
 
-    if output.exists():
-        raise FileExistsError(f"{output} exists: give a new folder.")
     full = lion_st.load(model, device=device, dtype=weights, revision=revision, merge_adapter=True)
+    if kind == "truncated":
+        truncated_query_encoder(full, layers)  # refuses too many, before anything is encoded
+    elif lion_st.paradigm_of(full) == "dense":
+        raise UsageError(f"--kind {kind} weighs the terms of a sparse model, and {model} is dense: --kind truncated.")
     tuples = load_tuples(
         quickstart_data() if data == QUICKSTART_REPOSITORY else data,
         negatives=negatives,
@@ -69,7 +91,13 @@ def query_encoder(
         settings: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
         work = output.with_name(f".{output.name}-training")
         distill_query_encoder(student, lessons, work, **settings, disable_tqdm=quiet)
-    save_query_encoder(student, full, output)
+    if overwrite and output.exists():
+        with tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix=f".{output.name}-") as scratch:
+            save_query_encoder(student, full, Path(scratch) / "new")
+            output.rename(Path(scratch) / "old")
+            (Path(scratch) / "new").rename(output)
+    else:
+        save_query_encoder(student, full, output)
     typer.echo(f"{output}: {kind} query encoder of {model}, {sum(p.numel() for p in student.parameters()):,} weights.")
 
 

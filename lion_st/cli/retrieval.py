@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -9,8 +10,24 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 
-from lion_st.cli.options import Device, Engine, EngineSettings, Quiet, Revision, TableStyle, Threads, Weights
+from lion_st.cli.options import (
+    Device,
+    Engine,
+    EngineSettings,
+    Overwrite,
+    Quiet,
+    Revision,
+    TableStyle,
+    Threads,
+    Weights,
+    require_file,
+    require_folder,
+    require_model,
+    require_new,
+    require_source,
+)
 from lion_st.cli.options import engine_parameters as read_settings
+from lion_st.errors import UsageError
 
 if TYPE_CHECKING:
     from lion_st.retrieval.pipeline import Result
@@ -48,7 +65,7 @@ def encode(
     max_tokens: Annotated[
         int | None, typer.Option(min=1, help="Cut texts here; by default at the model's limit.")
     ] = None,
-    dtype: Annotated[Literal["float32", "float16"], typer.Option(help="How vectors are stored.")] = "float32",
+    vector_dtype: Annotated[Literal["float32", "float16"], typer.Option(help="How vectors are stored.")] = "float32",
     shard_documents: Annotated[int, typer.Option(min=1, help="Documents per shard.")] = 4096,
     tokens_per_batch: Annotated[int, typer.Option(min=1, help="Padded tokens per batch.")] = 16_384,
     on_bad_record: Annotated[
@@ -62,21 +79,27 @@ def encode(
     device: Device = None,
     weights: Weights = "auto",
     revision: Revision = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Encode anew instead of going on.")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Encode a corpus into shards of vectors, streaming and resumable.
 
-    On the GPUs of one machine: torchrun --nproc-per-node 8 -m lion_st.cli encode MODEL CORPUS OUTPUT
+    On the GPUs of one machine: torchrun --nproc-per-node 8 -m lion_st encode MODEL CORPUS OUTPUT
     """
+    require_model(model)
+    require_source(corpus)
+    require_new(output, overwrite=overwrite or (output / "settings.json").is_file())
     from lion_st.retrieval import EncodedCorpus, encode_corpus, encode_corpus_on_ray, load_encoder
     from lion_st.retrieval.encode import is_complete
 
+    if overwrite and int(os.environ.get("RANK", 0)) == 0:
+        _remove_shards(output)
     load_options: dict[str, Any] = {"dtype": weights, "device": device, "revision": revision}
     settings: dict[str, Any] = {
         "kind": kind,
         "split": split,
         "max_tokens": max_tokens,
-        "dtype": dtype,
+        "dtype": vector_dtype,
         "shard_documents": shard_documents,
         "tokens_per_batch": tokens_per_batch,
         "on_bad_record": on_bad_record,
@@ -112,12 +135,18 @@ def index(
     max_ratio: MaxRatio = None,
     threshold: Threshold = None,
     term_quantile: TermQuantile = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
 ) -> None:
     """Build an index of an encoded corpus; an approximate, quantised or pruned one is measured against exact search."""
+    parameters = read_settings(settings, [engine])
+    require_folder(encoded, "what `lion-st encode` wrote")
+    if queries is not None:
+        require_folder(queries, "queries that `lion-st encode --kind query` wrote")
+    require_new(output, overwrite)
     from lion_st.retrieval import EncodedCorpus, Pruning, index_corpus
 
     pruning = Pruning(top_terms, max_ratio, threshold, term_quantile)
-    parameters = read_settings(settings)
     if engine == "milvus":
         parameters.setdefault("uri", f"{output}.db")
     report = index_corpus(
@@ -155,12 +184,24 @@ def search(
     device: Device = None,
     weights: Weights = "auto",
     revision: Revision = None,
+    corpus: Annotated[
+        str | None, typer.Option(help="The documents that were encoded, to show the text of each one found.")
+    ] = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
 ) -> None:
     """Search an index: one query, a file of queries, or interactively."""
     if query is not None and queries is not None:
-        raise ValueError("Give one QUERY or a file of --queries, not both.")
+        raise UsageError("Give one QUERY or a file of --queries, not both.")
     if run is not None and queries is None:
-        raise ValueError("A run file needs query ids: give --queries with --run.")
+        raise UsageError("A run file needs query ids: give --queries with --run.")
+    if run is not None and (corpus is not None or explain):
+        raise UsageError("A run file has neither texts nor reasons: leave --corpus and --explain out, or --run.")
+    require_model(model)
+    require_folder(index, "what `lion-st index` wrote")
+    for source in (queries, corpus):
+        require_source(None if source is None else str(source))
+    require_new(run, overwrite)
     from lion_st.retrieval import load_encoder, load_index, search_run, search_texts
 
     loaded = load_index(index, memory_map=True, verify=verify)
@@ -196,11 +237,17 @@ def prune(
     metric: Annotated[list[str] | None, typer.Option(help="Metrics, the first one for the figure; repeatable.")] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="Documents per query.")] = 100,
     style: TableStyle = "markdown",
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
 ) -> None:
     """Measure what static pruning costs and saves: quality, index size and latency of each setting.
 
     Without settings of your own, a default range of each kind is measured.
     """
+    require_folder(encoded, "documents that `lion-st encode` wrote")
+    require_folder(queries, "queries that `lion-st encode --kind query` wrote")
+    require_file(qrels, "relevance judgements")
+    require_new(report, overwrite)
     from lion_st.evaluation import format_table, read_qrels, write_prune_report
     from lion_st.evaluation.pruning import DEFAULT_SETTINGS
     from lion_st.retrieval import EncodedCorpus, Pruning
@@ -236,6 +283,15 @@ def _read_queries(path: Path) -> dict[str, str]:
             raise ValueError(f"{path} has the query id {record.id!r} twice: ids must be unique.")
         queries[record.id] = record.text
     return queries
+
+
+def _remove_shards(folder: Path) -> None:
+    """Remove what an encoding wrote, and nothing else."""
+    from lion_st.retrieval.encode import MANIFEST, SETTINGS
+
+    for name in (MANIFEST, "shard-*.safetensors", SETTINGS):
+        for file in folder.glob(name):
+            file.unlink()
 
 
 def _asked_queries() -> Iterator[str]:
