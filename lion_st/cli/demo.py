@@ -1,4 +1,4 @@
-"""Verb of the demo room: demo."""
+"""Command that opens the demo."""
 
 from __future__ import annotations
 

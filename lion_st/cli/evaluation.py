@@ -1,4 +1,4 @@
-"""Verbs of the evaluation room: evaluate, compare."""
+"""Commands that evaluate: evaluate, compare, fuse."""
 
 from __future__ import annotations
 

@@ -22,6 +22,7 @@ ENGINE_SETTINGS = {
     "milvus": ("uri", "collection", "token", "rows_per_request", "dense_index_type", "candidates", "weights"),
 }
 
+BARS = ("HUB", "DATASETS")  # libraries whose progress bars a variable of the environment turns off
 DATA_SUFFIXES = (".jsonl", ".json", ".tsv", ".csv", ".txt", ".parquet", ".gz", ".bz2", ".xz", ".zst")
 
 TableStyle: TypeAlias = Annotated[
@@ -49,16 +50,22 @@ EngineSettings: TypeAlias = Annotated[
 ]
 
 
-def _hush(quiet: bool) -> bool:
-    """Turn the progress bars and notes of libraries off, also of those that are yet to be imported."""
-    if quiet:
-        os.environ |= {name: "1" for name in ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS")}
-        os.environ |= {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
-        if "transformers" in sys.modules:
-            from transformers.utils import logging
+def _hush(context: typer.Context, quiet: bool) -> bool:
+    """Turn off the progress bars and notes of libraries, of those that are yet to be imported too."""
+    if not quiet:
+        return quiet
+    if "transformers" not in sys.modules:
+        os.environ |= {name: "1" for name in ("TQDM_DISABLE", *(f"HF_{one}_DISABLE_PROGRESS_BARS" for one in BARS))}
+        os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+        return quiet
+    from transformers.utils import logging
 
-            logging.set_verbosity_error()
-            logging.disable_progress_bar()
+    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    context.call_on_close(lambda: logging.set_verbosity(before[0]))
+    if before[1]:
+        context.call_on_close(logging.enable_progress_bar)
     return quiet
 
 

@@ -1,4 +1,4 @@
-"""Verb that makes a small query encoder of a large model."""
+"""Command that makes a small query encoder of a large model."""
 
 from __future__ import annotations
 
@@ -21,9 +21,7 @@ from lion_st.cli.options import (
 from lion_st.errors import UsageError
 
 if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer, SparseEncoder
-
-    from lion_st.retrieval.query_encoders import Lessons
+    from datasets import Dataset
 
 
 def register(app: typer.Typer) -> None:
@@ -64,16 +62,19 @@ def query_encoder(
     import lion_st
     from lion_st.data import load_tuples, quickstart_data
     from lion_st.data.quickstart import QUICKSTART_REPOSITORY
+    from lion_st.retrieval.encode import encode_texts
     from lion_st.retrieval.query_encoders import (
         distill_query_encoder,
+        idf_weights,
         make_lessons,
         save_query_encoder,
+        static_query_encoder,
         truncated_query_encoder,
     )
 
     full = lion_st.load(model, device=device, dtype=weights, revision=revision, merge_adapter=True)
     if kind == "truncated":
-        truncated_query_encoder(full, layers)  # refuses too many, before anything is encoded
+        student = truncated_query_encoder(full, layers)
     elif lion_st.paradigm_of(full) == "dense":
         raise UsageError(f"--kind {kind} weighs the terms of a sparse model, and {model} is dense: --kind truncated.")
     tuples = load_tuples(
@@ -85,9 +86,13 @@ def query_encoder(
         sampling="first",
         drop_short=True,
     )
-    lessons = make_lessons(full, tuples, progress=not quiet)
-    student = _student(full, kind, layers, lessons)
-    if kind != "idf":
+    if kind == "idf":
+        vectors = encode_texts(full, _documents(tuples), "document", show_progress=not quiet)
+        student = static_query_encoder(full, idf_weights([([], vectors)]))
+    else:
+        lessons = make_lessons(full, tuples, progress=not quiet)
+        if kind == "static":
+            student = static_query_encoder(full, idf_weights([([], lessons.document_vectors)]))
         settings: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
         work = output.with_name(f".{output.name}-training")
         distill_query_encoder(student, lessons, work, **settings, disable_tqdm=quiet)
@@ -101,11 +106,7 @@ def query_encoder(
     typer.echo(f"{output}: {kind} query encoder of {model}, {sum(p.numel() for p in student.parameters()):,} weights.")
 
 
-def _student(
-    full: SentenceTransformer | SparseEncoder, kind: str, layers: int, lessons: Lessons
-) -> SentenceTransformer | SparseEncoder:
-    from lion_st.retrieval.query_encoders import idf_weights, static_query_encoder, truncated_query_encoder
-
-    if kind == "truncated":
-        return truncated_query_encoder(full, layers)
-    return static_query_encoder(full, idf_weights([([], lessons.document_vectors)]))
+def _documents(tuples: Dataset) -> list[str]:
+    """The documents of tuples, each once."""
+    columns = [name for name in tuples[0] if name == "positive" or name.startswith("negative")]
+    return list(dict.fromkeys(row[name] for row in tuples for name in columns))

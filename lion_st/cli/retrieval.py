@@ -1,11 +1,12 @@
-"""Verbs of the retrieval room: encode, index, search, prune."""
+"""Commands that retrieve: encode, index, search, prune."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Set
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
@@ -42,6 +43,7 @@ TermQuantile: TypeAlias = Annotated[
     typer.Option(help="Drop this share of each term's smallest weights, as they are in a sample of the corpus."),
 ]
 SHOWN_TERMS = 10
+SHOWN_CHARACTERS = 160  # of a found document's text
 
 
 def register(app: typer.Typer) -> None:
@@ -215,11 +217,14 @@ def search(
         write_run(run, found, tag=index.resolve().name.replace(" ", "_"))
         typer.echo(f"{run}: {sum(map(len, found.values())):,} documents for {len(found):,} queries.")
     elif asked or query is not None:
-        texts = [query] if query is not None else list(asked.values())
-        _show(search_texts(encoder, loaded, texts, k, **options), many=query is None)
+        searched = [query] if query is not None else list(asked.values())
+        results = search_texts(encoder, loaded, searched, k, **options)
+        texts = _read_texts(corpus, {result.document for result in results})
+        _show(results, texts, many=query is None)
     else:
+        texts = _read_texts(corpus, None)
         for text in _asked_queries():
-            _show(search_texts(encoder, loaded, [text], k, **options), many=False)
+            _show(search_texts(encoder, loaded, [text], k, **options), texts, many=False)
 
 
 def prune(
@@ -306,14 +311,29 @@ def _asked_queries() -> Iterator[str]:
             yield text
 
 
-def _show(results: Iterable[Result], many: bool) -> None:
-    """Print rank, score, id and reasons of each result, under its query where there are many."""
+def _read_texts(corpus: str | None, wanted: Set[str] | None) -> dict[str, str]:
+    """Texts of documents by id: those that are wanted, or all."""
+    from lion_st.retrieval.records import Record, read_corpus
+
+    texts: dict[str, str] = {}
+    for record in read_corpus(corpus) if corpus is not None and wanted != set() else ():
+        if isinstance(record, Record) and (wanted is None or record.id in wanted):
+            texts[record.id] = record.text
+            if len(texts) == len(wanted or ()):
+                break
+    return texts
+
+
+def _show(results: Iterable[Result], texts: Mapping[str, str], many: bool) -> None:
+    """Print rank, score, id, text and reasons of each result, under its query where there are many."""
     previous = None
     for result in results:
         if many and result.query != previous:
             typer.echo(result.query)
             previous = result.query
-        typer.echo(f"{result.rank}\t{result.score:.4f}\t{result.document}")
+        text = " ".join(texts.get(result.document, "").split())
+        shown_text = "\t" + shorten(text, SHOWN_CHARACTERS, placeholder=" ...") if text else ""
+        typer.echo(f"{result.rank}\t{result.score:.4f}\t{result.document}{shown_text}")
         if result.terms:
             shown = [f"{term.term} {term.share:.0%}" for term in result.terms[:SHOWN_TERMS]]
             more = len(result.terms) - len(shown)

@@ -89,6 +89,43 @@ def test_a_query_is_answered_with_reasons(models, encoded, tmp_path) -> None:
     assert [line.split("\t")[2] for line in shown[1::2]] == [result.document for result in best[1:]]
 
 
+def test_texts_stand_beside_the_ids_of_what_was_found(models, data, encoded, tmp_path) -> None:
+    lion("index", encoded / "corpus", tmp_path / "index")
+    search = ("search", models["sparse"], tmp_path / "index", "-k", "2", "--corpus", data / "corpus.jsonl")
+    for shown in (lion(*search, QUERIES["q1"]), lion(*search, input=QUERIES["q1"] + "\n")):
+        for line in shown.splitlines():
+            _, _, document, text = line.split("\t")
+            assert text == DOCUMENTS[document]
+
+
+def test_what_is_there_is_replaced_on_request_alone(models, data, encoded, tmp_path) -> None:
+    index = ("index", encoded / "corpus", tmp_path / "index")
+    lion(*index)
+    assert "--overwrite" in lion(*index, "--top-terms", "3", exit_code=1)
+    assert "32 documents" in lion(*index, "--top-terms", "3", "--overwrite")
+    corpus = ("encode", models["sparse"], data / "corpus.jsonl", tmp_path / "vectors", "--quiet")
+    lion(*corpus)
+    lion(*corpus)  # goes on where it stopped
+    lion(*corpus, "--vector-dtype", "float16", exit_code=1)
+    assert "32 texts" in lion(*corpus, "--vector-dtype", "float16", "--overwrite")
+    run = ("search", models["sparse"], tmp_path / "index", "--queries", data / "queries.jsonl", "--run", tmp_path / "r")
+    lion(*run)
+    assert "--overwrite" in lion(*run, exit_code=1)
+    lion(*run, "--overwrite")
+    made = ("query-encoder", models["sparse"], data, tmp_path / "idf", "--kind", "idf", "--split", "test")
+    lion(*made, "--negatives", "0", "--quiet")
+    assert "320 weights" in lion(*made, "--negatives", "0", "--quiet", "--overwrite")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["idf", "index", "r", "vectors"]
+
+
+def test_a_query_encoder_is_refused_before_anything_is_encoded(models, data, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("lion_st.retrieval.encode.encode_texts", None)
+    monkeypatch.setattr("lion_st.retrieval.query_encoders.make_lessons", None)
+    dense = ("query-encoder", models["dense"], data, tmp_path / "q", "--split", "test", "--negatives", "0")
+    assert "--kind truncated" in lion(*dense, "--kind", "static", exit_code=2)
+    assert "layers" in lion(*dense, "--kind", "truncated", "--layers", "99", exit_code=1)
+
+
 def test_queries_are_cut_and_checksums_compared_on_request(models, encoded, tmp_path) -> None:
     lion("index", encoded / "corpus", tmp_path / "index")
     search = ("search", models["sparse"], tmp_path / "index", QUERIES["q1"], "-k", "2")
@@ -119,7 +156,7 @@ def test_an_approximate_or_pruned_index_says_what_it_lost(encoded, tmp_path) -> 
     )
     whole = lion("index", encoded / "corpus", tmp_path / "whole").split(", ")[2]
     assert whole != lion("index", encoded / "corpus", tmp_path / "pruned", "--top-terms", "5").split(", ")[2]
-    assert "NAME=VALUE" in lion("index", encoded / "corpus", tmp_path / "bad", "--set", "query_cut", exit_code=1)
+    assert "NAME=VALUE" in lion("index", encoded / "corpus", tmp_path / "bad", "--set", "query_cut", exit_code=2)
 
 
 def test_the_pruning_report_is_a_table_and_figures(data, encoded, tmp_path) -> None:
@@ -143,7 +180,7 @@ def test_sparse_dense_and_their_fusion_stand_in_one_table(models, data, tmp_path
     assert rows[:3] == [["bm25", "bm25s"], ["lion-sparse", "seismic"], ["lion-dense", "faiss"]]
     assert rows[3][1] == "seismic+faiss"
     assert "development set" in lion(
-        "evaluate", models["sparse"], models["dense"], "--data", data, "--hybrid", "convex", "--quiet", exit_code=1
+        "evaluate", models["sparse"], models["dense"], "--data", data, "--hybrid", "convex", "--quiet", exit_code=2
     )
 
 
@@ -194,4 +231,4 @@ def test_queries_need_ids_and_texts_of_their_own(models, encoded, tmp_path) -> N
     assert "'a' twice" in lion(*search, "--queries", bad, exit_code=1)
     bad.write_text('{"text": "x"}\n')
     assert "bad.jsonl:1 is malformed" in lion(*search, "--queries", bad, exit_code=1)
-    assert "--run" in lion(*search, "lions", "--run", tmp_path / "run", exit_code=1)
+    assert "--run" in lion(*search, "lions", "--run", tmp_path / "run", exit_code=2)
