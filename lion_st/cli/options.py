@@ -145,7 +145,7 @@ def require_source(source: str | None) -> None:
         return
     path = Path(source)
     if path.is_absolute() or source.startswith((".", "~")) or path.suffix in DATA_SUFFIXES or len(path.parts) > 2:
-        raise FileNotFoundError(f"There is no file or folder {source!r}.")
+        raise FileNotFoundError(f"{source} does not exist.")
 
 
 def require_new(path: Path | None, overwrite: bool) -> None:
