@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lion_st.kernels.gradients import Gradients, activate, slope
+from lion_st.kernels.gradients import Gradients, Pooled, activate, slope
 
 MIN_TILE = 256  # terms; narrower products do not fill the matrix units
 MAX_TILE = 8192
@@ -58,30 +58,18 @@ def forward(
     return activate(values, scale, bias, softcap), positions
 
 
-def backward(
-    grad: Tensor,
-    values: Tensor,
-    positions: Tensor,
-    hidden: Tensor,
-    weight: Tensor,
-    bounds: Tensor,
-    scale: float,
-    softcap: float | None,
-    needs_hidden: bool,
-    needs_weight: bool,
-) -> Gradients:
+def backward(grad: Tensor, pooled: Pooled, needs_hidden: bool, needs_weight: bool) -> Gradients:
     """Gradients of `forward` for `hidden` and `weight`, from the gradient of its values [B, V].
 
     Each active term with a gradient adds one row of `weight` to one row of the gradient of `hidden`, and the reverse.
     The order of additions is fixed.
     """
+    hidden, weight = pooled.hidden, pooled.weight
     accumulate = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     grad_hidden = torch.zeros_like(hidden, dtype=accumulate) if needs_hidden else None
     grad_weight = torch.zeros_like(weight) if needs_weight else None
-    if hidden.is_cpu:
-        _scatter_on_cpu(grad, values, positions, hidden, weight, scale, softcap, grad_hidden, grad_weight)
-    else:
-        _scatter(grad, values, positions, hidden, weight, scale, softcap, grad_hidden, grad_weight)
+    scatter = _scatter_on_cpu if hidden.is_cpu else _scatter
+    scatter(grad, pooled, grad_hidden, grad_weight)
     return Gradients(None if grad_hidden is None else grad_hidden.to(hidden.dtype), grad_weight)
 
 
@@ -145,19 +133,10 @@ def _maxima_on_cpu(
             cpu.segment_max(logits, edges, *results, offset)
 
 
-def _scatter_on_cpu(
-    grad: Tensor,
-    values: Tensor,
-    positions: Tensor,
-    hidden: Tensor,
-    weight: Tensor,
-    scale: float,
-    softcap: float | None,
-    grad_hidden: Tensor | None,
-    grad_weight: Tensor | None,
-) -> None:
+def _scatter_on_cpu(grad: Tensor, pooled: Pooled, grad_hidden: Tensor | None, grad_weight: Tensor | None) -> None:
     from lion_st.kernels import cpu
 
+    values, positions, hidden, weight, _, scale, softcap = pooled
     wide = hidden.to(torch.promote_types(hidden.dtype, torch.float32)).contiguous()
     step = len(weight) if weight.dtype == wide.dtype else MAX_TILE
     for offset in range(0, len(weight), step):
@@ -188,17 +167,8 @@ def _maxima(hidden: Tensor, weight: Tensor, bounds: Tensor, values: Tensor, posi
             positions[:, offset : offset + tile] = winners.where(winners < len(hidden), -1)
 
 
-def _scatter(
-    grad: Tensor,
-    values: Tensor,
-    positions: Tensor,
-    hidden: Tensor,
-    weight: Tensor,
-    scale: float,
-    softcap: float | None,
-    grad_hidden: Tensor | None,
-    grad_weight: Tensor | None,
-) -> None:
+def _scatter(grad: Tensor, pooled: Pooled, grad_hidden: Tensor | None, grad_weight: Tensor | None) -> None:
+    values, positions, hidden, weight, _, scale, softcap = pooled
     # A token belongs to one text, so a tile's pairs (token, term) are distinct: writing them needs no atomics, and the
     # sums are left to matrix products over the tile's active terms alone.
     tile = tile_terms(len(hidden), hidden)

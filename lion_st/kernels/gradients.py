@@ -15,6 +15,18 @@ class Gradients(NamedTuple):
     weight: Tensor | None  # [V, D]
 
 
+class Pooled(NamedTuple):
+    """A forward pass: what it read and returned, as its backward pass needs it."""
+
+    values: Tensor  # [B, V]
+    positions: Tensor  # row of `hidden` that each came from [B, V], int32
+    hidden: Tensor  # [T, D]
+    weight: Tensor  # [V, D]
+    bounds: Tensor  # where each text begins, and the end [B + 1], int32
+    scale: float
+    softcap: float | None
+
+
 def activate(maxima: Tensor, scale: float, bias: Tensor | None, softcap: float | None) -> Tensor:
     """log1p(relu(softcap(scale * maxima + bias))), in place."""
     maxima *= scale

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lion_st.kernels.dispatch import backend_module, choose_backend
-from lion_st.kernels.gradients import slope
+from lion_st.kernels.gradients import Pooled, slope
 from lion_st.kernels.reference import splade_pool_reference
 
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
@@ -129,9 +129,8 @@ def pooled_maxima_backward(
 ) -> tuple[Tensor, Tensor]:
     """`backward` of a backend as an operator: gradients of hidden and weight, empty where not needed."""
     hidden, weight = hidden.detach().contiguous(), weight.detach()
-    gradients = backend_module(backend).backward(
-        grad.detach(), values.detach(), positions, hidden, weight, bounds, scale, softcap, needs_hidden, needs_weight
-    )
+    pooled = Pooled(values.detach(), positions, hidden, weight, bounds, scale, softcap)
+    gradients = backend_module(backend).backward(grad.detach(), pooled, needs_hidden, needs_weight)
     return (
         hidden.new_empty(0) if gradients.hidden is None else gradients.hidden,
         weight.new_empty(0) if gradients.weight is None else gradients.weight,

@@ -17,7 +17,7 @@ import triton
 from torch import Tensor
 
 from lion_st.kernels import blockwise, triton_backward
-from lion_st.kernels.gradients import Gradients
+from lion_st.kernels.gradients import Gradients, Pooled
 from lion_st.kernels.triton_forward import GROUP, finish_kernel, maxima_kernel, schedule_kernel
 from lion_st.kernels.tuning import Tuner, interpreted
 
@@ -140,36 +140,20 @@ def forward(
     return values, positions
 
 
-def backward(
-    grad: Tensor,
-    values: Tensor,
-    positions: Tensor,
-    hidden: Tensor,
-    weight: Tensor,
-    bounds: Tensor,
-    scale: float,
-    softcap: float | None,
-    needs_hidden: bool,
-    needs_weight: bool,
-) -> Gradients:
+def backward(grad: Tensor, pooled: Pooled, needs_hidden: bool, needs_weight: bool) -> Gradients:
     """Gradients of `forward` for `hidden` and `weight`, from the gradient of its values [B, V].
 
     Each active term with a gradient adds one row of `weight` to one row of the gradient of `hidden`, and the reverse.
     The order of additions is fixed.
     """
-    if hidden.dtype == torch.float64:
-        return blockwise.backward(
-            grad, values, positions, hidden, weight, bounds, scale, softcap, needs_hidden, needs_weight
+    if pooled.hidden.dtype == torch.float64:
+        return blockwise.backward(grad, pooled, needs_hidden, needs_weight)
+    pooled = pooled._replace(weight=_rows_contiguous(pooled.weight))
+    with _on_device(pooled.hidden):
+        return Gradients(
+            triton_backward.hidden_gradient(grad, pooled) if needs_hidden else None,
+            triton_backward.weight_gradient(grad, pooled) if needs_weight else None,
         )
-    of_hidden = of_weight = None
-    with _on_device(hidden):
-        if needs_hidden:
-            of_hidden = triton_backward.hidden_gradient(
-                grad, values, positions, hidden, _rows_contiguous(weight), bounds, scale, softcap
-            )
-        if needs_weight:
-            of_weight = triton_backward.weight_gradient(grad, values, positions, hidden, weight, scale, softcap)
-    return Gradients(of_hidden, of_weight)
 
 
 def pretune(weight: Tensor, dtype: torch.dtype) -> None:
@@ -182,7 +166,7 @@ def pretune(weight: Tensor, dtype: torch.dtype) -> None:
         with _on_device(hidden):
             _configuration(hidden, weight, with_positions)
         values, positions = forward(hidden, rows, None, bounds, 1.0, None, with_positions)
-    backward(values, values, positions, hidden, rows, bounds, 1.0, None, True, True)
+    backward(values, Pooled(values, positions, hidden, rows, bounds, 1.0, None), True, True)
 
 
 def make_schedule(

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lion_st.kernels.gradients import slope
+from lion_st.kernels.gradients import Pooled, slope
 
 SLAB_ENTRIES = 2**24  # entries of [B, V] that are sorted at a time
 SHORTEST_PIECE = 256  # entries that one program adds; more where there are many
@@ -98,17 +98,9 @@ def merge_sums_kernel(partial_sums, piece_first, split_first, sums, DIM: tl.cons
         tl.store(target, total.to(sums.dtype.element_ty), mask=inside)
 
 
-def hidden_gradient(
-    grad: Tensor,
-    values: Tensor,
-    positions: Tensor,
-    hidden: Tensor,
-    weight: Tensor,
-    bounds: Tensor,
-    scale: float,
-    softcap: float | None,
-) -> Tensor:
+def hidden_gradient(grad: Tensor, pooled: Pooled) -> Tensor:
     """Gradient of `hidden` [T, D]: for each token, rows of `weight` summed over the terms whose maximum it is."""
+    values, positions, hidden, weight, bounds, scale, softcap = pooled
     texts, terms = values.shape
     result = torch.zeros_like(hidden)
     step = max(1, SLAB_ENTRIES // terms)
@@ -127,16 +119,9 @@ def hidden_gradient(
     return result
 
 
-def weight_gradient(
-    grad: Tensor,
-    values: Tensor,
-    positions: Tensor,
-    hidden: Tensor,
-    weight: Tensor,
-    scale: float,
-    softcap: float | None,
-) -> Tensor:
+def weight_gradient(grad: Tensor, pooled: Pooled) -> Tensor:
     """Gradient of `weight` [V, D]: for each term, hidden states summed over the texts in which it is active."""
+    values, positions, hidden, weight, _, scale, softcap = pooled
     texts, terms = values.shape
     result = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
     step = max(1, SLAB_ENTRIES // max(1, texts))
