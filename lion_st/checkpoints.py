@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +14,7 @@ from sentence_transformers.base.model import BaseModel
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.util import fullname
 
+from lion_st.files import atomic_folder, fsync, fsync_tree, staging_folder
 from lion_st.guard import add_guard
 from lion_st.modules import SpladeHead
 
@@ -56,84 +55,43 @@ def write_stock_checkpoint(model: BaseModel, folder: Path, model_type: str, resu
 
 @contextmanager
 def new_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary folder beside `path` that becomes `path` if the block succeeds, and vanishes if not.
+    """A temporary folder beside `path` that becomes `path` if the block succeeds; see `lion_st.files.atomic_folder`.
 
     Args:
         path: The folder to make.
-        overwrite: Replace an earlier checkpoint there; it survives any failure before the last rename.
+        overwrite: Replace an earlier checkpoint there, which stays until the new one is complete.
 
     Raises:
         FileExistsError: If something is there and `overwrite` is False, or if it is not a checkpoint.
     """
-    occupied = path.exists() and (not path.is_dir() or any(path.iterdir()))
-    if occupied and not overwrite:
-        raise FileExistsError(f"{str(path)!r} exists. Choose another folder, or pass overwrite=True to replace it.")
-    if occupied and not (path / "config.json").is_file():
+    is_occupied = path.is_dir() and any(path.iterdir())
+    if is_occupied and overwrite and not (path / "config.json").is_file():
         raise FileExistsError(f"{str(path)!r} is not a checkpoint and is not replaced. Remove it yourself first.")
-    path = path.resolve()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    try:
-        yield staging
-        for file in staging.rglob("*"):
-            fsync(file)
-        fsync(staging)
-        staging.chmod(0o777 & ~_umask())
-        if occupied:
-            earlier = Path(tempfile.mkdtemp(prefix=f".{path.name}-earlier-", dir=path.parent))
-            os.replace(path, earlier)
-            try:
-                os.replace(staging, path)
-            except OSError:
-                os.replace(earlier, path)
-                raise
-            shutil.rmtree(earlier, ignore_errors=True)
-        else:
-            os.replace(staging, path)
-        fsync(path.parent)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    with atomic_folder(path, replace=overwrite) as folder:
+        yield folder
 
 
 @contextmanager
 def staged_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path` whose files are moved into `path` if the block succeeds.
+    """A temporary folder in `path` whose files are moved into `path` if the block succeeds.
 
     Weights of an earlier checkpoint in `path` that the new one does not replace are removed, other files stay.
     """
     path.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".saving-", dir=path))
-    try:
+    with staging_folder(path / "saving") as staging:
         yield staging
+        fsync_tree(staging)
         written = [file.relative_to(staging) for file in sorted(staging.rglob("*")) if file.is_file()]
-        for name in written:
-            fsync(staging / name)
         for name in written:
             (path / name).parent.mkdir(parents=True, exist_ok=True)
             os.replace(staging / name, path / name)
         for file in path.iterdir():
             if file.is_file() and is_weight_file(file.name) and Path(file.name) not in written:
                 file.unlink()
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def fsync(path: Path) -> None:
-    """Wait until a file or a folder's entries are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        fsync(path)
 
 
 def is_weight_file(name: str) -> bool:
     """Whether a file at the top of a checkpoint holds weights, or says which files do."""
     pattern = r"(model(-\d{5}-of-\d{5})?|adapter_model|lion_st)\.safetensors|model\.safetensors\.index\.json"
     return re.fullmatch(pattern + r"|adapter_config\.json", name) is not None
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

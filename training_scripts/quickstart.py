@@ -27,9 +27,9 @@ from lion_st.data import load_beir
 from lion_st.data.quickstart import quickstart_test_sets
 from lion_st.evaluation import evaluate_retrieval, format_table, open_retriever
 from lion_st.evaluation.mteb_search import model_meta
+from lion_st.files import atomic_write
 from lion_st.hub.facts import RESULTS_FOLDER
 from lion_st.retrieval import top_terms
-from lion_st.retrieval.storage import write_atomic
 from lion_st.training import get_recipe, retriever_arguments, train_retriever
 
 DTYPE = "bfloat16"  # of the weights in the evaluation
@@ -92,7 +92,7 @@ def keep_results(checkpoint: Path, results: list[Path], rows: list[dict[str, Any
         shutil.rmtree(target / folder.parent.name, ignore_errors=True)  # those of an earlier model of this name
         shutil.copytree(folder, target / folder.parent.name / folder.name)
     kept = [{name: row.get(name) for name in KEPT} for row in rows]
-    write_atomic(target / "rows.json", (json.dumps(kept, indent=1) + "\n").encode())
+    atomic_write(target / "rows.json", (json.dumps(kept, indent=1) + "\n"))
 
 
 def show_search(folder: Path, test_set: Path, passages: int = 64) -> None:
@@ -120,7 +120,7 @@ def main() -> None:
         rows += own_rows
     keys = ("model", "paradigm", "objective", "dataset", *COLUMNS.values(), "documents", "queries", "engine", "dtype")
     results = [{key: row.get(key) for key in keys} for row in rows]
-    write_atomic(output / "results.json", (json.dumps(results, indent=1) + "\n").encode())
+    atomic_write(output / "results.json", (json.dumps(results, indent=1) + "\n"))
     show_search(folders["lion-sp"], output / "test_sets" / "squad_dev")
     table = [
         {"model": row["model"], "dataset": row["dataset"]} | {title: row.get(key) for title, key in COLUMNS.items()}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from lion_st.data.text import open_text
+from lion_st.files import atomic_file
 
 Corpus: TypeAlias = dict[str, dict[str, str]]  # document id -> {"title", "text"}
 Queries: TypeAlias = dict[str, str]  # query id -> text
@@ -81,17 +82,11 @@ def save_beir(
     for file in files:
         if file.exists():
             raise FileExistsError(f"{file} exists: give another folder, or remove it first.")
-    temporary = {file: file.with_name(f".{file.name}.part") for file in files}
-    try:
+    with ExitStack() as complete:
         for file, lines in files.items():
             file.parent.mkdir(parents=True, exist_ok=True)
-            with temporary[file].open("w", encoding="utf-8") as out:
+            with complete.enter_context(atomic_file(file)).open("w", encoding="utf-8") as out:
                 out.writelines(f"{line}\n" for line in lines)
-        for file, part in temporary.items():
-            os.replace(part, file)
-    finally:
-        for part in temporary.values():
-            part.unlink(missing_ok=True)
     return root
 
 

@@ -18,11 +18,11 @@ from lion_st.evaluation.protocols import Protocol, get_protocol
 from lion_st.evaluation.tasks import get_task_groups, loaded, origin_of
 from lion_st.evaluation.trec import drop_self_matches, read_run, write_qrels, write_run
 from lion_st.extras import require
+from lion_st.files import atomic_write
 from lion_st.retrieval.bm25 import Bm25Retriever
 from lion_st.retrieval.describe import model_name
 from lion_st.retrieval.indexes import engine_for
 from lion_st.retrieval.retriever import ModelRetriever, Retriever
-from lion_st.retrieval.storage import write_atomic
 
 if TYPE_CHECKING:
     from mteb.abstasks.retrieval import AbsTaskRetrieval
@@ -297,7 +297,7 @@ class _Evaluation:
             rows = [self._part_row(task, subset, part, run, stem) for (_, subset, part), run in search.runs.items()]
         self.cache.save_to_cache(_gathered(earlier, result), meta)
         row_file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(row_file, json.dumps(rows, indent=1).encode())
+        atomic_write(row_file, json.dumps(rows, indent=1))
         return rows
 
     def _meta(self, origin: str | None) -> ModelMeta:

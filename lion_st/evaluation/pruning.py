@@ -14,9 +14,9 @@ from scipy import sparse
 from lion_st.evaluation.metrics import Qrels, evaluate_run
 from lion_st.evaluation.tables import format_table
 from lion_st.evaluation.trec import hits_to_run
+from lion_st.files import atomic_write
 from lion_st.retrieval.indexes import create_index
 from lion_st.retrieval.prune import Pruning
-from lion_st.retrieval.storage import write_atomic
 from lion_st.retrieval.vectors import active_terms, to_csr
 
 DEFAULT_SETTINGS = (
@@ -109,8 +109,8 @@ def write_prune_report(
     rows = prune_report(documents, queries, qrels, document_settings, query_settings, metrics, k)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / "report.md", f"{format_table(rows)}\n".encode())
-    write_atomic(folder / "report.json", json.dumps(rows, indent=1).encode())
+    atomic_write(folder / "report.md", f"{format_table(rows)}\n")
+    atomic_write(folder / "report.json", json.dumps(rows, indent=1))
     trade_off_figure(rows, folder / "quality-size.svg", "index_bytes", metrics[0])
     trade_off_figure(rows, folder / "quality-latency.svg", "ms_per_query", metrics[0])
     return rows
@@ -158,5 +158,5 @@ def trade_off_figure(
     )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, svg.encode())
+    atomic_write(path, svg)
     return path

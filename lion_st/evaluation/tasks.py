@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from lion_st.evaluation.metrics import Qrels
 from lion_st.evaluation.trec import read_qrels, read_topics
 from lion_st.extras import require
+from lion_st.files import checksum
 from lion_st.retrieval.records import Record, corpus_files, read_corpus
-from lion_st.retrieval.storage import checksum
 
 if TYPE_CHECKING:
     from mteb.abstasks.retrieval import AbsTaskRetrieval

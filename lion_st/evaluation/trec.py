@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from lion_st.data.text import open_text
 from lion_st.evaluation.metrics import Qrels, Run
-from lion_st.retrieval.storage import write_atomic
+from lion_st.files import atomic_write
 
 Number = TypeVar("Number", int, float)
 
@@ -132,7 +132,7 @@ def _check_names(names: Iterable[str]) -> None:
 def _write_lines(path: str | Path, lines: Iterable[str]) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, "".join(lines).encode())
+    atomic_write(path, "".join(lines))
     return path
 
 

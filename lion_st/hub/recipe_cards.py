@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from lion_st.files import atomic_write
 from lion_st.hub.cards import POOLING, card_frame, card_metadata, hub_link, render, setting_value, vector_description
 from lion_st.hub.facts import BaseModelFacts
-from lion_st.retrieval.storage import write_atomic
 from lion_st.training.cost import TrainingCost
 from lion_st.training.recipes import BACKBONES, MNTP_RECIPES, PARADIGMS, Paradigm, get_recipe
 
@@ -99,7 +99,7 @@ def write_recipe_cards(folder: str | Path) -> list[Path]:
     for backbone in SIZES:
         for paradigm in PARADIGMS:
             file = Path(folder) / f"{recipe_name(backbone, paradigm)}.md"
-            write_atomic(file, render_recipe_card(backbone, paradigm).encode())
+            atomic_write(file, render_recipe_card(backbone, paradigm))
             written.append(file)
     return written
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from scipy import sparse
 
+from lion_st.files import atomic_file, atomic_write, checksum
 from lion_st.retrieval.describe import (
     Kind,
     input_module,
@@ -31,7 +31,7 @@ from lion_st.retrieval.describe import (
 )
 from lion_st.retrieval.prune import keep_top_terms
 from lion_st.retrieval.records import BadRecord, Corpus, Record, corpus_files, read_corpus, texts_of
-from lion_st.retrieval.storage import StorageError, checksum, strings_to_arrays, sync, write_atomic
+from lion_st.retrieval.storage import StorageError, strings_to_arrays
 from lion_st.retrieval.vectors import Vectors, to_csr, to_dense
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ def claim_output(output: Path, settings: dict[str, Any]) -> None:
         if others and not file.exists():  # another process of the same run may have written it just now
             raise StorageError(f"{output} is not empty ({min(others)}) and holds no {SETTINGS}: give a new folder.")
         output.mkdir(parents=True, exist_ok=True)
-        write_atomic(file, json.dumps(settings, indent=1, ensure_ascii=False).encode())
+        atomic_write(file, json.dumps(settings, indent=1, ensure_ascii=False))
         return
     found = json.loads(file.read_text(encoding="utf-8"))
     expected = json.loads(json.dumps(settings))
@@ -338,11 +338,8 @@ def encode_shard(
         "corpus_sha256": records_digest(records),
     }
     file = shard_path(output, number)
-    temporary = file.with_suffix(f".{secrets.token_hex(4)}.tmp")
-    save_file(arrays, temporary, metadata={"shard": json.dumps(metadata, sort_keys=True)})
-    sync(temporary)
-    os.replace(temporary, file)
-    sync(output)
+    with atomic_file(file) as temporary:
+        save_file(arrays, temporary, metadata={"shard": json.dumps(metadata, sort_keys=True)})
     return file
 
 
@@ -380,7 +377,7 @@ def finish_output(output: Path, settings: dict[str, Any], counts: CorpusCounts) 
         "skipped_examples": counts.examples,
         "shards": shards,
     }
-    write_atomic(output / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode())
+    atomic_write(output / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
     is_alone = int(os.environ.get("WORLD_SIZE", 1)) == 1  # else another process may be writing the same manifest
     for leftover in output.glob("*.tmp" if is_alone else "shard-*.tmp"):
         leftover.unlink(missing_ok=True)

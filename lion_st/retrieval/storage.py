@@ -1,24 +1,28 @@
 """Crash-safe folders of arrays: a header that names its files, their sizes and checksums; nothing is ever unpickled.
 
 Data files go into a fresh sub-folder, then the header is replaced in one atomic rename. A save that dies on the way
-leaves the previous contents readable; the leftovers are removed by the next save.
+leaves the previous contents readable; the leftovers are removed by the next save. One save at a time: the others wait.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import secrets
 import shutil
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import xxhash
+
+from lion_st.files import atomic_write, checksum, fsync, fsync_tree, has_checksum, inside, lock_folder, remove_leftovers
 
 HEADER = "header.json"
+SMALL = 1 << 20  # bytes of a file whose checksum is always compared
+ATTEMPTS = 5  # at reading a folder that others write
+Contents = TypeVar("Contents")
 
 
 class StorageError(ValueError):
@@ -48,44 +52,62 @@ def write_folder(
             header is damaged, so that nobody knows what else it holds.
     """
     path = Path(path)
-    if path.exists() and any(path.iterdir()) and not (path / HEADER).exists():
-        leftovers = [child for child in path.iterdir() if not child.name.startswith("data-")]
-        if leftovers:
-            raise StorageError(f"{path} holds {leftovers[0].name} and no {HEADER}: give a new or empty folder.")
-    if (path / HEADER).exists():
-        try:
-            found = json.loads((path / HEADER).read_text(encoding="utf-8"))["kind"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise StorageError(
-                f"{path / HEADER} cannot be read ({error}): delete {path} if nothing in it is needed, or give another "
-                "folder."
-            ) from error
-        if found != kind:
-            raise StorageError(f"{path} holds {found!r}, not {kind!r}: give another folder.")
-    path.mkdir(parents=True, exist_ok=True)
-    data = path / f"data-{secrets.token_hex(8)}"
-    data.mkdir()
-    for name, array in arrays.items():
-        with (data / f"{name}.npy").open("wb") as file:
-            np.save(file, array, allow_pickle=False)
-    if write_files is not None:
-        write_files(data)
-    files = {}
-    for file_path in sorted(child for child in data.rglob("*") if child.is_file()):
-        sync(file_path)
-        files[file_path.relative_to(data).as_posix()] = {
-            "bytes": file_path.stat().st_size,
-            "sha256": checksum(file_path),
+    with lock_folder(path):
+        _require_ours(path, kind)
+        remove_leftovers(path)
+        data = path / f"data-{secrets.token_hex(8)}"
+        data.mkdir()
+        for name, array in arrays.items():
+            with (data / f"{name}.npy").open("wb") as file:
+                np.save(file, array, allow_pickle=False)
+        if write_files is not None:
+            write_files(data)
+        # The names of the files as well, or a crash could leave a header without what it names.
+        fsync_tree(data)
+        fsync(path)
+        files = {
+            name: {"bytes": (data / name).stat().st_size, "xxh3": checksum(data / name)} for name in _files_below(data)
         }
-    # The names of the files as well, or a crash could leave a header without what it names.
-    for folder in (*(child for child in data.rglob("*") if child.is_dir()), data, path):
-        sync(folder)
-    header = {"kind": kind, "version": version, "data": data.name, "files": files, "metadata": dict(metadata)}
-    write_atomic(path / HEADER, json.dumps(header, indent=1, ensure_ascii=False).encode())
-    for child in path.iterdir():
-        if child.is_dir() and child.name.startswith("data-") and child != data:
-            shutil.rmtree(child)
+        header = {"kind": kind, "version": version, "data": data.name, "files": files, "metadata": dict(metadata)}
+        header["xxh3"] = _header_checksum(header)
+        atomic_write(path / HEADER, json.dumps(header, indent=1, ensure_ascii=False))
+        for child in path.glob("data-*"):
+            if child != data:
+                shutil.rmtree(child, ignore_errors=True)
     return path
+
+
+def read_folder(
+    path: str | Path,
+    kind: str,
+    version: int,
+    read: Callable[[dict[str, Any], Path], Contents],
+    verify: bool = True,
+) -> Contents:
+    """Check a folder and read its contents; again if it was written anew meanwhile.
+
+    Args:
+        path: Folder written by `write_folder`.
+        kind: Expected kind.
+        version: The latest version of the layout that this code reads.
+        read: Called with the metadata and the folder of the data files.
+        verify: Also compare the checksums of files over a mebibyte. Sizes and smaller files are always compared.
+
+    Returns:
+        What `read` returns.
+
+    Raises:
+        StorageError: See `read_header`; also if an array that `read` asks for is missing or damaged.
+    """
+    path = Path(path)
+    for _ in range(ATTEMPTS):
+        header = _stamp(path)
+        try:
+            return read(*read_header(path, kind, version, verify))
+        except Exception:
+            if _stamp(path) == header:
+                raise
+    raise StorageError(f"{path} was written anew {ATTEMPTS} times while it was read: wait until it is complete.")
 
 
 def read_header(path: str | Path, kind: str, version: int, verify: bool = True) -> tuple[dict[str, Any], Path]:
@@ -94,48 +116,105 @@ def read_header(path: str | Path, kind: str, version: int, verify: bool = True) 
     Args:
         path: Folder written by `write_folder`.
         kind: Expected kind.
-        version: The only version this code reads.
-        verify: Also compare checksums (reads every byte). Sizes are always compared.
+        version: The latest version of the layout that this code reads.
+        verify: Also compare the checksums of files over a mebibyte. Sizes and smaller files are always compared.
 
     Returns:
         The metadata and the folder of the data files.
 
     Raises:
+        FileNotFoundError: If there is no such folder.
         StorageError: If anything does not match, naming the file and what to do.
     """
     path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such folder.")
     if not (path / HEADER).is_file():
         raise StorageError(f"{path} holds no {HEADER}: it is not a saved {kind}, or its first save never ended.")
     try:
         header = json.loads((path / HEADER).read_text(encoding="utf-8"))
         found_kind, found_version = header["kind"], header["version"]
-        files, data, metadata = header["files"], path / header["data"], header["metadata"]
-    except (ValueError, KeyError, TypeError) as error:
+        files, metadata = dict(header["files"]), dict(header["metadata"])
+        data = inside(path, header["data"])
+        sizes = {inside(data, name): int(facts["bytes"]) for name, facts in files.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StorageError(f"{path / HEADER} cannot be read ({error}): build the {kind} again.") from error
     if found_kind != kind:
         raise StorageError(f"{path} holds {found_kind!r}, not {kind!r}.")
-    if found_version != version:
+    if not isinstance(found_version, int) or not 1 <= found_version <= version:
         raise StorageError(
             f"{path} was written with layout version {found_version}; this lion_st reads version {version}: "
             f"build the {kind} again or use the lion_st that wrote it."
         )
-    for name, facts in files.items():
-        file_path = data / name
-        if not file_path.is_file():
-            raise StorageError(f"{file_path} is missing: build the {kind} again.")
-        if file_path.stat().st_size != facts["bytes"]:
+    if found_version > 1 and header.get("xxh3") != _header_checksum(header):
+        raise StorageError(f"{path / HEADER} does not match its checksum: it is damaged. Build the {kind} again.")
+    for file, size in sizes.items():
+        if not file.is_file():
+            raise StorageError(f"{file} is missing: build the {kind} again.")
+        if file.stat().st_size != size:
             raise StorageError(
-                f"{file_path} has {file_path.stat().st_size} bytes instead of {facts['bytes']}: it is truncated or was "
-                f"changed. Build the {kind} again."
+                f"{file} has {file.stat().st_size} bytes instead of {size}: it is truncated or was changed. "
+                f"Build the {kind} again."
             )
-        if verify and checksum(file_path) != facts["sha256"]:
-            raise StorageError(f"{file_path} does not match its checksum: it is damaged. Build the {kind} again.")
+    if unknown := set(_files_below(data)) - files.keys():
+        raise StorageError(f"{data / min(unknown)} is not named by {HEADER}: build the {kind} again.")
+    for file, facts in zip(sizes, files.values(), strict=True):
+        if (verify or sizes[file] <= SMALL) and not _is_intact(file, facts):
+            raise StorageError(f"{file} does not match its checksum: it is damaged. Build the {kind} again.")
     return metadata, data
 
 
+def _require_ours(path: Path, kind: str) -> None:
+    """Refuse a folder that holds anything but an earlier save of this kind."""
+    if not (path / HEADER).exists():
+        others = [child.name for child in path.iterdir() if not child.name.startswith(("data-", "."))]
+        if others:
+            raise StorageError(f"{path} holds {min(others)} and no {HEADER}: give a new or empty folder.")
+        return
+    try:
+        found = json.loads((path / HEADER).read_text(encoding="utf-8"))["kind"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise StorageError(
+            f"{path / HEADER} cannot be read ({error}): delete {path} if nothing in it is needed, or give another "
+            "folder."
+        ) from error
+    if found != kind:
+        raise StorageError(f"{path} holds {found!r}, not {kind!r}: give another folder.")
+
+
+def _files_below(data: Path) -> list[str]:
+    return sorted(child.relative_to(data).as_posix() for child in data.rglob("*") if child.is_file())
+
+
+def _header_checksum(header: Mapping[str, Any]) -> str:
+    contents = {key: value for key, value in header.items() if key != "xxh3"}
+    return xxhash.xxh3_128_hexdigest(json.dumps(contents, sort_keys=True).encode())
+
+
+def _is_intact(file: Path, facts: Any) -> bool:
+    try:
+        return has_checksum(file, facts)
+    except (ValueError, AttributeError):
+        return False
+
+
+def _stamp(path: Path) -> bytes | None:
+    try:
+        return (path / HEADER).read_bytes()
+    except OSError:
+        return None
+
+
 def read_array(data: Path, name: str, memory_map: bool = False) -> np.ndarray:
-    """Load one array, optionally without reading it into memory."""
-    return np.load(data / f"{name}.npy", mmap_mode="r" if memory_map else None, allow_pickle=False)
+    """Load one array, optionally without reading it into memory.
+
+    Raises:
+        StorageError: If it is missing or no array can be read from its file.
+    """
+    try:
+        return np.load(data / f"{name}.npy", mmap_mode="r" if memory_map else None, allow_pickle=False)
+    except (ValueError, EOFError, FileNotFoundError) as error:
+        raise StorageError(f"{data / name}.npy cannot be read ({error}): build it again.") from error
 
 
 def strings_to_arrays(prefix: str, strings: list[str]) -> dict[str, np.ndarray]:
@@ -148,36 +227,20 @@ def strings_to_arrays(prefix: str, strings: list[str]) -> dict[str, np.ndarray]:
 
 def arrays_to_strings(data: Path, prefix: str) -> list[str]:
     """Undo `strings_to_arrays`."""
-    joined = read_array(data, f"{prefix}_bytes").tobytes()
-    offsets = read_array(data, f"{prefix}_offsets").tolist()
-    return [joined[start:end].decode() for start, end in pairwise(offsets)]
+    return unpack_strings(read_array(data, f"{prefix}_bytes"), read_array(data, f"{prefix}_offsets"))
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Replace a file's contents so that a crash leaves either the old or the new ones."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+def unpack_strings(joined: np.ndarray, offsets: np.ndarray) -> list[str]:
+    """Undo `strings_to_arrays`, of its two arrays.
+
+    Raises:
+        StorageError: If the offsets do not cut the bytes into UTF-8 strings.
+    """
+    places = offsets.tolist()
+    if joined.dtype != np.uint8 or offsets.ndim != 1 or not places or places[0] != 0 or places[-1] != joined.size:
+        raise StorageError("The ids are damaged: their offsets do not fit their bytes. Build it again.")
+    contents = joined.tobytes()
     try:
-        temporary.write_bytes(content)
-        sync(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Flush a file or folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def checksum(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return [contents[start:end].decode() for start, end in pairwise(places)]
+    except UnicodeDecodeError as error:
+        raise StorageError(f"The ids are damaged ({error}). Build it again.") from error

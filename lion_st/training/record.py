@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
+
+from lion_st.files import atomic_write
 
 
 class RunRecord(TrainerCallback):
@@ -50,9 +51,7 @@ class RunRecord(TrainerCallback):
         """Add figures and write the file."""
         self.content |= figures
         self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self.content, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, self.path)
+        atomic_write(self.path, json.dumps(self.content, indent=2) + "\n")
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

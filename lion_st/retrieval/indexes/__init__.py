@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lion_st.retrieval.indexes.base import KIND, VERSION, Hits, Index, LocalIndex, Paradigm
-from lion_st.retrieval.storage import StorageError, read_header
+from lion_st.retrieval.storage import StorageError, read_folder
 
 __all__ = [
     "ENGINES",
@@ -72,8 +72,10 @@ def engine_for(engines: str | Sequence[str], paradigm: str) -> str:
 
 def load_index(path: str | Path, *, memory_map: bool = False, verify: bool = True) -> Index:
     """Load an index of any engine; see `Index.load`."""
-    metadata, _ = read_header(path, KIND, VERSION, verify=False)
-    cls = _engine_class(metadata["engine"], metadata["paradigm"])
+    engine, paradigm = read_folder(
+        path, KIND, VERSION, lambda metadata, _: (metadata["engine"], metadata["paradigm"]), verify=False
+    )
+    cls = _engine_class(engine, paradigm)
     return cls.load(path, memory_map=memory_map, verify=verify)
 
 

@@ -5,24 +5,27 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 
 from lion_st.retrieval.storage import (
     StorageError,
     arrays_to_strings,
-    read_header,
+    read_folder,
     strings_to_arrays,
     write_folder,
 )
 from lion_st.retrieval.vectors import to_csr, to_dense
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 Paradigm: TypeAlias = Literal["sparse", "dense", "hybrid"]
 Hits: TypeAlias = list[tuple[str, float]]  # (document id, score), best first
 
 KIND = "lion_st index"
-VERSION = 1
+VERSION = 2  # since 2 with xxh3 checksums
 
 
 class Index(ABC):
@@ -92,7 +95,7 @@ class Index(ABC):
         Args:
             path: Folder written by `save`.
             memory_map: Leave large arrays on disk and read them as they are touched.
-            verify: Compare the checksums of all files; their sizes are always compared.
+            verify: Compare the checksums of all files; their sizes, and the checksums of small ones, always are.
 
         Raises:
             StorageError: If the folder is not an index of this engine and version, or is truncated or damaged.
@@ -128,11 +131,16 @@ class Index(ABC):
         return write_folder(path, KIND, VERSION, {**described, **metadata}, arrays, write_files)
 
     @classmethod
-    def _read(cls, path: str | Path, verify: bool) -> tuple[dict[str, Any], Path]:
-        metadata, data = read_header(path, KIND, VERSION, verify)
-        if metadata["engine"] != cls.engine:
-            raise StorageError(f"{path} is an index of the engine {metadata['engine']!r}, not {cls.engine!r}.")
-        return metadata, data
+    def _opened(cls, path: str | Path, metadata: Mapping[str, Any], **options: Any) -> Self:
+        """An index with the settings that were saved, still without documents."""
+        if metadata.get("engine") != cls.engine:
+            raise StorageError(f"{path} is an index of the engine {metadata.get('engine')!r}, not {cls.engine!r}.")
+        try:
+            index = cls(metadata["paradigm"], **metadata["parameters"], **options)
+            index.source = metadata["source"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise StorageError(f"The settings of {path} are damaged ({error}): build the index again.") from error
+        return index
 
 
 class LocalIndex(Index):
@@ -197,15 +205,21 @@ class LocalIndex(Index):
     @classmethod
     def load(cls, path: str | Path, *, memory_map: bool = False, verify: bool = True) -> LocalIndex:
         """Read a saved index; see `Index.load`."""
-        metadata, data = cls._read(path, verify)
-        index = cls(metadata["paradigm"], **metadata["parameters"])
-        index.source = metadata["source"]
-        index.dimensions = metadata["dimensions"]
-        index.ids = arrays_to_strings(data, "ids")
-        index._known = set(index.ids)
-        if index.ids:
-            index._load(data, memory_map)
-        return index
+
+        def read(metadata: dict[str, Any], data: Path) -> LocalIndex:
+            index = cls._opened(path, metadata)
+            index.ids = arrays_to_strings(data, "ids")
+            index._known = set(index.ids)
+            index.dimensions = metadata.get("dimensions")
+            if len(index) != metadata.get("documents") or len(index._known) < len(index):
+                raise StorageError(f"The ids of {path} are damaged: build the index again.")
+            if index.ids:
+                if not isinstance(index.dimensions, int) or index.dimensions < 1:
+                    raise StorageError(f"{path} has {index.dimensions!r} dimensions: build the index again.")
+                index._load(data, memory_map)
+            return index
+
+        return read_folder(path, KIND, VERSION, read, verify)
 
     def _check(self, vectors: Any) -> Any:
         matrix = to_csr(vectors) if self.paradigm == "sparse" else to_dense(vectors)

@@ -13,8 +13,8 @@ import numpy as np
 from scipy import sparse
 
 from lion_st.extras import require
-from lion_st.retrieval.indexes.base import Hits, Index, Paradigm
-from lion_st.retrieval.storage import StorageError
+from lion_st.retrieval.indexes.base import KIND, VERSION, Hits, Index, Paradigm
+from lion_st.retrieval.storage import StorageError, read_folder
 from lion_st.retrieval.vectors import to_csr, to_dense
 
 MAX_ID_BYTES = 512
@@ -166,12 +166,11 @@ class MilvusIndex(Index):
             StorageError: If the file of Milvus Lite or the collection is not where it was, the collection holds
                 documents of another source, or no such index was saved.
         """
-        metadata, _ = cls._read(path, verify)
-        uri = metadata["parameters"]["uri"]
+        metadata = read_folder(path, KIND, VERSION, lambda metadata, _: metadata, verify)
+        uri = str(metadata.get("parameters", {}).get("uri"))
         if "://" not in uri and not Path(uri).exists():
             raise StorageError(f"The collection of {path} was in {uri}, which is gone: build the index again.")
-        index = cls(metadata["paradigm"], **metadata["parameters"], token=token)
-        index.source = metadata["source"]
+        index = cls._opened(path, metadata, token=token)
         if not index._client.has_collection(index.collection):
             if metadata["documents"]:
                 raise StorageError(
