@@ -197,7 +197,7 @@ class _ShardWorker:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """Those of the output folder, which every worker claims."""
-        settings = corpus_settings(self.model, *self.shape, max_tokens=self.max_tokens)
+        settings = corpus_settings(self.model, *self.shape, self.max_tokens)
         claim_output(self.output, settings)
         return settings
 

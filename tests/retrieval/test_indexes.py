@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy import sparse
 
+from lion_st import files
 from lion_st.retrieval import StorageError, create_index, load_index, storage, to_csr
 from lion_st.retrieval.indexes import exact
 
@@ -219,17 +220,18 @@ def test_the_data_folder_is_on_the_disk_before_the_header_names_it(
     saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[str] = []
-    sync, replace = storage.sync, os.replace
+    fsync, replace = files.fsync, os.replace
 
-    def watched_sync(path: Path) -> None:
+    def watched_fsync(path: Path) -> None:
         done.append(path.name.split("-")[0])
-        sync(path)
+        fsync(path)
 
     def watched_replace(source: Path, target: Path) -> None:
         done.append("renamed")
         replace(source, target)
 
-    monkeypatch.setattr(storage, "sync", watched_sync)
+    for module in (files, storage):
+        monkeypatch.setattr(module, "fsync", watched_fsync)
     monkeypatch.setattr(os, "replace", watched_replace)
     load_index(saved).save(saved)
     assert {"values.npy", "data", "index"} <= set(done[: done.index("renamed")])
