@@ -197,7 +197,8 @@ class _ShardWorker:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """Those of the output folder, which every worker claims."""
-        settings = corpus_settings(self.model, *self.shape, self.max_tokens)
+        kind, dtype, shard_documents, tokens_per_batch = self.shape
+        settings = corpus_settings(self.model, kind, dtype, shard_documents, tokens_per_batch, self.max_tokens)
         claim_output(self.output, settings)
         return settings
 
