@@ -1,7 +1,7 @@
 """Lay out what check.py found as Markdown tables, so that no figure is typed by hand.
 
-python benchmarks/gpu/tables.py runs/gpu/results.json                           # print them
-python benchmarks/gpu/tables.py runs/gpu/results.json benchmarks/README.md      # put them between the file's marks
+python benchmarks/gpu/tables.py runs/gpu/results.json ...                       # print them
+python benchmarks/gpu/tables.py runs/gpu/results.json ... benchmarks/README.md  # put them between the file's marks
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ def render(results: dict[str, Any]) -> str:
     card = results.get("card", [{}])[0].get("name", "an unknown card")
     versions = ", ".join(f"{name} {version}" for row in results.get("versions", []) for name, version in row.items())
     parts = [f"Measured on {card}, commit {about['commit']}, with `{about['command']}` ({versions})."]
+    if "note" in about:
+        parts.append(about["note"])
     for case, rows in by_case(results.get("head", [])):
         sparse_head.add_ratios(rows)
         parts.append(table(f"The sparse head, {case}", rows))
@@ -86,11 +88,13 @@ def insert(tables: str, file: Path) -> None:
 
 
 def main() -> None:
-    if len(sys.argv) not in (2, 3):
+    files = [Path(name) for name in sys.argv[1:]]
+    target = files.pop() if files and files[-1].suffix == ".md" else None
+    if not files:
         raise SystemExit(__doc__)
-    tables = render(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
-    if len(sys.argv) == 3:
-        insert(tables, Path(sys.argv[2]))
+    tables = "\n\n".join(render(json.loads(file.read_text(encoding="utf-8"))) for file in files)
+    if target is not None:
+        insert(tables, target)
     else:
         print(tables)
 

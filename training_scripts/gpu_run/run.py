@@ -4,9 +4,9 @@ python training_scripts/gpu_run/run.py --data data --out results --plan plan.jso
 
 A plan is a JSON list of stages {"name", "lane", "seconds", "command", "keep"}: stages of a lane run one after another,
 lanes side by side. A stage that has ended well is not run again; one that failed ends its lane. Commands are those that
-a person would type; "{work}", "{data}", "{out}", "{seconds}" and "{python}" are filled in. Files named by "keep" are
-copied to `--out`, in parts of 15 MiB where they are larger, with `results.json`: seconds, exit status and last lines of every
-stage.
+a person would type; "{work}", "{data}", "{out}", "{seconds}" and "{python}" are filled in. Files that "keep" names are
+copied to `--out`, in parts of 15 MiB where they are larger, with `results.json`: seconds, exit status and last lines of
+every stage.
 """
 
 from __future__ import annotations
@@ -61,8 +61,10 @@ def run_stage(stage: dict[str, Any], options: argparse.Namespace, deadline: floa
     start = time.time()
     with log.open("w") as output:
         process = subprocess.Popen(
-            command, shell=True, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, executable="/bin/bash"
-        )
+            command, shell=True, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, executable="/bin/bash",
+            # Tokenizers with threads of their own hang in the worker processes of data loaders.
+            env=os.environ | {"TOKENIZERS_PARALLELISM": "false"},
+        )  # fmt: skip
         try:
             # Loading, tokenizing and saving come on top of the seconds of training.
             status: int | str = process.wait(timeout=max(1, min(seconds + options.grace, deadline - time.time())))
