@@ -12,7 +12,8 @@ from lion_st.kernels.dispatch import backend_module, choose_backend
 from lion_st.kernels.gradients import Pooled, slope
 from lion_st.kernels.reference import splade_pool_reference
 
-warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+for message in ("Sparse CSR tensor support is in beta", "Sparse invariant checks are implicitly disabled"):
+    warnings.filterwarnings("ignore", message=message)
 
 SLAB_BYTES = 64 * 2**20  # largest dense piece [B, slab] on the way to sparse rows
 

@@ -45,7 +45,7 @@ class Configuration(NamedTuple):
 
     def block_dim(self, dtype: torch.dtype) -> int:
         """Hidden dimensions of a step."""
-        return ROW_BYTES // dtype.itemsize
+        return ROW_BYTES // dtype.itemsize // (2 if dtype == torch.float32 else 1)  # as registers would run out
 
     @property
     def shared_bytes(self) -> int:

@@ -102,6 +102,7 @@ def main() -> None:
         (CONFIGURATIONS[2], torch.bfloat16, 90),
         (CONFIGURATIONS[3], torch.bfloat16, 90),
         (CONFIGURATIONS[-1], torch.bfloat16, 80),
+        (CONFIGURATIONS[-1], torch.float32, 89),
     ]
     if "--all" in sys.argv:
         wanted = [
