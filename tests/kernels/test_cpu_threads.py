@@ -5,9 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from numba import prange
 
-from lion_st.kernels.compiling import Parallel, compiled
+from lion_st.kernels.compiling import Parallel
 
 THREADS = """
 import os, threading
@@ -60,6 +62,20 @@ assert encode()[2] == 2
 """
 
 
+NO_FOLDER = """
+import os
+os.environ["NUMBA_CACHE_LOCATOR_CLASSES"] = "UserProvidedCacheLocator"  # which takes NUMBA_CACHE_DIR and nothing else
+os.environ.pop("NUMBA_CACHE_DIR", None)
+import numpy as np
+import lion_st.kernels.cpu
+from lion_st.retrieval.indexes import inverted
+indptr = np.zeros(4, dtype=np.int64)
+inverted.count_postings(np.array([0, 2, 2], dtype=np.int32), indptr)
+assert indptr.tolist() == [0, 1, 1, 3], indptr
+assert not inverted.count_postings.stats.cache_path
+"""
+
+
 def run(program: str) -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -75,17 +91,18 @@ def test_a_process_forked_after_encoding_encodes_too():
     run(FORKED)
 
 
-def test_functions_that_numba_cannot_keep_on_disk_run_all_the_same():
-    """As in an installation that cannot be written, by a user without a home: numba finds no folder for this source."""
-    import numba
+def test_an_installation_without_a_folder_for_numbas_cache():
+    """One that cannot be written, of a user without a home: every function of the package is compiled all the same."""
+    run(NO_FOLDER)
 
-    names: dict = {"prange": numba.prange}
-    exec("def double(values):\n    for place in prange(values.size):\n        values[place] *= 2", names)
-    with pytest.raises(RuntimeError, match="no locator available"):
-        numba.njit(cache=True)(names["double"])
-    for double in (compiled(nogil=True)(names["double"]), Parallel(names["double"]).serial):
-        import numpy as np
 
+def test_a_parallel_function_runs_on_one_thread_too():
+    @Parallel
+    def double(values):
+        for place in prange(values.size):
+            values[place] *= 2
+
+    for run_it in (double.parallel, double.serial):
         values = np.arange(3.0)
-        double(values)
+        run_it(values)
         assert values.tolist() == [0, 2, 4]

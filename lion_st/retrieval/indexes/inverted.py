@@ -12,11 +12,12 @@ leaves no trace in the result.
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
+from lion_st.kernels.compiling import compiled
 
-@numba.njit(nogil=True, cache=True)
+
+@compiled(nogil=True)
 def count_postings(terms, indptr):
     """Fill indptr [V + 1] with where each term's postings start."""
     for position in range(terms.size):
@@ -25,7 +26,7 @@ def count_postings(terms, indptr):
         indptr[term + 1] += indptr[term]
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled(nogil=True)
 def invert(row_starts, terms, weights, indptr, documents, values, upper):
     """Turn CSR rows into postings: documents and values by term, and each term's largest value."""
     fill = indptr[:-1].copy()
@@ -38,7 +39,7 @@ def invert(row_starts, terms, weights, indptr, documents, values, upper):
             upper[term] = max(upper[term], weights[position])
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled(nogil=True)
 def quantize(indptr, weights, upper, levels, values):
     """Fill values with round(weight / upper * levels), at least 1 so that no posting is lost."""
     for term in range(indptr.size - 1):
@@ -46,7 +47,7 @@ def quantize(indptr, weights, upper, levels, values):
             values[position] = max(1, int(weights[position] / upper[term] * levels + 0.5))
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled(nogil=True)
 def document_terms(indptr, documents, values, upper, levels, document):
     """Gather one document's terms and weights from the postings, by binary search in every list."""
     terms = np.empty(indptr.size - 1, dtype=np.int32)
@@ -62,7 +63,7 @@ def document_terms(indptr, documents, values, upper, levels, document):
     return terms[:count], weights[:count]
 
 
-@numba.njit(nogil=True, cache=True, inline="always")
+@compiled(nogil=True, inline="always")
 def sift_down(heap, place, key):
     """Put a key into a min-heap from `place` downwards."""
     while True:
@@ -78,7 +79,7 @@ def sift_down(heap, place, key):
     heap[place] = key
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled(nogil=True)
 def search_window(
     indptr, documents, values, upper, levels, first_row, query_starts, query_terms, query_weights,
     best, sizes, accumulators, touched,
