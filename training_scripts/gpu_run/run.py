@@ -61,7 +61,7 @@ def run_stage(stage: dict[str, Any], options: argparse.Namespace, deadline: floa
     start = time.time()
     with log.open("w") as output:
         process = subprocess.Popen(
-            command, shell=True, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, executable="/bin/bash",
+            command, shell=True, executable="/bin/bash", stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
             # Tokenizers with threads of their own hang in the worker processes of data loaders.
             env=os.environ | {"TOKENIZERS_PARALLELISM": "false"},
         )  # fmt: skip
