@@ -61,10 +61,13 @@ def run_stage(stage: dict[str, Any], options: argparse.Namespace, deadline: floa
     start = time.time()
     with log.open("w") as output:
         process = subprocess.Popen(
-            command, shell=True, executable="/bin/bash", stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+            ["bash", "-c", command],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
             # Tokenizers with threads of their own hang in the worker processes of data loaders.
             env=os.environ | {"TOKENIZERS_PARALLELISM": "false"},
-        )  # fmt: skip
+        )
         try:
             # Loading, tokenizing and saving come on top of the seconds of training.
             status: int | str = process.wait(timeout=max(1, min(seconds + options.grace, deadline - time.time())))
