@@ -31,6 +31,9 @@ _HOME = {
     "SpladeHead": "lion_st.modules",
 }
 
+# What README and messages use as `lion_st.hub.push`, without an import of its own.
+_FOLDERS = ("data", "evaluation", "hub", "kernels", "losses", "modules", "retrieval", "training")
+
 __all__ = [
     "CachedContrastiveDistillationLoss",
     "ContrastiveDistillationLoss",
@@ -48,6 +51,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in _FOLDERS:
+        return import_module(f"{__name__}.{name}")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(_HOME[name]), name)
@@ -56,4 +61,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, *_FOLDERS])

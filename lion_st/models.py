@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
+import json
 from collections import OrderedDict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from sentence_transformers import SentenceTransformer, SparseEncoder
@@ -13,7 +13,7 @@ from sentence_transformers.base.model import BaseModel
 from sentence_transformers.base.modules import Module, Normalize
 from sentence_transformers.sentence_transformer.modules import Pooling, WeightedLayerPooling
 from sentence_transformers.sparse_encoder.modules import SpladePooling
-from sentence_transformers.util import batch_to_device, load_file_path
+from sentence_transformers.util import batch_to_device, fullname, load_file_path
 from tqdm.auto import trange
 from transformers.utils.peft_utils import find_adapter_config_file
 
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
 Paradigm = Literal["sparse", "dense"]
 
+# The module classes of ours that a checkpoint may ask for.
+LION_MODULES: dict[str, type[Module]] = {fullname(kind): kind for kind in (LionTransformer, SpladeHead, LlamaPooling)}
+JSON_FILES = ("modules.json", "config_sentence_transformers.json", "config.json", "adapter_config.json")
+
 
 class LionModel(BaseModel):
     """What both model classes share: fast modules on loading, stock modules on disk."""
@@ -36,9 +40,13 @@ class LionModel(BaseModel):
     def _load_module_class_from_ref(self, class_ref: str, *args: Any, **kwargs: Any) -> type:
         if class_ref == STOCK_TRANSFORMER:
             return LionTransformer
-        if class_ref.startswith("lion_st.modules."):
-            module, _, name = class_ref.rpartition(".")
-            return getattr(importlib.import_module(module), name)
+        if class_ref in LION_MODULES:
+            return LION_MODULES[class_ref]
+        if class_ref.startswith("lion_st."):
+            raise ValueError(
+                f"The checkpoint asks for the module {class_ref!r}; lion_st has {', '.join(LION_MODULES)}. See whether "
+                "a newer lion_st wrote it, and load checkpoints from sources you trust."
+            )
         return super()._load_module_class_from_ref(class_ref, *args, **kwargs)
 
     def _load_config_modules(self, model_name_or_path: str, *args: Any, **kwargs: Any) -> Any:
@@ -171,6 +179,81 @@ class LionSparseEncoder(LionModel, SparseEncoder):
         ).coalesce()
 
 
+@overload
+def build(
+    backbone: str | Path,
+    paradigm: Paradigm,
+    *,
+    query_length: int | None = ...,
+    document_length: int | None = ...,
+    lora: LoraConfig | None = ...,
+    dtype: str | torch.dtype = ...,
+    scale: float | None = ...,
+    pooling: PoolingName = ...,
+    max_active_dims: int | None = ...,
+    query_max_active_dims: int | None = ...,
+    document_max_active_dims: int | None = ...,
+    query_prompt: str | None = ...,
+    document_prompt: str | None = ...,
+    add_bos: bool | None = ...,
+    as_sparse_encoder: Literal[False] = ...,
+    device: str | None = ...,
+    attn_implementation: str | None = ...,
+    revision: str | None = ...,
+    token: bool | str | None = ...,
+) -> LionSentenceTransformer: ...
+
+
+@overload
+def build(
+    backbone: str | Path,
+    paradigm: Paradigm,
+    *,
+    query_length: int | None = ...,
+    document_length: int | None = ...,
+    lora: LoraConfig | None = ...,
+    dtype: str | torch.dtype = ...,
+    scale: float | None = ...,
+    pooling: PoolingName = ...,
+    max_active_dims: int | None = ...,
+    query_max_active_dims: int | None = ...,
+    document_max_active_dims: int | None = ...,
+    query_prompt: str | None = ...,
+    document_prompt: str | None = ...,
+    add_bos: bool | None = ...,
+    as_sparse_encoder: Literal[True],
+    device: str | None = ...,
+    attn_implementation: str | None = ...,
+    revision: str | None = ...,
+    token: bool | str | None = ...,
+) -> LionSparseEncoder: ...
+
+
+@overload
+def build(
+    backbone: str | Path,
+    paradigm: Paradigm,
+    *,
+    query_length: int | None = ...,
+    document_length: int | None = ...,
+    lora: LoraConfig | None = ...,
+    dtype: str | torch.dtype = ...,
+    scale: float | None = ...,
+    pooling: PoolingName = ...,
+    max_active_dims: int | None = ...,
+    query_max_active_dims: int | None = ...,
+    document_max_active_dims: int | None = ...,
+    query_prompt: str | None = ...,
+    document_prompt: str | None = ...,
+    add_bos: bool | None = ...,
+    as_sparse_encoder: bool = ...,
+    device: str | None = ...,
+    attn_implementation: str | None = ...,
+    revision: str | None = ...,
+    token: bool | str | None = ...,
+) -> LionSentenceTransformer | LionSparseEncoder: ...
+
+
 def build(
     backbone: str | Path,
     paradigm: Paradigm,
@@ -192,7 +275,7 @@ def build(
     attn_implementation: str | None = None,
     revision: str | None = None,
     token: bool | str | None = None,
-) -> SentenceTransformer | SparseEncoder:
+) -> LionSentenceTransformer | LionSparseEncoder:
     """Make a retriever of a decoder-only backbone: a bidirectional transformer with a sparse or a dense head.
 
     Args:
@@ -231,8 +314,9 @@ def build(
             model = lion_st.build("meta-llama/Llama-3.2-1B", "sparse", lora=LoraConfig(r=16, lora_alpha=32))
             model.encode_query("what is a lion").shape  # (128256,)
     """
-    backbone = str(backbone)
+    backbone = _name_of(backbone, "backbone")
     _require_paradigm(paradigm, as_sparse_encoder)
+    _require_device(device)
     if load_file_path(backbone, "modules.json", token=token, revision=revision) is not None:
         raise ValueError(f"{backbone!r} is a saved retriever, not a backbone; open it with lion_st.load.")
     transformer = LionTransformer(
@@ -270,6 +354,60 @@ def build(
     return model
 
 
+@overload
+def load(
+    path_or_repo: str | Path,
+    *,
+    paradigm: Paradigm | None = ...,
+    as_sparse_encoder: Literal[False] = ...,
+    device: str | None = ...,
+    dtype: str | torch.dtype = ...,
+    attn_implementation: str | None = ...,
+    base: str | Path | None = ...,
+    merge_adapter: bool = ...,
+    is_trainable: bool = ...,
+    revision: str | None = ...,
+    token: bool | str | None = ...,
+    local_files_only: bool = ...,
+) -> LionSentenceTransformer: ...
+
+
+@overload
+def load(
+    path_or_repo: str | Path,
+    *,
+    paradigm: Paradigm | None = ...,
+    as_sparse_encoder: Literal[True],
+    device: str | None = ...,
+    dtype: str | torch.dtype = ...,
+    attn_implementation: str | None = ...,
+    base: str | Path | None = ...,
+    merge_adapter: bool = ...,
+    is_trainable: bool = ...,
+    revision: str | None = ...,
+    token: bool | str | None = ...,
+    local_files_only: bool = ...,
+) -> LionSparseEncoder: ...
+
+
+@overload
+def load(
+    path_or_repo: str | Path,
+    *,
+    paradigm: Paradigm | None = ...,
+    as_sparse_encoder: bool = ...,
+    device: str | None = ...,
+    dtype: str | torch.dtype = ...,
+    attn_implementation: str | None = ...,
+    base: str | Path | None = ...,
+    merge_adapter: bool = ...,
+    is_trainable: bool = ...,
+    revision: str | None = ...,
+    token: bool | str | None = ...,
+    local_files_only: bool = ...,
+) -> LionSentenceTransformer | LionSparseEncoder: ...
+
+
 def load(
     path_or_repo: str | Path,
     *,
@@ -284,7 +422,7 @@ def load(
     revision: str | None = None,
     token: bool | str | None = None,
     local_files_only: bool = False,
-) -> SentenceTransformer | SparseEncoder:
+) -> LionSentenceTransformer | LionSparseEncoder:
     """Load a Lion checkpoint with the fast modules, whoever wrote it.
 
     That is an exported (stock) checkpoint of either model type, a folder written in training with or without an
@@ -317,7 +455,8 @@ def load(
             model = lion_st.load("runs/quickstart/lion-sp", as_sparse_encoder=True)
             model.encode_document(["A lion is a large cat."])  # sparse [1, V]
     """
-    source = str(path_or_repo)
+    source = _name_of(path_or_repo, "path_or_repo")
+    _require_device(device)
     options: dict[str, Any] = {"is_trainable": is_trainable}
     if dtype != "auto":
         options["dtype"] = dtype
@@ -329,6 +468,7 @@ def load(
     hub: dict[str, Any] = {"revision": revision, "token": token, "local_files_only": local_files_only}
     if not Path(source).exists() and (source.startswith((".", "/", "~")) or source.count("/") > 1):
         raise FileNotFoundError(f"There is no folder {source!r}. Pass a checkpoint's folder or a Hub repository.")
+    _require_json(source, hub)
     is_saved_model = load_file_path(source, "modules.json", **hub) is not None
     if not is_saved_model and find_adapter_config_file(source, **hub) is not None:
         if paradigm is None:
@@ -352,7 +492,12 @@ def paradigm_of(model: BaseModel) -> Paradigm:
 
     Args:
         model: Any `SentenceTransformer` or `SparseEncoder`, with stock or Lion modules.
+
+    Raises:
+        TypeError: If it is not a model, but a path for example.
     """
+    if not isinstance(model, BaseModel):
+        raise TypeError(f"Pass a model, not {model!r}: lion_st.load(path) makes one of a checkpoint.")
     modules = list(model)
     if any(isinstance(module, LlamaPooling) for module in modules):
         return "dense"
@@ -376,6 +521,38 @@ def _require_paradigm(paradigm: str, as_sparse_encoder: bool) -> None:
         raise ValueError(f'paradigm must be "sparse" or "dense", got {paradigm!r}.')
     if as_sparse_encoder and paradigm == "dense":
         raise ValueError("as_sparse_encoder=True needs a sparse model, this one is dense; leave it out.")
+
+
+def _name_of(source: str | Path, argument: str) -> str:
+    if not isinstance(source, str | Path):
+        raise TypeError(f"{argument} is a folder or a Hub repository, got {source!r}, a {type(source).__name__}.")
+    if not str(source):
+        raise ValueError(f"{argument} is empty; give a folder or a Hub repository.")
+    return str(source)
+
+
+def _require_device(device: str | torch.device | None) -> None:
+    if device is not None and torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"device={str(device)!r}, but torch {torch.__version__} finds no CUDA GPU here. Leave device out for the "
+            'best one there is, pass "cpu", or install a torch that is built for your GPU.'
+        )
+
+
+def _require_json(source: str, hub: dict[str, Any]) -> None:
+    """Raise if a file of a checkpoint's configuration is damaged, by its name."""
+    for name in JSON_FILES:
+        path = load_file_path(source, name, **hub)
+        if path is None:
+            continue
+        expected: Any = list if name == "modules.json" else dict
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            problem = None if isinstance(content, expected) else f"it holds a {type(content).__name__}"
+        except ValueError as error:  # of JSON and of UTF-8
+            problem = str(error)
+        if problem:
+            raise ValueError(f"{source!r} has a damaged {name} ({problem}). Restore the file or fetch it again.")
 
 
 def _load_bare_adapter(

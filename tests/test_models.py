@@ -280,6 +280,79 @@ def test_what_is_no_lion_checkpoint_is_refused(tiny_backbone, tmp_path):
         lion_st.load(tmp_path, device="cpu")
 
 
+def test_more_layers_than_were_saved_are_refused_before_one_is_built(tiny_backbone, tmp_path):
+    folder = shutil.copytree(tiny_backbone(), tmp_path / "backbone")
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {"num_hidden_layers": 10_000_000}))
+    with pytest.raises(ValueError, match=r"missing \(first: model\.layers\.2 of 10,000,000 layers, where 2 were saved"):
+        lion_st.build(folder, "sparse", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("modules.json", "[{", "Expecting"),
+        ("modules.json", "{}", "holds a dict"),
+        ("config.json", '{"model_type": ', "Expecting"),
+        ("config_sentence_transformers.json", "null", "holds a NoneType"),
+        ("config_sentence_transformers.json", "", "Expecting value"),
+    ],
+)
+def test_a_damaged_file_is_named_in_one_line(tiny_backbone, tmp_path, name, content, problem):
+    lion_st.build(tiny_backbone(), "dense", device="cpu").save_pretrained(str(tmp_path))
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=rf"has a damaged {name} \(.*{problem}") as raised:
+        lion_st.load(tmp_path, device="cpu")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("reference", ["lion_st.modules.adapters.load_adapter_weights", "lion_st.stock.export"])
+def test_a_checkpoint_may_ask_for_modules_alone(tiny_backbone, tmp_path, reference):
+    lion_st.build(tiny_backbone(), "dense", device="cpu").save_pretrained(str(tmp_path))
+    entries = json.loads((tmp_path / "modules.json").read_text())
+    entries[1]["type"] = reference
+    (tmp_path / "modules.json").write_text(json.dumps(entries))
+    with pytest.raises(ValueError, match=f"asks for the module '{reference}'; lion_st has .*SpladeHead"):
+        lion_st.load(tmp_path, device="cpu")
+
+
+def test_a_prompt_leaves_room_for_the_text(tiny_backbone, texts, tmp_path):
+    prompt = "Represent this question for searching relevant passages: "
+    with pytest.raises(ValueError, match=r"Queries are cut to 16 tokens, of which the prompt 'Represent .* one vector"):
+        lion_st.build(tiny_backbone(), "dense", query_length=16, query_prompt=prompt, device="cpu")
+    with pytest.raises(ValueError, match=r"Documents are cut to 1 tokens, of which special tokens take 1"):
+        lion_st.build(tiny_backbone(), "dense", document_length=1, device="cpu")
+    model = lion_st.build(tiny_backbone(), "dense", query_length=16, document_length=200, device="cpu")
+    assert len(model.encode_document(texts, prompt=prompt)) == len(texts)
+    with pytest.raises(ValueError, match="Queries are cut to 16 tokens"):
+        model.encode_query(texts, prompt=prompt)
+    model.prompts["query"] = prompt
+    model.save_pretrained(str(tmp_path))
+    with pytest.raises(ValueError, match="shorten the prompt"):
+        lion_st.load(tmp_path, device="cpu")
+
+
+def test_what_is_not_a_model_or_a_path_is_named(tmp_path):
+    with pytest.raises(TypeError, match=r"path_or_repo is a folder or a Hub repository, got None, a NoneType"):
+        lion_st.load(None)
+    with pytest.raises(TypeError, match=r"backbone is a folder"):
+        lion_st.build(torch.nn.Linear(2, 2), "dense")
+    with pytest.raises(ValueError, match="path_or_repo is empty"):
+        lion_st.load("")
+    with pytest.raises(TypeError, match=r"Pass a model, not 'runs/lion': lion_st\.load"):
+        lion_st.paradigm_of("runs/lion")
+    with pytest.raises(TypeError, match=r"Pass a model, not 'runs/lion'"):
+        lion_st.retrieval.encode_texts("runs/lion", ["a lion"], "query")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="There is a GPU.")
+def test_a_gpu_that_is_not_there_is_a_sentence(tiny_backbone, tmp_path):
+    with pytest.raises(ValueError, match=r"device='cuda:1', but torch .* finds no CUDA GPU here\. Leave device out"):
+        lion_st.build(tiny_backbone(), "dense", device="cuda:1")
+    with pytest.raises(ValueError, match="device='cuda'"):
+        lion_st.load(tmp_path, device="cuda")
+
+
 # ---- training ----
 
 

@@ -28,6 +28,21 @@ def test_every_public_name_can_be_imported():
     assert all(getattr(lion_st, name) is not None for name in lion_st.__all__)
 
 
+def test_folders_are_there_after_importing_the_package_alone():
+    program = """
+import lion_st
+names = ("data", "evaluation", "hub", "kernels", "losses", "modules", "retrieval", "training")
+assert set(names) <= set(dir(lion_st))
+print([getattr(lion_st, name).__name__ for name in names][2], lion_st.hub.merge_backbone.__name__)
+try:
+    lion_st.no_such_name
+except AttributeError as error:
+    print(error)
+"""
+    printed = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    assert printed.splitlines() == ["lion_st.hub merge_backbone", "module 'lion_st' has no attribute 'no_such_name'"]
+
+
 def test_a_package_imports_earlier_ones_alone():
     order = ["kernels", "losses", "modules", "guard", "checkpoints", "models", "stock"]
     order += ["data", "training", "retrieval", "evaluation", "hub", "demo", "cli"]

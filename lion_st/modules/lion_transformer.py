@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -32,7 +34,7 @@ from lion_st.modules.adapters import (
     raise_on_wrong_weights,
     save_adapter,
 )
-from lion_st.modules.tokenizing import exclusive_tokenizer, leading_parts
+from lion_st.modules.tokenizing import exclusive_tokenizer, leading_parts, require_room
 
 if TYPE_CHECKING:
     from sentence_transformers.base.model import BaseModel
@@ -131,6 +133,7 @@ class LionTransformer(Transformer):
         self.is_trainable: bool = model_kwargs.pop("is_trainable", False)
         # Whether padding is left out of the backbone's work; settled once the model stands.
         self.runs_packed = False
+        self._prompts_with_room: set[tuple[str, int]] = set()
         self.resumed_head: dict[str, Any] = {}
         if found := self._base_with_tokenizer(model_name_or_path, model_kwargs):
             kwargs["tokenizer_name_or_path"], revision = found
@@ -243,6 +246,7 @@ class LionTransformer(Transformer):
             options.pop("subfolder", None)
         if options.get("revision") is None:
             options.pop("revision", None)
+        _require_layers(config, source, options)
         auto_class = TRANSFORMER_TASK_TO_AUTO_MODEL[transformer_task]
         try:
             model, report = auto_class.from_pretrained(source, config=config, output_loading_info=True, **options)
@@ -377,8 +381,15 @@ class LionTransformer(Transformer):
         with exclusive_tokenizer():
             limit = self.token_limit(kwargs.get("task"), kwargs.get("max_length"))
             if limit is not None:
+                self._require_room(prompt or "", limit, kwargs.get("task"))
                 inputs = leading_parts(self.tokenizer, inputs, limit, prompt or "")
             return super().preprocess(inputs, prompt=prompt, **kwargs)
+
+    def _require_room(self, prompt: str, limit: int, task: str | None) -> None:
+        if (prompt, limit) not in self._prompts_with_room:
+            texts = {"query": "Queries", "document": "Documents"}.get(task or "", "Texts")
+            require_room(self.tokenizer, prompt, limit, texts)
+            self._prompts_with_room.add((prompt, limit))
 
     def token_limit(self, task: str | None = None, max_length: int | None = None) -> int | None:
         """Tokens, special ones and prompt included, to which a text is cut; None for no limit.
@@ -422,7 +433,15 @@ class LionTransformer(Transformer):
     # ---- checks by running ----
 
     def on_model_ready(self, model: BaseModel) -> None:
-        """Check by running that the backbone reads in both directions and not its padding, then leave padding out."""
+        """Check by running that the backbone reads in both directions and not its padding, then leave padding out.
+
+        Raises:
+            ValueError: Also if one of the model's prompts leaves no room for a text.
+        """
+        for name, prompt in model.prompts.items() if model is not None else ():
+            task = {"query": "query", "document": "document", "passage": "document", "corpus": "document"}.get(name)
+            if (limit := self.token_limit(task)) is not None:
+                self._require_room(prompt or "", limit, task)
         self.verify_bidirectional()
         self._settle_unpadding()
 
@@ -640,6 +659,30 @@ def _tolerance(states: torch.Tensor) -> float:
 def _shortened(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _require_layers(config: PretrainedConfig, source: str, options: dict[str, Any]) -> None:
+    """Raise if a configuration asks for more layers than were saved, before a single one is built."""
+    names = ("token", "cache_dir", "revision", "local_files_only", "subfolder")
+    hub = {name: options[name] for name in names if options.get(name)}
+
+    def found(name: str) -> str | None:
+        return cached_file(source, name, _raise_exceptions_for_missing_entries=False, **hub)
+
+    if options.get("gguf_file"):
+        return
+    if index := found("model.safetensors.index.json"):
+        tensors = list(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"])
+    elif file := found("model.safetensors"):
+        with safe_open(file, framework="pt") as weights:
+            tensors = list(weights.keys())
+    else:
+        return
+    numbers = [int(match[2]) for name in tensors if (match := re.search(r"(^|\.)(?:layers|h)\.(\d+)\.", name))]
+    wanted = getattr(config.get_text_config(), "num_hidden_layers", None)
+    saved = max(numbers, default=-1) + 1
+    if wanted is not None and wanted > saved > 0:
+        raise_on_wrong_weights(source, [f"model.layers.{saved} of {wanted:,} layers, where {saved} were saved"], [], [])
 
 
 def _require_decoder_only(config: PretrainedConfig, name: str) -> None:

@@ -35,6 +35,29 @@ def exclusive_tokenizer() -> Iterator[None]:
         yield
 
 
+def require_room(tokenizer: Any, prompt: str, limit: int, texts: str) -> None:
+    """Raise if a prompt and the special tokens leave no token for the text itself.
+
+    Args:
+        tokenizer: Of transformers.
+        prompt: What stands in front of each text.
+        limit: Tokens to which prompt and text are cut together.
+        texts: What is cut, for the message.
+
+    Raises:
+        ValueError: With the prompt, its length and the limit.
+    """
+    with exclusive_tokenizer():
+        taken = len(tokenizer(prompt, truncation=False, padding=False, verbose=False)["input_ids"])
+    if taken < limit:
+        return
+    what = f"the prompt {prompt!r} with special tokens takes" if prompt else "special tokens take"
+    raise ValueError(
+        f"{texts} are cut to {limit} tokens, of which {what} {taken}: nothing of the text would be left, and all "
+        f"texts would get one vector. Allow more than {taken} tokens{', or shorten the prompt' if prompt else ''}."
+    )
+
+
 def leading_parts(tokenizer: Any, texts: Sequence[str], limit: int, prompt: str = "") -> list[str]:
     """Texts cut by characters where that changes none of their first `limit` tokens.
 

@@ -68,8 +68,11 @@ def weights_fingerprint(model: SentenceTransformer | SparseEncoder) -> str:
 
 def input_module(model: SentenceTransformer | SparseEncoder, kind: Kind) -> Any:
     """The module that tokenizes texts of a kind: the first one, or the first one of a Router's route."""
+    from sentence_transformers.base.model import BaseModel
     from sentence_transformers.base.modules import Router
 
+    if not isinstance(model, BaseModel):
+        raise TypeError(f"Pass a model, not {model!r}: lion_st.load(path) makes one of a checkpoint.")
     first = model[0]
     if isinstance(first, Router):
         route: Any = first.sub_modules[kind]

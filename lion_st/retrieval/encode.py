@@ -142,7 +142,7 @@ def encode_corpus(
     output = Path(output)
     corpus = texts_of(corpus, kind)
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    settings = corpus_settings(model, kind, dtype, shard_documents, tokens_per_batch, max_tokens)
+    settings = corpus_settings(model, kind, dtype, shard_documents, tokens_per_batch, max_tokens=max_tokens)
     claim_output(output, settings)
     reader = ShardReader(corpus, split, shard_documents, on_bad_record)
     with progress_bar(corpus, show_progress and rank == 0) as progress:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from copy import copy
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from sentence_transformers import SentenceTransformerTrainer, SparseEncoderTrainer
@@ -39,6 +39,7 @@ from lion_st.losses import (
     pairwise_dot_scores,
 )
 from lion_st.models import build
+from lion_st.modules.llama_pooling import PoolingName
 from lion_st.stock import export
 from lion_st.training.callbacks import EpochCallback, SecondsBudget
 from lion_st.training.cost import TrainingCost
@@ -83,7 +84,7 @@ def build_model(arguments: RetrieverArguments, device: str | torch.device | None
         # Optimizer steps are smaller than bfloat16's rounding of the weights.
         dtype="auto" if arguments.use_peft else torch.float32,
         scale=arguments.scale,
-        pooling=arguments.pooling,  # type: ignore[arg-type]
+        pooling=cast(PoolingName, arguments.pooling),
         query_prompt=arguments.query_prompt,
         document_prompt=arguments.document_prompt,
         add_bos=arguments.add_bos,
