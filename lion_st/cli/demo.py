@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,8 +17,10 @@ def register(app: typer.Typer) -> None:
 def demo(
     model: Annotated[str, typer.Argument(help="Sparse checkpoint: a folder or a Hub repository.")],
     data: Annotated[
-        Path | None,
-        typer.Option(help="BEIR folder, or other documents, to search; by default SQuAD dev of the quickstart data."),
+        str | None,
+        typer.Option(
+            help="BEIR folder, or documents as encode takes, to search; by default SQuAD dev of the quickstart data."
+        ),
     ] = None,
     dense: Annotated[
         str | None, typer.Option(help="Dense checkpoint to search beside it; without one, BM25 is beside it.")

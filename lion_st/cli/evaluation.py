@@ -41,12 +41,15 @@ def evaluate(
     data: Annotated[
         list[str] | None,
         typer.Option(
-            help="BEIR folder, mteb task (SciFact, MSMARCO, TRECDL2019) or benchmark (BEIR, NanoBEIR, "
-            "'MTEB(eng, v2)'); repeatable."
+            help="BEIR folder, Hub data set with such files (mteb/scifact), mteb task (SciFact, TRECDL2019) or "
+            "benchmark (BEIR, NanoBEIR, 'MTEB(eng, v2)'); repeatable."
         ),
     ] = None,
     trec: Annotated[
-        tuple[Path, Path, Path] | None, typer.Option(metavar="CORPUS TOPICS QRELS", help="A test set in TREC files.")
+        tuple[str, str, Path] | None,
+        typer.Option(
+            metavar="CORPUS TOPICS QRELS", help="A test set: documents and queries as encode takes, and qrels."
+        ),
     ] = None,
     bm25: Annotated[bool, typer.Option("--bm25", help="Add a row for BM25.")] = False,
     hybrid: Annotated[
@@ -110,7 +113,7 @@ def evaluate(
 
     sources: list[Any] = list(data or [])
     if trec is not None:
-        sources.append(trec_task(*trec, name=trec[1].stem))
+        sources.append(trec_task(*trec, name=Path(trec[1]).name.partition(".")[0]))
     if not sources:
         raise UsageError("There is nothing to evaluate on: give --data or --trec.")
     load_options: dict[str, Any] = {"device": device, "dtype": weights, "revision": revision}
@@ -215,7 +218,7 @@ def fuse(
     if dev and dev_qrels is not None:
         weights = fit_run_weights([read_run(run) for run in dev], read_qrels(dev_qrels), metric, k=k)
     fused = fuse_runs([read_run(run) for run in runs], weights, k)
-    write_run(output, fused, tag=output.stem.replace(" ", "_"))
+    write_run(output, fused, tag=output.stem)
     how = "reciprocal ranks" if weights is None else "weights " + ", ".join(f"{one:.2f}" for one in weights)
     typer.echo(f"{output}: {len(fused):,} queries, fused by {how}.")
 

@@ -143,6 +143,8 @@ def require_source(source: str | None) -> None:
     """
     if source is None or source == "-" or source.startswith("hf://") or Path(source).expanduser().exists():
         return
+    if Path(source.rpartition(":")[0] or source).exists():  # FOLDER:SUBSET
+        return
     path = Path(source)
     if path.is_absolute() or source.startswith((".", "~")) or path.suffix in DATA_SUFFIXES or len(path.parts) > 2:
         raise FileNotFoundError(f"{source} does not exist.")

@@ -57,8 +57,9 @@ def encode(
     corpus: Annotated[
         str,
         typer.Argument(
-            help="BEIR folder, .jsonl, .tsv or .parquet (also .gz, .bz2, .xz), folder of such files, "
-            "hf://owner/name or hf://owner/name/configuration, or - for JSON lines on the standard input."
+            help="BEIR folder; .jsonl, .parquet, .tsv (id and text, or a header), .csv (a header), .txt (one text per "
+            "line), also .gz, .bz2, .xz, .zst; folder of such files; Hub data set, owner/name, owner/name:subset or "
+            "hf://owner/name/subset; or - for JSON lines on the standard input. Queries also as TREC topics."
         ),
     ],
     output: Annotated[Path, typer.Argument(help="Folder for the shards; the same command goes on where it stopped.")],
@@ -172,7 +173,9 @@ def search(
     query: Annotated[
         str | None, typer.Argument(help="One query; without it and --queries you are asked for some.")
     ] = None,
-    queries: Annotated[Path | None, typer.Option(help="File of queries: id<tab>text, TREC topics or .jsonl.")] = None,
+    queries: Annotated[
+        str | None, typer.Option(help="Queries: id<tab>text, TREC topics, .jsonl and all else that encode reads.")
+    ] = None,
     run: Annotated[Path | None, typer.Option(help="Write what --queries finds into this TREC run file.")] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="Documents per query.")] = 10,
     explain: Annotated[bool, typer.Option("--explain", help="Show the terms of each score and their shares.")] = False,
@@ -204,17 +207,18 @@ def search(
     for source in (queries, corpus):
         require_source(None if source is None else str(source))
     require_new(run, overwrite)
+    from lion_st.data.records import read_topics
     from lion_st.retrieval import load_encoder, load_index, search_run, search_texts
 
     loaded = load_index(index, memory_map=True, verify=verify)
     encoder = load_encoder(model, device=device, dtype=weights, revision=revision)
-    asked = _read_queries(queries) if queries is not None else {}
+    asked = read_topics(queries) if queries is not None else {}
     options: dict[str, Any] = {"threads": threads, "explain": explain, "max_tokens": max_tokens}
     if run is not None:
         from lion_st.evaluation import write_run
 
         found = search_run(encoder, loaded, asked, k, threads=threads, max_tokens=max_tokens)
-        write_run(run, found, tag=index.resolve().name.replace(" ", "_"))
+        write_run(run, found, tag=index.resolve().name)
         typer.echo(f"{run}: {sum(map(len, found.values())):,} documents for {len(found):,} queries.")
     elif asked or query is not None:
         searched = [query] if query is not None else list(asked.values())
@@ -274,22 +278,6 @@ def prune(
     typer.echo(format_table(rows, style=style))
 
 
-def _read_queries(path: Path) -> dict[str, str]:
-    from lion_st.evaluation import read_topics
-    from lion_st.retrieval.records import Record, read_corpus
-
-    if ".jsonl" not in path.suffixes:
-        return read_topics(path)
-    queries: dict[str, str] = {}
-    for record in read_corpus(path):
-        if not isinstance(record, Record):
-            raise ValueError(f"{record.where} is {record.reason}: every query needs an id and a text.")
-        if record.id in queries:
-            raise ValueError(f"{path} has the query id {record.id!r} twice: ids must be unique.")
-        queries[record.id] = record.text
-    return queries
-
-
 def _remove_shards(folder: Path) -> None:
     """Remove what an encoding wrote, and nothing else."""
     from lion_st.retrieval.encode import MANIFEST, SETTINGS
@@ -313,7 +301,7 @@ def _asked_queries() -> Iterator[str]:
 
 def _read_texts(corpus: str | None, wanted: Set[str] | None) -> dict[str, str]:
     """Texts of documents by id: those that are wanted, or all."""
-    from lion_st.retrieval.records import Record, read_corpus
+    from lion_st.data.records import Record, read_corpus
 
     texts: dict[str, str] = {}
     for record in read_corpus(corpus) if corpus is not None and wanted != set() else ():

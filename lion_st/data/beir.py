@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-from lion_st.data.text import open_text
+from lion_st.data.fields import check_id
+from lion_st.data.files import FILE_KINDS, find_file
+from lion_st.data.records import read_texts
+from lion_st.data.sources import TEXT_STEMS, download_folder, parse_source
+from lion_st.data.trec import read_qrels
 from lion_st.files import atomic_file
 
 Corpus: TypeAlias = dict[str, dict[str, str]]  # document id -> {"title", "text"}
 Queries: TypeAlias = dict[str, str]  # query id -> text
 Qrels: TypeAlias = dict[str, dict[str, int]]  # query id -> document id -> relevance
 QRELS_HEADER = "query-id\tcorpus-id\tscore"
+QRELS_KINDS = (".tsv", *(kind for kind in FILE_KINDS if kind != ".tsv"), ".trec", ".qrels")
 
 
 def load_beir(path: str | Path, split: str = "test") -> tuple[Corpus, Queries, Qrels]:
     """Read a test collection.
 
     Args:
-        path: Folder in BEIR layout (Thakur et al., 2021, BEIR: A Heterogeneous Benchmark for Zero-shot Evaluation).
+        path: Folder in BEIR layout (Thakur et al., 2021, BEIR: A Heterogeneous Benchmark for Zero-shot Evaluation), or
+            a data set of the Hub with such files, see `beir_files`.
         split: Name of the judgements file, `qrels/<split>.tsv`.
 
     Returns:
@@ -30,27 +36,51 @@ def load_beir(path: str | Path, split: str = "test") -> tuple[Corpus, Queries, Q
 
     Raises:
         FileNotFoundError: If the folder or one of its three files is missing.
-        ValueError: If a line is malformed, an id repeats, or a judgement names an unknown query or document.
+        ValueError: If a line is malformed, an id repeats, or a judgement names an unknown query or contradicts another.
+
+    Warns:
+        UserWarning: If documents are judged that the corpus lacks: they count as never found.
 
     Example:
         >>> corpus, queries, qrels = load_beir("scifact")
         >>> len(corpus), len(qrels)
         (5183, 300)
     """
-    root = Path(path)
-    corpus: Corpus = {}
-    for place, row in read_jsonl(root / "corpus.jsonl", ("_id", "text")):
-        _add(corpus, row["_id"], {"title": row.get("title") or "", "text": row["text"]}, place)
-    queries: Queries = {}
-    for place, row in read_jsonl(root / "queries.jsonl", ("_id", "text")):
-        _add(queries, row["_id"], row["text"], place)
-    qrels: Qrels = {}
-    for place, query, document, grade in read_qrels(root / "qrels" / f"{split}.tsv"):
-        for kind, key, known in (("query", query, queries), ("document", document, corpus)):
-            if key not in known:
-                raise ValueError(f"{place} judges the unknown {kind} {key!r}: add it or remove the judgement.")
-        _add(qrels.setdefault(query, {}), document, grade, place)
-    return corpus, queries, qrels
+    documents_file, queries_file, qrels_file = beir_files(path, split)
+    texts = read_texts(documents_file)
+    corpus: Corpus = {key: {"title": fields.title, "text": fields.text} for key, fields in texts.items()}
+    queries: Queries = {key: fields.text for key, fields in read_texts(queries_file, "query").items()}
+    return corpus, queries, read_qrels(qrels_file, queries, corpus)
+
+
+def beir_files(path: str | Path, split: str) -> tuple[Path, Path, Path]:
+    """The files of documents, queries and a split's judgements, whatever their kind and compression.
+
+    Args:
+        path: A folder with `corpus.jsonl`, `queries.jsonl` and `qrels/<split>.tsv`, or a data set of the Hub that has
+            these files ("mteb/scifact"), perhaps in a folder that the subset names; then they are downloaded.
+        split: Split of the judgements.
+
+    Raises:
+        FileNotFoundError: If one is missing.
+    """
+    source = parse_source(path)
+    if source.path is None:
+        root = download_folder(source, ["corpus.*", "queries.*", "qrels/*", "qrels.*"])
+    else:
+        root = source.path / (source.subset or "")
+    files = [find_file(root, TEXT_STEMS[kind]) for kind in ("document", "query")]
+    for name, file in zip(("corpus", "queries"), files, strict=True):
+        if file is None:
+            raise FileNotFoundError(f"{root / f'{name}.jsonl'} does not exist, nor compressed or as another table.")
+    qrels = find_file(root / "qrels", (split,), QRELS_KINDS)
+    if qrels is None and split == "test":  # of a collection with one split
+        qrels = find_file(root, ("qrels",), QRELS_KINDS)
+    if qrels is None:
+        splits = sorted({file.name.split(".")[0] for file in (root / "qrels").glob("*")})
+        raise FileNotFoundError(f"{root / 'qrels' / split}.tsv does not exist; splits with judgements: {splits}.")
+    documents, queries = (file for file in files if file is not None)
+    return documents, queries, qrels
 
 
 def save_beir(
@@ -64,8 +94,12 @@ def save_beir(
 
     Raises:
         FileExistsError: If one of the three files exists already.
+        ValueError: If an id is blank or holds a tab or line break.
     """
     root = Path(path)
+    for what, keys in (("corpus", corpus), ("queries", queries), *(("qrels", grades) for grades in qrels.values())):
+        for key in keys:
+            check_id(key, what, "_id")
     files = {
         root / "corpus.jsonl": (
             json.dumps({"_id": key, "title": row.get("title", ""), "text": row["text"]}, ensure_ascii=False)
@@ -88,55 +122,3 @@ def save_beir(
             with complete.enter_context(atomic_file(file)).open("w", encoding="utf-8") as out:
                 out.writelines(f"{line}\n" for line in lines)
     return root
-
-
-def read_jsonl(path: str | Path, fields: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield each JSON object of a file with its place, `file:line`.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If a line is not a JSON object or lacks one of the fields.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist.")
-    with open_text(path) as lines:
-        for number, line in enumerate(lines, 1):
-            place = f"{path}:{number}"
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{place} is not JSON ({error.msg}): {line.strip()[:80]!r}.") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"{place} is {line.strip()[:80]!r}: every line must be a JSON object.")
-            missing = [field for field in fields if row.get(field) is None]
-            if missing:
-                raise ValueError(f"{place} has no {missing[0]!r}, only {sorted(row)}: every line needs {list(fields)}.")
-            yield place, row
-
-
-def read_qrels(path: Path) -> Iterator[tuple[str, str, str, int]]:
-    """Yield the place, query id, document id and relevance of each judgement."""
-    if not path.is_file():
-        splits = sorted(file.stem for file in path.parent.glob("*.tsv"))
-        raise FileNotFoundError(f"{path} does not exist; splits with judgements: {splits}.")
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            fields = line.rstrip("\r\n").split("\t")
-            if number == 1 and fields[0] == "query-id":
-                continue
-            try:
-                query, document, grade = fields
-                yield f"{path}:{number}", query, document, int(grade)
-            except ValueError as error:
-                raise ValueError(
-                    f"{path}:{number} is {line.strip()!r}: a judgement is query-id, corpus-id, score, tab-separated."
-                ) from error
-
-
-def _add(rows: dict[str, Any], key: Any, value: Any, place: str) -> None:
-    if not isinstance(key, str):
-        raise ValueError(f"{place} has the id {key!r}: ids must be strings.")
-    if key in rows:
-        raise ValueError(f"{place} repeats the id {key!r}: ids must be unique.")
-    rows[key] = value

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import ast
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from functools import partial
+from typing import Any
 
-Row: TypeAlias = Mapping[str, Any]
+from lion_st.data.fields import DOCUMENT_ID_FIELDS, GRADE_FIELDS, QUERY_ID_FIELDS, Row
+
+# A row with one column of each is a pair, and with a score of a third a pair with a score.
+PAIR_QUERIES = ("query", "question", "anchor", "sentence1", *QUERY_ID_FIELDS)
+PAIR_DOCUMENTS = (
+    "answer", "answers", "passage", "document", "document_text", "response", "sentence2", *DOCUMENT_ID_FIELDS,
+)  # fmt: skip
+PAIR_SCORES = (*GRADE_FIELDS, "labels", "similarity_score")
+HEADERLESS = ("question", "answers")
+TUPLE_FORMS = (
+    "tuples need a header that names the columns of a layout, such as query, positive, negative or question, answer; "
+    "without one, a .tsv has two columns, a question and a list of answers ['...', '...'], as DPR's."
+)
 
 
 @dataclass(frozen=True)
@@ -48,8 +62,50 @@ def detect_layout(row: Row) -> Layout:
     for layout in LAYOUTS:
         if all(column in row for column in layout.columns):
             return layout
+    pair = _pair_columns(row)
+    if pair is not None:
+        query, document = pair
+        read = partial(_pair, query=query, document=document)
+        return Layout("pairs", pair, read, query in QUERY_ID_FIELDS or None, document in DOCUMENT_ID_FIELDS or None)
     known = "; ".join(f"{', '.join(layout.columns)} ({layout.name})" for layout in LAYOUTS)
-    raise ValueError(f"The columns {sorted(row)} fit no layout of training tuples. Known are: {known}.")
+    raise ValueError(
+        f"The columns {sorted(row)} fit no layout of training tuples. Known are: {known}; one of "
+        f"{', '.join(PAIR_QUERIES)} with one of {', '.join(PAIR_DOCUMENTS)} (pairs), with one of "
+        f"{', '.join(PAIR_SCORES)} (pairs with scores)."
+    )
+
+
+def fits_layout(names: Collection[str]) -> bool:
+    """Whether columns of these names are training tuples."""
+    known = any(set(layout.columns) <= set(names) for layout in LAYOUTS)
+    return known or _pair_columns(dict.fromkeys(names, "")) is not None
+
+
+def is_pair_with_score(row: Row) -> bool:
+    """Whether a row is a query, one document and a score, so that a query's documents stand in several rows."""
+    known = any(all(column in row for column in layout.columns) for layout in LAYOUTS)
+    return not known and _pair_columns(row) is not None and any(row.get(name) is not None for name in PAIR_SCORES)
+
+
+def read_scored_pair(row: Row, place: str) -> tuple[str | int, str | int, float]:
+    """Query, document and score of a row.
+
+    Raises:
+        ValueError: If one is missing or blank, or the score is not a finite number.
+    """
+    columns = _pair_columns(row)
+    field = next((name for name in PAIR_SCORES if row.get(name) is not None), None)
+    if columns is None or field is None:
+        raise ValueError(f"{place} has no query, document or score among {dict(row)}: remove the row or fill it in.")
+    for column in columns:
+        _check_text(row[column], column, place)
+    try:
+        score = math.nan if isinstance(row[field], bool) else float(row[field])
+    except (TypeError, ValueError):
+        score = math.nan
+    if not math.isfinite(score):
+        raise ValueError(f"{place} has {row[field]!r} in the field {field!r}: a score is a finite number.")
+    return row[columns[0]], row[columns[1]], score
 
 
 def read_row(layout: Layout, row: Row, place: str) -> Candidates:
@@ -68,8 +124,7 @@ def read_row(layout: Layout, row: Row, place: str) -> Candidates:
         ) from error
     documents = [*found.positives, *found.negatives]
     for value in (found.query, *documents):
-        if isinstance(value, bool) or not isinstance(value, (str, int)) or not str(value).strip():
-            raise ValueError(f"{place} has {value!r} where a query or document belongs: remove the row or fill it in.")
+        _check_text(value, _field_of(row, value), place)
     if not found.positives:
         raise ValueError(f"{place} has no positive document: remove the row.")
     if found.scores is not None:
@@ -79,8 +134,47 @@ def read_row(layout: Layout, row: Row, place: str) -> Candidates:
             )
         for score in found.scores:
             if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
-                raise ValueError(f"{place} has the teacher score {score!r}: score it again or remove the row.")
+                field = _field_of(row, score)
+                raise ValueError(
+                    f"{place} has the teacher score {score!r} in the field {field!r}: score it again or remove the row."
+                )
     return found
+
+
+def _check_text(value: Any, field: str, place: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, (str, int)) or not str(value).strip():
+        raise ValueError(
+            f"{place} has {value!r} in the field {field!r}, where a query or document belongs: a text or an id, and "
+            "no instruction with it. Remove the row or fill it in."
+        )
+
+
+def _field_of(row: Row, value: Any) -> str:
+    """The column that a value was read from."""
+
+    def holds(found: Any) -> bool:
+        if found is value:
+            return True
+        inner: Any = found.values() if isinstance(found, Mapping) else found
+        return isinstance(inner, Iterable) and not isinstance(inner, str) and any(map(holds, inner))
+
+    return next((name for name, found in row.items() if holds(found)), ", ".join(row))
+
+
+def _pair_columns(row: Row) -> tuple[str, str] | None:
+    query, document = (
+        next((name for name in names if row.get(name) is not None), None) for names in (PAIR_QUERIES, PAIR_DOCUMENTS)
+    )
+    return None if query is None or document is None else (query, document)
+
+
+def _pair(row: Row, *, query: str, document: str) -> Candidates:
+    value = row[document]
+    if document != "answers":
+        return Candidates(row[query], [value], [])
+    if isinstance(value, str) and not value.lstrip().startswith("["):
+        raise ValueError(f"{value[:80]!r} is not a list of answers; {TUPLE_FORMS}")
+    return Candidates(row[query], _list(value["text"] if isinstance(value, Mapping) else value), [])
 
 
 def _scored_list(row: Row) -> Candidates:
@@ -121,8 +215,7 @@ def _mined_by_systems(row: Row) -> Candidates:
     """Negatives in a list for each system that found them: rank by rank, each document once."""
     lists = [[_pid(item) for item in found] for found in row["neg"].values()]
     ranks = [found[rank] for rank in range(max(map(len, lists), default=0)) for found in lists if rank < len(found)]
-    positives = [_pid(item) for item in row["pos"]]
-    return Candidates(row["qid"], positives, list(dict.fromkeys(pid for pid in ranks if pid not in positives)))
+    return Candidates(row["qid"], [_pid(item) for item in row["pos"]], list(dict.fromkeys(ranks)))
 
 
 def _passages(row: Row) -> Candidates:
@@ -145,18 +238,21 @@ def _columns(row: Row) -> Candidates:
     """One column a document, and the label, if any, a score for each of them or, for triplets, the teacher's margin."""
     query = next(row[name] for name in ("query", "anchor", "question") if name in row)
     numbered = [name for name in row if re.fullmatch(r"negative(_\d+)?", name)]
-    negatives = [row[name] for name in sorted(numbered, key=lambda name: int(name.partition("_")[2] or 0))]
+    columns = sorted(numbered, key=lambda name: int(name.partition("_")[2] or 0))
+    negatives = [row[name] for name in columns if row[name] not in (None, "")]  # rows may have fewer than others
     label = next((row[name] for name in ("label", "labels", "score", "scores") if name in row), None)
-    if isinstance(label, (int, float)) and len(negatives) == 1:
-        label = [label, 0.0]
+    if isinstance(label, str):
+        label = ast.literal_eval(label)
+    if isinstance(label, (int, float)) and len(negatives) < 2:
+        label = [label, 0.0][: 1 + len(negatives)]
+    if isinstance(label, list) and len(label) == 1 + len(columns) > 1 + len(negatives):
+        label = [label[0], *(one for one, name in zip(label[1:], columns, strict=True) if row[name])]
     return Candidates(query, [row["positive"]], negatives, label)
 
 
 def _list(value: Any) -> list[Any]:
     """A list, also where it was published as its text."""
     if isinstance(value, str):
-        import ast
-
         return list(ast.literal_eval(value))
     return list(value)
 

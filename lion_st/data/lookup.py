@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lion_st.data.fields import ID_FIELDS, TEXT_FIELDS, TITLE_FIELD, choose_column
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
-ID_COLUMNS = ("_id", "id", "document_id", "passage_id", "docid", "doc_id", "pid", "query_id", "qid")
-TEXT_COLUMNS = ("text", "passage", "document", "document_text", "contents", "query", "query_text", "question")
-TITLE_COLUMN = "title"
 MAX_DIGITS = 18  # of a decimal number that surely fits 64 bits
+TEXTS_AT_ONCE = 10_000
 
 
 class TextLookup:
@@ -37,9 +37,9 @@ class TextLookup:
 
     def __init__(self, table: Dataset, name: str) -> None:
         self.name = name
-        id_column = _choose(table, ID_COLUMNS, "id", name)
-        self.text_column = _choose(table, TEXT_COLUMNS, "text", name)
-        columns = [self.text_column] + ([TITLE_COLUMN] if TITLE_COLUMN in table.column_names else [])
+        id_column = choose_column(table.column_names, ID_FIELDS, "id", name)
+        self.text_column = choose_column(table.column_names, TEXT_FIELDS, "text", name)
+        columns = [self.text_column] + ([TITLE_FIELD] if TITLE_FIELD in table.column_names else [])
         self.table = table.select_columns(columns)
         ids = _id_array(table, id_column, name)
         self.rows_by_id = np.argsort(ids, kind="stable")
@@ -60,6 +60,32 @@ class TextLookup:
         Raises:
             ValueError: If an id is not in the table.
         """
+        known, rows = self._find(ids)
+        if not known.all():
+            raise ValueError(
+                f"The id {str(ids[int(np.argmin(known))])!r} is not among the {len(self):,} of {self.name}: give the "
+                "collection that the tuples were made from."
+            )
+        return rows
+
+    def knows(self, ids: Sequence[str]) -> np.ndarray:
+        """Whether each id is in the table, [ids]."""
+        return self._find(ids)[0]
+
+    def first_of_equals(self, ids: Sequence[str]) -> dict[str, str]:
+        """The ids whose text is that of an earlier one among them, with that earlier one."""
+        first: dict[int, str] = {}  # by the text's hash: texts of a whole collection would not fit memory
+        found: dict[str, str] = {}
+        for start in range(0, len(ids), TEXTS_AT_ONCE):
+            part = ids[start : start + TEXTS_AT_ONCE]
+            for key, text in zip(part, self.texts(part), strict=True):
+                one = first.setdefault(hash(text.strip()), key)
+                if one != key:
+                    found[key] = one
+        return found
+
+    def _find(self, ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Whether each id is known, and its row if it is."""
         wanted = np.asarray(ids, dtype=str)
         if self.ids.dtype.kind == "i":
             decimal = np.char.isdecimal(wanted) & (np.char.str_len(wanted) <= MAX_DIGITS)
@@ -67,14 +93,7 @@ class TextLookup:
         else:
             keys = wanted
         places = np.minimum(np.searchsorted(self.ids, keys), len(self.ids) - 1)
-        known = self.ids[places].astype(str) == wanted
-        if not known.all():
-            missing = wanted[np.argmin(known)]
-            raise ValueError(
-                f"The id {str(missing)!r} is not among the {len(self):,} of {self.name}: give the collection that the "
-                "tuples were made from."
-            )
-        return self.rows_by_id[places]
+        return self.ids[places].astype(str) == wanted, self.rows_by_id[places]
 
     def texts(self, ids: Sequence[str]) -> list[str]:
         """Text of each id, the title before it where there is one.
@@ -86,21 +105,14 @@ class TextLookup:
             return []
         rows = self.table[self.rows(ids).tolist()]
         texts = rows[self.text_column]
-        if TITLE_COLUMN in rows:
+        if TITLE_FIELD in rows:
             texts = [
-                f"{title or ''} {text or ''}".strip() for title, text in zip(rows[TITLE_COLUMN], texts, strict=True)
+                f"{title or ''} {text or ''}".strip() for title, text in zip(rows[TITLE_FIELD], texts, strict=True)
             ]
         for key, text in zip(ids, texts, strict=True):
             if not text or text.isspace():
                 raise ValueError(f"The text of {key!r} in {self.name} is {text!r}: remove the tuples that name it.")
         return texts
-
-
-def _choose(table: Dataset, candidates: Sequence[str], kind: str, name: str) -> str:
-    for column in candidates:
-        if column in table.column_names:
-            return column
-    raise ValueError(f"{name} has the columns {table.column_names}: none of {list(candidates)} holds the {kind}.")
 
 
 def _id_array(table: Dataset, column: str, name: str) -> np.ndarray:

@@ -1,175 +1,214 @@
-"""Where training tuples and their texts come from: Hub data sets, local copies of them, BEIR folders and files."""
+"""One syntax for where data are: files and folders here, data sets on the Hub, and their subsets."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING
 
-from lion_st.data.beir import read_jsonl, read_qrels
-from lion_st.data.layouts import Layout, detect_layout, read_row
-from lion_st.data.lookup import ID_COLUMNS, TEXT_COLUMNS, TITLE_COLUMN, TextLookup
-from lion_st.data.text import open_text
+from lion_st.data.fields import Kind
+from lion_st.data.files import COMPRESSED, FILE_KINDS, READABLE, Rows, file_kind, find_file, open_parquet
 
 if TYPE_CHECKING:
-    from datasets import Dataset, Features
+    from datasets import Dataset
 
-Rows: TypeAlias = Iterator[dict[str, Any]]
-
-TUPLE_SUBSETS = ("train", "labeled-list", "bert-ensemble-margin-mse", "triplets")
-TEXT_SUBSETS = {"queries": ("queries", "query"), "documents": ("documents", "corpus", "passage")}
-TEXT_FILES = {"queries": ("queries",), "documents": ("corpus",)}
-HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
-TABLE_FORMAT = 1  # part of the cache key of converted tables: raise it when the conversion changes
-
-
-def load_candidates(
-    source: str | Path, subset: str | None, split: str, *, queries_given: bool, documents_given: bool
-) -> tuple[Dataset, bool, bool]:
-    """Read a source into a table of `query`, `positives`, `negatives` and, where it has them, `teacher_scores`.
-
-    Returns:
-        The table, and whether its queries and its documents are ids.
-    """
-    folder = Path(source)
-    if (folder / "corpus.jsonl").exists() and subset is None:
-        return _generate(_beir_pairs, folder / "qrels" / f"{split}.tsv", _features(scored=False)), True, True
-    opened = _open(source, subset, split, (split,), TUPLE_SUBSETS)
-    if isinstance(opened, Path):
-        place, first = next(read_jsonl(opened, ()), (f"{opened}:1", {}))
-    elif not len(opened):
-        raise ValueError(f"{source} has no rows.")
-    else:
-        place, first = f"Row 0 of {source}", opened[0]
-    layout = detect_layout(first)
-    candidates = read_row(layout, first, place)
-    scored = candidates.scores is not None
-    if isinstance(opened, Path):
-        table = _generate(partial(_json_candidates, layout=layout, scored=scored), opened, _features(scored))
-    else:
-        table = opened.map(
-            partial(_table_candidates, layout=layout, scored=scored, source=str(source), table_format=TABLE_FORMAT),
-            batched=True,
-            with_indices=True,
-            remove_columns=opened.column_names,
-            features=_features(scored),
-            desc="Read tuples",
-        )
-    query_ids, document_ids = layout.query_ids, layout.document_ids
-    if query_ids is None:
-        query_ids = queries_given or isinstance(candidates.query, int)
-    if document_ids is None:
-        document_ids = documents_given or isinstance(candidates.positives[0], int)
-    return table, query_ids, document_ids
+HUB_NAME = re.compile(r"(?P<repository>[\w-][\w.-]*/[\w-][\w.-]*)(?:[:/](?P<subset>[^/:]+))?")
+SYNTAX = "a file or folder, or a Hub data set: owner/name, owner/name:subset or hf://owner/name/subset"
+TEXT_STEMS: dict[Kind, tuple[str, ...]] = {
+    "document": ("corpus", "documents", "collection"),
+    "query": ("queries", "topics"),
+}
+TEXT_SUBSETS: dict[Kind, tuple[str, ...]] = {
+    "document": ("documents", "corpus", "passage"),
+    "query": ("queries", "query"),
+}
+TOPIC_KINDS = (".xml", ".trec")  # beside tables, a folder's `topics` may be these
 
 
-def load_lookup(source: str | Path, given: str | Path | None, kind: str) -> TextLookup:
-    """Load the texts of query or document ids.
+@dataclass(frozen=True)
+class Source:
+    """A file or folder (`path`) or a data set of the Hub (`repository`), and perhaps the subset of it that is meant."""
+
+    path: Path | None
+    repository: str | None
+    subset: str | None = None
+
+    @property
+    def place(self) -> str:
+        """What `datasets` loads."""
+        return str(self.path) if self.path is not None else str(self.repository)
+
+    def __str__(self) -> str:
+        return self.place if self.subset is None else f"{self.place}:{self.subset}"
+
+
+def parse_source(source: str | Path, subset: str | None = None) -> Source:
+    """Read "PATH", "FOLDER:SUBSET", "owner/name", "owner/name:subset" or "hf://owner/name/subset".
+
+    What exists here is meant before what the Hub has under the same name.
 
     Args:
-        source: Source of the tuples, which is searched where nothing is given.
-        given: A file (`.tsv`, `.jsonl`, `.parquet`), a folder, or a data set, its subset after a colon.
-        kind: "queries" or "documents".
+        source: What was given.
+        subset: A subset given beside it.
 
     Raises:
-        FileNotFoundError: If a given file or folder does not exist.
-        ValueError: If there are no texts there, a line is malformed, or an id is missing or repeated.
+        FileNotFoundError: If it can be neither.
+        ValueError: If two different subsets are named.
     """
-    place, subset = str(source if given is None else given), None
-    if given is not None and not Path(place).exists() and ":" in place:
-        place, _, subset = place.rpartition(":")
-    try:
-        if given is None and Path(place).is_file():
-            raise ValueError(f"{place} is a single file")
-        opened = _open(place, subset, None, TEXT_FILES[kind], TEXT_SUBSETS[kind], only=given is not None)
-    except ValueError as error:
-        if given is not None:
-            raise
-        raise ValueError(
-            f"The {kind} of {source} are ids and their texts are not there ({error}): say where they are, "
-            f"{kind}=FILE, FOLDER or DATA SET."
-        ) from error
-    if isinstance(opened, Path):
-        from datasets import Features, Value
-
-        features = Features({column: Value("string") for column in ("id", "text", TITLE_COLUMN)})
-        opened = _generate(_tsv_texts if ".tsv" in opened.suffixes else _json_texts, opened, features)
-    return TextLookup(opened, f"{place}:{subset}" if subset else place)
+    name = str(source)
+    remote = re.sub(r"^hf:/{1,2}", "", name)  # pathlib makes one slash of two
+    head, colon, tail = name.rpartition(":")
+    match = HUB_NAME.fullmatch(remote)
+    if remote == name and Path(name).exists():
+        found = Source(Path(name), None)
+    elif remote == name and colon and Path(head).exists():
+        found = Source(Path(head), None, tail)
+    elif match is not None and (remote != name or (name.count("/") == 1 and file_kind(name) is None)):
+        found = Source(None, match["repository"], match["subset"])
+    else:
+        raise FileNotFoundError(f"{name} is not a file or folder here, nor the name of a Hub data set; give {SYNTAX}.")
+    if subset is None or subset == found.subset:
+        return found
+    if found.subset is not None:
+        raise ValueError(f"{name} names the subset {found.subset!r}, beside {subset!r}: name one of them.")
+    return Source(found.path, found.repository, subset)
 
 
-def _open(
-    source: str | Path,
-    subset: str | None,
-    split: str | None,
-    files: Sequence[str],
-    subsets: Sequence[str],
-    *,
-    only: bool = True,
+def text_files(path: Path, kind: Kind) -> list[Path]:
+    """The files of documents or queries that a file or folder stands for, in reading order.
+
+    Raises:
+        FileNotFoundError: If a folder has no queries, but documents, or the reverse.
+        ValueError: If there is nothing that can be read.
+    """
+    if path.is_file():
+        if file_kind(path) is None and kind == "document":
+            raise ValueError(f"Cannot read documents from {path}: give {READABLE}.")
+        return [path]
+    kinds = (*FILE_KINDS, *TOPIC_KINDS) if kind == "query" else FILE_KINDS
+    found = find_file(path, TEXT_STEMS[kind], kinds)
+    if found is not None:
+        return [found]
+    other = find_file(path, TEXT_STEMS["document" if kind == "query" else "query"])
+    if other is not None:
+        raise FileNotFoundError(
+            f"{path} has {other.name}, but no {' or '.join(TEXT_STEMS[kind])}: put a {TEXT_STEMS[kind][0]}.jsonl there."
+        )
+    readable = sorted(file for file in path.iterdir() if file.is_file() and file_kind(file) is not None)
+    # Beside tables, a text file is a note about them.
+    files = [file for file in readable if file_kind(file) != ".txt"] or readable
+    if not files:
+        raise ValueError(f"The folder {path} holds nothing to read: {READABLE}.")
+    return files
+
+
+def stream_rows(source: Source, kind: Kind, split: str) -> Rows:
+    """Yield the rows of a data set with their places, downloading as it reads."""
+    from datasets import load_dataset
+
+    subset = choose_subset(source, TEXT_SUBSETS[kind])
+    dataset = load_dataset(source.place, subset, split=split, streaming=True)
+    for number, row in enumerate(dataset):
+        yield f"Row {number} of {source}", row
+
+
+def open_source(
+    source: Source, split: str | None, stems: Sequence[str], subsets: Sequence[str], *, only: bool = True
 ) -> Path | Dataset:
     """Find a text file to read line by line, or load a table.
 
     Args:
-        source: A file, a folder or a Hub data set.
-        subset: Configuration, or name of a JSONL file in the folder or data set.
-        split: Split of the configuration; None takes its only one.
-        files: Names, without their endings, of the JSONL files to look for in a folder, or in a data set that
-            `datasets` cannot load, where no subset is named.
-        subsets: Configurations to choose from where none is named.
-        only: Whether a configuration without a sibling is taken whatever its name.
+        source: Where to look.
+        split: Split of a subset; None takes its only one.
+        stems: Names, without their endings, of the files to look for in a folder, or in a data set that `datasets`
+            cannot load, where no subset is named.
+        subsets: Subsets to choose from where none is named.
+        only: Whether a subset without a sibling is taken whatever its name.
+
+    Raises:
+        FileNotFoundError: If the data set is not to be had.
+        ValueError: If a file is of an unknown kind, or the subset is not there or not named.
+    """
+    path, subset = source.path, source.subset
+    if path is not None and path.is_file():
+        return _open_file(path)
+    if subset is not None and file_kind(subset) is not None:  # a file of the data set
+        if path is not None and (path / subset).is_file():
+            return _open_file(path / subset)
+        if path is None:
+            return _open_file(_download(source.place, [subset]))
+    if path is not None and subset is None:
+        file = find_file(path, stems, (".jsonl", ".tsv", ".csv"))
+        if file is not None:
+            return file
+    try:
+        subset = choose_subset(source, subsets, only=only)
+    except RuntimeError:  # it comes with a loading script, which `datasets` no longer runs
+        if path is not None or subset is not None:
+            raise
+        return _download(source.place, [f"{stem}.jsonl{end}" for stem in stems for end in ("", *COMPRESSED)])
+    return _load(source.place, subset, split)
+
+
+def choose_subset(source: Source, subsets: Sequence[str], *, only: bool = True) -> str:
+    """The subset that is named, else the first there is of some, else the only one.
+
+    Raises:
+        FileNotFoundError: If the data set is not to be had.
+        ValueError: If the subset is not there, or none of several is named.
     """
     from datasets import get_dataset_config_names
+    from datasets.exceptions import DatasetNotFoundError
 
-    path = Path(source)
-    if path.is_file():
-        return _open_file(path)
-    lines = [f"{stem}.jsonl{end}" for stem in files for end in ("", ".gz")] if subset is None else []
-    if subset is not None and ".jsonl" in subset:
-        lines = [subset]
-    if path.is_dir():
-        for name in lines:
-            if (path / name).is_file():
-                return path / name
-    elif not HUB_NAME.fullmatch(str(source)):
-        raise FileNotFoundError(f"{source} is no file or folder here, nor the name of a Hub data set (owner/name).")
-    elif subset in lines:
-        return _download(str(source), lines)
     try:
-        configurations = list(get_dataset_config_names(str(source)))
-    except RuntimeError:  # it comes with a loading script, which `datasets` no longer runs
-        if path.is_dir():
-            raise
-        return _download(str(source), lines)
-    if subset is None:
-        subset = next((name for name in subsets if name in configurations), None)
-    if subset is None and only and len(configurations) == 1:
-        subset = configurations[0]
-    if subset is None or subset not in configurations:
-        raise ValueError(f"{source} has the subsets {configurations}: name one of them (got {subset!r}).")
-    return _load(source, subset, split)
+        there = list(get_dataset_config_names(source.place))
+    except (DatasetNotFoundError, ConnectionError) as error:
+        raise FileNotFoundError(
+            f"{source} is not a file or folder here, and the Hub has no such data set ({error}); give {SYNTAX}."
+        ) from error
+    wanted = [source.subset] if source.subset is not None else [*subsets, *(there if only and len(there) == 1 else [])]
+    found = next((name for name in wanted if name in there), None)
+    if found is None:
+        raise ValueError(f"{source.place} has the subsets {there}: name one of them (got {source.subset!r}).")
+    return found
+
+
+def download_folder(source: Source, patterns: Sequence[str]) -> Path:
+    """Files of a data set on the Hub, those of the folder that the subset names if there is one; cached."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    inside = "" if source.subset is None else f"{source.subset}/"
+    files = [f"{inside}{pattern}" for pattern in patterns]
+    try:
+        return Path(snapshot_download(source.place, repo_type="dataset", allow_patterns=files)) / inside
+    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+        raise FileNotFoundError(
+            f"{source} is not a folder here, and the Hub gives no such data set ({error}); give {SYNTAX}."
+        ) from error
 
 
 def _open_file(path: Path) -> Path | Dataset:
     from datasets import load_dataset
 
-    if {".jsonl", ".tsv"} & set(path.suffixes):
+    if file_kind(path) in (".jsonl", ".tsv", ".csv", ".txt"):
         return path
-    if path.suffix == ".parquet":
-        return load_dataset("parquet", data_files=str(path), split="train")
-    raise ValueError(f"Cannot read {path}: give .jsonl or .tsv (also .gz, .xz), or .parquet.")
+    if file_kind(path) is None:
+        raise ValueError(f"Cannot read {path}: give {READABLE}.")
+    open_parquet(path)  # raises where it is damaged
+    return load_dataset("parquet", data_files=str(path), split="train")
 
 
-def _load(source: str | Path, subset: str, split: str | None) -> Dataset:
+def _load(place: str, subset: str, split: str | None) -> Dataset:
     from datasets import load_dataset
 
     if split is not None:
-        return load_dataset(str(source), subset, split=split)
-    splits = load_dataset(str(source), subset)
+        return load_dataset(place, subset, split=split)
+    splits = load_dataset(place, subset)
     if len(splits) > 1 and "train" not in splits:
-        raise ValueError(
-            f"The subset {subset!r} of {source} has the splits {list(splits)}: texts must be in one split."
-        )
+        raise ValueError(f"The subset {subset!r} of {place} has the splits {list(splits)}: texts must be in one split.")
     return splits["train"] if "train" in splits else next(iter(splits.values()))
 
 
@@ -183,84 +222,3 @@ def _download(repository: str, names: Sequence[str]) -> Path:
         except EntryNotFoundError:
             continue
     raise ValueError(f"{repository} has none of the files {list(names)}, and no subsets that `datasets` can load.")
-
-
-def _generate(read: Callable[..., Rows], path: Path, features: Features) -> Dataset:
-    """Read a file into a memory-mapped table, once for each state of the file."""
-    from datasets import Dataset
-    from datasets.exceptions import DatasetGenerationError
-
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist.")
-    state = (path.stat().st_size, path.stat().st_mtime_ns, TABLE_FORMAT)
-    try:
-        return Dataset.from_generator(read, features, gen_kwargs={"path": str(path), "state": state})
-    except DatasetGenerationError as error:
-        if isinstance(error.__cause__, ValueError):
-            raise error.__cause__ from None
-        raise
-
-
-def _features(scored: bool) -> Features:
-    from datasets import Features, List, Value
-
-    columns: dict[str, Any] = {"query": Value("string")}
-    columns |= {name: List(Value("string")) for name in ("positives", "negatives")}
-    return Features(columns | ({"teacher_scores": List(Value("float32"))} if scored else {}))
-
-
-def _candidates(layout: Layout, scored: bool, row: dict[str, Any], place: str) -> dict[str, Any]:
-    found = read_row(layout, row, place)
-    candidates: dict[str, Any] = {
-        "query": str(found.query),
-        "positives": [str(document) for document in found.positives],
-        "negatives": [str(document) for document in found.negatives],
-    }
-    if scored:
-        if found.scores is None:
-            raise ValueError(f"{place} has no teacher scores, other rows have: score it or remove the row.")
-        candidates["teacher_scores"] = found.scores
-    return candidates
-
-
-def _table_candidates(
-    batch: dict[str, list[Any]], rows: list[int], *, layout: Layout, scored: bool, source: str, table_format: int
-) -> dict[str, list[Any]]:
-    values = zip(*batch.values(), strict=True)
-    read = [
-        _candidates(layout, scored, dict(zip(batch, row, strict=True)), f"Row {number} of {source}")
-        for number, row in zip(rows, values, strict=True)
-    ]
-    return {column: [row[column] for row in read] for column in read[0]}
-
-
-def _json_candidates(path: str, state: tuple[int, ...], *, layout: Layout, scored: bool) -> Rows:
-    for place, row in read_jsonl(path, ()):
-        yield _candidates(layout, scored, row, place)
-
-
-def _beir_pairs(path: str, state: tuple[int, ...]) -> Rows:
-    for _, query, document, grade in read_qrels(Path(path)):
-        if grade > 0:
-            yield {"query": query, "positives": [document], "negatives": []}
-
-
-def _json_texts(path: str, state: tuple[int, ...]) -> Rows:
-    for place, row in read_jsonl(path, ()):
-        key = next((row[name] for name in ID_COLUMNS if row.get(name) is not None), None)
-        text = next((row[name] for name in TEXT_COLUMNS if isinstance(row.get(name), str)), None)
-        if key is None or text is None:
-            raise ValueError(
-                f"{place} has the fields {sorted(row)}: it needs an id (one of {list(ID_COLUMNS)}) and a text (one of "
-                f"{list(TEXT_COLUMNS)})."
-            )
-        yield {"id": str(key), "text": text, TITLE_COLUMN: row.get(TITLE_COLUMN)}
-
-
-def _tsv_texts(path: str, state: tuple[int, ...]) -> Rows:
-    with open_text(path) as lines:
-        for number, line in enumerate(lines, 1):
-            key, tab, text = line.rstrip("\r\n").partition("\t")
-            if not tab or not key:
-                raise ValueError(f"{path}:{number} is {line.strip()[:80]!r}: a line must be an id, a tab and a text.")
-            yield {"id": key, "text": text, TITLE_COLUMN: None}

@@ -2,65 +2,48 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-import lzma
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
+
+from lion_st.data.files import READABLE, checked, file_kind, read_lines, read_rows
+from lion_st.data.sources import parse_source
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-JSON_TEXT_FIELDS = ("text", "title", "query", "question", "pos", "positive")
-
-
-def open_text(path: str | Path) -> IO[str]:
-    """Open a UTF-8 text file, decompressing `.gz` and `.xz` on the way; lines end at newlines alone."""
-    path = Path(path)
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8", newline="\n")
-    if path.suffix == ".xz":
-        return lzma.open(path, "rt", encoding="utf-8", newline="\n")
-    return path.open(encoding="utf-8", newline="\n")
+TEXT_FIELDS = ("text", "title", "query", "question", "pos", "positive")
+FORM = f"text in a table needs a header with one of {', '.join(TEXT_FIELDS)}."
 
 
 def iter_documents(path: str | Path, lines_per_document: int = 64) -> Iterator[str]:
     """Yield the documents of one file.
 
     Args:
-        path: `.txt` (consecutive lines are grouped) or `.jsonl` (the text fields of a row are joined by a newline),
-            either of them optionally `.gz` or `.xz`.
+        path: `.txt` (consecutive lines are grouped), or `.jsonl`, `.parquet`, `.tsv` or `.csv` with a header (the text
+            fields of a row are joined by a newline), all but .parquet optionally compressed.
         lines_per_document: Lines of a `.txt` file that make one document.
 
     Raises:
-        ValueError: If the file is of another kind or a JSON row has no text field.
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is of another kind or damaged, or a row cannot be read or has no text field.
     """
     path = Path(path)
-    kind = Path(path.name.removesuffix(".gz").removesuffix(".xz")).suffix
-    if kind == ".jsonl":
-        with open_text(path) as lines:
-            for number, line in enumerate(lines, 1):
-                row = json.loads(line)
-                parts = [row[field] for field in JSON_TEXT_FIELDS if isinstance(row.get(field), str)]
-                if not parts:
-                    raise ValueError(f"{path}:{number} has none of the text fields {JSON_TEXT_FIELDS}.")
-                yield "\n".join(parts)
-    elif kind == ".txt":
-        with open_text(path) as lines:
-            group: list[str] = []
-            for line in lines:
-                if line.strip():
-                    group.append(line.strip())
-                if len(group) == lines_per_document:
-                    yield "\n".join(group)
-                    group = []
-            if group:
-                yield "\n".join(group)
-    else:
-        raise ValueError(f"Cannot read text from {path}: give .txt or .jsonl, optionally compressed as .gz or .xz.")
+    kind = file_kind(path)
+    if kind is None:
+        raise ValueError(f"Cannot read text from {path}: give {READABLE}.")
+    if kind == ".txt":
+        stripped = (line.strip() for _, line in checked(read_lines(path)))
+        while group := list(islice(stripped, lines_per_document)):
+            yield "\n".join(group)
+        return
+    for place, row in checked(read_rows(path, lambda names: any(name in TEXT_FIELDS for name in names), accepted=FORM)):
+        parts = [row[field] for field in TEXT_FIELDS if isinstance(row.get(field), str)]
+        if not parts:
+            raise ValueError(f"{place} has the fields {sorted(row)}, no text: accepted are {', '.join(TEXT_FIELDS)}.")
+        yield "\n".join(parts)
 
 
 def read_documents(sources: Iterable[str | Path], split: str = "train", rows_per_document: int = 64) -> Iterator[str]:
@@ -68,25 +51,22 @@ def read_documents(sources: Iterable[str | Path], split: str = "train", rows_per
 
     Args:
         sources: Files as `iter_documents` reads them, or data sets of the Hub (or local folders of one) with a column
-            `text`, the subset after a colon, as in "Salesforce/wikitext:wikitext-103-raw-v1".
+            `text`, such as "Salesforce/wikitext:wikitext-103-raw-v1"; see `parse_source`.
         split: Split of a data set.
         rows_per_document: Rows of a data set that make one document, empty ones not counted.
 
     Raises:
-        FileNotFoundError: If a source looks like a file and is not there.
+        FileNotFoundError: If a source is not there.
         ValueError: If a data set has no column `text`.
     """
     for source in sources:
-        name, _, subset = str(source).partition(":")
-        path = Path(str(source))
-        if path.is_file():
-            yield from iter_documents(path)
+        found = parse_source(source)
+        if found.path is not None and found.path.is_file():
+            yield from iter_documents(found.path)
             continue
-        if not Path(name).is_dir() and (path.suffix in (".txt", ".jsonl", ".gz", ".xz") or name.count("/") > 1):
-            raise FileNotFoundError(f"There is no text file {str(source)!r}.")
         from datasets import load_dataset
 
-        rows = load_dataset(name, subset or None, split=split)
+        rows = load_dataset(found.place, found.subset, split=split)
         if "text" not in rows.column_names:
             raise ValueError(f"{source} has the columns {rows.column_names}: it needs a column 'text'.")
         texts = (text.strip() for batch in rows.iter(1000) for text in batch["text"] if text and not text.isspace())

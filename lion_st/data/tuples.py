@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from lion_st.data.lookup import TextLookup
-from lion_st.data.sources import load_candidates, load_lookup
+from lion_st.data.tables import drop_equal_texts, is_beir, keep_known_pairs, load_candidates, load_lookup
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,19 +50,26 @@ def load_tuples(
     | the paper's contrastive and KL files | question, pos_pid, neg_pids[, pos_score, neg_scores] |
     | the paper's MarginMSE file | query, docids, scores; the first is positive |
     | JSONL pairs and lists | query, pos[, neg, pos_scores, neg_scores] |
+    | pairs | query, question or sentence1 with answer, answers (DPR), passage, document or sentence2; or of ids |
+    | pairs with scores | the same with score or label, a row each; of labels 0 and 1, the 1 are positives |
     | BEIR folder | pairs from qrels/<split>.tsv |
 
+    Negatives that are positives of their own query, or whose text repeats that of a positive or of another negative,
+    also under another id, are left out; so are queries without a positive, and in BEIR folders pairs whose document the
+    corpus lacks. A warning says how many.
+
     Args:
-        source: Hub data set, local copy of one, BEIR folder, or file (`.jsonl`, also `.gz` or `.xz`; `.parquet`).
+        source: Hub data set ("owner/name", "owner/name:subset", "hf://owner/name/subset"), local copy of one, BEIR
+            folder, or file: `.jsonl`, `.tsv` or `.csv` (with a header; without one a .tsv holds DPR's questions and
+            answers), also `.gz`, `.bz2`, `.xz` or `.zst`; `.parquet`.
         negatives: Negatives of each tuple; None takes all, of which every row must then have equally many.
         teacher_scores: Whether to add the column `label`, a list of 1 + negatives scores, the positive's first. Where
             only the margin of a triplet is published, it reads [margin, 0].
         split: Split of the data set; slices such as "train[:1%]" work where `datasets` reads the source.
         subset: Configuration of the data set, or name of a JSONL file in it; by default the first present of train,
             labeled-list, bert-ensemble-margin-mse, triplets, else the only one.
-        queries: Where the texts of query ids are, if not in the source: a file (`.tsv` of id and text, `.jsonl`,
-            `.parquet`), a folder, or a data set, its subset after a colon, as in
-            "sentence-transformers/msmarco-corpus:query".
+        queries: Where the texts of query ids are, if not in the source: a file, a folder, or a data set, as in
+            "sentence-transformers/msmarco-corpus:query"; the forms are those of `read_corpus`.
         documents: The same for document ids.
         sampling: "random" draws negatives (and one positive, where there are several) anew in every epoch, see
             `set_epoch`; "first" takes them in the published order.
@@ -81,6 +88,9 @@ def load_tuples(
         ValueError: If the layout is unknown, a line is malformed, an id is unknown or repeated, a text is empty, a
             teacher score is missing or not finite, or rows have too few negatives or unequally many.
 
+    Warns:
+        UserWarning: If something was left out.
+
     Example:
         >>> tuples = load_tuples("lion-st/lion-quickstart", negatives=4, teacher_scores=True)
         >>> list(tuples[0])
@@ -93,8 +103,8 @@ def load_tuples(
     table, query_ids, document_ids = load_candidates(
         source, subset, split, queries_given=queries is not None, documents_given=documents is not None
     )
-    query_lookup = load_lookup(source, queries, "queries") if query_ids else None
-    document_lookup = load_lookup(source, documents, "documents") if document_ids else None
+    query_lookup = load_lookup(source, queries, "query") if query_ids else None
+    document_lookup = load_lookup(source, documents, "document") if document_ids else None
     margins = absolute_margin is not None or relative_margin is not None
     if (teacher_scores or margins) and "teacher_scores" not in table.column_names:
         raise ValueError(
@@ -112,11 +122,15 @@ def load_tuples(
         relative_margin,
         seed,
     )
+    if query_lookup is not None:
+        query_lookup.rows(_unique_values(table, "query"))
+    if document_lookup is not None:
+        if is_beir(source, subset):
+            table = keep_known_pairs(table, document_lookup, str(source))
+        ids = list(dict.fromkeys([*_unique_values(table, "positives"), *_unique_values(table, "negatives")]))
+        document_lookup.rows(ids)
+        table = drop_equal_texts(table, document_lookup, ids, str(source))
     table = reader.check(table, str(source), drop_short)
-    for lookup, columns in ((query_lookup, ("query",)), (document_lookup, ("positives", "negatives"))):
-        if lookup is not None:
-            for column in columns:
-                lookup.rows(_unique_values(table, column))
     return table.with_transform(reader)
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-from lion_st.data.beir import load_beir
+from lion_st.data.beir import beir_files, load_beir
 from lion_st.data.quickstart import quickstart_test_sets
-from lion_st.retrieval.records import Record, read_corpus
+from lion_st.data.records import read_texts
 
 
 class Document(NamedTuple):
@@ -55,7 +55,8 @@ def read_collection(path: str | Path, name: str | None = None) -> Collection:
     """Read the documents of a folder or file, and queries with judgements where it has them.
 
     Args:
-        path: A folder in BEIR layout with `qrels/test.tsv`, or documents alone in any form that `read_corpus` takes.
+        path: A test collection in BEIR layout with the split "test", see `load_beir`, or documents alone in any form
+            that `read_corpus` takes.
         name: Name of the collection; by default that of the path.
 
     Returns:
@@ -65,20 +66,19 @@ def read_collection(path: str | Path, name: str | None = None) -> Collection:
         FileNotFoundError: If there is no such path.
         ValueError: If a document is malformed, an id repeats, or no document is left.
     """
-    path = Path(path)
     judged: dict[str, frozenset[str]] = {}
-    if (path / "qrels" / "test.tsv").is_file():
+    if _is_test_collection(path):
         corpus, queries, qrels = load_beir(path)
         documents = [Document(key, row["title"], row["text"]) for key, row in corpus.items()]
         for key, grades in qrels.items():
             relevant = frozenset(document for document, grade in grades.items() if grade > 0)
             judged[queries[key].strip()] = judged.get(queries[key].strip(), frozenset()) | relevant
     else:
-        documents = _documents_alone(path)
+        documents = [Document(*fields) for fields in read_texts(path).values()]
     kept = {document.id: document for document in documents if document.content}
     if not kept:
         raise ValueError(f"{path} has no document with a text: the page needs something to search.")
-    return Collection(name or path.resolve().name, kept, judged)
+    return Collection(name or Path(path).resolve().name, kept, judged)
 
 
 def quickstart_collection() -> Collection:
@@ -87,13 +87,11 @@ def quickstart_collection() -> Collection:
         return read_collection(quickstart_test_sets(folder)["squad_dev"], "SQuAD dev paragraphs")
 
 
-def _documents_alone(path: Path) -> list[Document]:
-    documents: dict[str, Document] = {}
-    for record in read_corpus(path):
-        if isinstance(record, Record):
-            if record.id in documents:
-                raise ValueError(f"{path} has the document id {record.id!r} twice: ids must be unique.")
-            documents[record.id] = Document(record.id, "", record.text)
-        elif record.reason != "empty":
-            raise ValueError(f"{record.where} is {record.reason}: every document needs an id and a text.")
-    return list(documents.values())
+def _is_test_collection(path: str | Path) -> bool:
+    if not Path(path).is_dir():
+        return False
+    try:
+        beir_files(path, "test")
+    except FileNotFoundError:
+        return False
+    return True

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lion_st.data.records import read_topics
+    from lion_st.data.trec import read_qrels, read_run
     from lion_st.evaluation.compare import Comparison, compare_runs
     from lion_st.evaluation.evaluate import evaluate_retrieval, open_retriever
     from lion_st.evaluation.hybrid import fit_hybrid, fit_run_weights, fuse_runs
@@ -22,9 +24,6 @@ if TYPE_CHECKING:
     from lion_st.evaluation.trec import (
         drop_self_matches,
         hits_to_run,
-        read_qrels,
-        read_run,
-        read_topics,
         write_qrels,
         write_run,
     )
@@ -56,9 +55,9 @@ _HOME = {
     "hits_to_run": "trec",
     "open_retriever": "evaluate",
     "prune_report": "pruning",
-    "read_qrels": "trec",
-    "read_run": "trec",
-    "read_topics": "trec",
+    "read_qrels": "lion_st.data.trec",
+    "read_run": "lion_st.data.trec",
+    "read_topics": "lion_st.data.records",
     "trade_off_figure": "pruning",
     "trec_task": "tasks",
     "write_prune_report": "pruning",
@@ -105,6 +104,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    home = _HOME[name]
+    value = getattr(import_module(home if "." in home else f"{__name__}.{home}"), name)
     globals()[name] = value
     return value

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from lion_st.data.trec import read_run
 from lion_st.evaluation.metrics import Qrels, Run, evaluate_run, is_metric, metric_depth
 from lion_st.evaluation.mteb_search import MtebSearch, SelfMatches, model_meta
 from lion_st.evaluation.protocols import Protocol, get_protocol
 from lion_st.evaluation.tasks import get_task_groups, loaded, origin_of
-from lion_st.evaluation.trec import drop_self_matches, read_run, write_qrels, write_run
+from lion_st.evaluation.trec import check_ids, drop_self_matches, write_qrels, write_run
 from lion_st.extras import require
 from lion_st.files import atomic_write
 from lion_st.retrieval.bm25 import Bm25Retriever
@@ -292,7 +293,10 @@ class _Evaluation:
             meta=meta,
             show_progress=self.show_progress,
         )
-        with loaded(task):
+        with loaded(task) as dataset:
+            for part in (part for splits in dataset.values() for part in splits.values()):
+                for ids in (part["queries"]["id"], part["corpus"]["id"], part["relevant_docs"]):
+                    check_ids(ids)  # before hours of encoding, and not when the run is written
             (result,) = self._evaluate(search, task).task_results
             rows = [self._part_row(task, subset, part, run, stem) for (_, subset, part), run in search.runs.items()]
         self.cache.save_to_cache(_gathered(earlier, result), meta)
@@ -332,7 +336,7 @@ class _Evaluation:
         if self.protocol.self_matches == "task" and task.ignore_identical_ids:
             run = drop_self_matches(run)
         run_file = self.output / "runs" / f"{stem}.{subset}.{part}.trec"
-        write_run(run_file, run, tag=self.retriever.name.replace(" ", "_"))
+        write_run(run_file, run, tag=self.retriever.name)
         names = [task.metadata.name, origin_of(task), subset, part]
         qrels_file = self.output / "runs" / ".".join([*filter(None, names), "qrels"])
         write_qrels(qrels_file, _judgements(task, subset, part))

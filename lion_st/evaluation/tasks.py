@@ -8,11 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from lion_st.data.beir import beir_files, load_beir
+from lion_st.data.records import corpus_files, read_texts, read_topics
+from lion_st.data.sources import parse_source
+from lion_st.data.trec import read_qrels
 from lion_st.evaluation.metrics import Qrels
-from lion_st.evaluation.trec import read_qrels, read_topics
 from lion_st.extras import require
 from lion_st.files import checksum
-from lion_st.retrieval.records import Record, corpus_files, read_corpus
 
 if TYPE_CHECKING:
     from mteb.abstasks.retrieval import AbsTaskRetrieval
@@ -22,8 +24,9 @@ def get_task(source: str | Path | AbsTaskRetrieval, split: str = "test") -> AbsT
     """Make an mteb retrieval task.
 
     Args:
-        source: A folder in BEIR layout (`corpus.jsonl`, `queries.jsonl`, `qrels/<split>.tsv`), the name of an mteb
-            retrieval task, such as "SciFact", "NanoMSMARCORetrieval" or "TRECDL2019", or a task, which is returned.
+        source: A folder in BEIR layout (`corpus.jsonl`, `queries.jsonl`, `qrels/<split>.tsv`) or a data set of the Hub
+            with such files, such as "mteb/scifact", see `load_beir`; the name of an mteb retrieval task, such as
+            "SciFact", "NanoMSMARCORetrieval" or "TRECDL2019"; or a task, which is returned.
         split: Split of a folder; mteb's tasks name their own.
 
     Raises:
@@ -32,7 +35,7 @@ def get_task(source: str | Path | AbsTaskRetrieval, split: str = "test") -> AbsT
     """
     AbsTaskRetrieval = require("mteb.abstasks.retrieval").AbsTaskRetrieval
 
-    if isinstance(source, str | Path) and Path(source).is_dir():
+    if isinstance(source, str | Path) and _is_collection(source):
         return folder_task(source, split)
     task = _mteb_task(str(source)) if isinstance(source, str | Path) else source
     if not isinstance(task, AbsTaskRetrieval) or task.metadata.modalities != ["text"]:
@@ -62,7 +65,7 @@ def get_task_groups(source: str | Path | AbsTaskRetrieval, split: str = "test") 
     mteb = require("mteb")
     from mteb.abstasks.aggregated_task import AbsTaskAggregate
 
-    if not isinstance(source, str) or Path(source).exists():
+    if not isinstance(source, str) or _is_collection(source):
         return [TaskGroup(None, [get_task(source, split)])]
     if source in {benchmark.name for benchmark in mteb.get_benchmarks()}:
         found: list[Any] = [task for task in mteb.get_benchmark(source).tasks if _is_retrieval(task)]
@@ -113,22 +116,26 @@ def _mteb_task(name: str) -> Any:
         raise FileNotFoundError(f"{name} is neither a BEIR folder nor an mteb task or benchmark ({error}).") from error
 
 
+def _is_collection(source: str | Path) -> bool:
+    """Whether a source is a folder or a data set of the Hub, and not the name of one of mteb's tasks."""
+    return Path(source).is_dir() or "/" in str(source)
+
+
 def _is_retrieval(task: Any) -> bool:
     return task.metadata.type == "Retrieval" and task.metadata.modalities == ["text"]
 
 
 def folder_task(folder: str | Path, split: str = "test") -> AbsTaskRetrieval:
     """Make an mteb task of a BEIR folder; it takes the folder's name."""
-    root = Path(folder).resolve()
-    files = [root / "corpus.jsonl", root / "queries.jsonl", root / "qrels" / f"{split}.tsv"]
+    source = parse_source(folder)
+    files = beir_files(folder, split)
+    name = source.subset or (source.path.resolve().name if source.path is not None else source.place.split("/")[-1])
 
     def load() -> tuple[list[dict[str, str]], dict[str, str], Qrels]:
-        from lion_st.data import load_beir
-
-        corpus, queries, qrels = load_beir(root, split=split)
+        corpus, queries, qrels = load_beir(folder, split=split)
         return [{"id": key, **row} for key, row in corpus.items()], queries, qrels
 
-    return _local_task(root.name, files, load, split)
+    return _local_task(name, files, load, split)
 
 
 def trec_task(
@@ -137,7 +144,7 @@ def trec_task(
     """Make an mteb task of TREC files.
 
     Args:
-        corpus: A file or folder, see `read_corpus`. A record that it would skip is an error here.
+        corpus: See `read_corpus`. A malformed record is an error here.
         topics: See `read_topics`; those without judgements are left out.
         qrels: See `read_qrels`.
         name: Name of the task.
@@ -150,21 +157,13 @@ def trec_task(
     """
 
     def load() -> tuple[list[dict[str, str]], dict[str, str], Qrels]:
-        documents: dict[str, str] = {}
-        for record in read_corpus(corpus):
-            if not isinstance(record, Record):
-                raise ValueError(f"The corpus {corpus} has a {record.reason} record: {record.where}.")
-            if record.id in documents:
-                raise ValueError(f"The corpus {corpus} has the id {record.id!r} twice: keep one of the documents.")
-            documents[record.id] = record.text
-        judged = read_qrels(qrels)
+        documents = read_texts(corpus)
         queries = read_topics(topics)
-        missing = judged.keys() - queries.keys()
-        if missing:
-            raise ValueError(f"{qrels} judges {len(missing)} topics that {topics} lacks, such as {min(missing)!r}.")
-        return [{"id": key, "title": "", "text": text} for key, text in documents.items()], queries, judged
+        rows = [fields._asdict() for fields in documents.values()]
+        return rows, queries, read_qrels(qrels, queries, documents)
 
-    return _local_task(name, [*corpus_files(corpus), Path(topics), Path(qrels)], load, split)
+    files = [*corpus_files(corpus), *corpus_files(topics, "query"), Path(qrels)]
+    return _local_task(name, files, load, split)
 
 
 def _local_task(

@@ -8,6 +8,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
+from lion_st.data.records import Corpus, Record
 from lion_st.extras import require
 from lion_st.models import load
 from lion_st.retrieval.encode import (
@@ -22,7 +23,6 @@ from lion_st.retrieval.encode import (
     is_finished,
     progress_bar,
 )
-from lion_st.retrieval.records import Corpus, Record, texts_of
 from lion_st.retrieval.storage import StorageError
 
 # What the rows of the pipeline say in their column "what"; FINISHED ones carry no contents any more.
@@ -91,7 +91,6 @@ def encode_corpus_on_ray(
         )
     if not ray.is_initialized():
         ray.init(log_to_driver=False)
-    corpus = texts_of(corpus, kind)
     gpus = int(ray.cluster_resources().get("GPU", 0))
     output = Path(output).resolve()
     worker = {
@@ -103,7 +102,7 @@ def encode_corpus_on_ray(
     }
     with ray.data.DataContext.current(_one_shard_a_block()):
         shards = ray.data.read_datasource(
-            _source(ShardReader(corpus, split, shard_documents, on_bad_record), output),
+            _source(ShardReader(corpus, split, shard_documents, on_bad_record, kind), output),
             num_cpus=0,  # else it could wait for the actors to end, and they for it
             override_num_blocks=1,
         ).map_batches(
@@ -115,7 +114,7 @@ def encode_corpus_on_ray(
             num_cpus=cpus_per_worker,
             num_gpus=gpus_per_worker if gpus_per_worker is not None else float(gpus > 0),
         )
-        with progress_bar(corpus, show_progress) as progress:
+        with progress_bar(corpus, show_progress, kind) as progress:
             for row in shards.iter_rows():
                 contents = json.loads(row["contents"])
                 if row["what"] == ERROR:

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from scipy import sparse
 
+from lion_st.data.files import file_kind
+from lion_st.data.records import BadRecord, Corpus, Record, corpus_files, read_corpus
 from lion_st.files import atomic_file, atomic_write, checksum
 from lion_st.retrieval.describe import (
     Kind,
@@ -30,7 +32,6 @@ from lion_st.retrieval.describe import (
     weights_fingerprint,
 )
 from lion_st.retrieval.prune import keep_top_terms
-from lion_st.retrieval.records import BadRecord, Corpus, Record, corpus_files, read_corpus, texts_of
 from lion_st.retrieval.storage import StorageError, strings_to_arrays
 from lion_st.retrieval.vectors import Vectors, to_csr, to_dense
 
@@ -120,7 +121,7 @@ def encode_corpus(
 
     Args:
         model: A sparse or dense model.
-        corpus: See `read_corpus`. Queries of a BEIR folder are those of its `queries.jsonl`.
+        corpus: See `read_corpus`; of a folder, queries are its `queries` file.
         output: Folder for the shards.
         kind: Whether the records are documents or queries.
         split: Split of a Hub dataset.
@@ -140,12 +141,11 @@ def encode_corpus(
         ValueError: At the first bad record if `on_bad_record` is "raise", or if no record is usable.
     """
     output = Path(output)
-    corpus = texts_of(corpus, kind)
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     settings = corpus_settings(model, kind, dtype, shard_documents, tokens_per_batch, max_tokens=max_tokens)
     claim_output(output, settings)
-    reader = ShardReader(corpus, split, shard_documents, on_bad_record)
-    with progress_bar(corpus, show_progress and rank == 0) as progress:
+    reader = ShardReader(corpus, split, shard_documents, on_bad_record, kind)
+    with progress_bar(corpus, show_progress and rank == 0, kind) as progress:
         for number, records in enumerate(reader):
             if number % world_size == rank and not is_finished(output, number, records):
                 encode_shard(model, records, output, number, settings, progress)
@@ -229,7 +229,12 @@ class ShardReader:
     """
 
     def __init__(
-        self, corpus: Corpus, split: str = "train", shard_documents: int = 4096, on_bad_record: str = "skip"
+        self,
+        corpus: Corpus,
+        split: str = "train",
+        shard_documents: int = 4096,
+        on_bad_record: str = "skip",
+        kind: Kind = "document",
     ) -> None:
         if on_bad_record not in ("skip", "raise"):
             raise ValueError(f"on_bad_record is 'skip' or 'raise', got {on_bad_record!r}.")
@@ -237,14 +242,15 @@ class ShardReader:
         self.split = split
         self.shard_documents = shard_documents
         self.on_bad_record = on_bad_record
+        self.kind: Kind = kind
         self.counts = CorpusCounts()
 
     def __iter__(self) -> Iterator[list[Record]]:
         earlier = _SeenIds()
         records: dict[str, Record] = {}
-        for item in read_corpus(self.corpus, self.split):
+        for item in read_corpus(self.corpus, self.split, self.kind):
             if isinstance(item, BadRecord):
-                self._skip(item.reason, item.where)
+                self._skip(item.reason, item.message)
             elif item.id in records or item.id in earlier:
                 self._skip("duplicate id", item.id)
             else:
@@ -263,12 +269,12 @@ class ShardReader:
         self.counts.documents += len(records)
         return list(records.values())
 
-    def _skip(self, reason: str, where: str) -> None:
+    def _skip(self, reason: str, message: str) -> None:
         if self.on_bad_record == "raise":
-            raise ValueError(f"Bad record ({reason}): {where}. Mend the corpus or pass on_bad_record='skip'.")
+            raise ValueError(f"Bad record ({reason}): {message} Mend the corpus or pass on_bad_record='skip'.")
         self.counts.skipped[reason] += 1
         if len(self.counts.examples) < MAX_EXAMPLES:
-            self.counts.examples.append(f"{reason}: {where}")
+            self.counts.examples.append(f"{reason}: {message}")
 
 
 class _SeenIds:
@@ -544,26 +550,25 @@ def records_digest(records: Iterable[Record]) -> str:
     return digest.hexdigest()
 
 
-def progress_bar(corpus: Corpus, show: bool) -> Any:
+def progress_bar(corpus: Corpus, show: bool, kind: Kind = "document") -> Any:
     """A bar over the documents of a corpus, with a total where that is cheap to know."""
     from tqdm.auto import tqdm
 
-    return tqdm(total=_count_documents(corpus) if show else None, desc="Encoding", unit="doc", disable=not show)
+    return tqdm(total=_count_documents(corpus, kind) if show else None, desc="Encoding", unit="doc", disable=not show)
 
 
-def _count_documents(corpus: Corpus) -> int | None:
+def _count_documents(corpus: Corpus, kind: Kind) -> int | None:
     """Lines or rows of plain files; None for compressed or remote ones, whose counting would read them twice."""
-    if not isinstance(corpus, str | Path) or str(corpus) == "-" or str(corpus).startswith("hf://"):
-        return None
+    files = corpus_files(corpus, kind) if isinstance(corpus, str | Path) and str(corpus) != "-" else []
     total = 0
-    for file in corpus_files(corpus):
+    for file in files:
         if file.suffix == ".parquet":
             import pyarrow.parquet
 
             total += pyarrow.parquet.ParquetFile(file).metadata.num_rows
-        elif file.suffix in (".jsonl", ".tsv"):
+        elif file.suffix == file_kind(file):
             with file.open("rb") as lines:
                 total += sum(block.count(b"\n") for block in iter(lambda: lines.read(1 << 20), b""))
         else:
             return None
-    return total
+    return total or None

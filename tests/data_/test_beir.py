@@ -39,15 +39,26 @@ def test_a_failed_save_leaves_nothing(tmp_path):
     ("file", "line", "message"),
     [
         ("corpus.jsonl", '{"_id": "d1", "text": "again"}', r"corpus\.jsonl:3 repeats the id 'd1'"),
-        ("corpus.jsonl", '{"_id": 3, "text": "a"}', r"corpus\.jsonl:3 has the id 3: ids must be strings"),
-        ("corpus.jsonl", '{"_id": "d3"}', r"corpus\.jsonl:3 has no 'text'"),
+        (
+            "corpus.jsonl",
+            '{"_id": 3.5, "text": "a"}',
+            r"corpus\.jsonl:3 has 3\.5 in the field '_id': an id is a string",
+        ),
+        ("corpus.jsonl", '{"_id": "a\\tb", "text": "a"}', r"corpus\.jsonl:3 has the id 'a\\tb': .* no tabs"),
+        (
+            "corpus.jsonl",
+            '{"_id": "d3"}',
+            r"corpus\.jsonl:3 has no text among its fields \['_id'\]: accepted are text, ",
+        ),
+        ("corpus.jsonl", '{"_id": "d3", "text": 5}', r"corpus\.jsonl:3 has 5 in the field 'text': a text is a string"),
         ("corpus.jsonl", "[1]", r"corpus\.jsonl:3 is '\[1\]': every line must be a JSON object"),
         ("queries.jsonl", "{", r"queries\.jsonl:2 is not JSON"),
-        ("qrels/test.tsv", "q1\td9\t1", r"test\.tsv:4 judges the unknown document 'd9'"),
         ("qrels/test.tsv", "q9\td1\t1", r"test\.tsv:4 judges the unknown query 'q9'"),
-        ("qrels/test.tsv", "q1\td1\t2", r"test\.tsv:4 repeats the id 'd1'"),
-        ("qrels/test.tsv", "q1 d1 1", r"test\.tsv:4 is 'q1 d1 1': a judgement is"),
-        ("qrels/test.tsv", "q1\td1\tyes", r"test\.tsv:4 is .* a judgement is"),
+        ("qrels/test.tsv", "q1\td1\t2", r"test\.tsv:4 judges document 'd1' of query 'q1' as 2, an earlier line as 1"),
+        ("qrels/test.tsv", "q1 d1 1", r"test\.tsv:4 is 'q1 d1 1', of 1 columns: judgements are"),
+        ("qrels/test.tsv", "q1\td1\tyes", r"test\.tsv:4 has the grade 'yes', which is not a number"),
+        ("qrels/test.tsv", "q1\td1\tnan", r"test\.tsv:4 has the grade 'nan', which is not a finite number"),
+        ("qrels/test.tsv", "q1\td1\t0.5", r"test\.tsv:4 has the grade '0\.5': grades are whole numbers"),
     ],
 )
 def test_a_bad_line_is_named(folder, file, line, message):

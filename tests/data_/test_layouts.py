@@ -326,3 +326,140 @@ def test_the_bundled_data_set():
     batch = tuples[:512]
     assert list(batch) == [*NAMES, "label"]
     assert all(max(label[1:]) < label[0] for label in batch["label"])
+
+
+def write(path, content):
+    path.write_text(content)
+    return path
+
+
+ONE_PAIR = {"query": ["when do lions hunt"], "positive": ["At night."]}
+PAIR_FILES = {
+    "answers.jsonl": '{"question": "when do lions hunt", "answers": ["At night."]}\n',
+    "squad.jsonl": '{"question": "when do lions hunt", "answers": {"text": ["At night."], "start": [3]}}',
+    "answer.csv": "query,answer\nwhen do lions hunt,At night.\n",
+    "dpr.tsv": "when do lions hunt\t['At night.']\n",
+    "dpr.csv": "when do lions hunt\t['At night.', 'At night.']\n",
+    "header.tsv": "\ufeffanchor\tpositive\nwhen do lions hunt\tAt night.\n",
+    "sentences.jsonl": '{"sentence1": "when do lions hunt", "sentence2": "At night."}\n',
+    "passage.jsonl": '{"query": "when do lions hunt", "passage": "At night."}\n',
+}
+
+
+@pytest.mark.parametrize("name", PAIR_FILES)
+def test_pairs_and_questions_with_answers_are_training_data(tmp_path, name):
+    assert load_tuples(write(tmp_path / name, PAIR_FILES[name]))[:] == ONE_PAIR
+
+
+def test_pairs_with_scores_are_gathered_by_query(tmp_path):
+    scored = write(
+        tmp_path / "scored.csv", "query,passage,score\na,near,3.5\nb,only,1.25\na,best,7\na,far,-2\na,best,7\n"
+    )
+    with pytest.warns(UserWarning, match=r"scored\.csv: left out 1 negatives that are positives"):
+        tuples = load_tuples(scored, negatives=2, teacher_scores=True, sampling="first", drop_short=True)
+    assert tuples[:] == {
+        "query": ["a"], "positive": ["best"], "negative_1": ["near"], "negative_2": ["far"], "label": [[7, 3.5, -2]]
+    }  # fmt: skip
+    assert load_tuples(scored, negatives=0, teacher_scores=True)[1] == {
+        "query": "b",
+        "positive": "only",
+        "label": [1.25],
+    }
+    rows = [(1, 7, 0), (1, 8, 1), (1, 9, 1), (2, 9, 0)]
+    labelled = write_jsonl(
+        tmp_path / "labels.jsonl", [dict(zip(("qid", "pid", "label"), row, strict=True)) for row in rows]
+    )
+    texts = {
+        "queries": write_tsv(tmp_path / "q.tsv", {"1": "one", "2": "two"}),
+        "documents": write_tsv(tmp_path / "d.tsv", {"7": "seven", "8": "eight", "9": "nine"}),
+    }
+    with pytest.warns(UserWarning, match=r"labels\.jsonl: left out 1 queries without a positive"):
+        tuples = load_tuples(labelled, sampling="first", **texts)
+    assert tuples[:] == {"query": ["one"], "positive": ["eight"], "negative_1": ["seven"]}
+    bad = write(tmp_path / "bad.csv", "query,passage,score\na,near,3.5\na,far,inf\n")
+    with pytest.raises(ValueError, match=r"bad\.csv:3 has 'inf' in the field 'score': a score is a finite number"):
+        load_tuples(bad)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.tsv", "one\ttwo\n", r"a\.tsv:1 .*'two' is not a list of answers; tuples need a header"),
+        ("b.tsv", "1\t2\t3\n", r"b\.tsv:1 is .*, of 3 columns: tuples need a header"),
+        ("c.csv", "one,two\n", r"c\.csv:1 is .*, of 2 columns: tuples need a header"),
+        (
+            "d.jsonl",
+            '{"query": ["Instruct", "a"], "pos": [["", "b"]]}',
+            r"d\.jsonl:1 has \['Instruct', 'a'\] .*'query'",
+        ),
+        ("e.jsonl", '{"query": "a", "pos": [["", "b"]]}', r"e\.jsonl:1 has \['', 'b'\] in the field 'pos'"),
+        ("f.jsonl", '{"query": "a", "pos": ["b"], "pos_scores": [NaN]}', r"f\.jsonl:1 has .* nan in the field 'pos_s"),
+        ("g.csv", "query,positive,negative\na,b,c\nd,e\n", r"g\.csv:3 has 2 columns, 'd,e': the header has 3"),
+    ],
+)
+def test_a_table_that_is_not_of_tuples_is_refused_with_the_forms_that_are(tmp_path, name, content, message):
+    with pytest.raises(ValueError, match=message):
+        load_tuples(write(tmp_path / name, content))
+
+
+def test_rows_may_lack_some_negative_columns(tmp_path):
+    rows = [
+        {"query": "a", "positive": "b", "negative_1": None, "negative_2": "d", "label": [3, 2, 1]},
+        {"query": "e", "positive": "f", "negative_1": "g", "negative_2": "h", "label": [6, 5, 4]},
+    ]
+    tuples = load_tuples(write_jsonl(tmp_path / "a.jsonl", rows), negatives=1, teacher_scores=True, sampling="first")
+    assert tuples[0] == {"query": "a", "positive": "b", "negative_1": "d", "label": [3, 1]}
+    with pytest.raises(ValueError, match=r"Row 0 of .*a\.jsonl has 1 negatives to choose from, 2 are needed"):
+        load_tuples(tmp_path / "a.jsonl")
+
+
+# Each layout with the positive among its negatives, a negative twice and, where documents are ids, the positive's text
+# and a negative's under another id; "x" is the one negative that stays. Ids: 1 lion, 2 the same text, 3 x, 4 the same.
+TEXTS = {"1": "a lion", "2": "a lion", "3": "x", "4": "x"}
+REPEATS = {
+    "scored ids": {"query_id": 9, "document_ids": [1, 1, 2, 3, 3, 4], "scores": [9, 8, 7, 6, 5, 4]},
+    "question": {"question": "q", "pos_pid": 1, "neg_pids": [1, 2, 3, 3, 4]},
+    "positive first": {"query": "q", "docids": [1, 1, 2, 3, 3, 4], "scores": [9, 8, 7, 6, 5, 4]},
+    "labeled": {"query_id": 9, "doc_ids": [1, 1, 2, 3, 3, 4], "labels": [1, 0, 0, 0, 0, 0]},
+    "triplet": {"query_id": 9, "positive_id": 1, "negative_id": 2},
+    "systems": {"qid": 9, "pos": [1], "neg": {"a": [1, 2, 3], "b": [3, 4]}},
+    "passages": {
+        "query": "q",
+        "positive_passages": [{"title": "", "text": "a lion"}],
+        "negative_passages": [{"title": "", "text": text} for text in ("a lion", "x", "x ")],
+    },
+    "document ids": {"query": "q", "positive_document_ids": [1], "negative_document_ids": [1, 2, 3, 3, 4]},
+    "texts": {"query": "q", "pos": "a lion", "neg": ["a lion", " a lion", "x", "x"]},
+    "columns": {"query": "q", "positive": "a lion", "negative_1": "a lion", "negative_2": "x", "negative_3": "x"},
+}
+
+
+@pytest.mark.parametrize("layout", REPEATS)
+def test_no_document_is_a_negative_of_itself_or_twice(tmp_path, layout):
+    path = write_jsonl(tmp_path / "train.jsonl", [REPEATS[layout]])
+    lookups = {
+        "queries": write_tsv(tmp_path / "q.tsv", {"9": "q"}),
+        "documents": write_tsv(tmp_path / "d.tsv", TEXTS),
+    }
+    if layout in ("passages", "texts", "columns"):
+        lookups = {}
+    scored = "scores" in REPEATS[layout]
+    with pytest.warns(UserWarning, match=r"train\.jsonl: left out \d negatives"):
+        (row,) = load_tuples(path, sampling="first", teacher_scores=scored, **lookups)
+    label = {"label": [9, 6]} if scored else {}
+    expected = {"query": "q", "positive": "a lion", "negative_1": "x"} | label
+    if layout == "triplet":
+        del expected["negative_1"]
+    assert {key: value.strip() if isinstance(value, str) else value for key, value in row.items()} == expected
+
+
+def test_pairs_with_a_document_that_the_collection_lacks_are_left_out(tmp_path):
+    folder = save_beir(tmp_path / "set", {"d1": {"text": "a lion"}}, {"q1": "q"}, {"q1": {"d1": 1}}, split="train")
+    write(folder / "qrels" / "train.tsv", "query-id\tcorpus-id\tscore\nq1\td1\t1\nq1\tgone\t1\n")
+    with pytest.warns(UserWarning, match="left out 1 pairs whose document the corpus lacks"):
+        assert load_tuples(folder)[:] == {"query": ["q"], "positive": ["a lion"]}
+    with pytest.warns(UserWarning, match="judges 1 document.* lacks, such as 'gone': they count as never found"):
+        assert load_beir(folder, "train")[2] == {"q1": {"d1": 1, "gone": 1}}
+    write(folder / "qrels" / "train.tsv", "q1\tgone\t1\n")
+    with pytest.raises(ValueError, match="None of the 1 documents"):
+        load_tuples(folder)

@@ -160,14 +160,17 @@ def spoil(column, value, row=4):
 
 
 BAD_ROWS = [
-    (spoil("scores", [1.0, float("nan"), 0.5, 0.2, 0.1]), r"scored\.jsonl:5 has the teacher score nan: score it again"),
+    (
+        spoil("scores", [1.0, float("nan"), 0.5, 0.2, 0.1]),
+        r"scored\.jsonl:5 has the teacher score nan in the field 'scores'",
+    ),
     (spoil("scores", [1.0, None, 0.5, 0.2, 0.1]), r"scored\.jsonl:5 has the teacher score None"),
     (spoil("scores", [1.0, "2", 0.5, 0.2, 0.1]), r"scored\.jsonl:5 has the teacher score '2'"),
     (spoil("scores", [1.0, 0.5]), r"scored\.jsonl:5 has 2 teacher scores for 5 documents"),
     (spoil("scores", None), r"scored\.jsonl:5 is not a row of the layout .*; |scored\.jsonl:5 has no teacher scores"),
-    (spoil("query", ""), r"scored\.jsonl:5 has '' where a query or document belongs"),
-    (spoil("query", None), r"scored\.jsonl:5 has None where"),
-    (spoil("query", ["a"]), r"scored\.jsonl:5 has \['a'\] where"),
+    (spoil("query", ""), r"scored\.jsonl:5 has '' in the field 'query', where a query or document belongs"),
+    (spoil("query", None), r"scored\.jsonl:5 has None in the field 'query'"),
+    (spoil("query", ["a"]), r"scored\.jsonl:5 has \['a'\] in the field 'query'"),
     (spoil("docids", []), r"scored\.jsonl:5 has no positive document"),
     (spoil("docids", ["7", "12345678", "38", "69", "100"]), r"id '12345678' is not among the \d+ of .*collection\.tsv"),
     (
@@ -210,9 +213,7 @@ def test_a_malformed_line_is_named(tmp_path, scored):
         load_tuples(path, documents=collection)
     path, collection = scored()
     collection.write_text(collection.read_text() + "no tab here\n")
-    with pytest.raises(
-        ValueError, match=r"collection\.tsv:\d+ is 'no tab here': a line must be an id, a tab and a text"
-    ):
+    with pytest.raises(ValueError, match=r"collection\.tsv:\d+ is 'no tab here': a line must be id, a tab, text"):
         load_tuples(path, documents=collection)
 
 
@@ -255,7 +256,7 @@ def test_missing_texts_name_the_option(scored, tmp_path, sample):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"source": "/nowhere/at/all"}, FileNotFoundError, "/nowhere/at/all is no file or folder"),
+        ({"source": "/nowhere/at/all"}, FileNotFoundError, "/nowhere/at/all is not a file or folder"),
         ({"source": "train.jsonl"}, FileNotFoundError, "nor the name of a Hub data set"),
         ({"source": "{folder}/notes.md"}, ValueError, r"Cannot read .*notes\.md: give \.jsonl"),
         ({"source": "{folder}/unknown.jsonl"}, ValueError, r"\['left', 'right'\] fit no layout .* pos_pid"),

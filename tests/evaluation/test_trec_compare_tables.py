@@ -34,17 +34,28 @@ def test_a_run_file_comes_back_as_written(tmp_path: Path) -> None:
 def test_malformed_run_files_are_refused_with_their_line(tmp_path: Path) -> None:
     path = tmp_path / "run"
     for content, message in [
-        ("q Q0 d 1 0.5 tag\nq Q0 d 1 0.5\n", "run:2: expected"),
-        ("q Q0 d 1 high tag\n", "run:1: 'high' is not a number"),
+        ("q Q0 d 1 0.5 tag\nq Q0 d 1 0.5\n", "run:2 is .* 5 columns: a run is"),
+        ("q Q0 d 1 high tag\n", "run:1 has the score 'high', which is not a number"),
         ("q Q0 d 1 2 t\nq Q0 d 2 1 t\n", "run:2: document 'd' occurs twice"),
     ]:
         path.write_text(content)
         with pytest.raises(ValueError, match=message):
             read_run(path)
-    with pytest.raises(ValueError, match="'a b'"):
-        write_run(path, {"a b": {"d": 1.0}})
-    with pytest.raises(ValueError, match="'d 1'"):
-        write_qrels(path, {"a": {"d 1": 1}})
+
+
+def test_ids_with_spaces_are_written_with_tabs(tmp_path: Path) -> None:
+    run, qrels = {"query 0": {"Ada Moor": 2.0, "é": 1.0}}, {"query 0": {"Ada Moor": 1, "x\u00a0y": 0}}
+    path = write_run(tmp_path / "run", run, tag="a b")
+    assert path.read_text().splitlines()[0] == "query 0\tQ0\tAda Moor\t1\t2\ta_b"
+    assert read_run(path) == run
+    assert read_qrels(write_qrels(tmp_path / "qrels", qrels)) == qrels
+    for bad in ("a\tb", "a\nb", "", " "):
+        with pytest.raises(ValueError, match="id"):
+            write_run(path, {bad: {"d": 1.0}})
+        with pytest.raises(ValueError, match="id"):
+            write_qrels(path, {"q": {bad: 1}})
+    with pytest.raises(ValueError, match="'d' has the score nan for query 'q'"):
+        write_run(path, {"q": {"d": float("nan")}})
 
 
 def test_both_layouts_of_judgements_are_read(tmp_path: Path) -> None:
@@ -54,13 +65,13 @@ def test_both_layouts_of_judgements_are_read(tmp_path: Path) -> None:
     assert read_qrels(tmp_path / "beir.tsv") == {"q1": {"d1": 2}}
     assert read_qrels(write_qrels(tmp_path / "new" / "qrels", {"q1": {"d1": 2, "é": 0}})) == {"q1": {"d1": 2, "é": 0}}
     (tmp_path / "bad").write_text("q1 0 d1 yes\n")
-    with pytest.raises(ValueError, match="'yes' is not a number"):
+    with pytest.raises(ValueError, match="bad:1 has the grade 'yes', which is not a number"):
         read_qrels(tmp_path / "bad")
 
 
 def test_both_layouts_of_topics_are_read(tmp_path: Path) -> None:
-    (tmp_path / "tsv").write_text("1\twhat is a lion\n2\twhy\tnot\n")
-    assert read_topics(tmp_path / "tsv") == {"1": "what is a lion", "2": "why\tnot"}
+    (tmp_path / "tsv").write_text("1\twhat is a lion\n2\twhy not\n")
+    assert read_topics(tmp_path / "tsv") == {"1": "what is a lion", "2": "why not"}
     (tmp_path / "crlf").write_bytes("1\tlions\u2028eat\x0bor\x0csleep\x85all day\r\n2\twhy\r\n".encode())
     assert read_topics(tmp_path / "crlf") == {"1": "lions\u2028eat\x0bor\x0csleep\x85all day", "2": "why"}
     (tmp_path / "trec").write_text(

@@ -18,8 +18,8 @@ import torch
 from tiny_models import TEXTS
 
 import lion_st
+from lion_st.data.records import BadRecord, Record, read_corpus
 from lion_st.retrieval import EncodedCorpus, StorageError, encode_corpus, encode_texts
-from lion_st.retrieval.records import BadRecord, Record, read_corpus
 
 DOCUMENTS = [" ".join([TEXTS[number % len(TEXTS)], str(number)] * (1 + number % 5)) for number in range(60)]
 
@@ -185,12 +185,16 @@ def test_bad_records_are_skipped_counted_and_named(tmp_path, sparse_model) -> No
     manifest = EncodedCorpus(encode_corpus(sparse_model, corpus, tmp_path / "out", show_progress=False)).manifest
     assert manifest["documents"] == 3
     assert manifest["skipped"] == {"duplicate id": 1, "empty": 1, "malformed": 4}
-    assert manifest["skipped_examples"][:2] == ["malformed: corpus.jsonl:2", "empty: corpus.jsonl:3"]
+    broken, blank = manifest["skipped_examples"][:2]
+    assert broken.startswith(f"malformed: {corpus}:2 is ")
+    assert blank == f"empty: {corpus}:3 has the id 'b' and no text."
     assert manifest["truncated"] == 1
     with pytest.raises(ValueError, match=r"malformed.*corpus\.jsonl:2"):
         encode_corpus(sparse_model, corpus, tmp_path / "strict", on_bad_record="raise", show_progress=False)
     with pytest.raises(ValueError, match="no usable record"):
-        encode_corpus(sparse_model, [{"id": "x"}], tmp_path / "none", show_progress=False)
+        encode_corpus(sparse_model, [{"id": "x", "text": ""}], tmp_path / "none", show_progress=False)
+    with pytest.raises(ValueError, match=r"record 1 has no text among its fields \['id'\]: accepted are text, "):
+        encode_corpus(sparse_model, [{"id": "x"}], tmp_path / "fields", show_progress=False)
 
 
 def test_a_duplicate_in_a_later_shard_is_noticed(tmp_path, sparse_model) -> None:
@@ -213,17 +217,23 @@ def test_every_kind_of_corpus_gives_the_same_records(tmp_path, monkeypatch: pyte
     (beir / "queries.jsonl").write_text('{"_id": "q", "text": "not a document"}\n')
     with gzip.open(tmp_path / "a.jsonl.gz", "wt") as file:
         file.write(lines)
-    (tmp_path / "a.tsv").write_text("".join(f"d{number}\ttext {number}\tT\n" for number in range(5)))
+    (tmp_path / "a.tsv").write_text("id\ttext\ttitle\n" + "".join(f"d{n}\ttext {n}\tT\n" for n in range(5)))
     parts = tmp_path / "parts"
     parts.mkdir()
     for start in (0, 3):
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows[start : start + 3]), parts / f"{start}.parquet")
-    monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines.encode())))
     for source in (beir, tmp_path / "a.jsonl.gz", tmp_path / "a.tsv", "-", rows):
         assert list(read_corpus(source)) == expected
     assert list(read_corpus(parts))[:5] == expected
-    (tmp_path / "bad.tsv").write_text("d1\n")
-    assert list(read_corpus(tmp_path / "bad.tsv")) == [BadRecord("malformed", "bad.tsv:1")]
+    for line in ("d1", "d1\ttext\ttitle", "d1\turl\ttitle\ttext"):
+        (tmp_path / "bad.tsv").write_text(f"{line}\n")
+        with pytest.raises(ValueError, match=r"bad\.tsv:1 is .* of \d columns: .* two columns, id and text"):
+            list(read_corpus(tmp_path / "bad.tsv"))
+    (tmp_path / "bad.tsv").write_text("d1\ttext\nd2\nd3\tmore\n")
+    first, bad, last = read_corpus(tmp_path / "bad.tsv")
+    assert (first, last) == (Record("d1", "text"), Record("d3", "more"))
+    assert bad == BadRecord("malformed", f"{tmp_path}/bad.tsv:2 is 'd2': a line must be id, a tab, text.")
     with pytest.raises(FileNotFoundError, match="missing"):
         list(read_corpus(tmp_path / "missing.jsonl"))
     (tmp_path / "a.docx").write_text("")
@@ -241,8 +251,11 @@ def test_what_is_no_text_is_malformed_and_never_a_crash(tmp_path) -> None:
     ]
     corpus = tmp_path / "corpus.jsonl"
     corpus.write_bytes(b"\n".join(lines))
-    bad = [BadRecord("malformed", f"corpus.jsonl:{number}") for number in (2, 3, 4)]
-    assert list(read_corpus(corpus)) == [Record("a", "good"), *bad, Record("d", "été")]
+    first, *bad, last = read_corpus(corpus)
+    assert (first, last) == (Record("a", "good"), Record("d", "été"))
+    assert [one.reason for one in bad] == ["malformed"] * 3
+    for number, what, one in zip((2, 3, 4), ("not UTF-8", "surrogate", "not JSON"), bad, strict=True):
+        assert f"corpus.jsonl:{number} " in one.message and what in one.message
 
 
 def test_a_truncated_archive_is_an_error_and_not_the_end_of_the_corpus(tmp_path) -> None:
@@ -252,11 +265,16 @@ def test_a_truncated_archive_is_an_error_and_not_the_end_of_the_corpus(tmp_path)
         list(read_corpus(tmp_path))
 
 
-def test_a_folder_of_text_files_is_a_corpus_unless_there_are_tables(tmp_path) -> None:
+def test_a_text_file_is_a_document_a_line_unless_there_are_tables(tmp_path, caplog) -> None:
     for name in ("b.txt", "a.txt"):
-        (tmp_path / name).write_text(f"first line of {name}\nsecond line\n")
-    assert [record.id for record in read_corpus(tmp_path)] == ["a.txt", "b.txt"]
-    assert next(iter(read_corpus(tmp_path))).text == "first line of a.txt\nsecond line"
+        (tmp_path / name).write_text(f"first line of {name}\n\nsecond line\n")
+    assert list(read_corpus(tmp_path)) == [
+        Record("a.txt:1", "first line of a.txt"),
+        Record("a.txt:3", "second line"),
+        Record("b.txt:1", "first line of b.txt"),
+        Record("b.txt:3", "second line"),
+    ]
+    assert "a.txt: one document a line, with the ids a.txt:1" in caplog.text
     (tmp_path / "table.tsv").write_text("1\ttext\n")
     assert list(read_corpus(tmp_path)) == [Record("1", "text")]
 
@@ -267,7 +285,7 @@ def test_records_that_cannot_be_pickled_are_read_like_any_other() -> None:
             raise TypeError("not to be pickled")
 
     records = list(read_corpus([{"id": Text("a"), "text": Text("lions")}, {"id": lambda: 0, "text": "no id"}]))
-    assert records == [Record("a", "lions"), BadRecord("malformed", "record 2")]
+    assert records[0] == Record("a", "lions") and records[1].message.startswith("record 2 has <function")
     assert pickle.loads(pickle.dumps(records)) == records
 
 

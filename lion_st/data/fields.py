@@ -1,0 +1,104 @@
+"""The names under which files and data sets keep ids, titles, texts and grades."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+Row: TypeAlias = Mapping[str, Any]
+Kind: TypeAlias = Literal["document", "query"]
+
+# Of several that are present and not null, the first counts. A passage of MS MARCO v2 has its document's `docid` too.
+QUERY_ID_FIELDS = ("query_id", "query-id", "qid")
+DOCUMENT_ID_FIELDS = ("pid", "passage_id", "docid", "doc_id", "document_id", "corpus_id", "corpus-id")
+ID_FIELDS = ("_id", "id", *DOCUMENT_ID_FIELDS, *QUERY_ID_FIELDS)
+TEXT_FIELDS = (
+    "text", "contents", "body", "passage", "document", "document_text", "query", "query_text", "question",
+)  # fmt: skip
+TITLE_FIELD = "title"
+GRADE_FIELDS = ("score", "relevance", "grade", "label", "rel")
+
+
+class Fields(NamedTuple):
+    """One text with its id; `title` is "" where it has none."""
+
+    id: str
+    title: str
+    text: str
+
+    @property
+    def content(self) -> str:
+        """What a model reads: the title in front of the text, as the paper, BEIR and mteb feed a document."""
+        return f"{self.title} {self.text}".strip()
+
+
+def first_field(row: Row, names: Iterable[str]) -> str | None:
+    """The first of the names under which the row has a value that is not null."""
+    return next((name for name in names if row.get(name) is not None), None)
+
+
+def names_texts(names: Iterable[str]) -> bool:
+    """Whether the names of columns include one of an id and one of a text or title."""
+    found = set(names)
+    return bool(found & set(ID_FIELDS)) and bool(found & {*TEXT_FIELDS, TITLE_FIELD})
+
+
+def check_id(value: Any, place: str, field: str) -> str:
+    """An id as a string; integers become their digits.
+
+    Raises:
+        ValueError: If it is another type, blank, or holds a tab or line break, which no TREC or BEIR file can express.
+    """
+    if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
+        raise ValueError(f"{place} has {value!r} in the field {field!r}: an id is a string that is not blank.")
+    if re.search(r"[\t\r\n]", str(value)):
+        raise ValueError(f"{place} has the id {value!r}: ids may hold spaces, but no tabs or line breaks.")
+    return str(value)
+
+
+def read_fields(row: Row, place: str, kind: Kind = "document") -> Fields:
+    """Read the id, title and text of a row.
+
+    A title without a text, or a text that is null beside a title, is an empty text. A query has no title: one beside
+    its text is left out, and one without a text is the query, as in TREC topics.
+
+    Args:
+        row: Values by field.
+        place: What error messages call the row.
+        kind: Whether it is a document or a query.
+
+    Raises:
+        ValueError: If there is no id or text, or one of another type; the message names the place, the field and the
+            names that are accepted.
+    """
+    id_field = first_field(row, ID_FIELDS)
+    if id_field is None:
+        raise ValueError(f"{place} has no id among its fields {sorted(row)}: accepted are {', '.join(ID_FIELDS)}.")
+    key = check_id(row[id_field], place, id_field)
+    title, text_field = row.get(TITLE_FIELD), first_field(row, TEXT_FIELDS)
+    if kind == "query":
+        title, text_field = None, text_field or first_field(row, (TITLE_FIELD,))
+    text = row[text_field] if text_field is not None else None
+    if text is None and title is None and (kind == "query" or not any(name in row for name in TEXT_FIELDS)):
+        raise ValueError(f"{place} has no text among its fields {sorted(row)}: accepted are {', '.join(TEXT_FIELDS)}.")
+    for field, value in ((text_field, text), (TITLE_FIELD, title)):
+        if not isinstance(value, str | None):
+            raise ValueError(f"{place} has {value!r} in the field {field!r}: a text is a string.")
+    try:
+        f"{key}{title}{text}".encode()
+    except UnicodeEncodeError as error:  # half a surrogate pair: neither a tokenizer nor a file takes it
+        raise ValueError(f"{place} holds half of a surrogate pair, which is not Unicode text.") from error
+    return Fields(key, title or "", text or "")
+
+
+def choose_column(columns: Sequence[str], accepted: Sequence[str], what: str, name: str) -> str:
+    """The column of a table that holds something.
+
+    Raises:
+        ValueError: If it has none of the accepted names.
+    """
+    found = next((column for column in accepted if column in columns), None)
+    if found is None:
+        raise ValueError(f"{name} has the columns {list(columns)}, no {what}: accepted are {', '.join(accepted)}.")
+    return found
