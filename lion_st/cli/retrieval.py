@@ -210,9 +210,9 @@ def search(
     from lion_st.data.records import read_topics
     from lion_st.retrieval import load_encoder, load_index, search_run, search_texts
 
+    asked = read_topics(queries) if queries is not None else {}
     loaded = load_index(index, memory_map=True, verify=verify)
     encoder = load_encoder(model, device=device, dtype=weights, revision=revision)
-    asked = read_topics(queries) if queries is not None else {}
     options: dict[str, Any] = {"threads": threads, "explain": explain, "max_tokens": max_tokens}
     if run is not None:
         from lion_st.evaluation import write_run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from typer.testing import CliRunner
 
 import lion_st
 from lion_st.cli import app
-from lion_st.evaluation import read_run
+from lion_st.evaluation import evaluate_run, read_qrels, read_run
 from lion_st.retrieval import load_index, search_texts
 
 DOCUMENTS = {f"d{number}": f"{text} {number}" for number, text in enumerate(TEXTS * 4)}
@@ -228,7 +229,66 @@ def test_queries_need_ids_and_texts_of_their_own(models, encoded, tmp_path) -> N
     search = ("search", models["sparse"], tmp_path / "index")
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"_id": "a", "text": "x"}\n{"_id": "a", "text": "y"}\n')
-    assert "'a' twice" in lion(*search, "--queries", bad, exit_code=1)
+    assert "bad.jsonl:2 repeats the id 'a'" in lion(*search, "--queries", bad, exit_code=1)
     bad.write_text('{"text": "x"}\n')
-    assert "bad.jsonl:1 is malformed" in lion(*search, "--queries", bad, exit_code=1)
+    assert "bad.jsonl:1 has no id among its fields" in lion(*search, "--queries", bad, exit_code=1)
     assert "--run" in lion(*search, "lions", "--run", tmp_path / "run", exit_code=2)
+
+
+def test_ids_with_spaces_and_judgements_of_absent_documents_are_scored_to_the_end(models, tmp_path) -> None:
+    """LIMIT's documents are called by people's names, and ArguAna judges documents that it lacks."""
+    folder = tmp_path / "limit"
+    (folder / "qrels").mkdir(parents=True)
+    names = {"Ada Moor": "Ada Moor likes quokkas.", "Ben Tall": "Ben Tall likes chess."}
+    rows = [json.dumps({"_id": name, "title": "", "text": text}) for name, text in names.items()]
+    (folder / "corpus.jsonl.gz").write_bytes(gzip.compress("\n".join(rows).encode("utf-8-sig")))
+    (folder / "queries.jsonl").write_text('{"_id": 1, "text": "Who likes quokkas?"}\n\n')
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n1\tAda Moor\t1\n1\tgone\t1\n")
+    out = tmp_path / "out"
+    with pytest.warns(UserWarning, match="judges 1 document.* lacks, such as 'gone'"):
+        shown = lion("evaluate", models["sparse"], "bm25", "--data", folder, "--output", out, "--quiet")
+    assert "| bm25 | bm25s | limit |" in shown
+    runs, (qrels,) = sorted((out / "runs").glob("*.trec")), (out / "runs").glob("*.qrels")
+    for run in runs:
+        assert read_run(run)["1"].keys() <= names.keys()
+        assert "\tQ0\tAda Moor\t" in run.read_text()
+    scores = evaluate_run(read_qrels(qrels), read_run(runs[0]), ["Recall@100", "nDCG@10"])
+    assert scores["Recall@100"] == 0.5  # the absent document is never found
+    fused = tmp_path / "fused.trec"
+    lion("fuse", *runs, "--output", fused)
+    for judged in (qrels, folder / "qrels" / "test.tsv"):
+        assert "| nDCG@10 |" in lion("compare", *runs, fused, "--qrels", judged)
+    assert "fused.trec" in lion("evaluate", fused, "--data", folder, "--output", out, "--quiet")
+
+
+def test_ids_that_no_file_can_express_are_refused_before_anything_is_encoded(models, tmp_path, monkeypatch) -> None:
+    folder = tmp_path / "tabs"
+    (folder / "qrels").mkdir(parents=True)
+    (folder / "corpus.jsonl").write_text('{"_id": "a\\tb", "text": "lions"}\n')
+    (folder / "queries.jsonl").write_text('{"_id": 1, "text": "lions"}\n')
+    (folder / "qrels" / "test.tsv").write_text("1\tc\t1\n")
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise AssertionError("The corpus was indexed.")
+
+    monkeypatch.setattr("lion_st.retrieval.retriever.ModelRetriever.index", refuse)
+    for model in (models["sparse"], "bm25"):
+        shown = lion("evaluate", model, "--data", folder, "--output", tmp_path / "out", "--quiet", exit_code=1)
+        assert "corpus.jsonl:1 has the id 'a\\tb': ids may hold spaces, but no tabs" in shown
+
+
+@pytest.mark.parametrize("name", ["queries.tsv", "topics.xml", "queries.csv.gz"])
+def test_every_form_of_queries_is_searched_and_encoded(models, encoded, tmp_path, name) -> None:
+    forms = {
+        "queries.tsv": "\ufeff1\tlions & lambs\n",
+        "topics.xml": '<topics><topic number="1"><query>lions &amp; lambs</query></topic></topics>',
+        "queries.csv.gz": "qid,query\n1,lions & lambs\n",
+    }
+    content = forms[name].encode()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    lion("index", encoded / "corpus", tmp_path / "index")
+    lion("search", models["sparse"], tmp_path / "index", "--queries", tmp_path / name, "--run", tmp_path / "run")
+    assert read_run(tmp_path / "run").keys() == {"1"}
+    assert "1 texts in 1 shards" in lion(
+        "encode", models["sparse"], tmp_path / name, tmp_path / "encoded", "--kind", "query", "--quiet"
+    )

@@ -152,15 +152,15 @@ def test_a_folder_becomes_a_collection(tmp_path) -> None:
 
 def test_documents_alone_are_enough(tmp_path) -> None:
     file = tmp_path / "docs.tsv"
-    file.write_text("1\tlions hunt\n2\t\n3\ttigers\tCats\n")
+    file.write_text("id\ttext\ttitle\n1\tlions hunt\t\n2\t\t\n3\ttigers\tCats\n")
     read = read_collection(file, "cats")
-    assert read.documents == {"1": Document("1", "", "lions hunt"), "3": Document("3", "", "Cats tigers")}
+    assert read.documents == {"1": Document("1", "", "lions hunt"), "3": Document("3", "Cats", "tigers")}
     assert read.examples() == []
     file.write_text("1\tlions\n1\ttigers\n")
-    with pytest.raises(ValueError, match="'1' twice"):
+    with pytest.raises(ValueError, match=r"docs\.tsv:2 repeats the id '1'"):
         read_collection(file)
     file.write_text("no tab\n")
-    with pytest.raises(ValueError, match=r"docs.tsv:1 is malformed"):
+    with pytest.raises(ValueError, match=r"docs\.tsv:1 is 'no tab'"):
         read_collection(file)
     file.write_text("1\t \n")
     with pytest.raises(ValueError, match="no document with a text"):

@@ -359,7 +359,7 @@ def test_trec_files_are_a_test_set(tmp_path, folder) -> None:
     with (folder / "corpus.jsonl").open("a") as file:
         file.write('{"_id": "d3", "text": "another text"}\n')
     task = trec_task(folder, tmp_path / "topics.tsv", tmp_path / "qrels.txt", "lions-trec")
-    with pytest.raises(ValueError, match="'d3' twice"):
+    with pytest.raises(ValueError, match=r"corpus\.jsonl:33 repeats the id 'd3'"):
         task.load_data()
 
 
@@ -378,6 +378,13 @@ def test_tasks_in_mtebs_first_format_are_loaded_and_unloaded(tmp_path, folder) -
     evaluate_retrieval("bm25", task, output_dir=tmp_path / "old", overwrite=True)
     assert task.data_loaded
     assert task.dataset["default"]["test"]["relevant_docs"] == QRELS
+
+
+def test_ids_of_a_task_are_checked_before_its_documents_are_indexed(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(Bm25Retriever, "index", lambda *arguments, **options: pytest.fail("The corpus was indexed."))
+    task = old_format_task(corpus=CORPUS | {"a\tb": {"title": "", "text": "x"}})
+    with pytest.raises(ValueError, match=r"the id 'a\\tb': ids may hold spaces, but no tabs"):
+        evaluate_retrieval("bm25", task, output_dir=tmp_path)
 
 
 def test_splits_of_a_task_gather_in_one_result(tmp_path, monkeypatch) -> None:
