@@ -197,3 +197,8 @@ def test_torch_is_installed_for_cpus_unless_there_is_a_gpu(tmp_path, gpu, unreac
     )
     assert all("torch==" in line for line in torch)
     assert project.endswith("--editable .[train,eval]")
+
+
+def test_a_release_has_one_version(project):
+    citation = (Path(__file__).parents[1] / "CITATION.cff").read_text(encoding="utf-8")
+    assert lion_st.__version__ == project["version"] == re.search(r"^version: (.+)$", citation, re.MULTILINE)[1]

@@ -10,7 +10,7 @@ from lion_st.cli.options import Device, Quiet, Revision, Weights, require_model,
 
 
 def register(app: typer.Typer) -> None:
-    """Add the verb."""
+    """Add the command."""
     app.command(rich_help_panel="Publish")(demo)
 
 
@@ -24,6 +24,10 @@ def demo(
     ] = None,
     dense: Annotated[
         str | None, typer.Option(help="Dense checkpoint to search beside it; without one, BM25 is beside it.")
+    ] = None,
+    encoded: Annotated[
+        Path | None,
+        typer.Option(help="Folder of `lion-st encode` with the documents' vectors, in place of encoding them."),
     ] = None,
     host: Annotated[
         str | None, typer.Option(help="Address to listen on; by default 127.0.0.1, this machine alone.")
@@ -41,4 +45,8 @@ def demo(
     from lion_st.demo import build_page, launch, load_explorer
 
     options = {"device": device, "dtype": weights, "revision": revision}
-    launch(build_page(load_explorer(model, data, dense, load_options=options, show_progress=not quiet)), host, port)
+    launch(
+        build_page(load_explorer(model, data, dense, encoded=encoded, load_options=options, show_progress=not quiet)),
+        host,
+        port,
+    )

@@ -64,8 +64,13 @@ def read_collection(path: str | Path, name: str | None = None) -> Collection:
 
     Raises:
         FileNotFoundError: If there is no such path.
-        ValueError: If a document is malformed, an id repeats, or no document is left.
+        ValueError: If the folder holds vectors, a document is malformed, an id repeats, or no document is left.
     """
+    if any((Path(path) / name).is_file() for name in ("manifest.json", "header.json")):
+        raise ValueError(
+            f"{path} holds vectors, and the page shows texts: give the documents as data (--data), and an encoded "
+            "folder beside them as encoded (--encoded)."
+        )
     judged: dict[str, frozenset[str]] = {}
     if _is_test_collection(path):
         corpus, queries, qrels = load_beir(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from lion_st.demo.terms import (
 )
 from lion_st.extras import require
 from lion_st.models import load, paradigm_of
-from lion_st.retrieval import Bm25Retriever, Hits, ModelRetriever, create_index, encode_texts, explain_score
+from lion_st.retrieval import Bm25Retriever, Hits, ModelRetriever, encode_texts, explain_score
 from lion_st.retrieval.describe import Kind, input_module, model_name, text_limit
 from lion_st.retrieval.encode import prompt_for
 from lion_st.retrieval.explain import TextTerm, expanded_terms
@@ -102,6 +103,8 @@ class Explorer:
         dense: A dense model to search beside it. BM25 can always be chosen.
         name: Name of the sparse model on the page; by default the model's own.
         dense_name: The same of the dense model.
+        encoded: Read the sparse model's vectors of these very documents from this folder of `encode_corpus`.
+        encoded_dir: Keep the vectors here, and read them from here when they are of the same model and documents.
         show_progress: Show the progress of the encoding.
 
     Attributes:
@@ -127,6 +130,8 @@ class Explorer:
         *,
         name: str | None = None,
         dense_name: str | None = None,
+        encoded: str | Path | None = None,
+        encoded_dir: str | Path | None = None,
         show_progress: bool = False,
     ) -> None:
         self.model = model
@@ -138,16 +143,17 @@ class Explorer:
         self.collection = collection
         self._check_offsets()
         texts = {key: document.content for key, document in collection.documents.items()}
-        index = create_index("exact", "sparse")
-        assert isinstance(index, ExactSparseIndex)
-        index.add(list(texts), encode_texts(model, list(texts.values()), "document", show_progress=show_progress))
-        self.index = index
+        sparse = ModelRetriever(model, encoded=encoded, encoded_dir=encoded_dir)
         self.beside: dict[str, ModelRetriever | Bm25Retriever] = {}
         if dense is not None and dense_name is not None:
-            self.beside[f"{dense_name} (dense)" if dense_name == self.name else dense_name] = ModelRetriever(dense)
+            self.beside[f"{dense_name} (dense)" if dense_name == self.name else dense_name] = ModelRetriever(
+                dense, encoded_dir=encoded_dir
+            )
         self.beside["BM25"] = Bm25Retriever()
-        for retriever in self.beside.values():
+        for retriever in (sparse, *self.beside.values()):
             retriever.index(texts, show_progress)
+        assert isinstance(sparse.documents, ExactSparseIndex)
+        self.index = sparse.documents
         self._lock = Lock()  # a model is used by one thread at a time
 
     def answer(self, query: str, beside: str | None = None) -> Answer:
@@ -222,20 +228,30 @@ class Explorer:
                 )
 
 
+def cache_folder() -> Path:
+    """Where vectors are kept between starts: LION_ST_DEMO_CACHE, else lion_st/demo in the user's cache folder."""
+    named = os.environ.get("LION_ST_DEMO_CACHE")
+    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lion_st/demo"
+
+
 def load_explorer(
     model: str | Path,
     data: str | Path | None = None,
     dense: str | Path | None = None,
     *,
+    encoded: str | Path | None = None,
+    encoded_dir: str | Path | None = None,
     load_options: Mapping[str, Any] | None = None,
     show_progress: bool = False,
 ) -> Explorer:
-    """Load models and documents, and encode the documents.
+    """Load models and documents, and encode the documents, or read their vectors where that was done before.
 
     Args:
         model: Sparse checkpoint, a folder or a Hub repository.
         data: Documents, see `read_collection`; by default `quickstart_collection()`.
         dense: Dense checkpoint.
+        encoded: See `Explorer`.
+        encoded_dir: Where vectors are kept for the next start; by default in the user's cache folder.
         load_options: Options of `lion_st.load` for both models; `revision` is that of the sparse one alone.
         show_progress: Show the progress of the encoding.
 
@@ -253,6 +269,8 @@ def load_explorer(
         dense_model,
         name=Path(model).name,
         dense_name=Path(dense).name if dense is not None else None,
+        encoded=encoded,
+        encoded_dir=encoded_dir or cache_folder(),
         show_progress=show_progress,
     )
 

@@ -21,7 +21,9 @@ def header(explorer: Explorer) -> str:
     return (
         '<header class="lion-header"><h1>Lion explorer</h1>'
         f"<p>What <strong>{escape(explorer.name)}</strong> makes of a query, what it finds in "
-        f"<strong>{escape(explorer.collection.name)}</strong> ({documents}), and why, beside {beside}.</p></header>"
+        f"<strong>{escape(explorer.collection.name)}</strong> ({documents}), and why, beside {beside}.</p>"
+        "<p>A sparse retriever gives a text a weight for each word of a vocabulary, also for related words that the "
+        "text does not use, and finds the documents that share weighted words with the query.</p></header>"
     )
 
 
@@ -59,12 +61,17 @@ def summary(answer: Answer) -> str:
 
 
 def rankings(answer: Answer) -> str:
-    """The rankings side by side."""
+    """The rankings side by side, on a narrow screen in tabs."""
+    tabs = "".join(
+        f'<input type="radio" class="lion-tab" name="lion-tab" id="lion-tab-{number}"{" checked" * (number == 0)}>'
+        f'<label for="lion-tab-{number}">{escape(ranking.name)}</label>'
+        for number, ranking in enumerate(answer.rankings)
+    )
     columns = "".join(
         _ranking(ranking, other.name, answer)
         for ranking, other in zip(answer.rankings, reversed(answer.rankings), strict=True)
     )
-    return f'<div class="lion-columns">{columns}</div>'
+    return f'<div class="lion-columns">{tabs}{columns}</div>'
 
 
 def text_with_marks(segments: Sequence[Segment]) -> str:

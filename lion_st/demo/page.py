@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from lion_st.demo import markup
@@ -12,7 +13,7 @@ from lion_st.extras import require
 if TYPE_CHECKING:
     from gradio import Blocks
 
-START = "Type a query and press Enter, or choose one above."
+START = "Type a query and press Enter."
 # The choices become one group, so that arrow keys move between them; what is found is announced; the query comes from
 # the address.
 ON_LOAD = """() => {
@@ -20,12 +21,14 @@ ON_LOAD = """() => {
   document.querySelectorAll("#lion-beside input").forEach(choice => { choice.name = "lion-beside"; });
   return new URLSearchParams(window.location.search).get("q") || "";
 }"""
+SELECT_QUERY = '() => { document.querySelector("#lion-query textarea, #lion-query input").select(); }'
 
 
 def build_page(explorer: Explorer) -> Blocks:
     """Lay the page out.
 
-    Its address takes a query, `?q=...`, so that a search can be linked to.
+    Its address takes a query, `?q=...`, so that a search can be linked to. Without one, the collection's first example
+    is answered.
 
     Args:
         explorer: What answers.
@@ -40,6 +43,7 @@ def build_page(explorer: Explorer) -> Blocks:
         return respond(explorer, query, beside)
 
     def open_link(query: str) -> tuple[str, str, str, str]:
+        query = query or next(iter(explorer.collection.examples()), "")
         return query, *(search(query, names[0]) if query else (markup.message(START), "", ""))
 
     with gr.Blocks(title="Lion explorer", analytics_enabled=False) as page:
@@ -59,7 +63,8 @@ def build_page(explorer: Explorer) -> Blocks:
         for example in examples:
             chosen = example.click(str, example, query, api_visibility="private", queue=False)
             chosen.then(**asked, api_visibility="private")
-        page.load(open_link, query, [query, terms, results, status], js=ON_LOAD, api_visibility="private")
+        opened = page.load(open_link, query, [query, terms, results, status], js=ON_LOAD, api_visibility="private")
+        opened.then(None, js=SELECT_QUERY, api_visibility="private")  # typing replaces the example
     return page
 
 
@@ -93,13 +98,23 @@ def launch(page: Blocks, host: str | None = None, port: int | None = None, *, bl
         server_port=port,
         theme=_theme(gr),
         css=CSS,
-        footer_links=["gradio", "settings"],
+        footer_links=[],
         run_history=False,
         ssr_mode=False,
-        prevent_thread_lock=not block,
-        quiet=not block,
+        prevent_thread_lock=True,
+        quiet=True,
     )
+    if block:
+        print(f"{page.title}: {address} (Ctrl+C ends it)", flush=True)
+        try:
+            _serve()
+        except KeyboardInterrupt:
+            page.close(verbose=False)
     return address
+
+
+def _serve() -> None:
+    Event().wait()
 
 
 def _theme(gr: Any) -> Any:

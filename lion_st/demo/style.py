@@ -55,6 +55,20 @@ CSS = """
 .lion-bars .weight { font-variant-numeric: tabular-nums; font-size: .85rem; color: var(--lion-muted); }
 
 .lion-columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 0 2rem; }
+.lion-columns > input, .lion-columns > label { display: none; }
+@media (max-width: 40rem) {
+  .lion-columns { display: block; }
+  .lion-columns > input { display: inline-block; position: absolute; opacity: 0; }
+  .lion-columns > label {
+    display: inline-block; padding: .5rem .75rem; cursor: pointer; border-bottom: 3px solid transparent;
+    color: var(--body-text-color);
+  }
+  .lion-columns > input:checked + label { border-color: var(--lion-own); font-weight: 600; }
+  .lion-columns > input:focus-visible + label { outline: 3px solid var(--lion-new); }
+  #lion-tab-0:not(:checked) ~ section:nth-of-type(1), #lion-tab-1:not(:checked) ~ section:nth-of-type(2) {
+    display: none;
+  }
+}
 .lion-hits { list-style: none; margin: 0; padding: 0; }
 .lion-hit {
   border: 1px solid var(--lion-line); border-radius: 8px; background: var(--lion-card);

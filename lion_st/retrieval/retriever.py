@@ -146,6 +146,11 @@ class ModelRetriever:
             "index_seconds": add_seconds + perf_counter() - started,
         }
 
+    @property
+    def documents(self) -> Index:
+        """The index of the documents."""
+        return self._index
+
     def search(self, queries: Sequence[str], k: int = 10, show_progress: bool = False) -> list[Hits]:
         """Encode queries and return for each its k best documents as (id, score), best first; none for a blank one."""
         hits: list[Hits] = [[] for _ in queries]

@@ -186,3 +186,32 @@ def test_long_passages_are_folded_without_losing_text(explorer) -> None:
     assert html.count("word") == 300
     assert "<details" in html
     assert "<details" not in markup.passage([Segment("word " * 150)])
+
+
+def test_a_second_start_reads_the_vectors_of_the_first(models, collection, tmp_path, monkeypatch) -> None:
+    first = Explorer(models[0], collection, models[1], encoded_dir=tmp_path)
+    kept = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("shard-*")}
+    assert len(kept) == 2, "the sparse vectors and the dense ones"
+    again = Explorer(models[0], collection, models[1], encoded_dir=tmp_path)
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("shard-*")} == kept
+    for one, other in zip(first.answer(QUERY).rankings, again.answer(QUERY).rankings, strict=True):
+        assert [hit.document.id for hit in one.hits] == [hit.document.id for hit in other.hits]
+    (folder,) = {file.parent for file in kept if '"sparse"' in (file.parent / "manifest.json").read_text()}
+    given = Explorer(models[0], collection, encoded=folder)
+    assert [hit.document.id for hit in given.answer(QUERY).rankings[0].hits] == [
+        hit.document.id for hit in first.answer(QUERY).rankings[0].hits
+    ]
+    with pytest.raises(ValueError, match="holds vectors, and the page shows texts"):
+        read_collection(folder)
+    changed = Collection("one more", {**collection.documents, "new": Document("new", "", "a new text")})
+    assert "new" in Explorer(models[0], changed, encoded_dir=tmp_path).index.ids
+
+
+def test_the_server_says_its_address_and_nothing_else(explorer, capsys, monkeypatch) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(page, "_serve", interrupt)
+    built = build_page(explorer)
+    address = page.launch(built, "127.0.0.1")
+    assert capsys.readouterr().out == f"Lion explorer: {address} (Ctrl+C ends it)\n"

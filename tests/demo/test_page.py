@@ -44,9 +44,10 @@ def settings(tiny_backbone, tmp_path_factory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def address(settings) -> Iterator[str]:
+def address(settings, tmp_path_factory) -> Iterator[str]:
     """Where the Space's own program serves its page."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LION_ST_DEMO_CACHE", str(tmp_path_factory.mktemp("cache")))
         for name, value in settings.items():
             patch.setenv(name, value)
         page = runpy.run_path(str(SPACE / "app.py"))["page"]
@@ -72,7 +73,7 @@ class Page:
 
     def open(self, query: str = "") -> Page:
         self.browser.get(f"{self.address}?q={quote(query)}")
-        wait(self.browser, lambda: self.all(".lion-hit" if query else ".lion-message"), "page")
+        wait(self.browser, lambda: self.all(".lion-hit"), "page")
         return self
 
     def all(self, selector: str) -> list[Any]:
@@ -114,8 +115,12 @@ def test_everything_can_be_done_with_the_keyboard(page) -> None:
     from selenium.webdriver.common.keys import Keys
 
     page.open()
+    selected = (
+        "const field = document.activeElement; return field.value.slice(field.selectionStart, field.selectionEnd)"
+    )
+    wait(page.browser, lambda: page.browser.execute_script(selected) == QUERY, "selected example")
     assert page.browser.switch_to.active_element.get_attribute("tagName") in ("TEXTAREA", "INPUT")
-    page.type(QUERY, Keys.ENTER)
+    page.type(f"{QUERY} ", Keys.ENTER)
     page.await_text(".lion-ranking h2", "lion-sp-tiny")
     page.await_text("[role=status]", "Documents found: 5 by lion-sp-tiny and 5 by lion-ds-tiny.")
     page.type(Keys.TAB)
@@ -181,8 +186,23 @@ def test_a_narrow_screen_needs_no_sideways_scrolling(page) -> None:
     page.open(QUERY)
     width = page.browser.execute_script("return document.documentElement.scrollWidth")
     assert width <= 360
-    left, right = (column.rect for column in page.all(".lion-ranking"))
-    assert left["y"] + left["height"] <= right["y"] + 1
+    sparse, dense = page.all(".lion-ranking")
+    assert sparse.is_displayed() and not dense.is_displayed()
+    tabs = page.all(".lion-columns > label")
+    assert [tab.text for tab in tabs] == ["lion-sp-tiny", "lion-ds-tiny"]
+    tabs[1].click()
+    assert dense.is_displayed() and not sparse.is_displayed()
+    set_screen(page.browser, 1280, 900)
+    assert sparse.is_displayed() and dense.is_displayed() and not tabs[0].is_displayed()
+
+
+def test_the_page_starts_with_an_answered_example_and_says_what_a_sparse_retriever_is(page) -> None:
+    page.open()
+    page.await_text(".lion-ranking h2", "lion-sp-tiny")
+    value = "return document.querySelector('#lion-query textarea, #lion-query input').value"
+    assert page.browser.execute_script(value) == QUERY
+    (header,) = page.texts(".lion-header")
+    assert "A sparse retriever gives a text a weight for each word of a vocabulary" in header
 
 
 def test_nothing_is_asked_of_the_network(page) -> None:
@@ -195,6 +215,7 @@ def test_nothing_is_asked_of_the_network(page) -> None:
 
 
 def test_the_verb_serves_the_page_or_says_what_is_wrong(settings, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("LION_ST_DEMO_CACHE", str(tmp_path / "cache"))
     served: list[tuple[Any, ...]] = []
     monkeypatch.setattr("lion_st.demo.launch", lambda *arguments: served.append(arguments))
     model, dense, data = settings.values()
