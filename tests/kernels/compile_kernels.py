@@ -99,8 +99,7 @@ def compile_others(architecture: int) -> list[dict]:
 def main() -> None:
     wanted = [
         (CONFIGURATIONS[0], torch.bfloat16, 90),
-        (CONFIGURATIONS[2], torch.bfloat16, 90),
-        (CONFIGURATIONS[3], torch.bfloat16, 90),
+        (CONFIGURATIONS[1], torch.bfloat16, 90),
         (CONFIGURATIONS[-1], torch.bfloat16, 80),
         (CONFIGURATIONS[-1], torch.float32, 89),
     ]

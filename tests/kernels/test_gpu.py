@@ -111,11 +111,11 @@ def test_choices_are_kept_for_the_next_process(monkeypatch, tmp_path):
     from lion_st.kernels import pretune, triton_backend, tuning
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for measured in (2, 0):  # with positions and without
+    for measured in (1, 0):
         monkeypatch.setattr(triton_backend, "_TUNER", tuning.Tuner(triton_backend.CONFIGURATIONS))
         times = pretune([(256, 20_000)])
         assert len(times) == measured and all(len(found) > 1 for found in times.values())
-    assert len(list(tmp_path.rglob("*.json"))) == 2
+    assert len(list(tmp_path.rglob("*.json"))) == 1
 
 
 def test_the_same_inputs_give_the_same_bits():
