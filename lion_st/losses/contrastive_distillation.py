@@ -47,7 +47,8 @@ class ContrastiveDistillationLoss(nn.Module):
 
     Raises:
         ValueError: If a setting is out of range; when called, if there are too few columns, if columns differ in
-            shape, or if the labels are missing, not of shape [B, 1 + n], or not finite.
+            shape, or if the labels are missing, not of shape [B, 1 + n], or not finite (on a GPU looked
+            at in the first batch alone, as this waits for it); if the ranks hold different shapes.
 
     References:
         Zeng et al., Scaling Sparse and Dense Retrieval in Decoder-Only LLMs, 2025, section 3:
@@ -100,6 +101,9 @@ class ContrastiveDistillationLoss(nn.Module):
         self.teacher_temperature = teacher_temperature
         self.gather_across_devices = gather_across_devices
         self.released_scaling = released_scaling
+        # Checks that wait for the GPU are made at the first step, and that of shapes again whenever they change.
+        self._compared_shape: tuple[int, ...] | None = None
+        self._labels_were_finite = False
 
     def forward(
         self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None
@@ -123,7 +127,13 @@ class ContrastiveDistillationLoss(nn.Module):
         if self.distillation_weight > 0:
             self._check_labels(labels, (len(queries), len(columns)))
         gather = self.gather_across_devices and self.contrastive_weight > 0
-        scores = self.scale * (scores_of_all_documents if gather else dot_scores_of_columns)(queries, columns)
+        shape = (*queries.shape, len(columns))
+        if gather:
+            scores = scores_of_all_documents(queries, columns, compare_shapes=shape != self._compared_shape)
+            self._compared_shape = shape
+        else:
+            scores = dot_scores_of_columns(queries, columns)
+        scores = self.scale * scores
         own = torch.arange(len(columns) * len(queries), device=scores.device).view(len(columns), -1).T  # [B, 1 + n]
         if gather:
             own = own + get_rank() * own.numel()  # the columns of `scores` that hold each query's own documents
@@ -172,12 +182,15 @@ class ContrastiveDistillationLoss(nn.Module):
                 f"{type(self).__name__} needs teacher scores of shape [B, 1 + n] = {list(shape)}, one for the positive "
                 f"and each negative column, got {list(labels.shape)}. Make the label as wide as there are documents."
             )
+        if self._labels_were_finite and labels.device.type != "cpu":
+            return
         if not labels.isfinite().all():
             row, column = (~labels.isfinite()).nonzero()[0].tolist()
             raise ValueError(
                 f"{type(self).__name__}: the teacher score of row {row}, document {column} is "
                 f"{labels[row, column].item()}. Score it again or drop the row from the data set."
             )
+        self._labels_were_finite = True
 
     def get_config_dict(self) -> dict[str, Any]:
         """The hyperparameters, for the model card."""

@@ -81,7 +81,7 @@ def mean_across_ranks(value: Tensor, shrink_gradient: bool = False) -> Tensor:
     return mean
 
 
-def scores_of_all_documents(queries: Tensor, columns: Sequence[Tensor]) -> Tensor:
+def scores_of_all_documents(queries: Tensor, columns: Sequence[Tensor], compare_shapes: bool = True) -> Tensor:
     """Scores of this rank's queries against the documents of all ranks.
 
     The queries travel, and the scores come back: each rank scores everybody's queries against its own documents. What
@@ -91,17 +91,19 @@ def scores_of_all_documents(queries: Tensor, columns: Sequence[Tensor]) -> Tenso
     Args:
         queries: [B, D], the rank's own.
         columns: 1 + n tensors [B, D], the rank's own documents.
+        compare_shapes: Ask the other ranks for their shapes first, which is one more collective and waits for the GPU.
 
     Returns:
         Scores [B, W * (1 + n) * B] in float32: rank after rank, and for each of them column after column.
 
     Raises:
-        ValueError: If the ranks do not hold the same shapes.
+        ValueError: If shapes are compared and the ranks do not hold the same ones.
     """
     world_size = get_world_size()
     if world_size == 1:
         return dot_scores_of_columns(queries, columns)
-    _check_same_shapes(queries, columns)
+    if compare_shapes:
+        _check_same_shapes(queries, columns)
     scores = dot_scores_of_columns(_AllGather.apply(queries), columns)  # [W * B, (1 + n) * B]
     received = _AllToAll.apply(scores.unflatten(0, (world_size, -1)))  # [W, B, (1 + n) * B]
     return received.transpose(0, 1).flatten(1)

@@ -119,3 +119,32 @@ def test_flops_of_the_global_batch_is_not_the_mean_of_the_ranks_flops():
     embeddings = TinyEncoder()(columns_and_labels(slice(None))[0][0])["sentence_embedding"]
     flops = FlopsRegularizer(None).compute_loss_from_embeddings
     assert flops(embeddings) < 0.99 * (flops(embeddings[:3]) + flops(embeddings[3:])) / 2
+
+
+def collectives_of_steps(sizes: list[tuple[int, int]]) -> list[object]:
+    """Gathers of each step, where this rank holds one of two numbers of queries; the message where a step raises."""
+    counts: list[object] = []
+    gather = dist.all_gather_into_tensor
+    calls = []
+
+    def counted(*arguments, **options):
+        calls.append(1)
+        return gather(*arguments, **options)
+
+    dist.all_gather_into_tensor = counted
+    loss = ContrastiveDistillationLoss(None)
+    for of_each_rank in sizes:
+        calls.clear()
+        batch = of_each_rank[dist.get_rank()]
+        try:
+            loss.compute_loss_from_embeddings([torch.rand(batch, 4) for _ in range(3)], torch.rand(batch, 2))
+            counts.append(len(calls))
+        except ValueError as error:
+            counts.append(str(error))
+    return counts
+
+
+def test_shapes_are_compared_at_the_first_step_and_when_they_change():
+    for counts in run_ranks(2, collectives_of_steps, [(4, 4), (4, 4), (4, 4), (3, 3), (3, 3), (2, 1)]):
+        assert counts[:-1] == [2, 1, 1, 2, 1]
+        assert "rank by rank they are: 2 x 2 of 4 dimensions; 1 x 2 of 4 dimensions" in counts[-1]
