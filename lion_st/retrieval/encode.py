@@ -6,21 +6,33 @@ import hashlib
 import json
 import os
 import time
+import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
+import xxhash
 from scipy import sparse
 
 from lion_st.data.files import file_kind
 from lion_st.data.records import BadRecord, Corpus, Record, corpus_files, read_corpus
-from lion_st.files import atomic_file, atomic_write, checksum
+from lion_st.files import (
+    LOCK,
+    FolderInUse,
+    atomic_file,
+    atomic_write,
+    checksum,
+    has_checksum,
+    inside,
+    lock_folder,
+    remove_leftovers,
+)
 from lion_st.retrieval.describe import (
     Kind,
     input_module,
@@ -32,7 +44,7 @@ from lion_st.retrieval.describe import (
     weights_fingerprint,
 )
 from lion_st.retrieval.prune import keep_top_terms
-from lion_st.retrieval.storage import StorageError, strings_to_arrays
+from lion_st.retrieval.storage import StorageError, contents_checksum, strings_to_arrays, unpack_strings
 from lion_st.retrieval.vectors import Vectors, to_csr, to_dense
 
 if TYPE_CHECKING:
@@ -42,6 +54,7 @@ VERSION = 1
 SETTINGS = "settings.json"
 MANIFEST = "manifest.json"
 MAX_TEXTS_PER_BATCH = 256
+MANY_WITHOUT_TERMS = 0.01  # share of the texts that is warned of
 MAX_EXAMPLES = 20  # skipped records that the manifest names
 
 PLURAL: dict[Kind, str] = {"query": "queries", "document": "documents"}
@@ -143,16 +156,35 @@ def encode_corpus(
     output = Path(output)
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     settings = corpus_settings(model, kind, dtype, shard_documents, tokens_per_batch, max_tokens=max_tokens)
-    claim_output(output, settings)
     reader = ShardReader(corpus, split, shard_documents, on_bad_record, kind)
-    with progress_bar(corpus, show_progress and rank == 0, kind) as progress:
+    with locked_output(output, rank), progress_bar(corpus, show_progress and rank == 0, kind) as progress:
+        claim_output(output, settings)
         for number, records in enumerate(reader):
             if number % world_size == rank and not is_finished(output, number, records):
                 encode_shard(model, records, output, number, settings, progress)
             else:
                 progress.update(len(records))
-    finish_output(output, settings, reader.counts)
+        finish_output(output, settings, reader.counts)
     return output
+
+
+@contextmanager
+def locked_output(output: Path, rank: int = 0) -> Iterator[None]:
+    """Hold an encoding's folder against other runs; a second run waits, and then finds the shards there."""
+    if output.exists() and not output.is_dir():
+        raise FileExistsError(f"{output} is a file: give a folder.")
+    name = LOCK if rank == 0 else f"{LOCK}-{rank}"
+    try:
+        lock = lock_folder(output, wait=False, name=name)
+        lock.__enter__()
+    except FolderInUse as error:
+        warnings.warn(f"{error} Waiting for it to end.", stacklevel=3)
+        lock = lock_folder(output, name=name)
+        lock.__enter__()
+    try:
+        yield
+    finally:
+        lock.__exit__(None, None, None)
 
 
 def corpus_settings(
@@ -196,13 +228,16 @@ def claim_output(output: Path, settings: dict[str, Any]) -> None:
     """Write the settings into a new folder, or check that an earlier run had the same ones."""
     file = output / SETTINGS
     if not file.exists():
-        others = [child.name for child in output.glob("*") if not child.name.endswith(".tmp")]
+        others = [child.name for child in output.glob("[!.]*") if not child.name.endswith(".tmp")]
         if others and not file.exists():  # another process of the same run may have written it just now
             raise StorageError(f"{output} is not empty ({min(others)}) and holds no {SETTINGS}: give a new folder.")
         output.mkdir(parents=True, exist_ok=True)
         atomic_write(file, json.dumps(settings, indent=1, ensure_ascii=False))
         return
-    found = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        found = dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise StorageError(f"{file} cannot be read ({error}): give a new folder.") from error
     expected = json.loads(json.dumps(settings))
     binding = (expected.keys() | found.keys()) - {"tokens_per_batch"}  # which rounds otherwise, and no more
     different = [key for key in binding if expected.get(key) != found.get(key)]
@@ -304,16 +339,58 @@ def shard_path(output: Path, number: int) -> Path:
 
 
 def is_finished(output: Path, number: int, records: list[Record]) -> bool:
-    """Whether a shard exists; raises if it was made of other records."""
+    """Whether a shard exists and is intact; raises if it was made of other records.
+
+    Warns:
+        UserWarning: If it is damaged, and so has to be encoded again.
+    """
     file = shard_path(output, number)
     if not file.exists():
         return False
-    if shard_metadata(file)["corpus_sha256"] != records_digest(records):
+    try:
+        metadata = shard_metadata(file)
+        is_intact = _is_intact(file, metadata)
+    except StorageError:
+        is_intact = False
+    if not is_intact:
+        warnings.warn(f"{file} is damaged and is encoded again.", stacklevel=2)
+        return False
+    if metadata["corpus_sha256"] != records_digest(records):
         raise StorageError(
             f"{file} was made of other records than the corpus now gives from {records[0].id!r} on: "
             "the corpus changed. Give a new folder."
         )
     return True
+
+
+def _is_intact(file: Path, metadata: Mapping[str, Any]) -> bool:
+    """Whether a shard's arrays have the checksum in its header; of an earlier version's shard the manifest's counts."""
+    if "arrays_xxh3" in metadata:
+        return _arrays_checksum(_read_arrays(file)) == metadata["arrays_xxh3"]
+    try:
+        manifest = json.loads((file.parent / MANIFEST).read_text(encoding="utf-8"))
+        facts = next(shard for shard in manifest["shards"] if shard["file"] == file.name)
+    except (OSError, ValueError, KeyError, TypeError, StopIteration):
+        return True  # nothing is known of it beyond its header
+    return has_checksum(file, facts)
+
+
+def _read_arrays(file: Path) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(file)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise StorageError(f"{file} cannot be read ({error}): run the encoding again.") from error
+
+
+def _arrays_checksum(arrays: Mapping[str, np.ndarray]) -> str:
+    digest = xxhash.xxh3_128()
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def encode_shard(
@@ -332,7 +409,9 @@ def encode_shard(
     arrays = strings_to_arrays("ids", [record.id for record in records])
     if isinstance(encoded.vectors, np.ndarray):
         arrays["vectors"] = encoded.vectors.astype(settings["dtype"])
+        without_terms = 0
     else:
+        without_terms = int((np.diff(encoded.vectors.indptr) == 0).sum())
         arrays["indptr"] = encoded.vectors.indptr.astype(np.int64)
         arrays["terms"] = encoded.vectors.indices.astype(np.int32)
         arrays["weights"] = encoded.vectors.data.astype(settings["dtype"])
@@ -341,7 +420,9 @@ def encode_shard(
         "dimensions": encoded.vectors.shape[1],
         "tokens": encoded.tokens,
         "truncated": encoded.truncated,
+        "without_terms": without_terms,
         "corpus_sha256": records_digest(records),
+        "arrays_xxh3": _arrays_checksum(arrays),
     }
     file = shard_path(output, number)
     with atomic_file(file) as temporary:
@@ -370,21 +451,29 @@ def finish_output(output: Path, settings: dict[str, Any], counts: CorpusCounts) 
         return
     shards = []
     for file in files:
-        shards.append(
-            {"file": file.name, "bytes": file.stat().st_size, "sha256": checksum(file), **shard_metadata(file)}
-        )
+        shards.append({"file": file.name, "bytes": file.stat().st_size, "xxh3": checksum(file), **shard_metadata(file)})
     manifest = {
         "settings": settings,
         "documents": counts.documents,
         "dimensions": shards[0]["dimensions"],
         "tokens": sum(shard["tokens"] for shard in shards),
         "truncated": sum(shard["truncated"] for shard in shards),
+        "without_terms": sum(shard.get("without_terms", 0) for shard in shards),
         "skipped": dict(sorted(counts.skipped.items())),
         "skipped_examples": counts.examples,
         "shards": shards,
     }
+    manifest["xxh3"] = contents_checksum(manifest)
+    if manifest["without_terms"] > MANY_WITHOUT_TERMS * counts.documents:
+        warnings.warn(
+            f"{manifest['without_terms']:,} of {counts.documents:,} texts have no term and can never be found: check "
+            "the model and its prompts.",
+            stacklevel=3,
+        )
     atomic_write(output / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
     is_alone = int(os.environ.get("WORLD_SIZE", 1)) == 1  # else another process may be writing the same manifest
+    if is_alone:
+        remove_leftovers(output)
     for leftover in output.glob("*.tmp" if is_alone else "shard-*.tmp"):
         leftover.unlink(missing_ok=True)
 
@@ -412,31 +501,49 @@ class EncodedCorpus:
     def __init__(self, path: str | Path, verify: bool = True) -> None:
         self.path = Path(path)
         self.verify = verify
+        if not self.path.exists():
+            raise FileNotFoundError(f"{self.path}: no such folder.")
+        if not (self.path / SETTINGS).exists() and not is_complete(self.path):
+            raise StorageError(f"{self.path} is not an encoded corpus: it has neither {SETTINGS} nor {MANIFEST}.")
         if not is_complete(self.path):
             raise StorageError(f"{self.path} has no {MANIFEST}: the encoding has not finished; run it again.")
-        self.manifest: dict[str, Any] = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
-        self.paradigm: Literal["sparse", "dense"] = self.manifest["settings"]["paradigm"]
+        try:
+            self.manifest: dict[str, Any] = dict(json.loads((self.path / MANIFEST).read_text(encoding="utf-8")))
+            self.paradigm: Literal["sparse", "dense"] = self.manifest["settings"]["paradigm"]
+            for shard in self.manifest["shards"]:
+                inside(self.path, shard["file"])
+            is_intact = self.manifest.get("xxh3") in (None, contents_checksum(self.manifest))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StorageError(
+                f"{self.path / MANIFEST} cannot be read ({error}): delete it and run the encoding again."
+            ) from error
+        if not is_intact:
+            raise StorageError(f"{self.path / MANIFEST} is damaged: delete it and run the encoding again.")
 
     def __len__(self) -> int:
         return int(self.manifest["documents"])
 
     def __iter__(self) -> Iterator[tuple[list[str], Vectors]]:
-        from safetensors.numpy import load_file
-
         for shard in self.manifest["shards"]:
             file = self.path / shard["file"]
             if not file.exists() or file.stat().st_size != shard["bytes"]:
                 raise StorageError(f"{file} is missing or truncated: delete it and run the encoding again.")
-            if self.verify and checksum(file) != shard["sha256"]:
+            if self.verify and not has_checksum(file, shard):
                 raise StorageError(f"{file} does not match its checksum: delete it and run the encoding again.")
-            arrays = load_file(file)
-            joined = arrays["ids_bytes"].tobytes()
-            ids = [joined[start:end].decode() for start, end in pairwise(arrays["ids_offsets"].tolist())]
-            if self.paradigm == "dense":
-                yield ids, arrays["vectors"].astype(np.float32)
-            else:
-                parts = (arrays["weights"].astype(np.float32), arrays["terms"], arrays["indptr"])
-                yield ids, sparse.csr_array(parts, shape=(len(ids), shard["dimensions"]))
+            arrays = _read_arrays(file)
+            try:
+                ids = unpack_strings(arrays["ids_bytes"], arrays["ids_offsets"])
+                shape = (len(ids), shard["dimensions"])
+                if self.paradigm == "dense":
+                    vectors: Vectors = to_dense(arrays["vectors"])
+                else:
+                    parts = (arrays["weights"].astype(np.float32), arrays["terms"], arrays["indptr"])
+                    vectors = to_csr(sparse.csr_array(parts, shape=shape))
+            except (ValueError, KeyError) as error:
+                raise StorageError(f"{file} is damaged ({error}): delete it and run the encoding again.") from error
+            if vectors.shape != shape:
+                raise StorageError(f"{file} holds vectors {vectors.shape} and not {shape}: run the encoding again.")
+            yield ids, vectors
 
     def whole(self) -> tuple[list[str], Vectors]:
         """All ids and all vectors in memory, such as those of queries."""

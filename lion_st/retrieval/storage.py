@@ -69,7 +69,7 @@ def write_folder(
             name: {"bytes": (data / name).stat().st_size, "xxh3": checksum(data / name)} for name in _files_below(data)
         }
         header = {"kind": kind, "version": version, "data": data.name, "files": files, "metadata": dict(metadata)}
-        header["xxh3"] = _header_checksum(header)
+        header["xxh3"] = contents_checksum(header)
         atomic_write(path / HEADER, json.dumps(header, indent=1, ensure_ascii=False))
         for child in path.glob("data-*"):
             if child != data:
@@ -146,7 +146,7 @@ def read_header(path: str | Path, kind: str, version: int, verify: bool = True) 
             f"{path} was written with layout version {found_version}; this lion_st reads version {version}: "
             f"build the {kind} again or use the lion_st that wrote it."
         )
-    if found_version > 1 and header.get("xxh3") != _header_checksum(header):
+    if found_version > 1 and header.get("xxh3") != contents_checksum(header):
         raise StorageError(f"{path / HEADER} does not match its checksum: it is damaged. Build the {kind} again.")
     for file, size in sizes.items():
         if not file.is_file():
@@ -186,7 +186,8 @@ def _files_below(data: Path) -> list[str]:
     return sorted(child.relative_to(data).as_posix() for child in data.rglob("*") if child.is_file())
 
 
-def _header_checksum(header: Mapping[str, Any]) -> str:
+def contents_checksum(header: Mapping[str, Any]) -> str:
+    """Checksum of a header's or manifest's JSON values, but for the checksum itself."""
     contents = {key: value for key, value in header.items() if key != "xxh3"}
     return xxhash.xxh3_128_hexdigest(json.dumps(contents, sort_keys=True).encode())
 
@@ -215,6 +216,12 @@ def read_array(data: Path, name: str, memory_map: bool = False) -> np.ndarray:
         return np.load(data / f"{name}.npy", mmap_mode="r" if memory_map else None, allow_pickle=False)
     except (ValueError, EOFError, FileNotFoundError) as error:
         raise StorageError(f"{data / name}.npy cannot be read ({error}): build it again.") from error
+
+
+def require_sound(place: Path, *conditions: Any) -> None:
+    """Raise a StorageError unless all conditions on what was read hold: compiled code trusts the contents of files."""
+    if not all(conditions):
+        raise StorageError(f"The contents of {place} do not fit each other: the index is damaged. Build it again.")
 
 
 def strings_to_arrays(prefix: str, strings: list[str]) -> dict[str, np.ndarray]:

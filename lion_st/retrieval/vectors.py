@@ -22,9 +22,11 @@ def to_csr(vectors: Any) -> sparse.csr_array:
         vectors: [N, V] as a scipy sparse matrix, a torch tensor (dense, COO or CSR) or a numpy array.
 
     Raises:
-        ValueError: If the matrix is not two-dimensional or a value is negative or not finite: the vectors of a sparse
-            retriever are term weights.
+        ValueError: If the matrix is not two-dimensional, its parts do not fit each other (a term is not in 0..V-1), or
+            a value is negative or not finite: the vectors of a sparse retriever are term weights.
     """
+    if sparse.issparse(vectors):
+        _require_sound(vectors)
     if _is_tensor(vectors):
         matrix = _tensor_to_csr(vectors.detach())
     elif isinstance(vectors, sparse.csr_array):
@@ -33,6 +35,7 @@ def to_csr(vectors: Any) -> sparse.csr_array:
         matrix = sparse.csr_array(vectors, dtype=np.float32)
     else:
         matrix = sparse.csr_array(_two_dimensional(np.asarray(vectors, dtype=np.float32)))
+    _require_sound(matrix)
     matrix = matrix.astype(np.float32, copy=False)
     if not matrix.has_canonical_format:
         matrix = matrix.copy()
@@ -70,6 +73,17 @@ def to_dense(vectors: Any) -> np.ndarray:
 def active_terms(vectors: sparse.csr_array) -> float:
     """Mean number of non-zero terms per row (0 for an empty matrix)."""
     return float(vectors.nnz / vectors.shape[0]) if vectors.shape[0] else 0.0
+
+
+def _require_sound(matrix: Any) -> None:
+    """Raise a ValueError if indices of a compressed matrix lead outside of its arrays; compiled code trusts them."""
+    if matrix.ndim != 2 or not hasattr(matrix, "check_format"):
+        return
+    try:
+        matrix.check_format(full_check=True)
+    except ValueError as error:
+        rows, terms = matrix.shape
+        raise ValueError(f"Sparse vectors of {rows} texts over {terms} terms are damaged: {error}.") from error
 
 
 def _is_tensor(vectors: Any) -> TypeGuard[torch.Tensor]:

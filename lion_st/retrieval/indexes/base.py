@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -30,6 +31,9 @@ VERSION = 2  # since 2 with xxh3 checksums
 
 class Index(ABC):
     """Documents by id and vector, searched by inner product.
+
+    Any number of threads may search an index at once, from the first search on; documents are added by one thread while
+    none searches.
 
     Args:
         paradigm: "sparse" (rows of term weights [N, V]), "dense" (rows of floats [N, D]) or, where the engine can,
@@ -101,6 +105,10 @@ class Index(ABC):
             StorageError: If the folder is not an index of this engine and version, or is truncated or damaged.
         """
 
+    def __repr__(self) -> str:
+        settings = "".join(f", {name}={getattr(self, name)!r}" for name in self.parameters)
+        return f"{type(self).__name__}({self.paradigm!r}{settings}): {len(self):,} documents"
+
     def stats(self) -> dict[str, Any]:
         """Engine, paradigm, documents, size in bytes of the searchable structure (None if unknown), parameters."""
         return {
@@ -143,6 +151,24 @@ class Index(ABC):
         return index
 
 
+def as_ids(ids: Any) -> list[str]:
+    """Document ids as strings.
+
+    Raises:
+        TypeError: If they are one string, whose letters would be taken for ids.
+    """
+    if isinstance(ids, str | bytes):
+        raise TypeError(f"ids are a list of one id per document, got the string {ids[:40]!r}.")
+    return [str(one) for one in ids]
+
+
+def refuse_texts(vectors: Any) -> None:
+    """Raise a TypeError if these are texts, which a model has to encode first."""
+    first = vectors[0] if isinstance(vectors, list | tuple) and vectors else vectors
+    if isinstance(first, str):
+        raise TypeError(f"An index holds vectors, got the text {first[:40]!r}: encode it, as `search_texts` does.")
+
+
 class LocalIndex(Index):
     """An index in this process: ids, checks and files live here; `_add`, `_search` and the like are the engine's.
 
@@ -156,6 +182,7 @@ class LocalIndex(Index):
         self.ids: list[str] = []
         self.dimensions: int | None = None
         self._known: set[str] = set()
+        self._lock = threading.RLock()  # held while the structure changes, which a first search may do
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -163,18 +190,20 @@ class LocalIndex(Index):
     def add(self, ids: Sequence[str], vectors: Any) -> None:
         """Add documents whose ids are new; see `Index.add`."""
         matrix = self._check(vectors)
-        ids = [str(one) for one in ids]
+        ids = as_ids(ids)
         if len(ids) != matrix.shape[0]:
             raise ValueError(f"Got {len(ids)} ids for {matrix.shape[0]} vectors: give one id per row.")
         fresh = set(ids)
-        if len(fresh) < len(ids) or not fresh.isdisjoint(self._known):
-            seen = set(self._known)
-            duplicate = next(one for one in ids if one in seen or seen.add(one))  # type: ignore[func-returns-value]
-            raise ValueError(f"The document id {duplicate!r} occurs twice: ids must be unique in an index.")
-        self._add(matrix)
-        self.dimensions = matrix.shape[1]
-        self.ids.extend(ids)
-        self._known |= fresh
+        with self._lock:
+            matrix = self._check(matrix)  # another thread may have set the dimensions
+            if len(fresh) < len(ids) or not fresh.isdisjoint(self._known):
+                seen = set(self._known)
+                duplicate = next(one for one in ids if one in seen or seen.add(one))  # type: ignore[func-returns-value]
+                raise ValueError(f"The document id {duplicate!r} occurs twice: ids must be unique in an index.")
+            self._add(matrix)
+            self.dimensions = matrix.shape[1]
+            self.ids.extend(ids)
+            self._known |= fresh
 
     def search(self, queries: Any, k: int = 10, threads: int = 1) -> list[Hits]:
         """Find the k documents of highest inner product; see `Index.search`."""
@@ -188,19 +217,22 @@ class LocalIndex(Index):
         """Like `search`, as arrays.
 
         Returns:
-            Positions in `ids`, int64 [Q, k], -1 where there are fewer than k, and scores, float32 [Q, k].
+            Positions in `ids`, int64 [Q, min(k, N)] for N documents, -1 where fewer are found, and scores, float32, of
+            the same shape.
         """
         if k < 1 or threads < 1:
             raise ValueError(f"k and threads are at least 1, got k={k} and threads={threads}.")
         matrix = self._check(queries)
+        k = min(k, len(self))
         if not self.ids or matrix.shape[0] == 0:
             return np.full((matrix.shape[0], k), -1), np.zeros((matrix.shape[0], k), dtype=np.float32)
         return self._search(matrix, k, threads)
 
     def save(self, path: str | Path) -> Path:
         """Write the index into a folder; see `Index.save`."""
-        arrays = self._save_arrays() | strings_to_arrays("ids", self.ids)
-        return self._write(path, {"dimensions": self.dimensions}, arrays, self._save_files)
+        with self._lock:
+            arrays = self._save_arrays() | strings_to_arrays("ids", self.ids)
+            return self._write(path, {"dimensions": self.dimensions}, arrays, self._save_files)
 
     @classmethod
     def load(cls, path: str | Path, *, memory_map: bool = False, verify: bool = True) -> LocalIndex:
@@ -216,12 +248,13 @@ class LocalIndex(Index):
             if index.ids:
                 if not isinstance(index.dimensions, int) or index.dimensions < 1:
                     raise StorageError(f"{path} has {index.dimensions!r} dimensions: build the index again.")
-                index._load(data, memory_map)
+                index._load(data, memory_map, verify)
             return index
 
         return read_folder(path, KIND, VERSION, read, verify)
 
     def _check(self, vectors: Any) -> Any:
+        refuse_texts(vectors)
         matrix = to_csr(vectors) if self.paradigm == "sparse" else to_dense(vectors)
         if self.dimensions is not None and matrix.shape[1] != self.dimensions:
             raise ValueError(
@@ -237,7 +270,11 @@ class LocalIndex(Index):
     def _search(self, queries: Any, k: int, threads: int) -> tuple[np.ndarray, np.ndarray]: ...
 
     @abstractmethod
-    def _load(self, data: Path, memory_map: bool) -> None: ...
+    def _load(self, data: Path, memory_map: bool, verify: bool) -> None:
+        """Read the engine's files; raise StorageError where their contents would lead outside of the arrays.
+
+        Without `verify`, checks that read all of a large file are left out.
+        """
 
     def _save_arrays(self) -> dict[str, np.ndarray]:
         return {}

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from scipy import sparse
 
-from lion_st.retrieval.indexes.base import LocalIndex, Paradigm
-from lion_st.retrieval.storage import read_array
+from lion_st.retrieval.indexes.base import LocalIndex, Paradigm, as_ids
+from lion_st.retrieval.storage import read_array, require_sound
 
 BLOCK = 64  # queries that a thread searches at a time
-WINDOW = 65_536  # documents whose number fits 16 bits
+WINDOW = WINDOW_LIMIT = 65_536  # documents whose number fits 16 bits
 LEVELS = {"uint8": 255, "uint16": 65_535}
 
 
@@ -65,6 +66,12 @@ class ExactSparseIndex(LocalIndex):
         if self._pending_rows >= WINDOW:
             self._invert_pending(whole_windows_only=True)
 
+    def _ready(self) -> list[_Window]:
+        """All windows, once what was added last is inverted as well."""
+        with self._lock:
+            self._invert_pending()
+            return list(self._windows)
+
     def _invert_pending(self, whole_windows_only: bool = False) -> None:
         if not self._pending_rows:
             return
@@ -90,13 +97,13 @@ class ExactSparseIndex(LocalIndex):
         return _Window(indptr, documents, values, upper, rows.shape[0])
 
     def _search(self, queries: sparse.csr_array, k: int, threads: int) -> tuple[np.ndarray, np.ndarray]:
-        self._invert_pending()
+        windows = self._ready()
         count = queries.shape[0]
         step = min(BLOCK, -(-count // threads))
         blocks = [slice(start, min(start + step, count)) for start in range(0, count, step)]
 
         def search_block(block: slice) -> tuple[np.ndarray, np.ndarray]:
-            return self._search_block(queries, block, k)
+            return self._search_block(windows, queries, block, k)
 
         if len(blocks) == 1:
             return search_block(blocks[0])
@@ -106,20 +113,23 @@ class ExactSparseIndex(LocalIndex):
 
     def _threads(self, count: int) -> ThreadPoolExecutor:
         """Threads that stay, with their scratch arrays, until another number is asked for or the process forks."""
-        if self._pool is None or self._pool_key != (count, os.getpid()):
-            self._pool, self._pool_key = ThreadPoolExecutor(count), (count, os.getpid())
-        return self._pool
+        with self._lock:
+            if self._pool is None or self._pool_key != (count, os.getpid()):
+                self._pool, self._pool_key = ThreadPoolExecutor(count), (count, os.getpid())
+            return self._pool
 
-    def _search_block(self, queries: sparse.csr_array, block: slice, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def _search_block(
+        self, windows: list[_Window], queries: sparse.csr_array, block: slice, k: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         from lion_st.retrieval.indexes import inverted
 
         count = block.stop - block.start
         best = np.zeros((count, k), dtype=np.uint64)
         sizes = np.zeros(count, dtype=np.int64)
-        accumulators, touched = self._scratch(max(window.rows for window in self._windows))
+        accumulators, touched = self._scratch(max(window.rows for window in windows))
         levels = LEVELS[self.quantization] if self.quantization else 0
         first_row = 0
-        for window in self._windows:
+        for window in windows:
             inverted.search_window(
                 window.indptr, window.documents, window.values, window.upper, levels, first_row,
                 queries.indptr[block.start : block.stop + 1], queries.indices, queries.data, best, sizes,
@@ -147,11 +157,13 @@ class ExactSparseIndex(LocalIndex):
         """
         from lion_st.retrieval.indexes import inverted
 
-        self._invert_pending()
+        ids = as_ids(ids)
+        windows = self._ready()
         assert self.dimensions is not None
-        if len(self._rows) < len(self.ids):
-            self._rows = {one: row for row, one in enumerate(self.ids)}
-        ends = np.cumsum([window.rows for window in self._windows])
+        with self._lock:
+            if len(self._rows) < len(self.ids):
+                self._rows = {one: row for row, one in enumerate(self.ids)}
+        ends = np.cumsum([window.rows for window in windows])
         levels = LEVELS[self.quantization] if self.quantization else 0
         rows = []
         for one in ids:
@@ -159,7 +171,7 @@ class ExactSparseIndex(LocalIndex):
             if row is None:
                 raise KeyError(f"The document {one!r} is not in the index.")
             number = int(np.searchsorted(ends, row, side="right"))
-            window = self._windows[number]
+            window = windows[number]
             terms, weights = inverted.document_terms(
                 window.indptr, window.documents, window.values, window.upper, levels, row - (ends[number] - window.rows)
             )
@@ -167,12 +179,10 @@ class ExactSparseIndex(LocalIndex):
         return sparse.vstack(rows, format="csr")
 
     def _bytes(self) -> int:
-        self._invert_pending()
-        return sum(part.nbytes for window in self._windows for part in window[:4])
+        return sum(part.nbytes for window in self._ready() for part in window[:4])
 
     def _save_arrays(self) -> dict[str, np.ndarray]:
-        self._invert_pending()
-        return {"rows": np.array([window.rows for window in self._windows], dtype=np.int64)}
+        return {"rows": np.array([window.rows for window in self._ready()], dtype=np.int64)}
 
     def _save_files(self, data: Path) -> None:
         for name in _Window._fields[:4]:
@@ -183,19 +193,36 @@ class ExactSparseIndex(LocalIndex):
                 np.concatenate(parts, out=array)
                 array.flush()
 
-    def _load(self, data: Path, memory_map: bool) -> None:
+    def _load(self, data: Path, memory_map: bool, verify: bool) -> None:
         assert self.dimensions is not None
         # np.asarray drops the memmap subclass, for which numba has no type, and keeps the mapping.
         indptr, documents, values, upper = (
             np.asarray(read_array(data, name, memory_map)) for name in _Window._fields[:4]
         )
+        counts = read_array(data, "rows")
+        require_sound(
+            data,
+            counts.dtype.kind == "i" and counts.ndim == 1 and int(counts.sum()) == len(self.ids),
+            counts.size and counts.min() > 0 and counts.max() <= WINDOW_LIMIT,
+            indptr.dtype == np.int32 and indptr.shape == (counts.size * (self.dimensions + 1),),
+            upper.dtype == np.float32 and upper.shape == (counts.size * self.dimensions,),
+            documents.dtype == np.uint16 and documents.ndim == 1 and documents.shape == values.shape,
+            values.dtype == (self.quantization or "float32"),
+        )
+        require_sound(data, bool(np.isfinite(upper).all() and (upper >= 0).all()))
         start = 0
-        for number, rows in enumerate(read_array(data, "rows").tolist()):
+        for number, rows in enumerate(counts.tolist()):
             starts = indptr[number * (self.dimensions + 1) : (number + 1) * (self.dimensions + 1)]
             stop = start + int(starts[-1])
+            require_sound(data, starts[0] == 0, stop <= documents.size, bool((np.diff(starts) >= 0).all()))
             bounds = upper[number * self.dimensions : (number + 1) * self.dimensions]
-            self._windows.append(_Window(starts, documents[start:stop], values[start:stop], bounds, rows))
+            window = _Window(starts, documents[start:stop], values[start:stop], bounds, rows)
+            if verify and stop > start:
+                require_sound(data, window.documents.max() < rows, window.values.min() > 0)
+                require_sound(data, bool(np.isfinite(window.values.max())))
+            self._windows.append(window)
             start = stop
+        require_sound(data, start == documents.size)
 
 
 class ExactDenseIndex(LocalIndex):
@@ -221,14 +248,12 @@ class ExactDenseIndex(LocalIndex):
         self._blocks.append(vectors.astype(self.dtype))
 
     def _search(self, queries: np.ndarray, k: int, threads: int) -> tuple[np.ndarray, np.ndarray]:
-        from threadpoolctl import threadpool_limits
-
         count = len(queries)
         rows = np.full((count, k), -1, dtype=np.int64)
         scores = np.full((count, k), -np.inf, dtype=np.float32)
         first_row = 0
-        with threadpool_limits(threads):
-            for vectors in self._blocks:
+        with blas_threads(threads):
+            for vectors in list(self._blocks):
                 for start in range(0, len(vectors), WINDOW):
                     block = vectors[start : start + WINDOW].astype(np.float32, copy=False)
                     for query in range(0, count, 256):
@@ -246,8 +271,44 @@ class ExactDenseIndex(LocalIndex):
     def _save_arrays(self) -> dict[str, np.ndarray]:
         return {"vectors": np.concatenate(self._blocks)} if self._blocks else {}
 
-    def _load(self, data: Path, memory_map: bool) -> None:
-        self._blocks = [read_array(data, "vectors", memory_map)]
+    def _load(self, data: Path, memory_map: bool, verify: bool) -> None:
+        vectors = read_array(data, "vectors", memory_map)
+        require_sound(data, vectors.dtype == self.dtype, vectors.shape == (len(self.ids), self.dimensions))
+        self._blocks = [vectors]
+
+
+class _BlasThreads:
+    """The number of threads of BLAS, a setting of the whole process, while searches are under way.
+
+    Searches at the same time share the number of the first one; the last one puts back what was there before.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._searches = 0
+        self._controller: Any = None  # looking for the libraries takes a millisecond
+        self._limit: Any = None
+
+    @contextmanager
+    def __call__(self, threads: int) -> Iterator[None]:
+        with self._lock:
+            if self._controller is None:
+                from threadpoolctl import ThreadpoolController
+
+                self._controller = ThreadpoolController()
+            if not self._searches:
+                self._limit = self._controller.limit(limits=threads, user_api="blas")
+            self._searches += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._searches -= 1
+                if not self._searches:
+                    self._limit.restore_original_limits()
+
+
+blas_threads = _BlasThreads()
 
 
 def _merge_best(

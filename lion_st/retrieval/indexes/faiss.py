@@ -11,6 +11,7 @@ import numpy as np
 
 from lion_st.extras import require
 from lion_st.retrieval.indexes.base import LocalIndex, Paradigm
+from lion_st.retrieval.storage import StorageError, require_sound
 
 KINDS = ("flat", "hnsw", "ivf_pq")
 TRAINING_DOCUMENTS = 524_288  # of IVF-PQ at most, where 39 a cluster are not more
@@ -85,6 +86,10 @@ class FaissIndex(LocalIndex):
         self._index.add(vectors)
 
     def _ready(self) -> Any:
+        with self._lock:
+            return self._trained()
+
+    def _trained(self) -> Any:
         if self._untrained is not None:
             faiss = require("faiss")
 
@@ -110,14 +115,15 @@ class FaissIndex(LocalIndex):
         faiss = require("faiss")
 
         index = self._ready()
+        settings = None  # of this search, and not of the index, which other threads search
         if self.kind == "hnsw":
-            index.hnsw.efSearch = max(self.ef_search, k)
+            settings = faiss.SearchParametersHNSW(efSearch=max(self.ef_search, k))
         elif self.kind == "ivf_pq":
-            index.nprobe = self.probes
+            settings = faiss.SearchParametersIVF(nprobe=self.probes)
         before = faiss.omp_get_max_threads()
         faiss.omp_set_num_threads(threads)
         try:
-            scores, rows = index.search(queries, k)
+            scores, rows = index.search(queries, k, params=settings)
         finally:
             faiss.omp_set_num_threads(before)
         return rows, np.where(rows >= 0, scores, 0.0).astype(np.float32)
@@ -140,8 +146,28 @@ class FaissIndex(LocalIndex):
         if self.ids:
             faiss.write_index(self._ready(), str(data / "vectors.faiss"))
 
-    def _load(self, data: Path, memory_map: bool) -> None:
+    def _load(self, data: Path, memory_map: bool, verify: bool) -> None:
         faiss = require("faiss")
 
         flags = faiss.IO_FLAG_MMAP_IFC if memory_map else 0
-        self._index = faiss.read_index(str(data / "vectors.faiss"), flags)
+        try:
+            self._index = faiss.read_index(str(data / "vectors.faiss"), flags)
+        except RuntimeError as error:
+            raise StorageError(f"{data / 'vectors.faiss'} cannot be read: build the index again.") from error
+        kinds = {"flat": faiss.IndexFlat, "hnsw": faiss.IndexHNSW, "ivf_pq": faiss.IndexIVFPQ}
+        require_sound(
+            data,
+            isinstance(self._index, kinds[self.kind]),
+            self._index.ntotal == len(self.ids),
+            self._index.d == self.dimensions,
+        )
+        if verify and self.kind == "hnsw":
+            graph = self._index.hnsw
+            links = faiss.vector_to_array(graph.neighbors)
+            require_sound(
+                data,
+                -1 <= graph.entry_point < len(self.ids),
+                graph.offsets.size() == len(self.ids) + 1,
+                links.min(initial=-1) >= -1,
+                links.max(initial=-1) < len(self.ids),
+            )

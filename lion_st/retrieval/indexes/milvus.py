@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,8 @@ class MilvusIndex(Index):
         paradigm: "sparse", "dense", or "hybrid", whose vectors and queries are pairs (sparse [N, V], dense [N, D]).
         uri: A file for Milvus Lite ("corpus.db", made if needed) or the address of a cluster ("http://host:19530").
         collection: Name of the collection; it is opened if it exists.
-        token: "user:password" or API key of a cluster; never saved. By default that of the variable MILVUS_TOKEN.
+        token: "user:password" or API key of a cluster; never saved. By default that of the variable MILVUS_TOKEN, which
+            in loading goes only to the address that the variable MILVUS_URI names.
         rows_per_request: Documents sent at once.
         dense_index_type: Milvus index of the dense field: FLAT, HNSW, IVF_FLAT or AUTOINDEX.
         candidates: Hybrid: documents taken from each side for fusion, at least k.
@@ -56,7 +58,7 @@ class MilvusIndex(Index):
         paradigm: Paradigm = "sparse",
         uri: str = "lion_st.db",
         collection: str = "lion_st",
-        token: str = "",
+        token: str | None = None,
         rows_per_request: int = 1000,
         dense_index_type: str = "FLAT",
         candidates: int = 200,
@@ -78,7 +80,7 @@ class MilvusIndex(Index):
         # may have left some.
         self._is_flushed = False
         self._is_claimed = False  # whether the collection was found to hold documents of this source
-        self._client = MilvusClient(self.uri, token=token or os.environ.get("MILVUS_TOKEN", ""))
+        self._client = MilvusClient(self.uri, token=os.environ.get("MILVUS_TOKEN", "") if token is None else token)
         if self._client.has_collection(collection):
             self._check_collection()
 
@@ -159,7 +161,9 @@ class MilvusIndex(Index):
         return self._write(path, {}, {})
 
     @classmethod
-    def load(cls, path: str | Path, *, memory_map: bool = False, verify: bool = True, token: str = "") -> MilvusIndex:
+    def load(
+        cls, path: str | Path, *, memory_map: bool = False, verify: bool = True, token: str | None = None
+    ) -> MilvusIndex:
         """Open the collection that `save` described; `token` is for a cluster.
 
         Raises:
@@ -170,12 +174,25 @@ class MilvusIndex(Index):
         uri = str(metadata.get("parameters", {}).get("uri"))
         if "://" not in uri and not Path(uri).exists():
             raise StorageError(f"The collection of {path} was in {uri}, which is gone: build the index again.")
+        if token is None and "://" in uri and os.environ.get("MILVUS_URI") != uri:
+            token = ""  # the address is the index folder's, whoever wrote that
+            if os.environ.get("MILVUS_TOKEN"):
+                warnings.warn(
+                    f"MILVUS_TOKEN is not sent to {uri}, an address that {path} names: set MILVUS_URI={uri} if it is "
+                    "yours.",
+                    stacklevel=2,
+                )
         index = cls._opened(path, metadata, token=token)
         if not index._client.has_collection(index.collection):
             if metadata["documents"]:
                 raise StorageError(
                     f"The collection {index.collection!r} of {path} is gone from {uri}: build the index again."
                 )
+        elif len(index) != metadata.get("documents"):
+            raise StorageError(
+                f"The collection {index.collection!r} at {uri} holds {len(index):,} documents and {path} was saved "
+                f"with {metadata.get('documents')}: build the index again."
+            )
         elif index.source is not None and index._stored_digest() not in (None, _digest(index.source)):
             raise StorageError(
                 f"The collection {index.collection!r} at {uri} was filled anew since {path} was saved, from another "

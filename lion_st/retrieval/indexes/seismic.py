@@ -88,6 +88,10 @@ class SeismicIndex(LocalIndex):
     def _build(self) -> Any:
         seismic = require("seismic")
 
+        with self._lock:
+            return self._built(seismic)
+
+    def _built(self, seismic: Any) -> Any:
         if self._index is None:
             kept = round(min(MOST_POSTINGS, max(FEWEST_POSTINGS, KEPT * self._postings / self._terms)))
             with _stdout_to_stderr():
@@ -150,7 +154,7 @@ class SeismicIndex(LocalIndex):
                 index.save(str(data / "vectors"))
             self._file_bytes = (data / FILE).stat().st_size
 
-    def _load(self, data: Path, memory_map: bool) -> None:
+    def _load(self, data: Path, memory_map: bool, verify: bool) -> None:
         seismic = require("seismic")
 
         with _stdout_to_stderr():

@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
+
+import numpy as np
+import pytest
+import torch
+from scipy import sparse
+from threadpoolctl import threadpool_info
+
+from lion_st.files import checksum
+from lion_st.retrieval import StorageError, create_index, load_index, to_csr
+from lion_st.retrieval.storage import HEADER, contents_checksum
+
+VOCABULARY = 300
+
+
+def sparse_vectors(count: int, seed: int) -> sparse.csr_array:
+    return to_csr(sparse.random(count, VOCABULARY, 0.1, "csr", np.float32, np.random.default_rng(seed)))
+
+
+def dense_vectors(count: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((count, 16), dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    ("engine", "paradigm", "parameters"),
+    [
+        ("exact", "sparse", {}),
+        ("exact", "dense", {}),
+        ("faiss", "dense", {"kind": "ivf_pq", "code_bytes": 4}),
+        ("faiss", "dense", {"kind": "hnsw"}),
+    ],
+)
+def test_the_first_searches_may_come_from_many_threads_at_once(engine: str, paradigm: str, parameters: dict) -> None:
+    make = sparse_vectors if paradigm == "sparse" else dense_vectors
+    documents, queries = make(600, 0), make(4, 1)
+
+    def filled() -> object:
+        index = create_index(engine, paradigm, **parameters)
+        for start in range(0, 600, 50):
+            index.add([f"d{row}" for row in range(start, start + 50)], documents[start : start + 50])
+        return index
+
+    expected = filled().search(queries, 10)
+    for _ in range(5):
+        index = filled()
+        together = Barrier(8)
+
+        def search(number: int, index: object = index, together: Barrier = together) -> object:
+            together.wait()
+            return index.search(queries, 10)
+
+        with ThreadPoolExecutor(8) as threads:
+            assert list(threads.map(search, range(8))) == [expected] * 8
+        assert index.search(queries, 10) == expected
+
+
+def test_concurrent_dense_searches_leave_the_threads_of_blas_as_they_were() -> None:
+    index = create_index("exact", "dense")
+    index.add([str(row) for row in range(2000)], dense_vectors(2000, 0))
+    before = threadpool_info()
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda seed: index.search(dense_vectors(20, seed), 5), range(50)))
+    assert threadpool_info() == before
+
+
+@pytest.mark.parametrize(
+    ("terms", "indptr"),
+    [([0, VOCABULARY], [0, 2]), ([-1, 3], [0, 2]), ([0, 1], [0, 3, 2]), ([0, 1], [0, -1, 2]), ([2**31, 1], [0, 2])],
+)
+@pytest.mark.parametrize("form", ["scipy", "torch"])
+def test_terms_outside_of_the_vocabulary_are_refused(form: str, terms: list[int], indptr: list[int]) -> None:
+    weights = np.ones(2, dtype=np.float32)
+    index = create_index("exact", "sparse")
+    index.add(["d"], sparse_vectors(1, 0))
+    shape = (len(indptr) - 1, VOCABULARY)
+    if form == "scipy":
+        matrix = sparse.csr_array(shape, dtype=np.float32)
+        matrix.data, matrix.indices, matrix.indptr = weights, np.array(terms), np.array(indptr)
+    else:
+        parts = (torch.tensor(indptr), torch.tensor(terms), torch.from_numpy(weights))
+        matrix = torch.sparse_csr_tensor(*parts, size=shape, check_invariants=False)
+    with pytest.raises(ValueError, match=r"damaged|index"):
+        index.search(matrix)
+    with pytest.raises(ValueError, match=r"damaged|index"):
+        index.add([str(row) for row in range(shape[0])], matrix)
+
+
+def rewrite(folder: Path, name: str, change: object) -> None:
+    """Change an array and give it the right checksums, as someone who means harm would."""
+    header = json.loads((folder / HEADER).read_text())
+    file = folder / header["data"] / f"{name}.npy"
+    array = change(np.load(file))
+    np.save(file, array)
+    header["files"][f"{name}.npy"] = {"bytes": file.stat().st_size, "xxh3": checksum(file)}
+    header["xxh3"] = contents_checksum(header)
+    (folder / HEADER).write_text(json.dumps(header))
+
+
+def put(array: np.ndarray, place: int, value: float) -> np.ndarray:
+    array[place] = value
+    return array
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("documents", lambda a: put(a, 3, 60_000)),
+        ("indptr", lambda a: put(a, 10, -5)),
+        ("indptr", lambda a: put(a, -1, a[-1] + 100)),
+        ("indptr", lambda a: a[:-1]),
+        ("values", lambda a: put(a, 0, 0.0)),
+        ("values", lambda a: put(a, 0, np.nan)),
+        ("values", lambda a: a[:-1]),
+        ("upper", lambda a: put(a, 0, np.inf)),
+        ("rows", lambda a: put(a, 0, 10**9)),
+        ("ids_offsets", lambda a: put(a, -1, 10**9)),
+    ],
+)
+def test_a_sparse_index_with_contents_out_of_range_is_refused(tmp_path: Path, name: str, change: object) -> None:
+    index = create_index("exact", "sparse")
+    index.add([f"d{row}" for row in range(50)], sparse_vectors(50, 0))
+    index.save(tmp_path / "index")
+    rewrite(tmp_path / "index", name, change)
+    with pytest.raises(StorageError, match="damaged"):
+        load_index(tmp_path / "index")
+
+
+def test_a_dense_index_of_another_shape_is_refused(tmp_path: Path) -> None:
+    index = create_index("exact", "dense")
+    index.add([f"d{row}" for row in range(50)], dense_vectors(50, 0))
+    index.save(tmp_path / "index")
+    rewrite(tmp_path / "index", "vectors", lambda a: a[:-1])
+    with pytest.raises(StorageError, match="damaged"):
+        load_index(tmp_path / "index")
+
+
+@pytest.mark.parametrize("data", ["/tmp", "..", "../index", None])
+def test_a_header_does_not_lead_out_of_its_folder(tmp_path: Path, data: object) -> None:
+    index = create_index("exact", "dense")
+    index.add(["d"], dense_vectors(1, 0))
+    index.save(tmp_path / "index")
+    header = json.loads((tmp_path / "index" / HEADER).read_text())
+    for changed in (header | {"data": data}, header | {"files": {}}):
+        changed["xxh3"] = contents_checksum(changed)
+        (tmp_path / "index" / HEADER).write_text(json.dumps(changed))
+        with pytest.raises(StorageError, match=r"header\.json"):
+            load_index(tmp_path / "index", verify=False)
+
+
+def test_a_missing_folder_is_called_missing(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        load_index(tmp_path / "index")
+
+
+def test_texts_and_one_string_as_ids_are_type_errors() -> None:
+    index = create_index("exact", "dense")
+    with pytest.raises(TypeError, match="encode it"):
+        index.search("lions")
+    with pytest.raises(TypeError, match="encode it"):
+        index.search(["lions"])
+    with pytest.raises(TypeError, match="list of one id"):
+        index.add("d1", dense_vectors(2, 0))
+
+
+def test_no_more_is_kept_than_there_are_documents() -> None:
+    for paradigm, make in (("sparse", sparse_vectors), ("dense", dense_vectors)):
+        index = create_index("exact", paradigm)
+        index.add(["a", "b"], make(2, 0))
+        rows, scores = index.search_rows(make(1, 1), k=10**12)
+        assert rows.shape == scores.shape == (1, 2)
+
+
+def test_an_index_says_what_it_is() -> None:
+    assert repr(create_index("exact", "sparse", quantization="uint8")) == (
+        "ExactSparseIndex('sparse', quantization='uint8'): 0 documents"
+    )
