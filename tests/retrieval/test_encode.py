@@ -19,7 +19,9 @@ from tiny_models import TEXTS
 
 import lion_st
 from lion_st.data.records import BadRecord, Record, read_corpus
-from lion_st.retrieval import EncodedCorpus, StorageError, encode_corpus, encode_texts
+from lion_st.files import lock_folder
+from lion_st.retrieval import EncodedCorpus, StorageError, encode_corpus, encode_texts, to_csr
+from lion_st.retrieval import encode as encode_module
 
 DOCUMENTS = [" ".join([TEXTS[number % len(TEXTS)], str(number)] * (1 + number % 5)) for number in range(60)]
 
@@ -335,3 +337,65 @@ def test_twenty_random_kills_leave_no_trace(tmp_path, sparse_model) -> None:
     assert sorted(file.name for file in (tmp_path / "killed").iterdir()) == sorted(
         file.name for file in (tmp_path / "whole").iterdir()
     )
+
+
+def test_a_damaged_shard_is_encoded_again_and_never_given_a_checksum(tmp_path, sparse_model, corpus) -> None:
+    folder = encode_corpus(sparse_model, corpus, tmp_path / "encoded", shard_documents=20, show_progress=False)
+    whole = shard_bytes(folder)
+    shard = folder / "shard-000001.safetensors"
+    damaged = bytearray(shard.read_bytes())
+    damaged[-9] ^= 0x40
+    shard.write_bytes(damaged)
+    with pytest.raises(StorageError, match="checksum"):
+        list(EncodedCorpus(folder))
+    with pytest.warns(UserWarning, match="damaged and is encoded again"):
+        encode_corpus(sparse_model, corpus, folder, shard_documents=20, show_progress=False)
+    assert shard_bytes(folder) == whole
+    assert len(list(EncodedCorpus(folder))) == 3
+
+
+def test_texts_without_terms_are_counted_and_warned_of(tmp_path, sparse_model, corpus, monkeypatch) -> None:
+    encode = encode_module._encode
+
+    def without_some(*arguments: object, **options: object) -> object:
+        encoded = encode(*arguments, **options)
+        rows = encoded.vectors.tolil()
+        rows[:7] = 0
+        return encoded._replace(vectors=to_csr(rows))
+
+    monkeypatch.setattr(encode_module, "_encode", without_some)
+    with pytest.warns(UserWarning, match="7 of 60 texts have no term"):
+        folder = encode_corpus(sparse_model, corpus, tmp_path / "encoded", show_progress=False)
+    assert EncodedCorpus(folder).manifest["without_terms"] == 7
+
+
+def test_a_second_encoding_into_a_folder_waits_for_the_first(tmp_path, sparse_model, corpus) -> None:
+    with ThreadPoolExecutor(1) as thread:
+        with lock_folder(tmp_path / "encoded"):
+            second = thread.submit(encode_corpus, sparse_model, corpus, tmp_path / "encoded", show_progress=False)
+            time.sleep(0.1)
+            assert not (tmp_path / "encoded" / "settings.json").exists()
+        assert second.result() == tmp_path / "encoded"
+    assert len(EncodedCorpus(tmp_path / "encoded")) == 60
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda manifest: manifest | {"documents": 7},
+        lambda manifest: manifest | {"shards": [manifest["shards"][0] | {"file": "../other"}]},
+        lambda manifest: manifest | {"shards": [3]},
+        lambda manifest: {},
+    ],
+)
+def test_a_damaged_manifest_is_one_error(tmp_path, sparse_model, corpus, change) -> None:
+    folder = encode_corpus(sparse_model, corpus, tmp_path / "encoded", show_progress=False)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(change(manifest)))
+    with pytest.raises(StorageError, match=r"manifest\.json"):
+        EncodedCorpus(folder)
+
+
+def test_a_missing_folder_is_called_missing(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        EncodedCorpus(tmp_path / "encoded")
