@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -35,7 +34,10 @@ class Fields(NamedTuple):
 
 def first_field(row: Row, names: Iterable[str]) -> str | None:
     """The first of the names under which the row has a value that is not null."""
-    return next((name for name in names if row.get(name) is not None), None)
+    for name in names:
+        if row.get(name) is not None:
+            return name
+    return None
 
 
 def names_texts(names: Iterable[str]) -> bool:
@@ -50,11 +52,12 @@ def check_id(value: Any, place: str, field: str) -> str:
     Raises:
         ValueError: If it is another type, blank, or holds a tab or line break, which no TREC or BEIR file can express.
     """
-    if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
+    if isinstance(value, bool) or not isinstance(value, (str, int)) or not str(value).strip():
         raise ValueError(f"{place} has {value!r} in the field {field!r}: an id is a string that is not blank.")
-    if re.search(r"[\t\r\n]", str(value)):
+    key = str(value)
+    if "\t" in key or "\n" in key or "\r" in key:
         raise ValueError(f"{place} has the id {value!r}: ids may hold spaces, but no tabs or line breaks.")
-    return str(value)
+    return key
 
 
 def read_fields(row: Row, place: str, kind: Kind = "document") -> Fields:
@@ -83,10 +86,12 @@ def read_fields(row: Row, place: str, kind: Kind = "document") -> Fields:
     if text is None and title is None and (kind == "query" or not any(name in row for name in TEXT_FIELDS)):
         raise ValueError(f"{place} has no text among its fields {sorted(row)}: accepted are {', '.join(TEXT_FIELDS)}.")
     for field, value in ((text_field, text), (TITLE_FIELD, title)):
-        if not isinstance(value, str | None):
+        if value is not None and not isinstance(value, str):
             raise ValueError(f"{place} has {value!r} in the field {field!r}: a text is a string.")
     try:
-        f"{key}{title}{text}".encode()
+        for part in (key, title, text):
+            if part and not part.isascii():
+                part.encode()
     except UnicodeEncodeError as error:  # half a surrogate pair: neither a tokenizer nor a file takes it
         raise ValueError(f"{place} holds half of a surrogate pair, which is not Unicode text.") from error
     return Fields(key, title or "", text or "")
