@@ -183,8 +183,8 @@ def search(
         int | None, typer.Option(min=1, help="Cut queries here; by default at the model's limit.")
     ] = None,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Compare the checksums of the index, which reads all of it, first.")
-    ] = False,
+        bool, typer.Option(help="Compare the checksums of the whole index first, and not of its small files alone.")
+    ] = True,
     threads: Threads = 1,
     device: Device = None,
     weights: Weights = "auto",

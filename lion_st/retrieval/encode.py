@@ -98,6 +98,8 @@ def encode_texts(
     """
     from tqdm.auto import tqdm
 
+    if isinstance(texts, str | bytes):
+        raise TypeError(f"Give a list of texts, got the string {texts[:40]!r}.")
     for row, text in enumerate(texts):
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"The {kind} at position {row} is {text!r}: give a string that is not blank.")

@@ -240,6 +240,8 @@ def search_texts(
     Warns:
         UserWarning: If the weights are not those that encoded the documents; a Router's query route is exempt.
     """
+    if isinstance(queries, str):
+        raise TypeError(f"Give a list of queries, got the string {queries[:40]!r}.")
     warn_of_another_model(model, index)
     if explain and not isinstance(index, ExactSparseIndex):
         raise ValueError(

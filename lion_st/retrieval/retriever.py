@@ -153,6 +153,8 @@ class ModelRetriever:
 
     def search(self, queries: Sequence[str], k: int = 10, show_progress: bool = False) -> list[Hits]:
         """Encode queries and return for each its k best documents as (id, score), best first; none for a blank one."""
+        if isinstance(queries, str):
+            raise TypeError(f"Give a list of queries, got the string {queries[:40]!r}.")
         hits: list[Hits] = [[] for _ in queries]
         asked = [row for row, query in enumerate(queries) if query.strip()]
         if not asked:

@@ -20,7 +20,16 @@ from tiny_models import TEXTS
 import lion_st
 from lion_st.data.records import BadRecord, Record, read_corpus
 from lion_st.files import lock_folder
-from lion_st.retrieval import EncodedCorpus, StorageError, encode_corpus, encode_texts, to_csr
+from lion_st.retrieval import (
+    EncodedCorpus,
+    ModelRetriever,
+    StorageError,
+    create_index,
+    encode_corpus,
+    encode_texts,
+    search_texts,
+    to_csr,
+)
 from lion_st.retrieval import encode as encode_module
 
 DOCUMENTS = [" ".join([TEXTS[number % len(TEXTS)], str(number)] * (1 + number % 5)) for number in range(60)]
@@ -399,3 +408,13 @@ def test_a_damaged_manifest_is_one_error(tmp_path, sparse_model, corpus, change)
 def test_a_missing_folder_is_called_missing(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such folder"):
         EncodedCorpus(tmp_path / "encoded")
+
+
+def test_one_string_in_place_of_texts_is_a_type_error(sparse_model) -> None:
+    index = create_index("exact", "sparse")
+    with pytest.raises(TypeError, match="list of texts"):
+        encode_texts(sparse_model, "lions", "query")
+    with pytest.raises(TypeError, match="list of queries"):
+        search_texts(sparse_model, index, "lions")
+    with pytest.raises(TypeError, match="list of queries"):
+        ModelRetriever(sparse_model).search("lions")
