@@ -22,7 +22,11 @@ def shares_of_the_batch():
         encoder = TinyEncoder()
         loss = make(DistributedDataParallel(encoder))
         results[name] = value_and_gradients(loss, encoder, slice(2 * rank, 2 * rank + 2))
-    return results | {"reach": gradient_of_other_ranks_losses(), "unequal": unequal_batches()}
+    return (
+        results
+        | {"reach": gradient_of_other_ranks_losses(), "unequal": unequal_batches()}
+        | {"collectives": collectives_of_steps([(4, 4, 4), (4, 4, 4), (4, 4, 4), (3, 3, 3), (3, 3, 3), (2, 1, 2)])}
+    )
 
 
 def gradient_of_other_ranks_losses():
@@ -121,8 +125,8 @@ def test_flops_of_the_global_batch_is_not_the_mean_of_the_ranks_flops():
     assert flops(embeddings) < 0.99 * (flops(embeddings[:3]) + flops(embeddings[3:])) / 2
 
 
-def collectives_of_steps(sizes: list[tuple[int, int]]) -> list[object]:
-    """Gathers of each step, where this rank holds one of two numbers of queries; the message where a step raises."""
+def collectives_of_steps(sizes: list[tuple[int, ...]]) -> list[object]:
+    """Gathers of each step, where each rank holds its number of queries; the message where a step raises."""
     counts: list[object] = []
     gather = dist.all_gather_into_tensor
     calls = []
@@ -141,10 +145,11 @@ def collectives_of_steps(sizes: list[tuple[int, int]]) -> list[object]:
             counts.append(len(calls))
         except ValueError as error:
             counts.append(str(error))
+    dist.all_gather_into_tensor = gather
     return counts
 
 
-def test_shapes_are_compared_at_the_first_step_and_when_they_change():
-    for counts in run_ranks(2, collectives_of_steps, [(4, 4), (4, 4), (4, 4), (3, 3), (3, 3), (2, 1)]):
-        assert counts[:-1] == [2, 1, 1, 2, 1]
-        assert "rank by rank they are: 2 x 2 of 4 dimensions; 1 x 2 of 4 dimensions" in counts[-1]
+def test_shapes_are_compared_at_the_first_step_and_when_they_change(ranks):
+    for results in ranks:
+        assert results["collectives"][:-1] == [2, 1, 1, 2, 1]
+        assert "rank by rank they are: 2 x 2 of 4 dimensions; 1 x 2 of 4" in results["collectives"][-1]
