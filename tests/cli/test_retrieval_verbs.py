@@ -144,8 +144,8 @@ def test_queries_are_cut_and_checksums_compared_on_request(models, encoded, tmp_
     content = bytearray(values.read_bytes())
     content[-3] ^= 4
     values.write_bytes(bytes(content))
-    assert len(lion(*search).splitlines()) == 2
-    assert "checksum" in lion(*search, "--verify", exit_code=1)
+    assert "checksum" in lion(*search, exit_code=1)
+    assert "checksum" in lion(*search, "--no-verify", exit_code=1)  # a small file is always compared
 
 
 def test_an_approximate_or_pruned_index_says_what_it_lost(encoded, tmp_path) -> None:
