@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart check test bench clean
+.PHONY: help install quickstart check test test-fast bench clean
 
 help:  ## Show the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(VENV)/.installed  ## Create .venv and install lion_st with everything its tests need
 
@@ -42,6 +42,16 @@ check: install  ## Lint, formatting and types
 
 test: check  ## Run the checks and the test suite
 	$(BIN)/python -m pytest
+
+# The most telling tests, in one process: gold values, exactness, options, errors, readers.
+FAST := tests/test_package.py tests/test_docstrings.py tests/cli/test_app.py tests/training/test_options.py \
+	tests/training/test_recipes.py tests/modules/test_golden_vectors.py tests/losses/test_golden_losses.py \
+	tests/kernels/test_splade_pool.py tests/data_ tests/retrieval/test_golden.py tests/retrieval/test_indexes.py \
+	tests/evaluation/test_metrics.py
+SLOW := two_processes or no_extra or nothing_as_large or screened or gradcheck or torch_compile or quantised or bfloat16
+
+test-fast: install  ## Run the most telling tests, in a minute or so
+	$(BIN)/python -m pytest $(FAST) -k "not ($(SLOW))"
 
 bench: install quickstart  ## Run the CPU benchmarks and print their tables
 	$(BIN)/python benchmarks/sparse_head.py
