@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from copy import copy
 from functools import partial
@@ -185,6 +186,8 @@ def build_trainer(
                 f"{name} has {len(source)} tuples, fewer than a batch of {needed}: give more data, or a smaller "
                 "--batch_size."
             )
+    if training_arguments.dataloader_num_workers:
+        _leave_tokenizing_to_the_workers()
     texts = list(dict.fromkeys(column for source in sources.values() for column in source[0] if column != "label"))
     # The task of a column decides on its length.
     tasks = {column: "query" if column == "query" else "document" for column in texts}
@@ -216,6 +219,13 @@ def build_trainer(
     )
     trainer.cost = training_cost(arguments, training_arguments, BackboneShape.from_config(model[0].config))
     return trainer
+
+
+def _leave_tokenizing_to_the_workers() -> None:
+    """Switch off the tokenizers' own threads: a process that is forked after they have run waits for them for ever."""
+    if os.environ.get("TOKENIZERS_PARALLELISM", "false").lower() not in ("false", "0", "off", "no", ""):
+        logger.warning("TOKENIZERS_PARALLELISM is set to false: the data loader's workers would wait for it for ever.")
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 def _given_tasks(router_mapping: Any, columns: Sequence[str]) -> dict[str, str]:
@@ -377,8 +387,14 @@ def export_run(trainer: Any, record: RunRecord) -> Path:
         The output folder.
 
     Raises:
+        ValueError: If there was nothing to train on.
         OSError: If the result cannot be written, or cannot be pushed; how to publish it.
     """
+    if not trainer.state.global_step:
+        raise ValueError(
+            f"Not one step was taken: the data hold no batch of {trainer.args.per_device_train_batch_size} queries in "
+            "which no text occurs twice. Give more data or a smaller --batch_size."
+        )
     output = record.folder
     if trainer.is_world_process_zero():
         with staged_folder(output) as folder:

@@ -330,3 +330,26 @@ def test_a_dry_run_reads_the_shape_and_no_weights(tiny_backbone, data, tmp_path,
     assert not (tmp_path / "out").exists()
     with pytest.raises(OSError, match="no/such/folder"):
         describe_run(*tiny_run("no/such/folder", data, tmp_path / "out"))
+
+
+def test_a_run_without_a_step_is_an_error(tiny_backbone, tmp_path):
+    """Eight rows about one document make no batch of four in which no text occurs twice."""
+    row = {"pos": ["the lion sleeps"], "neg": ["the tiger"], "pos_scores": [3.0], "neg_scores": [1.0]}
+    rows = [json.dumps({"query": f"question {number}"} | row) for number in range(8)]
+    data = tmp_path / "same.jsonl"
+    data.write_text("\n".join(rows) + "\n")
+    run = tiny_run(tiny_backbone(), data, tmp_path / "out", batch_size=4, negatives=1)
+    with pytest.raises(ValueError, match="Not one step was taken"):
+        train_retriever(*run)
+    assert not (tmp_path / "out" / "modules.json").exists()
+
+
+def test_workers_that_tokenize_do_not_hang(tiny_backbone, data, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
+    arguments, training_arguments = tiny_run(tiny_backbone(), data, tmp_path / "out", dataloader_num_workers=1)
+    model = build_model(arguments)
+    model.tokenizer(["the first use starts the threads"] * 8)
+    trainer = build_trainer(model, arguments, training_arguments, load_training_tuples(arguments, 0))
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert batch["query_input_ids"].ndim == 2
+    assert "TOKENIZERS_PARALLELISM is set to false" in caplog.text
