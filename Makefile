@@ -46,7 +46,7 @@ test: check  ## Run the checks and the test suite
 # The most telling tests, in one process: gold values, exactness, options, errors, readers.
 FAST := tests/test_package.py tests/test_docstrings.py tests/cli/test_app.py tests/training/test_options.py \
 	tests/training/test_recipes.py tests/modules/test_golden_vectors.py tests/losses/test_golden_losses.py \
-	tests/kernels/test_splade_pool.py tests/data_ tests/retrieval/test_golden.py tests/retrieval/test_indexes.py \
+	tests/kernels/test_splade_pool.py tests/data_ tests/retrieval/test_golden.py tests/indexes/test_indexes.py \
 	tests/evaluation/test_metrics.py
 SLOW := two_processes or no_extra or nothing_as_large or screened or gradcheck or torch_compile or quantised or bfloat16
 

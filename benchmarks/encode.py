@@ -46,7 +46,7 @@ def make_side(side: str, folder: Path, device: str) -> tuple[Any, Encode]:
     """The model and what encodes a list of documents with it."""
     if side == "encode_corpus":
         import lion_st
-        from lion_st.retrieval import encode_corpus
+        from lion_st.encoding import encode_corpus
 
         model: Any = lion_st.load(folder / "stock", as_sparse_encoder=True, device=device)
 
@@ -85,7 +85,7 @@ def make_side(side: str, folder: Path, device: str) -> tuple[Any, Encode]:
 
 def timed(encode: Encode, documents: list[str]) -> tuple[float, float]:
     """Seconds to encode documents, and their active terms."""
-    from lion_st.retrieval import EncodedCorpus
+    from lion_st.encoding import EncodedCorpus
 
     with tempfile.TemporaryDirectory() as output:
         began = time.perf_counter()

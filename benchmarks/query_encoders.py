@@ -22,10 +22,11 @@ from common import RESULTS, report
 
 import lion_st
 from lion_st.data import load_beir, load_tuples, quickstart_data
+from lion_st.encoding import encode_texts
 from lion_st.evaluation import evaluate_run, hits_to_run
 from lion_st.evaluation.mteb_search import document_text
-from lion_st.retrieval import create_index, encode_texts
-from lion_st.retrieval.query_encoders import (
+from lion_st.indexes import create_index
+from lion_st.training.query_encoders import (
     distill_query_encoder,
     idf_weights,
     make_lessons,

@@ -30,7 +30,7 @@ import torch
 from common import RESULTS, in_process, report
 from scipy import sparse
 
-from lion_st.retrieval import create_index
+from lion_st.indexes import create_index
 
 VOCABULARY = 128_256
 COO_DOCUMENTS = 50_000  # mteb's corpus_chunk_size

@@ -9,16 +9,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lion_st.exporting import export
     from lion_st.kernels import splade_pool
     from lion_st.losses import CachedContrastiveDistillationLoss, ContrastiveDistillationLoss, FlopsRegularizer
     from lion_st.models import build, load, paradigm_of
     from lion_st.modules import LionTransformer, LlamaPooling, SpladeHead
-    from lion_st.stock import export
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "export": "lion_st.stock",
+    "export": "lion_st.exporting",
     "splade_pool": "lion_st.kernels",
     "CachedContrastiveDistillationLoss": "lion_st.losses",
     "ContrastiveDistillationLoss": "lion_st.losses",
@@ -32,7 +32,18 @@ _HOME = {
 }
 
 # What README and messages use as `lion_st.hub.push`, without an import of its own.
-_FOLDERS = ("data", "evaluation", "hub", "kernels", "losses", "modules", "retrieval", "training")
+_FOLDERS = (
+    "data",
+    "encoding",
+    "evaluation",
+    "hub",
+    "indexes",
+    "kernels",
+    "losses",
+    "modules",
+    "retrieval",
+    "training",
+)
 
 __all__ = [
     "CachedContrastiveDistillationLoss",

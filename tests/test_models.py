@@ -306,7 +306,7 @@ def test_a_damaged_file_is_named_in_one_line(tiny_backbone, tmp_path, name, cont
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("reference", ["lion_st.modules.adapters.load_adapter_weights", "lion_st.stock.export"])
+@pytest.mark.parametrize("reference", ["lion_st.modules.adapters.load_adapter_weights", "lion_st.exporting.export"])
 def test_a_checkpoint_may_ask_for_modules_alone(tiny_backbone, tmp_path, reference):
     lion_st.build(tiny_backbone(), "dense", device="cpu").save_pretrained(str(tmp_path))
     entries = json.loads((tmp_path / "modules.json").read_text())
@@ -342,7 +342,7 @@ def test_what_is_not_a_model_or_a_path_is_named(tmp_path):
     with pytest.raises(TypeError, match=r"Pass a model, not 'runs/lion': lion_st\.load"):
         lion_st.paradigm_of("runs/lion")
     with pytest.raises(TypeError, match=r"Pass a model, not 'runs/lion'"):
-        lion_st.retrieval.encode_texts("runs/lion", ["a lion"], "query")
+        lion_st.encoding.encode_texts("runs/lion", ["a lion"], "query")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="There is a GPU.")

@@ -75,7 +75,8 @@ PathFinder.find_distributions = classmethod(
 """
 USES = """
 import lion_st
-from lion_st.retrieval import ModelRetriever, encode_texts
+from lion_st.encoding import encode_texts
+from lion_st.retrieval import ModelRetriever
 
 model = lion_st.build(sys.argv[1], "sparse", device="cpu")
 lion_st.export(model, sys.argv[2], create_model_card=False)
@@ -102,7 +103,8 @@ from typer.testing import CliRunner
 from lion_st.cli.group import OneLineErrors
 from lion_st.evaluation import get_task
 from lion_st.extras import require
-from lion_st.retrieval import Bm25Retriever, create_index
+from lion_st.indexes import create_index
+from lion_st.retrieval import Bm25Retriever
 
 calls = {
     "retrieval": [

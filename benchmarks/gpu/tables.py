@@ -69,7 +69,7 @@ def by_case(rows: list[Row]) -> Iterator[tuple[str, list[Row]]]:
 
 
 def table(title: str, rows: list[Row]) -> str:
-    from lion_st.evaluation.tables import format_table
+    from lion_st.tables import format_table
 
     return f"**{title}**\n\n{format_table(rows)}"
 

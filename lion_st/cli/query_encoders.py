@@ -62,8 +62,8 @@ def query_encoder(
     import lion_st
     from lion_st.data import load_tuples, quickstart_data
     from lion_st.data.quickstart import QUICKSTART_REPOSITORY
-    from lion_st.retrieval.encode import encode_texts
-    from lion_st.retrieval.query_encoders import (
+    from lion_st.encoding.encode import encode_texts
+    from lion_st.training.query_encoders import (
         distill_query_encoder,
         idf_weights,
         make_lessons,

@@ -31,7 +31,7 @@ from lion_st.cli.options import engine_parameters as read_settings
 from lion_st.errors import UsageError
 
 if TYPE_CHECKING:
-    from lion_st.retrieval.pipeline import Result
+    from lion_st.retrieval.search import Result
 
 TopTerms: TypeAlias = Annotated[int | None, typer.Option(min=1, help="Keep this many of a document's heaviest terms.")]
 MaxRatio: TypeAlias = Annotated[
@@ -92,8 +92,8 @@ def encode(
     require_model(model)
     require_source(corpus)
     require_new(output, overwrite=overwrite or (output / "settings.json").is_file())
-    from lion_st.retrieval import EncodedCorpus, encode_corpus, encode_corpus_on_ray, load_encoder
-    from lion_st.retrieval.encode import is_complete
+    from lion_st.encoding import EncodedCorpus, encode_corpus, encode_corpus_on_ray, load_encoder
+    from lion_st.encoding.encode import is_complete
 
     if overwrite and int(os.environ.get("RANK", 0)) == 0:
         _remove_shards(output)
@@ -147,7 +147,9 @@ def index(
     if queries is not None:
         require_folder(queries, "queries that `lion-st encode --kind query` wrote")
     require_new(output, overwrite)
-    from lion_st.retrieval import EncodedCorpus, Pruning, index_corpus
+    from lion_st.encoding import EncodedCorpus
+    from lion_st.indexes import Pruning
+    from lion_st.retrieval import index_corpus
 
     pruning = Pruning(top_terms, max_ratio, threshold, term_quantile)
     if engine == "milvus":
@@ -208,7 +210,9 @@ def search(
         require_source(None if source is None else str(source))
     require_new(run, overwrite)
     from lion_st.data.records import read_topics
-    from lion_st.retrieval import load_encoder, load_index, search_run, search_texts
+    from lion_st.encoding import load_encoder
+    from lion_st.indexes import load_index
+    from lion_st.retrieval import search_run, search_texts
 
     asked = read_topics(queries) if queries is not None else {}
     loaded = load_index(index, memory_map=True, verify=verify)
@@ -257,9 +261,10 @@ def prune(
     require_folder(queries, "queries that `lion-st encode --kind query` wrote")
     require_file(qrels, "relevance judgements")
     require_new(report, overwrite)
+    from lion_st.encoding import EncodedCorpus
     from lion_st.evaluation import format_table, read_qrels, write_prune_report
     from lion_st.evaluation.pruning import DEFAULT_SETTINGS
-    from lion_st.retrieval import EncodedCorpus, Pruning
+    from lion_st.indexes import Pruning
 
     named: dict[str, Any] = {
         "top_terms": top_terms, "max_ratio": max_ratio, "threshold": threshold, "term_quantile": term_quantile
@@ -280,7 +285,7 @@ def prune(
 
 def _remove_shards(folder: Path) -> None:
     """Remove what an encoding wrote, and nothing else."""
-    from lion_st.retrieval.encode import MANIFEST, SETTINGS
+    from lion_st.encoding.encode import MANIFEST, SETTINGS
 
     for name in (MANIFEST, "shard-*.safetensors", SETTINGS):
         for file in folder.glob(name):

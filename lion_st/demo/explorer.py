@@ -23,13 +23,15 @@ from lion_st.demo.terms import (
     reasons_of,
     word_reasons,
 )
+from lion_st.encoding import encode_texts
+from lion_st.encoding.encode import prompt_for
+from lion_st.encoding.fingerprints import Kind, input_module, model_name, text_limit
 from lion_st.extras import require
+from lion_st.indexes import Hits
+from lion_st.indexes.exact import ExactSparseIndex
 from lion_st.models import load, paradigm_of
-from lion_st.retrieval import Bm25Retriever, Hits, ModelRetriever, encode_texts, explain_score
-from lion_st.retrieval.describe import Kind, input_module, model_name, text_limit
-from lion_st.retrieval.encode import prompt_for
+from lion_st.retrieval import Bm25Retriever, ModelRetriever, explain_score
 from lion_st.retrieval.explain import TextTerm, expanded_terms
-from lion_st.retrieval.indexes.exact import ExactSparseIndex
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer, SparseEncoder

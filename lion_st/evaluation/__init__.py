@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from lion_st.evaluation.mteb_search import MtebSearch, document_text
     from lion_st.evaluation.protocols import PROTOCOLS, Protocol
     from lion_st.evaluation.pruning import prune_report, trade_off_figure, write_prune_report
-    from lion_st.evaluation.tables import format_table
     from lion_st.evaluation.tasks import folder_task, get_task, get_task_groups, trec_task
     from lion_st.evaluation.trec import (
         drop_self_matches,
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
         write_qrels,
         write_run,
     )
+    from lion_st.tables import format_table
 
 # A Hugging Face metric module: evaluate.load(str(METRICS_MODULE))
 METRICS_MODULE = Path(__file__).parent / "metrics_module" / "retrieval_metrics"
@@ -48,7 +48,7 @@ _HOME = {
     "fit_hybrid": "hybrid",
     "fit_run_weights": "hybrid",
     "folder_task": "tasks",
-    "format_table": "tables",
+    "format_table": "lion_st.tables",
     "fuse_runs": "hybrid",
     "get_task": "tasks",
     "get_task_groups": "tasks",

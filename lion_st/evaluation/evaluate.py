@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from lion_st.data.trec import read_run
+from lion_st.encoding.fingerprints import model_name
 from lion_st.evaluation.metrics import Qrels, Run, evaluate_run, is_metric, metric_depth
 from lion_st.evaluation.mteb_search import MtebSearch, SelfMatches, model_meta
 from lion_st.evaluation.protocols import Protocol, get_protocol
@@ -20,9 +21,8 @@ from lion_st.evaluation.tasks import get_task_groups, loaded, origin_of
 from lion_st.evaluation.trec import check_ids, drop_self_matches, write_qrels, write_run
 from lion_st.extras import require
 from lion_st.files import atomic_write
+from lion_st.indexes import engine_for
 from lion_st.retrieval.bm25 import Bm25Retriever
-from lion_st.retrieval.describe import model_name
-from lion_st.retrieval.indexes import engine_for
 from lion_st.retrieval.retriever import ModelRetriever, Retriever
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def open_retriever(
 
 def _opened(model: Any, options: Mapping[str, Any]) -> tuple[Any, str]:
     """A model and its name: that of its folder, or of its Hub repository."""
-    from lion_st.retrieval.loading import load_encoder
+    from lion_st.encoding.loading import load_encoder
 
     if not isinstance(model, str | Path):
         return model, model_name(model)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from lion_st.evaluation.metrics import Qrels, Run, evaluate_run
 from lion_st.evaluation.mteb_search import document_text, query_text
 from lion_st.evaluation.tasks import get_task, loaded
+from lion_st.indexes import Hits
 from lion_st.retrieval.fusion import convex_fusion, fit_convex_weights, reciprocal_rank_fusion
-from lion_st.retrieval.indexes import Hits
 from lion_st.retrieval.retriever import HybridRetriever, Retriever
 
 if TYPE_CHECKING:

@@ -11,13 +11,13 @@ from typing import Any
 
 from scipy import sparse
 
+from lion_st.encoding.vectors import active_terms, to_csr
 from lion_st.evaluation.metrics import Qrels, evaluate_run
-from lion_st.evaluation.tables import format_table
 from lion_st.evaluation.trec import hits_to_run
 from lion_st.files import atomic_write
-from lion_st.retrieval.indexes import create_index
-from lion_st.retrieval.prune import Pruning
-from lion_st.retrieval.vectors import active_terms, to_csr
+from lion_st.indexes import create_index
+from lion_st.indexes.pruning import Pruning
+from lion_st.tables import format_table
 
 DEFAULT_SETTINGS = (
     Pruning(),

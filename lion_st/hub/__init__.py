@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from lion_st.stock import export, merge_backbone
+from lion_st.exporting import export, merge_backbone
 
 if TYPE_CHECKING:
     from lion_st.hub.cards import render_card

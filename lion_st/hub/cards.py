@@ -330,7 +330,7 @@ def _results_context(scores: Sequence[TaskScores], beside: bool) -> dict[str, An
     own = [entry for entry in scores if not entry.is_bm25]
     if not own:
         return {}
-    from lion_st.evaluation.tables import format_table
+    from lion_st.tables import format_table
 
     lexical = {(entry.task, entry.subset, entry.split): entry for entry in scores if entry.is_bm25}
     rows = []

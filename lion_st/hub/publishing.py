@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from lion_st.checkpoints import is_weight_file
+from lion_st.exporting import export
 from lion_st.guard import GUARD
 from lion_st.hub.cards import render_card
 from lion_st.hub.facts import RESULTS_FOLDER
 from lion_st.hub.upload_files import Contents, files_to_upload, stays_inside
-from lion_st.stock import export
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi

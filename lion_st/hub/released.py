@@ -13,11 +13,11 @@ from sentence_transformers.base.model import BaseModel
 from sentence_transformers.util import load_file_path
 from tokenizers.processors import TemplateProcessing
 
+from lion_st.exporting import export
 from lion_st.hub.cards import render_card
 from lion_st.hub.facts import BaseModelFacts, Place, is_hub_name, merged_base_facts
 from lion_st.models import LionSentenceTransformer, Paradigm, load
 from lion_st.modules import LionTransformer, LlamaPooling, SpladeHead
-from lion_st.stock import export
 
 ADAPTER_CONFIG = "adapter_config.json"
 LIBRARY_OF_THE_PAPER = "scaling_retriever"

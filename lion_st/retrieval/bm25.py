@@ -7,7 +7,7 @@ from time import perf_counter
 from typing import Any
 
 from lion_st.extras import require
-from lion_st.retrieval.indexes.base import Hits
+from lion_st.indexes.base import Hits
 
 
 class Bm25Retriever:

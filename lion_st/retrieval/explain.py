@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from lion_st.retrieval.vectors import to_csr
+from lion_st.encoding.vectors import to_csr
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

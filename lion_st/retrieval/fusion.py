@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from lion_st.retrieval.indexes.base import Hits
+from lion_st.indexes.base import Hits
 
 
 def reciprocal_rank_fusion(rankings: Sequence[Sequence[Hits]], k: int = 10, rank_constant: int = 60) -> list[Hits]:

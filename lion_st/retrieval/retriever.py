@@ -14,11 +14,11 @@ from weakref import finalize
 import numpy as np
 
 from lion_st.data.records import Record
-from lion_st.retrieval.describe import model_fingerprint, model_name, text_limit, weights_fingerprint
-from lion_st.retrieval.encode import EncodedCorpus, encode_corpus, encode_texts, prompt_for, records_digest
+from lion_st.encoding.encode import EncodedCorpus, encode_corpus, encode_texts, prompt_for, records_digest
+from lion_st.encoding.fingerprints import model_fingerprint, model_name, text_limit, weights_fingerprint
+from lion_st.encoding.vectors import Vectors, active_terms
+from lion_st.indexes import Hits, Index, StorageError, create_index
 from lion_st.retrieval.fusion import convex_fusion, reciprocal_rank_fusion
-from lion_st.retrieval.indexes import Hits, Index, StorageError, create_index
-from lion_st.retrieval.vectors import Vectors, active_terms
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer, SparseEncoder

@@ -32,6 +32,7 @@ from transformers import TrainerCallback, set_seed
 from lion_st.checkpoints import staged_folder
 from lion_st.data.quickstart import QUICKSTART_REPOSITORY, quickstart_data
 from lion_st.data.tuples import load_tuples, set_epoch
+from lion_st.exporting import export
 from lion_st.losses import (
     CachedContrastiveDistillationLoss,
     ContrastiveDistillationLoss,
@@ -41,7 +42,6 @@ from lion_st.losses import (
 )
 from lion_st.models import build
 from lion_st.modules.llama_pooling import PoolingName
-from lion_st.stock import export
 from lion_st.training.callbacks import EpochCallback, SecondsBudget
 from lion_st.training.cost import TrainingCost
 from lion_st.training.mixing import WeightedBatchSampler

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from lion_st.cli import app
 from lion_st.cli.options import ENGINE_SETTINGS
 from lion_st.errors import describe_error
-from lion_st.retrieval.indexes import _engine_class
+from lion_st.indexes import _engine_class
 
 runner = CliRunner()
 

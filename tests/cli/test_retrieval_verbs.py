@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 import lion_st
 from lion_st.cli import app
 from lion_st.evaluation import evaluate_run, read_qrels, read_run
-from lion_st.retrieval import load_index, search_texts
+from lion_st.indexes import load_index
+from lion_st.retrieval import search_texts
 
 DOCUMENTS = {f"d{number}": f"{text} {number}" for number, text in enumerate(TEXTS * 4)}
 QUERIES = {f"q{number}": DOCUMENTS[f"d{number}"] for number in range(8)}
@@ -120,8 +121,8 @@ def test_what_is_there_is_replaced_on_request_alone(models, data, encoded, tmp_p
 
 
 def test_a_query_encoder_is_refused_before_anything_is_encoded(models, data, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("lion_st.retrieval.encode.encode_texts", None)
-    monkeypatch.setattr("lion_st.retrieval.query_encoders.make_lessons", None)
+    monkeypatch.setattr("lion_st.encoding.encode.encode_texts", None)
+    monkeypatch.setattr("lion_st.training.query_encoders.make_lessons", None)
     dense = ("query-encoder", models["dense"], data, tmp_path / "q", "--split", "test", "--negatives", "0")
     assert "--kind truncated" in lion(*dense, "--kind", "static", exit_code=2)
     assert "layers" in lion(*dense, "--kind", "truncated", "--layers", "99", exit_code=1)

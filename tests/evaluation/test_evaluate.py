@@ -12,6 +12,7 @@ from mteb.abstasks.task_metadata import TaskMetadata
 from tiny_models import TEXTS
 
 import lion_st
+from lion_st.encoding import encode_corpus
 from lion_st.evaluation import (
     PROTOCOLS,
     MtebSearch,
@@ -28,7 +29,7 @@ from lion_st.evaluation import (
 )
 from lion_st.evaluation.evaluate import FIGURES, mean_row, table_columns
 from lion_st.evaluation.tasks import TaskGroup
-from lion_st.retrieval import Bm25Retriever, HybridRetriever, ModelRetriever, encode_corpus
+from lion_st.retrieval import Bm25Retriever, HybridRetriever, ModelRetriever
 
 CORPUS = {
     f"d{number}": {"title": f"Title {number}", "text": f"{text} {number}"} for number, text in enumerate(TEXTS * 4)
@@ -310,7 +311,7 @@ def test_of_several_engines_the_first_that_can_is_taken(sparse_model, dense_mode
 
 
 def test_encoded_corpora_are_reused_between_engines(tmp_path, folder, sparse_model, monkeypatch) -> None:
-    from lion_st.retrieval import encode
+    from lion_st.encoding import encode
 
     shards = []
     write = encode.encode_shard

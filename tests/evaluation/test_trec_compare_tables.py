@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lion_st.encoding import to_csr
 from lion_st.evaluation import (
     compare_runs,
     drop_self_matches,
@@ -19,7 +20,7 @@ from lion_st.evaluation import (
     write_run,
 )
 from lion_st.evaluation.compare import holm, randomization_test
-from lion_st.retrieval import Pruning, to_csr
+from lion_st.indexes import Pruning
 
 
 def test_a_run_file_comes_back_as_written(tmp_path: Path) -> None:

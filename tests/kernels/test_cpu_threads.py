@@ -68,7 +68,7 @@ os.environ["NUMBA_CACHE_LOCATOR_CLASSES"] = "UserProvidedCacheLocator"  # which 
 os.environ.pop("NUMBA_CACHE_DIR", None)
 import numpy as np
 import lion_st.kernels.cpu
-from lion_st.retrieval.indexes import inverted
+from lion_st.indexes import inverted
 indptr = np.zeros(4, dtype=np.int64)
 inverted.count_postings(np.array([0, 2, 2], dtype=np.int32), indptr)
 assert indptr.tolist() == [0, 1, 1, 3], indptr

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from lion_st.retrieval import create_index
+from lion_st.indexes import create_index
 
 
 def test_the_exact_index_reproduces_the_golden_run(golden_case: Path) -> None:

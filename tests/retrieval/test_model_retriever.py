@@ -12,10 +12,11 @@ from sentence_transformers import SentenceTransformer, SparseEncoder
 from tiny_models import TEXTS
 
 import lion_st
-from lion_st.retrieval import EncodedCorpus, ModelRetriever, create_index, encode_corpus, encode_texts, load_encoder
+from lion_st.encoding import EncodedCorpus, encode_corpus, encode_texts, load_encoder
+from lion_st.indexes import StorageError, create_index
+from lion_st.retrieval import ModelRetriever
 from lion_st.retrieval import retriever as retriever_module
-from lion_st.retrieval.indexes import StorageError
-from lion_st.retrieval.query_encoders import save_query_encoder, truncated_query_encoder
+from lion_st.training.query_encoders import save_query_encoder, truncated_query_encoder
 
 DOCUMENTS = {f"d{number}": text for number, text in enumerate(TEXTS)}
 RECORDS = [{"id": key, "text": text} for key, text in DOCUMENTS.items()]

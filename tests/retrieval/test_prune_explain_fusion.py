@@ -3,16 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lion_st.retrieval import (
-    Pruning,
-    convex_fusion,
-    create_index,
-    explain_score,
-    fit_convex_weights,
-    reciprocal_rank_fusion,
-    to_csr,
-    top_terms,
-)
+from lion_st.encoding import to_csr
+from lion_st.indexes import Pruning, create_index
+from lion_st.retrieval import convex_fusion, explain_score, fit_convex_weights, reciprocal_rank_fusion, top_terms
 
 VECTORS = to_csr(np.array([[0.0, 4.0, 1.0, 2.0], [3.0, 0.0, 0.5, 3.0], [0.0, 0.0, 0.0, 0.0]]))
 

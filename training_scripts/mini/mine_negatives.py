@@ -87,7 +87,7 @@ def lexical_matrices(pairs: Pairs, k1: float, b: float) -> tuple:
 
 def lexical(pairs: Pairs, arguments: Arguments) -> dict[str, np.ndarray]:
     """The best documents of each query by BM25 [Q, depth], the positive left out."""
-    from lion_st.retrieval.indexes import create_index
+    from lion_st.indexes import create_index
 
     queries, documents = lexical_matrices(pairs, arguments.k1, arguments.b)
     index = create_index("exact", "sparse")

@@ -10,8 +10,8 @@ import torch
 from scipy import sparse
 
 from lion_st import files
-from lion_st.retrieval import StorageError, create_index, load_index, storage, to_csr
-from lion_st.retrieval.indexes import exact
+from lion_st.encoding import storage, to_csr
+from lion_st.indexes import StorageError, create_index, exact, load_index
 
 VOCABULARY = 700
 

@@ -110,3 +110,25 @@ def _two_dimensional(matrix: np.ndarray) -> np.ndarray:
     if matrix.ndim != 2:
         raise ValueError(f"Vectors are a matrix [N, dimensions], got the shape {tuple(matrix.shape)}.")
     return matrix
+
+
+def keep_top_terms(vectors: sparse.csr_array, count: int) -> sparse.csr_array:
+    """Keep each row's `count` heaviest terms, of equal weights the lower term ids."""
+    rows = rows_of(vectors)
+    order = np.lexsort((vectors.indices, -vectors.data, rows))
+    rank = np.arange(vectors.nnz) - vectors.indptr[rows]
+    keep = np.zeros(vectors.nnz, dtype=bool)
+    keep[order] = rank < count  # order and rows agree on where each row lies
+    return select_entries(vectors, keep)
+
+
+def rows_of(vectors: sparse.csr_array) -> np.ndarray:
+    """Row of each stored entry [nnz]."""
+    return np.repeat(np.arange(vectors.shape[0]), np.diff(vectors.indptr))
+
+
+def select_entries(vectors: sparse.csr_array, keep: np.ndarray) -> sparse.csr_array:
+    """The entries that a mask [nnz] keeps."""
+    counts = np.bincount(rows_of(vectors)[keep], minlength=vectors.shape[0])
+    indptr = np.concatenate([[0], np.cumsum(counts)]).astype(vectors.indptr.dtype)
+    return sparse.csr_array((vectors.data[keep], vectors.indices[keep], indptr), shape=vectors.shape)

@@ -11,9 +11,10 @@ import torch
 from scipy import sparse
 from threadpoolctl import threadpool_info
 
+from lion_st.encoding import to_csr
+from lion_st.encoding.storage import HEADER, contents_checksum
 from lion_st.files import checksum
-from lion_st.retrieval import StorageError, create_index, load_index, to_csr
-from lion_st.retrieval.storage import HEADER, contents_checksum
+from lion_st.indexes import StorageError, create_index, load_index
 
 VOCABULARY = 300
 

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
+from lion_st.encoding.storage import StorageError, read_folder
+from lion_st.encoding.vectors import to_csr, to_dense
 from lion_st.extras import require
-from lion_st.retrieval.indexes.base import KIND, VERSION, Hits, Index, Paradigm
-from lion_st.retrieval.storage import StorageError, read_folder
-from lion_st.retrieval.vectors import to_csr, to_dense
+from lion_st.indexes.base import KIND, VERSION, Hits, Index, Paradigm
 
 MAX_ID_BYTES = 512
 METRIC = {"metric_type": "IP"}

@@ -11,7 +11,8 @@ import pytest
 from tiny_models import TEXTS
 
 import lion_st
-from lion_st.retrieval import StorageError, encode_corpus, encode_corpus_on_ray
+from lion_st.encoding import encode_corpus, encode_corpus_on_ray
+from lion_st.indexes import StorageError
 
 pytest.importorskip("ray")
 

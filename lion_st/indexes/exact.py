@@ -13,8 +13,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from scipy import sparse
 
-from lion_st.retrieval.indexes.base import LocalIndex, Paradigm, as_ids
-from lion_st.retrieval.storage import read_array, require_sound
+from lion_st.encoding.storage import read_array, require_sound
+from lion_st.indexes.base import LocalIndex, Paradigm, as_ids
 
 BLOCK = 64  # queries that a thread searches at a time
 WINDOW = WINDOW_LIMIT = 65_536  # documents whose number fits 16 bits
@@ -34,7 +34,7 @@ class _Window(NamedTuple):
 class ExactSparseIndex(LocalIndex):
     """Exact inner-product search over term weights, the search of the Lion paper (arXiv 2502.15526, section 3).
 
-    The kernels are described in `lion_st.retrieval.indexes.inverted`.
+    The kernels are described in `lion_st.indexes.inverted`.
 
     Args:
         paradigm: "sparse".
@@ -83,7 +83,7 @@ class ExactSparseIndex(LocalIndex):
         self._pending_rows = rows.shape[0] - stop
 
     def _invert(self, rows: sparse.csr_array) -> _Window:
-        from lion_st.retrieval.indexes import inverted
+        from lion_st.indexes import inverted
 
         indptr = np.zeros(rows.shape[1] + 1, dtype=np.int32)
         upper = np.zeros(rows.shape[1], dtype=np.float32)
@@ -121,7 +121,7 @@ class ExactSparseIndex(LocalIndex):
     def _search_block(
         self, windows: list[_Window], queries: sparse.csr_array, block: slice, k: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        from lion_st.retrieval.indexes import inverted
+        from lion_st.indexes import inverted
 
         count = block.stop - block.start
         best = np.zeros((count, k), dtype=np.uint64)
@@ -155,7 +155,7 @@ class ExactSparseIndex(LocalIndex):
         Raises:
             KeyError: If an id is not in the index.
         """
-        from lion_st.retrieval.indexes import inverted
+        from lion_st.indexes import inverted
 
         ids = as_ids(ids)
         windows = self._ready()

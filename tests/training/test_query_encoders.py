@@ -9,8 +9,10 @@ from datasets import Dataset
 from tiny_models import TEXTS
 
 import lion_st
-from lion_st.retrieval import ModelRetriever, create_index, encode_texts, load_encoder
-from lion_st.retrieval.query_encoders import (
+from lion_st.encoding import encode_texts, load_encoder
+from lion_st.indexes import create_index
+from lion_st.retrieval import ModelRetriever
+from lion_st.training.query_encoders import (
     QueryDistillationLoss,
     distill_query_encoder,
     idf_weights,

@@ -14,7 +14,7 @@ import numpy as np
 from scipy import sparse
 
 from lion_st.extras import require
-from lion_st.retrieval.indexes.base import LocalIndex, Paradigm
+from lion_st.indexes.base import LocalIndex, Paradigm
 
 KEPT = 0.2  # of the documents' postings, by default
 FEWEST_POSTINGS, MOST_POSTINGS = 100, 6000  # per term, by default

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
-from lion_st.retrieval.vectors import to_csr
+from lion_st.encoding.vectors import keep_top_terms, rows_of, select_entries, to_csr
 
 
 @dataclass(frozen=True)
@@ -62,26 +62,16 @@ class Pruning:
         return vectors
 
 
-def keep_top_terms(vectors: sparse.csr_array, count: int) -> sparse.csr_array:
-    """Keep each row's `count` heaviest terms, of equal weights the lower term ids."""
-    rows = _rows(vectors)
-    order = np.lexsort((vectors.indices, -vectors.data, rows))
-    rank = np.arange(vectors.nnz) - vectors.indptr[rows]
-    keep = np.zeros(vectors.nnz, dtype=bool)
-    keep[order] = rank < count  # order and rows agree on where each row lies
-    return _select(vectors, keep)
-
-
 def keep_max_ratio(vectors: sparse.csr_array, ratio: float) -> sparse.csr_array:
     """Keep weights of at least `ratio` times the largest weight of their row."""
     largest = vectors.max(axis=1).toarray().ravel() if vectors.nnz else np.zeros(vectors.shape[0])
-    return _select(vectors, vectors.data >= ratio * largest[_rows(vectors)])
+    return select_entries(vectors, vectors.data >= ratio * largest[rows_of(vectors)])
 
 
 def drop_below(vectors: sparse.csr_array, threshold: float | np.ndarray) -> sparse.csr_array:
     """Keep weights of at least `threshold`, one number or one per term [V]."""
     floor = threshold[vectors.indices] if isinstance(threshold, np.ndarray) else threshold
-    return _select(vectors, vectors.data >= floor)
+    return select_entries(vectors, vectors.data >= floor)
 
 
 def term_thresholds(vectors: sparse.csr_array, quantile: float) -> np.ndarray:
@@ -92,13 +82,3 @@ def term_thresholds(vectors: sparse.csr_array, quantile: float) -> np.ndarray:
         weights = columns.data[columns.indptr[term] : columns.indptr[term + 1]]
         thresholds[term] = np.partition(weights, int(quantile * weights.size))[int(quantile * weights.size)]
     return thresholds
-
-
-def _rows(vectors: sparse.csr_array) -> np.ndarray:
-    return np.repeat(np.arange(vectors.shape[0]), np.diff(vectors.indptr))
-
-
-def _select(vectors: sparse.csr_array, keep: np.ndarray) -> sparse.csr_array:
-    counts = np.bincount(_rows(vectors)[keep], minlength=vectors.shape[0])
-    indptr = np.concatenate([[0], np.cumsum(counts)]).astype(vectors.indptr.dtype)
-    return sparse.csr_array((vectors.data[keep], vectors.indices[keep], indptr), shape=vectors.shape)

@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lion_st.data.records import Corpus, Record
-from lion_st.extras import require
-from lion_st.models import load
-from lion_st.retrieval.encode import (
+from lion_st.encoding.encode import (
     SETTINGS,
     CorpusCounts,
     Kind,
@@ -23,7 +21,9 @@ from lion_st.retrieval.encode import (
     is_finished,
     progress_bar,
 )
-from lion_st.retrieval.storage import StorageError
+from lion_st.encoding.storage import StorageError
+from lion_st.extras import require
+from lion_st.models import load
 
 # What the rows of the pipeline say in their column "what"; FINISHED ones carry no contents any more.
 SHARD, FINISHED, COUNTS, ERROR = "shard", "finished", "counts", "error"

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 
-from lion_st.retrieval.storage import (
+from lion_st.encoding.storage import (
     StorageError,
     arrays_to_strings,
     read_folder,
     strings_to_arrays,
     write_folder,
 )
-from lion_st.retrieval.vectors import to_csr, to_dense
+from lion_st.encoding.vectors import to_csr, to_dense
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -19,8 +19,10 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from lion_st.retrieval import StorageError, create_index, load_index, reciprocal_rank_fusion, to_csr
-from lion_st.retrieval.indexes import faiss as faiss_engine
+from lion_st.encoding import to_csr
+from lion_st.indexes import StorageError, create_index, load_index
+from lion_st.indexes import faiss as faiss_engine
+from lion_st.retrieval import reciprocal_rank_fusion
 
 VOCABULARY = 128_256  # Llama 3's: beyond the 65,536 terms of plain Seismic
 IDS = [f"d{row}" for row in range(600)]
@@ -299,7 +301,7 @@ def test_rows_acknowledged_by_milvus_survive_sigkill(tmp_path: Path) -> None:
         """
         import sys
         import numpy as np
-        from lion_st.retrieval import create_index
+        from lion_st.indexes import create_index
         index = create_index("milvus", "sparse", uri=sys.argv[1])
         for number in range(10_000):
             index.add([f"d{number}-{row}" for row in range(20)], np.eye(20, 64) + 0.5)

@@ -30,14 +30,14 @@ from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding
 from torch import Tensor, nn
 
 from lion_st.checkpoints import new_folder
+from lion_st.encoding.encode import encode_texts, prompt_for
+from lion_st.encoding.fingerprints import text_limit
+from lion_st.encoding.vectors import Vectors, to_csr
+from lion_st.exporting import export
 from lion_st.losses import dot_scores
 from lion_st.models import paradigm_of
 from lion_st.modules import LionTransformer
 from lion_st.modules.adapters import has_adapter
-from lion_st.retrieval.describe import text_limit
-from lion_st.retrieval.encode import encode_texts, prompt_for
-from lion_st.retrieval.vectors import Vectors, to_csr
-from lion_st.stock import export
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -7,8 +7,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from lion_st.retrieval.indexes.base import KIND, VERSION, Hits, Index, LocalIndex, Paradigm
-from lion_st.retrieval.storage import StorageError, read_folder
+from lion_st.encoding.storage import StorageError, read_folder
+from lion_st.indexes.base import KIND, VERSION, Hits, Index, LocalIndex, Paradigm
+from lion_st.indexes.pruning import Pruning
 
 __all__ = [
     "ENGINES",
@@ -16,6 +17,7 @@ __all__ = [
     "Index",
     "LocalIndex",
     "Paradigm",
+    "Pruning",
     "StorageError",
     "create_index",
     "engine_for",
@@ -83,7 +85,7 @@ def _engine_class(engine: str, paradigm: str) -> Any:
     _require_known(engine)
     _require_able(engine, paradigm)
     module, name = ENGINES[engine][paradigm].split(".")
-    return getattr(import_module(f"lion_st.retrieval.indexes.{module}"), name)
+    return getattr(import_module(f"lion_st.indexes.{module}"), name)
 
 
 def _require_known(engine: str) -> None:

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from scipy import sparse
 
-from lion_st.retrieval.describe import input_module, model_name, weights_fingerprint
-from lion_st.retrieval.encode import EncodedCorpus, encode_texts
+from lion_st.encoding.encode import EncodedCorpus, encode_texts
+from lion_st.encoding.fingerprints import input_module, model_name, weights_fingerprint
+from lion_st.encoding.vectors import Vectors, keep_top_terms
+from lion_st.indexes import Hits, Index, StorageError, create_index
+from lion_st.indexes.exact import ExactSparseIndex
+from lion_st.indexes.pruning import Pruning, term_thresholds
 from lion_st.retrieval.explain import SharedTerm, explain_score
-from lion_st.retrieval.indexes import Hits, Index, StorageError, create_index
-from lion_st.retrieval.indexes.exact import ExactSparseIndex
-from lion_st.retrieval.prune import Pruning, keep_top_terms, term_thresholds
-from lion_st.retrieval.vectors import Vectors
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer, SparseEncoder

@@ -19,18 +19,11 @@ from tiny_models import TEXTS
 
 import lion_st
 from lion_st.data.records import BadRecord, Record, read_corpus
+from lion_st.encoding import EncodedCorpus, encode_corpus, encode_texts, to_csr
+from lion_st.encoding import encode as encode_module
 from lion_st.files import lock_folder
-from lion_st.retrieval import (
-    EncodedCorpus,
-    ModelRetriever,
-    StorageError,
-    create_index,
-    encode_corpus,
-    encode_texts,
-    search_texts,
-    to_csr,
-)
-from lion_st.retrieval import encode as encode_module
+from lion_st.indexes import StorageError, create_index
+from lion_st.retrieval import ModelRetriever, search_texts
 
 DOCUMENTS = [" ".join([TEXTS[number % len(TEXTS)], str(number)] * (1 + number % 5)) for number in range(60)]
 

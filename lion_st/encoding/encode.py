@@ -22,6 +22,18 @@ from scipy import sparse
 
 from lion_st.data.files import file_kind
 from lion_st.data.records import BadRecord, Corpus, Record, corpus_files, read_corpus
+from lion_st.encoding.fingerprints import (
+    Kind,
+    input_module,
+    model_fingerprint,
+    model_name,
+    model_revision,
+    text_limit,
+    tokenizer_contract,
+    weights_fingerprint,
+)
+from lion_st.encoding.storage import StorageError, contents_checksum, strings_to_arrays, unpack_strings
+from lion_st.encoding.vectors import Vectors, keep_top_terms, to_csr, to_dense
 from lion_st.files import (
     LOCK,
     FolderInUse,
@@ -33,19 +45,6 @@ from lion_st.files import (
     lock_folder,
     remove_leftovers,
 )
-from lion_st.retrieval.describe import (
-    Kind,
-    input_module,
-    model_fingerprint,
-    model_name,
-    model_revision,
-    text_limit,
-    tokenizer_contract,
-    weights_fingerprint,
-)
-from lion_st.retrieval.prune import keep_top_terms
-from lion_st.retrieval.storage import StorageError, contents_checksum, strings_to_arrays, unpack_strings
-from lion_st.retrieval.vectors import Vectors, to_csr, to_dense
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer, SparseEncoder
