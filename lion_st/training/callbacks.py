@@ -41,15 +41,15 @@ class EpochCallback(TrainerCallback):
 class SecondsBudget(TrainerCallback):
     """Fits a run into a number of seconds: fewer steps where `max_steps` would take longer, and schedules to match.
 
-    The pace is measured again as the run goes on, and steps, learning rate and the ramp of regularizers follow it. What
-    stands at the end is a run whose schedule came to its end, not one that was cut off.
+    """Fits a run into a number of seconds: fewer steps where `max_steps` would take longer, and schedules to match.
+    follow it. What stands at the end is a run whose schedule came to its end, not one that was cut off.
 
     Args:
         seconds: From the start of training in this process, without loading before and saving after it.
         ramp: Callback with `total_steps`, `warmup_steps` and `warmup_ratio`, such as sentence-transformers' of SPLADE.
     """
 
-    MEASURED_AT = (20, 60, 150, 300, 600, 1200, 2400, 4800)  # steps of this process
+    MEASURED_AT = (20, 40, 80, 150, 300, 600, 1200, 2400, 4800)  # steps of this process
     WARM = 5  # steps that compile and allocate
 
     def __init__(self, seconds: float, ramp: Any = None) -> None:
@@ -58,39 +58,44 @@ class SecondsBudget(TrainerCallback):
         self.seconds = seconds
         self.ramp = ramp
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: Any, lr_scheduler: Any = None, **kwargs: Any
+    ) -> None:
         """Start the clock."""
         self._start = self._warm = time.monotonic()
         self._first = state.global_step
+        self._planned = state.max_steps
+        scheduler = getattr(lr_scheduler, "scheduler", lr_scheduler)  # accelerate wraps it
+        self._schedules = list(scheduler.lr_lambdas)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: Any, lr_scheduler: Any = None, **kwargs: Any
     ) -> None:
-        """Measure the pace and shorten what is left."""
+        """Measure the pace since the last time and fit what is left."""
         now, done = time.monotonic(), state.global_step - self._first
         if done == self.WARM:
-            self._warm = now
+            self._warm, self._measured = now, done
         if done in self.MEASURED_AT:
-            pace = (now - self._warm) / (done - self.WARM)
+            pace = (now - self._warm) / (done - self._measured)
+            self._warm, self._measured = now, done
             steps = state.global_step + max(1, int((self._start + self.seconds - now) / pace))
-            self._shorten(min(steps, state.max_steps), state, lr_scheduler)
+            self._fit(min(steps, self._planned), state, lr_scheduler)
         if now - self._start > self.seconds:
             control.should_training_stop = True
 
-    def _shorten(self, steps: int, state: TrainerState, lr_scheduler: Any) -> None:
-        share = steps / state.max_steps
+    def _fit(self, steps: int, state: TrainerState, lr_scheduler: Any) -> None:
         state.max_steps = steps
-        scheduler = getattr(lr_scheduler, "scheduler", lr_scheduler)  # accelerate wraps it
+        scheduler = getattr(lr_scheduler, "scheduler", lr_scheduler)
         scheduler.lr_lambdas = [
             partial(
                 schedule.func,
                 **schedule.keywords
                 | {
                     "num_training_steps": steps,
-                    "num_warmup_steps": math.ceil(schedule.keywords["num_warmup_steps"] * share),
+                    "num_warmup_steps": math.ceil(schedule.keywords["num_warmup_steps"] * steps / self._planned),
                 },
             )
-            for schedule in scheduler.lr_lambdas
+            for schedule in self._schedules
         ]
         if self.ramp is not None:
             self.ramp.total_steps = steps

@@ -55,6 +55,30 @@ def test_the_schedule_comes_to_its_end(tmp_path, schedule):
     assert rates[-1] < 0.15 * max(rates)
 
 
+def test_a_run_that_gets_faster_takes_more_steps(tmp_path):
+    """Steps of 60 ms at first, of 5 ms from the thirtieth on: at the first pace there would be 66 in all."""
+    model = Slow(0.06)
+
+    class Faster(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 30:
+                model.seconds = 0.005
+
+    rates = Rates()
+    trainer = Trainer(
+        model=model,
+        args=TrainingArguments(
+            str(tmp_path), max_steps=1000, learning_rate=1.0, lr_scheduler_type="linear", warmup_steps=0.1,
+            per_device_train_batch_size=1, use_cpu=True, report_to="none", save_strategy="no",
+        ),
+        train_dataset=[{"x": torch.ones(1)} for _ in range(50)],
+        callbacks=[SecondsBudget(4), Faster(), rates],
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.state.global_step > 100
+    assert rates.rates[-1] < 0.15
+
+
 def test_a_run_within_its_budget_is_left_alone(tmp_path):
     steps, rates = train(tmp_path, seconds=600, steps=30, pause=0)
     assert steps == 30
