@@ -41,8 +41,8 @@ class EpochCallback(TrainerCallback):
 class SecondsBudget(TrainerCallback):
     """Fits a run into a number of seconds: fewer steps where `max_steps` would take longer, and schedules to match.
 
-    """Fits a run into a number of seconds: fewer steps where `max_steps` would take longer, and schedules to match.
-    follow it. What stands at the end is a run whose schedule came to its end, not one that was cut off.
+    The pace is measured again as the run goes on, slower or faster, and steps, learning rate and the ramp of
+    regularizers follow it. What stands at the end is a run whose schedule came to its end, not one that was cut off.
 
     Args:
         seconds: From the start of training in this process, without loading before and saving after it.
