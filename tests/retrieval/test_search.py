@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from lion_st.indexes.seismic import SeismicIndex
 from tiny_models import TEXTS
 
 import lion_st
 from lion_st.encoding import EncodedCorpus, encode_corpus, encode_texts
 from lion_st.indexes import Pruning, StorageError, create_index, load_index
+from lion_st.indexes.seismic import SeismicIndex
 from lion_st.retrieval import ModelRetriever, index_corpus, search_run, search_texts
 from lion_st.retrieval.search import exact_hits
 
