@@ -35,17 +35,18 @@ $(VENV)/.quickstart: pyproject.toml
 quickstart: $(VENV)/.quickstart  ## Train, evaluate, export and query a sparse and a dense micro retriever
 	$(BIN)/python training_scripts/quickstart.py
 
-check: install  ## Lint, formatting and types
+check: install  ## Lint, formatting, types, the way of imports and the size of files
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_structure.py
 
 test: check  ## Run the checks and the test suite
 	$(BIN)/python -m pytest
 
 # The most telling tests, in one process: gold values, exactness, options, errors, readers.
-FAST := tests/test_package.py tests/test_docstrings.py tests/cli/test_app.py tests/training/test_options.py \
-	tests/training/test_recipes.py tests/modules/test_golden_vectors.py tests/losses/test_golden_losses.py \
+FAST := tests/test_structure.py tests/test_package.py tests/test_docstrings.py tests/cli/test_app.py \
+	tests/training/test_options.py tests/training/test_recipes.py tests/modules/test_golden_vectors.py tests/losses/test_golden_losses.py \
 	tests/kernels/test_splade_pool.py tests/data_ tests/retrieval/test_golden.py tests/indexes/test_indexes.py \
 	tests/evaluation/test_metrics.py
 SLOW := two_processes or no_extra or nothing_as_large or screened or gradcheck or torch_compile or quantised or bfloat16

@@ -5,9 +5,10 @@ The names below are imported on first use: a table or a metric is had without im
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lion_st.lazy import attach
 
 if TYPE_CHECKING:
     from lion_st.data.records import read_topics
@@ -30,40 +31,6 @@ if TYPE_CHECKING:
 
 # A Hugging Face metric module: evaluate.load(str(METRICS_MODULE))
 METRICS_MODULE = Path(__file__).parent / "metrics_module" / "retrieval_metrics"
-
-_HOME = {
-    "METRICS": "metrics",
-    "PROTOCOLS": "protocols",
-    "Comparison": "compare",
-    "MtebSearch": "mteb_search",
-    "Protocol": "protocols",
-    "Qrels": "metrics",
-    "Run": "metrics",
-    "compare_runs": "compare",
-    "document_text": "mteb_search",
-    "drop_self_matches": "trec",
-    "evaluate_queries": "metrics",
-    "evaluate_retrieval": "evaluate",
-    "evaluate_run": "metrics",
-    "fit_hybrid": "hybrid",
-    "fit_run_weights": "hybrid",
-    "folder_task": "tasks",
-    "format_table": "lion_st.tables",
-    "fuse_runs": "hybrid",
-    "get_task": "tasks",
-    "get_task_groups": "tasks",
-    "hits_to_run": "trec",
-    "open_retriever": "evaluate",
-    "prune_report": "pruning",
-    "read_qrels": "lion_st.data.trec",
-    "read_run": "lion_st.data.trec",
-    "read_topics": "lion_st.data.records",
-    "trade_off_figure": "pruning",
-    "trec_task": "tasks",
-    "write_prune_report": "pruning",
-    "write_qrels": "trec",
-    "write_run": "trec",
-}
 
 __all__ = [
     "METRICS",
@@ -100,11 +67,4 @@ __all__ = [
     "write_run",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = _HOME[name]
-    value = getattr(import_module(home if "." in home else f"{__name__}.{home}"), name)
-    globals()[name] = value
-    return value
+__getattr__, __dir__ = attach(__name__)

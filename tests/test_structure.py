@@ -1,0 +1,112 @@
+"""Which way the packages import each other, how long files are, and that lazy names are where they are looked for."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "lion_st"
+# A package imports its own layer and those above it, inside functions too.
+LAYERS = (
+    ("errors", "extras", "files", "lazy", "tables"),
+    ("data",),
+    ("guard", "kernels", "losses", "modules"),
+    ("checkpoints", "models", "exporting"),
+    ("encoding",),
+    ("indexes",),
+    ("training", "retrieval"),
+    ("evaluation",),
+    ("hub",),
+    ("demo", "cli"),
+)
+LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
+# Within a layer, too, one way: what stands first imports nothing of what follows.
+WITHIN = {
+    ("extras", "errors"),
+    ("kernels", "modules"),
+    ("checkpoints", "exporting"),
+    ("checkpoints", "models"),
+    ("models", "exporting"),
+    ("demo", "cli"),
+}
+LONGEST = 450
+# Files that are longer still, and may only shrink.
+STILL_LONGER = {
+    "encoding/encode.py": 682,
+    "hub/facts.py": 507,
+    "hub/publishing.py": 515,
+    "models.py": 603,
+    "modules/lion_transformer.py": 747,
+    "training/retriever.py": 462,
+}
+
+
+def imports(source: str) -> Iterator[tuple[int, str]]:
+    """The packages of lion_st that a file imports, each with its line."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            modules = [f"lion_st.{alias.name}" for alias in node.names] if node.module == "lion_st" else [node.module]
+        else:
+            continue
+        yield from ((node.lineno, module.split(".")[1]) for module in modules if module.startswith("lion_st."))
+
+
+def offences(source: str, own: str) -> list[tuple[int, str]]:
+    """Lines that import a package of a later layer, or of the same one the wrong way."""
+    return [
+        (line, imported)
+        for line, imported in imports(source)
+        if imported in LAYER_OF and imported != own
+        if LAYER_OF[imported] > LAYER_OF[own] or (LAYER_OF[imported] == LAYER_OF[own] and (imported, own) not in WITHIN)
+    ]
+
+
+def package_of(file: Path) -> str:
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+FILES = [file for file in sorted(PACKAGE.rglob("*.py")) if not package_of(file).startswith("__")]
+
+
+def test_every_package_has_a_layer():
+    assert {package_of(file) for file in FILES} == LAYER_OF.keys()
+
+
+def test_packages_import_earlier_layers_alone():
+    found = [
+        f"{file.relative_to(PACKAGE.parent)}:{line} imports lion_st.{imported}"
+        for file in FILES
+        for line, imported in offences(file.read_text(encoding="utf-8"), package_of(file))
+    ]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import lion_st.cli.group",
+        "from lion_st import hub",
+        "from lion_st.cli import app",
+        "def f():\n    import lion_st.cli",
+    ],
+)
+def test_an_import_of_a_later_layer_is_found(line):
+    assert offences(line, "data")
+    assert not offences(line, "cli")
+
+
+def test_files_are_short_enough_to_read():
+    sizes = {
+        str(file.relative_to(PACKAGE)): len(file.read_text(encoding="utf-8").splitlines())
+        for file in PACKAGE.rglob("*.py")
+    }
+    long = {name: f"{size} lines, at most {STILL_LONGER.get(name, LONGEST)}" for name, size in sizes.items()
+            if size > STILL_LONGER.get(name, LONGEST)}  # fmt: skip
+    assert not long
+    short = [name for name in STILL_LONGER if sizes.get(name, 0) <= LONGEST]
+    assert not short, "no longer needed in STILL_LONGER"
