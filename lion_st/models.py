@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -19,6 +20,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from lion_st.checkpoints import STOCK_TRANSFORMER, staged_folder, write_stock_checkpoint
 from lion_st.modules import LionTransformer, LlamaPooling, SpladeHead, adapters
+from lion_st.modules.backbones import gguf_options
 from lion_st.modules.lion_transformer import check_texts
 from lion_st.modules.llama_pooling import PoolingName
 
@@ -196,6 +198,8 @@ def build(
     query_prompt: str | None = ...,
     document_prompt: str | None = ...,
     add_bos: bool | None = ...,
+    num_layers: int | None = ...,
+    layers: Sequence[int] | None = ...,
     as_sparse_encoder: Literal[False] = ...,
     device: str | None = ...,
     attn_implementation: str | None = ...,
@@ -221,6 +225,8 @@ def build(
     query_prompt: str | None = ...,
     document_prompt: str | None = ...,
     add_bos: bool | None = ...,
+    num_layers: int | None = ...,
+    layers: Sequence[int] | None = ...,
     as_sparse_encoder: Literal[True],
     device: str | None = ...,
     attn_implementation: str | None = ...,
@@ -246,6 +252,8 @@ def build(
     query_prompt: str | None = ...,
     document_prompt: str | None = ...,
     add_bos: bool | None = ...,
+    num_layers: int | None = ...,
+    layers: Sequence[int] | None = ...,
     as_sparse_encoder: bool = ...,
     device: str | None = ...,
     attn_implementation: str | None = ...,
@@ -270,6 +278,8 @@ def build(
     query_prompt: str | None = None,
     document_prompt: str | None = None,
     add_bos: bool | None = None,
+    num_layers: int | None = None,
+    layers: Sequence[int] | None = None,
     as_sparse_encoder: bool = False,
     device: str | None = None,
     attn_implementation: str | None = None,
@@ -279,12 +289,12 @@ def build(
     """Make a retriever of a decoder-only backbone: a bidirectional transformer with a sparse or a dense head.
 
     Args:
-        backbone: Hub name or folder of a causal LM, or of a PEFT adapter of one (MNTP), which is merged.
+        backbone: Hub name, folder or GGUF file of a causal LM, or of a PEFT adapter of one (MNTP), which is merged.
         paradigm: `"sparse"` (Lion-SP, one weight per vocabulary term) or `"dense"` (Lion-DS).
         query_length: Longest query, in tokens.
         document_length: Longest document, in tokens.
         lora: Train this adapter instead of all weights.
-        dtype: Of the weights; `"auto"` is the backbone's own. An adapter's are always float32.
+        dtype: Of the weights; `"auto"` is the backbone's own, bfloat16 of a GGUF file. An adapter's are always float32.
         scale: Sparse: factor on the logits, `hidden_size ** -0.25` by default.
         pooling: Dense: see `LlamaPooling`.
         max_active_dims: Sparse: largest number of terms a text keeps when encoded; see `SpladeHead`.
@@ -293,6 +303,8 @@ def build(
         query_prompt: Put in front of queries by `encode_query`, and saved.
         document_prompt: Put in front of documents by `encode_document`, and saved.
         add_bos: See `LionTransformer`.
+        num_layers: Keep the backbone's first so many layers alone.
+        layers: Keep these layers alone, such as `[0, 4, 8, 29]`.
         as_sparse_encoder: Return a `SparseEncoder` (sparse tensors) instead of a `SentenceTransformer`.
         device: Torch device; the best one there is by default.
         attn_implementation: `"sdpa"`, `"eager"`, `"flash_attention_2"`, ...
@@ -317,7 +329,8 @@ def build(
     backbone = _name_of(backbone, "backbone")
     _require_paradigm(paradigm, as_sparse_encoder)
     _require_device(device)
-    if load_file_path(backbone, "modules.json", token=token, revision=revision) is not None:
+    _, is_gguf = gguf_options(backbone)
+    if not is_gguf and load_file_path(backbone, "modules.json", token=token, revision=revision) is not None:
         raise ValueError(f"{backbone!r} is a saved retriever, not a backbone; open it with lion_st.load.")
     transformer = LionTransformer(
         backbone,
@@ -325,6 +338,8 @@ def build(
         query_length=query_length,
         document_length=document_length,
         add_bos=add_bos,
+        num_layers=num_layers,
+        layers=layers,
         model_kwargs={"dtype": dtype, "token": token, "revision": revision}
         | ({"attn_implementation": attn_implementation} if attn_implementation else {}),
         processor_kwargs={"token": token, "revision": revision},
@@ -348,7 +363,7 @@ def build(
     prompts = {"query": query_prompt or "", "document": document_prompt or ""}
     model_class = LionSparseEncoder if as_sparse_encoder else LionSentenceTransformer
     model = model_class(modules=[transformer, head], prompts=prompts, similarity_fn_name="dot", device=device)
-    if not Path(backbone).is_dir():
+    if not Path(backbone).exists():
         model.model_card_data.base_model = backbone
         model.model_card_data.base_model_revision = revision
     return model

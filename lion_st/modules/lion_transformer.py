@@ -34,6 +34,7 @@ from lion_st.modules.adapters import (
     raise_on_wrong_weights,
     save_adapter,
 )
+from lion_st.modules.backbones import as_plain_weights, choose_layers, gguf_options, keep_layers
 from lion_st.modules.tokenizing import exclusive_tokenizer, leading_parts, require_room
 
 if TYPE_CHECKING:
@@ -80,7 +81,8 @@ class LionTransformer(Transformer):
     passed to it. Do not change the model's own settings, such as `query_length`, while threads encode.
 
     Args:
-        model_name_or_path: Hub name or folder of a causal LM, or of a PEFT adapter of one.
+        model_name_or_path: Hub name, folder or GGUF file of a causal LM, or of a PEFT adapter of one. The weights of a
+            GGUF file are rounded to bfloat16 unless `model_kwargs` names another dtype.
         transformer_task: `"text-generation"` keeps the LM head, which a sparse model needs; `"feature-extraction"`
             (dense) does not load it.
         query_length: Longest query in tokens (`task="query"`), special tokens and prompt included.
@@ -88,6 +90,8 @@ class LionTransformer(Transformer):
         add_bos: What to do when the backbone has a beginning-of-sequence token that its tokenizer does not add: True
             adds it, False accepts the tokenizer as it is. By default that is an error, because the wrong choice
             costs most of a retriever's quality and shows nowhere. `"saved"` also keeps the tokenizer's length.
+        num_layers: Keep the backbone's first so many layers alone.
+        layers: Keep these layers alone, numbered from 0, in ascending order.
         model_kwargs: Passed to `from_pretrained`. Two keys are for adapters: `base` (path or name of the base model,
             in place of the one in the adapter's configuration) and `is_trainable`.
         **kwargs: As for `sentence_transformers.base.modules.Transformer`; `unpad_inputs=False` computes padding,
@@ -120,6 +124,8 @@ class LionTransformer(Transformer):
         query_length: int | None = 64,
         document_length: int | None = 128,
         add_bos: bool | Literal["saved"] | None = None,
+        num_layers: int | None = None,
+        layers: Sequence[int] | None = None,
         model_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -131,15 +137,22 @@ class LionTransformer(Transformer):
         model_kwargs = dict(model_kwargs or {})
         self.adapter_base: str | None = model_kwargs.pop("base", None)
         self.is_trainable: bool = model_kwargs.pop("is_trainable", False)
+        self.wanted_layers = (num_layers, layers)
+        self.kept_layers: tuple[int, ...] | None = None
+        folder, gguf = gguf_options(model_name_or_path)
+        if gguf:
+            kwargs["tokenizer_name_or_path"] = folder
+            kwargs["processor_kwargs"] = dict(kwargs.get("processor_kwargs") or {}) | gguf
         # Whether padding is left out of the backbone's work; settled once the model stands.
         self.runs_packed = False
         self._prompts_with_room: set[tuple[str, int]] = set()
         self.resumed_head: dict[str, Any] = {}
-        if found := self._base_with_tokenizer(model_name_or_path, model_kwargs):
-            kwargs["tokenizer_name_or_path"], revision = found
+        if not gguf and (found := self._base_with_tokenizer(model_name_or_path, model_kwargs)):
+            base, revision = found
+            kwargs["tokenizer_name_or_path"], gguf = gguf_options(base)
             of_adapter = dict(kwargs.get("processor_kwargs") or {})
             of_adapter.pop("revision", None)
-            kwargs["processor_kwargs"] = of_adapter | ({"revision": revision} if revision else {})
+            kwargs["processor_kwargs"] = of_adapter | ({"revision": revision} if revision else {}) | gguf
         stock = STOCK_SPARSE if transformer_task == "text-generation" else STOCK_DENSE
         # Both messages are about what is done on purpose here and checked: a head left out, the base's tokenizer.
         with (
@@ -203,7 +216,8 @@ class LionTransformer(Transformer):
             raise ValueError(f"LionTransformer runs on PyTorch alone, got backend={backend!r}.")
         hub = {key: config_kwargs[key] for key in ("cache_dir", "token", "local_files_only") if key in config_kwargs}
         location = {key: config_kwargs[key] for key in ("revision", "subfolder") if config_kwargs.get(key)}
-        is_adapter = find_adapter_config_file(model_name_or_path, **hub, **location) is not None
+        folder, gguf = gguf_options(model_name_or_path)
+        is_adapter = not gguf and find_adapter_config_file(folder, **hub, **location) is not None
         if is_adapter:
             from peft import PeftConfig
 
@@ -214,7 +228,8 @@ class LionTransformer(Transformer):
             self.adapter_base, self.base_revision = base, revision
             options = {key: value for key, value in config_kwargs.items() if key not in ("revision", "subfolder")}
             try:
-                config = AutoConfig.from_pretrained(base, revision=revision, **options)
+                folder, gguf = gguf_options(base)
+                config = AutoConfig.from_pretrained(folder, revision=revision, **options, **gguf)
             except (OSError, ValueError) as error:
                 raise FileNotFoundError(
                     f"The adapter {model_name_or_path!r} belongs to the base model {base!r}, which cannot be read "
@@ -222,7 +237,15 @@ class LionTransformer(Transformer):
                     'lion_st.load(path, base="path/to/base").'
                 ) from error
         else:
-            config = AutoConfig.from_pretrained(model_name_or_path, **config_kwargs)
+            try:
+                config = AutoConfig.from_pretrained(folder, **config_kwargs, **gguf)
+            except ValueError as error:
+                if not gguf:
+                    raise
+                raise ValueError(
+                    f"transformers cannot read the GGUF file {model_name_or_path!r}: {error} Convert it, or name the "
+                    "model that it was made of."
+                ) from error
         _require_decoder_only(config, model_name_or_path)
         text_config = config.get_text_config()
         self.loaded_causal = getattr(text_config, "is_causal", True) is not False
@@ -246,10 +269,15 @@ class LionTransformer(Transformer):
             options.pop("subfolder", None)
         if options.get("revision") is None:
             options.pop("revision", None)
-        _require_layers(config, source, options)
+        folder, gguf = gguf_options(source)
+        if gguf:
+            options |= gguf
+            if options.get("dtype") in (None, "auto"):
+                options["dtype"] = torch.bfloat16
+        _require_layers(config, folder, options)
         auto_class = TRANSFORMER_TASK_TO_AUTO_MODEL[transformer_task]
         try:
-            model, report = auto_class.from_pretrained(source, config=config, output_loading_info=True, **options)
+            model, report = auto_class.from_pretrained(folder, config=config, output_loading_info=True, **options)
         except RuntimeError as error:
             if "mismatch" not in str(error):
                 raise
@@ -262,6 +290,11 @@ class LionTransformer(Transformer):
         raise_on_wrong_weights(
             source, sorted(report["missing_keys"]), sorted(unexpected), sorted(report["mismatched_keys"], key=str)
         )
+        if gguf:
+            as_plain_weights(model, source)
+        self.kept_layers = choose_layers(config.get_text_config().num_hidden_layers, *self.wanted_layers)
+        if self.kept_layers is not None:
+            keep_layers(model, self.kept_layers)
         if is_peft_model:
             attach_adapter(model, self.adapter_config, revision=self.base_revision)
             names = ("token", "cache_dir", "local_files_only", "subfolder", "revision")
@@ -563,10 +596,12 @@ class LionTransformer(Transformer):
         self._save_contract(output_path)
 
     def get_config_dict(self) -> dict[str, Any]:
-        """What is saved of the module; with an adapter also the base's dtype, which the adapter does not say."""
+        """What is saved of the module; with an adapter also the dtype and layers of its base, which it does not say."""
         config = super().get_config_dict()
         if has_adapter(self.model):
             config["model_kwargs"] = {"dtype": str(self.model.dtype).removeprefix("torch.")}
+            if self.kept_layers is not None:
+                config["layers"] = list(self.kept_layers)
         return config
 
     def __repr__(self) -> str:

@@ -98,7 +98,7 @@ class LoraArguments:
 class MntpArguments(LoraArguments):
     """The MNTP stage: backbone, texts and masking."""
 
-    backbone: str = field(default="", metadata={"help": "Hub name or folder of a causal language model."})
+    backbone: str = field(default="", metadata={"help": "Hub name, folder or GGUF file of a causal language model."})
     texts: list[str] = field(
         default_factory=list,
         metadata={"help": "Files (.txt, .jsonl, also .gz, .xz), or Hub data sets with a text column, as NAME:SUBSET."},
@@ -116,6 +116,8 @@ class MntpArguments(LoraArguments):
     mask_token: str = field(default="_", metadata={"help": "Token of the vocabulary that stands for a masked one."})
     eval_blocks: int = field(default=256, metadata={"help": "Blocks held out for the reported loss."})
     add_bos: bool | None = field(default=None, metadata={"help": "See lion_st.LionTransformer."})
+    num_layers: int | None = field(default=None, metadata={"help": "Keep the backbone's first so many layers alone."})
+    layers: list[int] | None = field(default=None, metadata={"help": "Keep these layers alone, numbered from 0."})
     attn_implementation: str | None = field(default=None, metadata={"help": "sdpa, eager, flash_attention_2, ..."})
     merge: bool = field(default=True, metadata={"help": "Save a backbone with the adapter merged, not the adapter."})
 
@@ -169,8 +171,10 @@ class RetrieverArguments(LoraArguments):
     objective: Objective = field(
         default="cl_kd", metadata={"help": "Contrastive, distillation of a teacher's margins, or both."}
     )
-    model: str = field(default="", metadata={"help": "Folder or Hub name of the backbone to fine-tune."})
+    model: str = field(default="", metadata={"help": "Folder, Hub name or GGUF file of the backbone to fine-tune."})
     add_bos: bool | None = field(default=None, metadata={"help": "See lion_st.build."})
+    num_layers: int | None = field(default=None, metadata={"help": "Keep the backbone's first so many layers alone."})
+    layers: list[int] | None = field(default=None, metadata={"help": "Keep these layers alone, numbered from 0."})
     scale: float | None = field(default=None, metadata={"help": "Sparse: factor on the logits; see lion_st.build."})
     pooling: str = field(default="mean_normalized", metadata={"help": "Dense: see lion_st.LlamaPooling."})
     attn_implementation: str | None = field(default=None, metadata={"help": "See lion_st.build."})

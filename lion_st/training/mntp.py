@@ -252,6 +252,8 @@ def _load_transformer(arguments: MntpArguments) -> tuple[LionTransformer, torch.
         query_length=None,
         document_length=None,
         add_bos=arguments.add_bos,
+        num_layers=arguments.num_layers,
+        layers=arguments.layers,
         model_kwargs={"dtype": "auto"}
         | ({"attn_implementation": arguments.attn_implementation} if arguments.attn_implementation else {}),
     )

@@ -6,7 +6,8 @@ section 4 (experimental setup). The backbone `micro` is this project's own, smal
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -68,6 +69,10 @@ class MntpRecipe:
     block_size: int = 512
     mask_probability: float = 0.2
     mask_token: str = "_"
+    kept_share: float = 0.1
+    z_loss_weight: float = 0.0
+    z_loss_target: float = 0.0
+    add_bos: bool | None = None
     per_device_train_batch_size: int = 32
     max_steps: int = 10_000
     learning_rate: float = 5e-5
@@ -115,6 +120,7 @@ class RetrieverRecipe:
     max_steps: int
     negatives: int
     train_subset: str | None = None
+    add_bos: bool | None = None
     query_length: int = 64
     document_length: int = 128
     temperature: float = 1.0
@@ -145,6 +151,9 @@ BACKBONES = {
     "llama-3.2-1b": Backbone("meta-llama/Llama-3.2-1B", BackboneShape(2048, 8192, 16, 32, 8, 64, 128_256, True)),
     "llama-3.2-3b": Backbone("meta-llama/Llama-3.2-3B", BackboneShape(3072, 8192, 28, 24, 8, 128, 128_256, True)),
     "llama-3-8b": Backbone("meta-llama/Meta-Llama-3-8B", BackboneShape(4096, 14_336, 32, 32, 8, 128, 128_256, False)),
+    "smollm2-135m": Backbone(
+        "HuggingFaceTB/SmolLM2-135M-Instruct", BackboneShape(576, 1536, 30, 9, 3, 64, 49_152, True)
+    ),
     "micro": Backbone(MICRO_REPOSITORY, BackboneShape(256, 768, 4, 4, 2, 64, 16_384, True)),
 }
 # Batch, epochs and steps by backbone: the longer schedules of small models spend the compute of large ones.
@@ -212,15 +221,39 @@ def _micro_recipe(paradigm: Paradigm, objective: Objective) -> RetrieverRecipe:
     )
 
 
-RECIPES: dict[tuple[str, str, str], RetrieverRecipe] = {
-    (backbone, paradigm, objective): (
-        _micro_recipe(paradigm, objective) if backbone == "micro" else _paper_recipe(backbone, paradigm, objective)
+def _smollm2_recipe(paradigm: Paradigm, objective: Objective) -> RetrieverRecipe:
+    """Not the paper's: the 1B setting for a model so small that all its weights are trained."""
+    return replace(
+        _paper_recipe("llama-3.2-1b", paradigm, objective),
+        backbone="smollm2-135m",
+        model=mntp_folder("smollm2-135m"),
+        add_bos=False,  # its tokenizer has a beginning-of-sequence token that the model never saw
+        use_peft=False,
+        learning_rate=5e-5,
+        mini_batch_size=128,
     )
+
+
+RECIPES: dict[tuple[str, str, str], RetrieverRecipe] = {
+    (backbone, paradigm, objective): {
+        "micro": _micro_recipe,
+        "smollm2-135m": _smollm2_recipe,
+    }.get(backbone, partial(_paper_recipe, backbone))(paradigm, objective)
     for backbone in BACKBONES
     for paradigm in PARADIGMS
     for objective in OBJECTIVES
 }
 MNTP_RECIPES = {name: MntpRecipe(name, backbone.model) for name, backbone in BACKBONES.items() if name != "micro"}
+# A sparse start: without it all terms are active and fine-tuning spends its first steps on undoing that.
+MNTP_RECIPES["smollm2-135m"] = replace(
+    MNTP_RECIPES["smollm2-135m"],
+    mask_probability=0.3,
+    kept_share=0.4,
+    z_loss_weight=0.02,
+    z_loss_target=6.0,
+    add_bos=False,
+    use_peft=False,
+)
 
 
 def get_recipe(backbone: str, paradigm: str, objective: str) -> RetrieverRecipe:

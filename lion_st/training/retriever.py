@@ -89,6 +89,8 @@ def build_model(arguments: RetrieverArguments, device: str | torch.device | None
         query_prompt=arguments.query_prompt,
         document_prompt=arguments.document_prompt,
         add_bos=arguments.add_bos,
+        num_layers=arguments.num_layers,
+        layers=arguments.layers,
         as_sparse_encoder=arguments.paradigm == "sparse",
         attn_implementation=arguments.attn_implementation,
         device=None if device is None else str(device),

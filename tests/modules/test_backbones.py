@@ -1,0 +1,188 @@
+"""Backbones of fewer layers, and those that lie in GGUF files."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import lion_st
+from lion_st.modules.backbones import choose_layers
+
+TEXTS = ["what is a lion", "Lions live in groups called prides."]
+
+
+@pytest.fixture
+def deep(tiny_backbone):
+    return tiny_backbone(num_hidden_layers=4)
+
+
+def truncated(folder, kept, path):
+    """The backbone with layers taken out by hand."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.model.layers = torch.nn.ModuleList(model.model.layers[number] for number in kept)
+    model.config.num_hidden_layers = len(kept)
+    model.save_pretrained(path)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(path)
+    return str(path)
+
+
+@pytest.mark.parametrize("paradigm", ["sparse", "dense"])
+@pytest.mark.parametrize(("choice", "kept"), [({"num_layers": 2}, [0, 1]), ({"layers": [0, 3]}, [0, 3])])
+def test_vectors_are_those_of_the_truncated_model(deep, tmp_path, stock_vectors, paradigm, choice, kept):
+    model = lion_st.build(deep, paradigm, device="cpu", **choice)
+    expected = lion_st.build(truncated(deep, kept, tmp_path / "cut"), paradigm, device="cpu").encode_document(TEXTS)
+    assert (model.encode_document(TEXTS) == expected).all()
+    assert model[0].model.config.num_hidden_layers == len(kept)
+    model.save(str(tmp_path / "saved"))
+    assert (lion_st.load(tmp_path / "saved", device="cpu").encode_document(TEXTS) == expected).all()
+    lion_st.export(model, tmp_path / "exported", create_model_card=False)
+    stock = stock_vectors([(tmp_path / "exported", "SentenceTransformer")], TEXTS)
+    found = torch.from_numpy(stock[str(tmp_path / "exported"), "SentenceTransformer", "document"])
+    torch.testing.assert_close(found, torch.from_numpy(expected), rtol=1e-5, atol=1e-5)
+
+
+def test_an_adapter_knows_the_layers_of_its_base(deep, tmp_path):
+    from peft import LoraConfig
+
+    lora = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    model = lion_st.build(deep, "dense", layers=[1, 2], lora=lora, device="cpu")
+    model.save(str(tmp_path / "adapter"))
+    loaded = lion_st.load(tmp_path / "adapter", device="cpu")
+    assert loaded[0].model.config.num_hidden_layers == 2
+    assert (loaded.encode_document(TEXTS) == model.encode_document(TEXTS)).all()
+
+
+def test_lists_of_a_value_for_each_layer_are_cut_too(tiny_backbone):
+    model = lion_st.build(tiny_backbone("gemma2"), "sparse", layers=[1], device="cpu")
+    assert model[0].model.config.layer_types == ["full_attention"]
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"num_layers": 5}, "num_layers is 5: the backbone has 4 layers"),
+        ({"num_layers": 0}, "num_layers is 0"),
+        ({"layers": [0, 4]}, r"layers is \[0, 4\]: name at least one of the backbone's 4 layers, 0 to 3"),
+        ({"layers": []}, r"layers is \[\]"),
+        ({"layers": [2, 1]}, "ascending order"),
+        ({"layers": [1, 1]}, "each layer once"),
+        ({"layers": [0], "num_layers": 1}, "not both"),
+    ],
+)
+def test_a_wrong_choice_is_refused(choice, message):
+    with pytest.raises(ValueError, match=message):
+        choose_layers(4, **choice)
+
+
+def test_all_layers_are_no_choice():
+    assert choose_layers(4) is choose_layers(4, num_layers=4) is choose_layers(4, layers=[0, 1, 2, 3]) is None
+
+
+# ---- GGUF ----
+
+
+def write_gguf(folder, path) -> str:
+    """A Llama as llama.cpp's converter writes it, in float32."""
+    gguf = pytest.importorskip("gguf")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    config, weights = model.config, model.state_dict()
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_vocab_size(config.vocab_size)
+    tokens = [token for token, _ in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])]
+    tokens += ["<|endoftext|>"] * (config.vocab_size - len(tokens))  # which the tokenizer would add behind the others
+    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3 if token in [*tokenizer.all_special_tokens, "<|endoftext|>"] else 1 for token in tokens])
+    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
+    writer.add_bos_token_id(tokenizer.bos_token_id)
+    writer.add_eos_token_id(tokenizer.eos_token_id)
+    writer.add_pad_token_id(tokenizer.pad_token_id)
+
+    def interleaved(weight, heads):  # llama.cpp keeps the two halves of rotary embeddings side by side
+        return weight.view(heads, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
+
+    names = {
+        "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down",
+    }  # fmt: skip
+    tensors = {"token_embd": weights["model.embed_tokens.weight"], "output_norm": weights["model.norm.weight"]}
+    for layer in range(config.num_hidden_layers):
+        for ours, theirs in names.items():
+            tensors[f"blk.{layer}.{theirs}"] = weights[f"model.layers.{layer}.{ours}.weight"]
+        for name, heads in (("q", config.num_attention_heads), ("k", config.num_key_value_heads)):
+            weight = weights[f"model.layers.{layer}.self_attn.{name}_proj.weight"]
+            tensors[f"blk.{layer}.attn_{name}"] = interleaved(weight, heads)
+    for name, tensor in tensors.items():
+        writer.add_tensor(f"{name}.weight", tensor.contiguous().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return str(path)
+
+
+@pytest.fixture
+def roomy(tiny_backbone):
+    """With one row of the embeddings to spare."""
+    return tiny_backbone(num_hidden_layers=4, vocab_size=321)
+
+
+def test_a_gguf_file_is_the_model_that_it_was_made_of(roomy, tmp_path):
+    file = write_gguf(roomy, tmp_path / "tiny.gguf")
+    model = lion_st.build(file, "sparse", add_bos=True, dtype=torch.float32, device="cpu", num_layers=3)
+    expected = lion_st.build(roomy, "sparse", dtype=torch.float32, device="cpu", num_layers=3).encode_document(TEXTS)
+    torch.testing.assert_close(torch.from_numpy(model.encode_document(TEXTS)), torch.from_numpy(expected))
+    model.save(str(tmp_path / "saved"))
+    assert (lion_st.load(tmp_path / "saved", device="cpu").encode_document(TEXTS) == model.encode_document(TEXTS)).all()
+
+
+def test_an_adapter_finds_its_gguf_file_again(roomy, tmp_path):
+    from peft import LoraConfig
+
+    file = write_gguf(roomy, tmp_path / "tiny.gguf")
+    lora = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    model = lion_st.build(file, "dense", add_bos=True, lora=lora, device="cpu")
+    assert model[0].model.dtype == torch.bfloat16
+    model.save(str(tmp_path / "adapter"))
+    loaded = lion_st.load(tmp_path / "adapter", device="cpu")
+    assert (loaded.encode_document(TEXTS) == model.encode_document(TEXTS)).all()
+
+
+def test_what_is_wrong_with_a_gguf_file_is_said(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match=r"There is no GGUF file '.*missing\.gguf'"):
+        lion_st.build(tmp_path / "missing.gguf", "sparse")
+    (tmp_path / "text.gguf").write_text("hello")
+    with pytest.raises(ValueError, match=r"text\.gguf' is not a GGUF file"):
+        lion_st.build(tmp_path / "text.gguf", "sparse")
+    (tmp_path / "some.gguf").write_bytes(b"GGUF....")
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(ImportError, match=r"pip install 'lion-st\[gguf\]'"):
+        lion_st.build(tmp_path / "some.gguf", "sparse")
+
+
+def test_a_gguf_file_of_another_architecture_is_refused(tmp_path):
+    gguf = pytest.importorskip("gguf")
+    writer = gguf.GGUFWriter(str(tmp_path / "clip.gguf"), "clip")
+    writer.add_block_count(1)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(ValueError, match=r"transformers cannot read the GGUF file '.*clip\.gguf'"):
+        lion_st.build(tmp_path / "clip.gguf", "sparse")
