@@ -1,5 +1,6 @@
 """Train a dense retriever on the scores of a cross-encoder: contrastive loss and distillation at once.
 
+    pip install 'lion-st[train]'
     python examples/distil_from_a_teacher.py
 
 The teacher scores each query with its positive and its negatives; the retriever learns from the positives and from all

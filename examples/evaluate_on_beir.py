@@ -1,5 +1,6 @@
 """Score a model beside BM25 on BEIR test sets, and test whether the difference is one.
 
+    pip install 'lion-st[eval]'
     python examples/evaluate_on_beir.py
 
 Prints a table with a row for each model and test set, and for each test set the paired difference with its p-value. The

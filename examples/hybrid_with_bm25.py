@@ -1,5 +1,6 @@
 """Fuse a model's search with BM25, with weights fitted on one test set and scored on another.
 
+    pip install 'lion-st[eval]'
     python examples/hybrid_with_bm25.py
 
 Prints the fitted weights, a table of BM25, the model and both together, and the fused results of one query.

@@ -1,5 +1,6 @@
 """Encode a folder of texts, index it and search it, with the words behind each score.
 
+    pip install 'lion-st[retrieval]'
     python examples/index_and_search_a_folder.py
 
 Prints what was encoded and indexed, and for each query the best documents with the terms that they share with it.

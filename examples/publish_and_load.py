@@ -1,5 +1,6 @@
 """Publish a model on the Hub as a stock checkpoint with its card, and load it as anyone would.
 
+    pip install lion-st
     hf auth login
     python examples/publish_and_load.py
 

@@ -1,5 +1,6 @@
 """Train a sparse retriever on pairs of a query and a passage that answers it, and export it.
 
+    pip install 'lion-st[train]'
     python examples/train_on_own_pairs.py
 
 The other passages of a batch are the negatives. Prints the trainer's log, the folder of the exported model and, with

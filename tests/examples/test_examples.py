@@ -39,6 +39,7 @@ def test_there_are_six_short_programs_that_need_no_other_file() -> None:
         assert len(code.splitlines()) <= 80, file
         assert "Prints" in ast.get_docstring(tree), file
         assert f"python examples/{file.name}" in ast.get_docstring(tree), file
+        assert re.search(r"pip install (lion-st\n|'lion-st\[\w+\]'\n)", ast.get_docstring(tree)), file
         assert not any(isinstance(node, ast.FunctionDef | ast.ClassDef) for node in ast.walk(tree)), file
         private = re.findall(r"lion_st\.\w+\.\w+ import|import _|from \.|import examples", code)
         assert not private, (file, private)
