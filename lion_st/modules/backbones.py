@@ -10,6 +10,8 @@ import torch
 from transformers import PreTrainedModel
 
 GGUF_MAGIC = b"GGUF"
+LISTS_BY_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers")  # a value for each layer, in configurations
+LISTS_OF_LAYERS = ("mlp_only_layers", "cross_attention_layers", "full_attention_layers", "attn_layer_indices")
 
 
 def choose_layers(
@@ -52,7 +54,8 @@ def keep_layers(model: PreTrainedModel, kept: Sequence[int]) -> None:
         kept: As `choose_layers` returns them.
 
     Raises:
-        ValueError: If the model does not hold its layers in a list named `layers` or `h`.
+        ValueError: If the model does not hold its layers in a list named `layers` or `h`, or its configuration names
+            some of them by number.
     """
     decoder: Any = model.get_decoder()
     name = next(
@@ -62,6 +65,11 @@ def keep_layers(model: PreTrainedModel, kept: Sequence[int]) -> None:
         raise ValueError(
             f"{type(model).__name__} does not hold its layers in one list: it cannot be cut to {list(kept)}."
         )
+    numbered = [key for key in LISTS_OF_LAYERS if getattr(decoder.config, key, None)]
+    if numbered:
+        raise ValueError(
+            f"{type(model).__name__} numbers layers in its {numbered[0]}: it cannot be cut to {list(kept)}."
+        )
     layers = getattr(decoder, name)
     total = len(layers)
     setattr(decoder, name, torch.nn.ModuleList(layers[number] for number in kept))
@@ -70,8 +78,8 @@ def keep_layers(model: PreTrainedModel, kept: Sequence[int]) -> None:
             if hasattr(module, "layer_idx"):
                 module.layer_idx = number
     for config in {id(part): part for part in (model.config, model.config.get_text_config(), decoder.config)}.values():
-        for key, value in vars(config).items():
-            if isinstance(value, list) and len(value) == total:  # such as layer_types
+        for key in LISTS_BY_LAYER:
+            if isinstance(value := getattr(config, key, None), list) and len(value) == total:
                 setattr(config, key, [value[number] for number in kept])
         config.num_hidden_layers = len(kept)
 

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lion_st
-from lion_st.modules.backbones import choose_layers
+from lion_st.modules.backbones import choose_layers, keep_layers
 
 TEXTS = ["what is a lion", "Lions live in groups called prides."]
 
@@ -59,6 +59,13 @@ def test_an_adapter_knows_the_layers_of_its_base(deep, tmp_path):
 def test_lists_of_a_value_for_each_layer_are_cut_too(tiny_backbone):
     model = lion_st.build(tiny_backbone("gemma2"), "sparse", layers=[1], device="cpu")
     assert model[0].model.config.layer_types == ["full_attention"]
+
+
+def test_layers_that_a_configuration_numbers_are_not_taken_out(deep):
+    model = AutoModelForCausalLM.from_pretrained(deep)
+    model.config.mlp_only_layers = [3]
+    with pytest.raises(ValueError, match="numbers layers in its mlp_only_layers"):
+        keep_layers(model, [0, 3])
 
 
 @pytest.mark.parametrize(
