@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart check test test-fast bench clean
+.PHONY: help install quickstart check test test-fast docs bench clean
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ SLOW := two_processes or no_extra or nothing_as_large or screened or gradcheck o
 
 test-fast: install  ## Run the most telling tests, in a minute or so
 	$(BIN)/python -m pytest $(FAST) -k "not ($(SLOW))"
+
+docs: install  ## Build the documentation into build/docs
+	$(BIN)/mkdocs build --strict --site-dir build/docs
 
 bench: install quickstart  ## Run the CPU benchmarks and print their tables
 	$(BIN)/python benchmarks/sparse_head.py

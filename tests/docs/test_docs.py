@@ -1,0 +1,130 @@
+"""The documentation: every fenced block runs, messages are the code's own, and the site builds."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+import lion_st
+from lion_st.data import save_beir
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT / "tests" / "hub"), str(Path(__file__).parent)]
+
+from hub_clients import TOKENS, connect  # noqa: E402
+from loopback_hub import LoopbackHub  # noqa: E402
+from snippets import DOCS, blocks, run_page  # noqa: E402
+
+MICRO = ROOT / "hub_uploads" / "models" / "lion-micro-base"
+PAGES = sorted(DOCS.rglob("*.md"))
+TEXTS = {
+    "lions": ("what do lions eat", "Lions prey on zebras and wildebeest, mostly at night."),
+    "rivers": ("where do rivers end", "Most rivers flow into the sea, some into lakes or deserts."),
+    "paris": ("what is the capital of France", "Paris, on the Seine, is the capital of France."),
+    "vaccines": ("do vaccines cause autism", "Large studies found no link between vaccines and autism."),
+    "bridges": ("why do bridges expand", "Steel expands in heat, so bridges have joints that give way."),
+    "moon": ("how far is the moon", "The moon is about 384,000 kilometres from the earth."),
+}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> dict[str, Path]:
+    """Where the names that the pages use lead to: the micro model in place of large ones."""
+    folder = tmp_path_factory.mktemp("models")
+    made = {"meta-llama/Llama-3.2-1B": MICRO}
+    for name, paradigm in (("lion-sp", "sparse"), ("lion-ds", "dense")):
+        model = lion_st.build(MICRO, paradigm, query_length=32, document_length=64, device="cpu")
+        made[f"runs/quickstart/{name}"] = lion_st.export(model, folder / name, create_model_card=False, verify=False)
+    return made
+
+
+@pytest.fixture(scope="module")
+def hub(models, tmp_path_factory) -> Iterator[LoopbackHub]:
+    """A Hub on loopback that has `org/lion-sp-8b`, with this process turned to it."""
+    server = LoopbackHub(TOKENS)
+    with pytest.MonkeyPatch.context() as patch:
+        connect(server, tmp_path_factory.mktemp("home"), patch)
+        lion_st.hub.publish(models["runs/quickstart/lion-sp"], "org/lion-sp-8b", license="apache-2.0")
+        yield server
+    server.close()
+
+
+@pytest.fixture
+def checkout(models, hub, tmp_path, monkeypatch, one_thread) -> None:
+    """A folder like the one a reader works in, with a few texts in place of SciFact."""
+    for name, target in (models | {"hub_uploads": ROOT / "hub_uploads"}).items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).symlink_to(target)
+    documents = {name: {"title": "", "text": passage} for name, (_, passage) in TEXTS.items()}
+    queries = {f"q-{name}": query for name, (query, _) in TEXTS.items()}
+    sets = tmp_path / "runs" / "quickstart" / "test_sets"
+    sets.mkdir()
+    save_beir(sets / "scifact", documents, queries, {f"q-{name}": {name: 1} for name in TEXTS})
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
+def test_every_block_of_a_page_runs(page, checkout, capsys) -> None:
+    run_page(page)
+
+
+def messages() -> list[str]:
+    """The texts of the library's errors and warnings, with a zero byte for each value in them."""
+
+    def text(node: ast.AST) -> str:
+        if isinstance(node, ast.Constant):
+            return str(node.value)
+        return "".join(map(text, node.values)) if isinstance(node, ast.JoinedStr) else "\0"
+
+    return [
+        text(node)
+        for file in (ROOT / "lion_st").rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.JoinedStr | ast.Constant) and " " in text(node)
+    ]
+
+
+def test_messages_of_the_troubleshooting_page_are_the_code_s_own() -> None:
+    known = messages()
+    shown = [line for block in blocks(DOCS / "troubleshooting.md") for line in block.text.splitlines()]
+    assert len(shown) > 20
+    for line in shown:
+        # "..." stands for a value or for the rest of a message.
+        parts = [re.escape(part.strip()) for part in line.split("...") if part.strip()]
+        pattern = re.compile(".*".join(parts), re.S)
+        assert any(pattern.search(message) for message in known), f"no message of lion_st reads {line!r}"
+
+
+def test_placeholders_are_called_placeholders() -> None:
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        assert "org/lion-sp-8b" not in text or "`org/lion-sp-8b` is a placeholder" in text, page
+
+
+def test_all_pages_are_in_the_navigation() -> None:
+    named = re.findall(r"[\w/-]+\.md", str(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))
+    assert sorted(named) == sorted(str(page.relative_to(DOCS)) for page in PAGES)
+
+
+def test_the_site_builds_strictly(tmp_path, monkeypatch) -> None:
+    for package in ("mkdocs", "material", "mkdocstrings_handlers.python"):
+        pytest.importorskip(package)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # the commands' help is of this lion_st
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    commands = (tmp_path / "site" / "api" / "commands" / "index.html").read_text(encoding="utf-8")
+    assert "lion-st evaluate" in commands and "--keep-encoded" in commands and "--mini_batch_size" in commands
+    reference = (tmp_path / "site" / "api" / "retrieval" / "index.html").read_text(encoding="utf-8")
+    assert "search_texts" in reference and "Length to cut queries to" in reference
+    models = (tmp_path / "site" / "api" / "models" / "index.html").read_text(encoding="utf-8")
+    assert "Examples" in models and 'class="gp"' in models  # examples are laid out as code
+    benchmarks = (tmp_path / "site" / "benchmarks" / "index.html").read_text(encoding="utf-8")
+    assert "NVIDIA H200" in benchmarks and "On two CPU cores" in benchmarks
