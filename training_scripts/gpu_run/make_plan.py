@@ -73,8 +73,9 @@ def plan() -> list[dict[str, Any]]:
         stage(
             "smollm2", "smollm2-mntp", 60,
             budget(
-                "{python} -m lion_st adapt --backbone {data}/smollm2.gguf --add_bos false --texts {data}/documents.parquet "
-                f"--lora_dropout 0 --learning_rate 1e-3 --per_device_train_batch_size 64 {SPARSE_START} --output_dir "
+                "{python} -m lion_st adapt --backbone {data}/smollm2.gguf --add_bos false --texts "
+                "{data}/documents.parquet --lora_dropout 0 --learning_rate 1e-3 --per_device_train_batch_size 64 "
+                f"{SPARSE_START} --output_dir "
                 "{work}/smollm2-mntp"
             ),
         ),
