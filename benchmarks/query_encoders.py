@@ -29,7 +29,7 @@ from lion_st.indexes import create_index
 from lion_st.training.query_encoders import (
     distill_query_encoder,
     idf_weights,
-    make_lessons,
+    make_distillation_targets,
     static_query_encoder,
     truncated_query_encoder,
 )
@@ -77,7 +77,7 @@ def main() -> None:
     tuples = load_tuples(source, split=options.split, negatives=options.negatives, sampling="first", drop_short=True)
     if len(tuples) > options.max_tuples:
         tuples = tuples.shuffle(seed=0).select(range(options.max_tuples))
-    lessons = make_lessons(full, tuples, progress=True)
+    targets = make_distillation_targets(full, tuples, progress=True)
     idf = idf_weights([([], documents)])
     students = {"full": full, "idf": static_query_encoder(full, idf)}
     learners = {"static": static_query_encoder(full, idf)}
@@ -86,7 +86,7 @@ def main() -> None:
         for name, student in learners.items():
             rate = None if name == "static" else options.learning_rate
             settings = {"epochs": options.epochs, "learning_rate": rate}
-            students[name] = distill_query_encoder(student, lessons, f"{folder}/{name}", **settings)
+            students[name] = distill_query_encoder(student, targets, f"{folder}/{name}", **settings)
 
     rows: list[dict[str, Any]] = []
     for name, student in students.items():

@@ -54,7 +54,7 @@ def write_stock_checkpoint(model: BaseModel, folder: Path, model_type: str, resu
 
 
 @contextmanager
-def new_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
+def atomic_checkpoint(path: Path, overwrite: bool = False) -> Iterator[Path]:
     """A temporary folder beside `path` that becomes `path` if the block succeeds; see `lion_st.files.atomic_folder`.
 
     Args:
@@ -72,7 +72,7 @@ def new_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
-def staged_folder(path: Path) -> Iterator[Path]:
+def atomic_files_in(path: Path) -> Iterator[Path]:
     """A temporary folder in `path` whose files are moved into `path` if the block succeeds.
 
     Weights of an earlier checkpoint in `path` that the new one does not replace are removed, other files stay.

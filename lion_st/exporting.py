@@ -12,7 +12,7 @@ from sentence_transformers import SentenceTransformer, SparseEncoder
 from sentence_transformers.base.model import BaseModel
 from sentence_transformers.util import batch_to_device
 
-from lion_st.checkpoints import new_folder, write_stock_checkpoint
+from lion_st.checkpoints import atomic_checkpoint, write_stock_checkpoint
 from lion_st.models import load, paradigm_of
 from lion_st.modules import LionTransformer, LlamaPooling, SpladeHead
 from lion_st.modules.adapters import has_adapter
@@ -70,7 +70,7 @@ def export(
         model = load(model)
     path = Path(path)
     _require_exportable(model, model_type)
-    with new_folder(path, overwrite) as folder:
+    with atomic_checkpoint(path, overwrite) as folder:
         try:
             write_stock_checkpoint(model, folder, model_type)
             if create_model_card:
@@ -116,7 +116,7 @@ def merge_backbone(
     )
     if not has_adapter(transformer.model):
         raise ValueError(f"{str(adapter)!r} is not an adapter (it has no adapter_config.json); build on it directly.")
-    with new_folder(Path(path), overwrite) as folder:
+    with atomic_checkpoint(Path(path), overwrite) as folder:
         transformer.save_merged(str(folder))
         transformer.processor.save_pretrained(str(folder))
     return Path(path)

@@ -18,7 +18,7 @@ from sentence_transformers.util import batch_to_device, fullname, load_file_path
 from tqdm.auto import trange
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from lion_st.checkpoints import STOCK_TRANSFORMER, staged_folder, write_stock_checkpoint
+from lion_st.checkpoints import STOCK_TRANSFORMER, atomic_files_in, write_stock_checkpoint
 from lion_st.modules import LionTransformer, LlamaPooling, SpladeHead, adapters
 from lion_st.modules.backbones import gguf_options
 from lion_st.modules.lion_transformer import check_texts
@@ -67,8 +67,8 @@ class LionModel(BaseModel):
     def _load_default_modules(self, model_name_or_path: str, *args: Any, **kwargs: Any) -> Any:
         if not Path(model_name_or_path).is_dir():
             raise FileNotFoundError(
-                f"{model_name_or_path!r} is no folder, and no Hub repository with a modules.json that can be reached. "
-                "Check the name, the revision, the token and the connection."
+                f"{model_name_or_path!r} is neither a folder nor a Hub repository with a modules.json that can be "
+                "reached. Check the name, the revision, the token and the connection."
             )
         raise ValueError(
             f"{model_name_or_path!r} is not a saved retriever (it has no modules.json). Make one of a backbone with "
@@ -116,7 +116,7 @@ class LionModel(BaseModel):
         """
         if not safe_serialization:
             raise ValueError("safe_serialization=False would pickle the weights; Lion checkpoints are safetensors.")
-        with staged_folder(Path(path)) as folder:
+        with atomic_files_in(Path(path)) as folder:
             if adapters.has_adapter(self.transformers_model):
                 super().save(str(folder), model_name, create_model_card, train_datasets)
             else:
@@ -461,7 +461,7 @@ def load(
         The model with its tokenizer contract, prompts and lengths as saved.
 
     Raises:
-        ValueError: If this is no Lion checkpoint, or its weights do not match its configuration.
+        ValueError: If this is not a Lion checkpoint, or its weights do not match its configuration.
         FileNotFoundError: If the checkpoint or an adapter's base cannot be reached.
 
     Example:

@@ -263,7 +263,7 @@ def test_a_checkpoint_with_other_weights_is_refused(tiny_backbone, tmp_path):
         lion_st.load(tmp_path, device="cpu")
 
 
-def test_what_is_no_lion_checkpoint_is_refused(tiny_backbone, tmp_path):
+def test_what_is_not_a_lion_checkpoint_is_refused(tiny_backbone, tmp_path):
     with pytest.raises(ValueError, match=r"no modules\.json.*lion_st\.build"):
         lion_st.load(tiny_backbone(), device="cpu")
     with pytest.raises(FileNotFoundError):

@@ -36,8 +36,6 @@ LONGEST = 450
 # Files that are longer still, and may only shrink.
 STILL_LONGER = {
     "encoding/encode.py": 682,
-    "hub/facts.py": 507,
-    "hub/publishing.py": 515,
     "models.py": 603,
     "modules/lion_transformer.py": 747,
     "training/retriever.py": 462,

@@ -28,7 +28,7 @@ from lion_st.data.quickstart import quickstart_test_sets
 from lion_st.evaluation import evaluate_retrieval, format_table, open_retriever
 from lion_st.evaluation.mteb_search import model_meta
 from lion_st.files import atomic_write
-from lion_st.hub.facts import RESULTS_FOLDER
+from lion_st.hub.results import RESULTS_FOLDER
 from lion_st.retrieval import top_terms
 from lion_st.training import get_recipe, retriever_arguments, train_retriever
 

@@ -21,7 +21,7 @@ from lion_st.training import build_loss, build_trainer
 from lion_st.training.command_line import parse_retriever_arguments
 from lion_st.training.dry_run import describe_run
 from lion_st.training.record import last_checkpoint
-from lion_st.training.retriever import export_run, resolve_batches, run_record
+from lion_st.training.retriever import export_run, resolve_batches, run_log
 
 
 def main() -> None:
@@ -30,7 +30,7 @@ def main() -> None:
         print(describe_run(arguments, training_arguments))
         return
     training_arguments = resolve_batches(arguments, training_arguments)
-    record = run_record(arguments, training_arguments)
+    record = run_log(arguments, training_arguments)
     if record.is_finished:
         print(f"{record.folder} is trained already; nothing to do.")
         return

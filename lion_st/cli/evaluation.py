@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
-    """Add the verbs."""
-    for verb in (evaluate, compare, fuse):
-        app.command(rich_help_panel="Evaluate")(verb)
+    """Add the commands."""
+    for command in (evaluate, compare, fuse):
+        app.command(rich_help_panel="Evaluate")(command)
 
 
 def evaluate(

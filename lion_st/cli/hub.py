@@ -37,9 +37,9 @@ AsSparseEncoder: TypeAlias = Annotated[
 
 
 def register(app: typer.Typer) -> None:
-    """Add the verbs."""
-    for verb in (export, card, publish):
-        app.command(rich_help_panel="Publish")(verb)
+    """Add the commands."""
+    for command in (export, card, publish):
+        app.command(rich_help_panel="Publish")(command)
     app.command("import", rich_help_panel="Publish")(import_released)
 
 
@@ -123,7 +123,7 @@ def publish(
         typer.Option(help="With --folder: by default as its parent says (models/, datasets/, spaces/)."),
     ] = None,
 ) -> None:
-    """Publish a model on the Hub: a stock checkpoint, its card, and its twin for SparseEncoder, each in one commit."""
+    """Publish a model on the Hub: a stock checkpoint, its card, and a revision for SparseEncoder, each in one commit."""
     require_model(model)
     from lion_st.hub import publish as publish_model
     from lion_st.hub import publish_folder

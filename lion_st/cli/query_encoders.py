@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
-    """Add the verb."""
+    """Add the command."""
     app.command(rich_help_panel="Retrieve")(query_encoder)
 
 
@@ -66,7 +66,7 @@ def query_encoder(
     from lion_st.training.query_encoders import (
         distill_query_encoder,
         idf_weights,
-        make_lessons,
+        make_distillation_targets,
         save_query_encoder,
         static_query_encoder,
         truncated_query_encoder,
@@ -90,12 +90,12 @@ def query_encoder(
         vectors = encode_texts(full, _documents(tuples), "document", show_progress=not quiet)
         student = static_query_encoder(full, idf_weights([([], vectors)]))
     else:
-        lessons = make_lessons(full, tuples, progress=not quiet)
+        targets = make_distillation_targets(full, tuples, progress=not quiet)
         if kind == "static":
-            student = static_query_encoder(full, idf_weights([([], lessons.document_vectors)]))
+            student = static_query_encoder(full, idf_weights([([], targets.document_vectors)]))
         settings: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
         work = output.with_name(f".{output.name}-training")
-        distill_query_encoder(student, lessons, work, **settings, disable_tqdm=quiet)
+        distill_query_encoder(student, targets, work, **settings, disable_tqdm=quiet)
     if overwrite and output.exists():
         with tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix=f".{output.name}-") as scratch:
             save_query_encoder(student, full, Path(scratch) / "new")

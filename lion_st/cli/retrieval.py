@@ -47,9 +47,9 @@ SHOWN_CHARACTERS = 160  # of a found document's text
 
 
 def register(app: typer.Typer) -> None:
-    """Add the verbs."""
-    for verb in (encode, index, search, prune):
-        app.command(rich_help_panel="Retrieve")(verb)
+    """Add the commands."""
+    for command in (encode, index, search, prune):
+        app.command(rich_help_panel="Retrieve")(command)
 
 
 def encode(

@@ -166,7 +166,7 @@ class Explorer:
             beside: Name of the retriever to show beside the sparse model, one of `self.beside`; its first by default.
 
         Raises:
-            QueryError: If the query is blank, too long or no valid text.
+            QueryError: If the query is blank, too long or not valid text.
             ValueError: If there is no retriever of this name.
         """
         query = checked_query(query)
@@ -281,7 +281,7 @@ def checked_query(query: str) -> str:
     """A query without white space around it.
 
     Raises:
-        QueryError: If it is blank, longer than 10,000 characters or no valid text.
+        QueryError: If it is blank, longer than 10,000 characters or not valid text.
     """
     query = query.strip()
     if not query:
@@ -294,7 +294,7 @@ def checked_query(query: str) -> str:
     try:
         query.encode()
     except UnicodeEncodeError as error:
-        raise QueryError(f"The query is no valid text ({error.reason}): copy it again.") from None
+        raise QueryError(f"The query is not valid text ({error.reason}): copy it again.") from None
     return query
 
 

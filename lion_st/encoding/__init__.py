@@ -5,8 +5,9 @@ The names below are imported on first use.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lion_st.lazy import attach
 
 if TYPE_CHECKING:
     from lion_st.encoding.encode import EncodedCorpus, encode_corpus, encode_texts
@@ -14,20 +15,6 @@ if TYPE_CHECKING:
     from lion_st.encoding.loading import load_encoder
     from lion_st.encoding.on_ray import encode_corpus_on_ray
     from lion_st.encoding.vectors import Vectors, active_terms, to_csr, to_dense
-
-_HOME = {
-    "EncodedCorpus": "encode",
-    "Vectors": "vectors",
-    "active_terms": "vectors",
-    "encode_corpus": "encode",
-    "encode_corpus_on_ray": "on_ray",
-    "encode_texts": "encode",
-    "load_encoder": "loading",
-    "model_fingerprint": "fingerprints",
-    "model_name": "fingerprints",
-    "to_csr": "vectors",
-    "to_dense": "vectors",
-}
 
 __all__ = [
     "EncodedCorpus",
@@ -43,10 +30,4 @@ __all__ = [
     "to_dense",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__, __dir__ = attach(__name__)

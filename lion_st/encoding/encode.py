@@ -93,7 +93,7 @@ def encode_texts(
         float32, [N, V] as CSR for a sparse model or [N, D] as an array for a dense one.
 
     Raises:
-        ValueError: If there is no text, or one is empty or no string.
+        ValueError: If there is no text, or one is empty or not a string.
     """
     from tqdm.auto import tqdm
 

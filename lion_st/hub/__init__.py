@@ -12,9 +12,10 @@ from lion_st.lazy import attach
 
 if TYPE_CHECKING:
     from lion_st.hub.cards import render_card
-    from lion_st.hub.publishing import Publication, publish, publish_folder
+    from lion_st.hub.publishing import publish, publish_folder
     from lion_st.hub.recipe_cards import render_recipe_card, write_recipe_cards
     from lion_st.hub.released import CONTRACTS, Contract, import_released
+    from lion_st.hub.repository import Publication
 
 __all__ = [
     "CONTRACTS",

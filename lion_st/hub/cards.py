@@ -8,21 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lion_st.extras import require
-from lion_st.hub.facts import (
+from lion_st.hub.card_data import (
     EXPANDED_QUERY,
-    RESULTS_FOLDER,
     SAMPLE_QUERIES,
-    BaseModelFacts,
-    ModelFacts,
-    TaskScores,
-    TrainingRecord,
-    base_model_facts,
+    BaseModelData,
+    CardData,
+    TrainingSummary,
+    base_model_data,
     carbon_emissions,
+    card_data,
     is_hub_name,
-    model_facts,
-    task_scores,
-    training_record,
+    training_summary,
 )
+from lion_st.hub.results import RESULTS_FOLDER, TaskScores, task_scores
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
@@ -49,13 +47,13 @@ def render_card(
     repo_id: str | None = None,
     *,
     beside: str | Path | None = None,
-    base_model: str | BaseModelFacts | None = None,
+    base_model: str | BaseModelData | None = None,
     license: str | None = None,
     datasets: Sequence[str] | None = None,
     languages: Sequence[str] | None = None,
     results: Iterable[str | Path] = (),
     offline: bool = True,
-    has_twin: bool = True,
+    has_sparse_encoder_revision: bool = True,
     token: bool | str | None = None,
 ) -> str:
     """Write the model card of a checkpoint.
@@ -74,7 +72,8 @@ def render_card(
         datasets: Hub names of training data, if the training record does not say.
         languages: Language codes, if the base model's card does not say.
         results: More files or folders with mteb's results of this model and of BM25.
-        has_twin: Whether a sparse model's repository has the revision `sparse-encoder`, or will have.
+        has_sparse_encoder_revision: Whether a sparse model's repository has the revision `sparse-encoder`, or will
+            have.
         offline: Read the base model's card from the disk alone (its folder, or the Hub's cache).
         token: Hub token.
 
@@ -102,19 +101,17 @@ def render_card(
     repo_id = repo_id or "org/model"
     base = (
         base_model
-        if isinstance(base_model, BaseModelFacts)
-        else base_model_facts(
-            model, source, base_model, own_name=repo_id, license=license, offline=offline, token=token
-        )
+        if isinstance(base_model, BaseModelData)
+        else base_model_data(model, source, base_model, own_name=repo_id, license=license, offline=offline, token=token)
     )
     places = [Path(place) for place in results]
     if folder is not None and (folder / RESULTS_FOLDER).is_dir():
         places.insert(0, folder / RESULTS_FOLDER)
     scores = task_scores(places)
-    facts, training = model_facts(model), training_record(folder)
+    data, training = card_data(model), training_summary(folder)
     metadata = card_metadata(
         repo_id,
-        facts.paradigm,
+        data.paradigm,
         base,
         license=license,
         datasets=datasets or _hub_datasets(training),
@@ -122,11 +119,11 @@ def render_card(
         scores=scores,
         emissions=carbon_emissions(folder),
     )
-    context = _model_context(facts, base, metadata, repo_id)
+    context = _model_context(data, base, metadata, repo_id)
     context["for_sparse_encoder"] = context["local"] and _is_for_sparse_encoder(folder)
     context |= _results_context(scores, bool(places) and folder is not None and places[0] == folder / RESULTS_FOLDER)
     context |= _training_context(training, metadata)
-    return render(context | {"has_twin": has_twin})
+    return render(context | {"has_sparse_encoder_revision": has_sparse_encoder_revision})
 
 
 def render(context: Mapping[str, Any]) -> str:
@@ -150,7 +147,7 @@ def render(context: Mapping[str, Any]) -> str:
 def card_metadata(
     repo_id: str,
     paradigm: str,
-    base: BaseModelFacts | None,
+    base: BaseModelData | None,
     *,
     license: str | None = None,
     datasets: Sequence[str] | None = None,
@@ -226,7 +223,7 @@ def _is_for_sparse_encoder(folder: Path | None) -> bool:
     return json.loads(file.read_text(encoding="utf-8")).get("model_type") == "SparseEncoder"
 
 
-def _hub_datasets(training: TrainingRecord | None) -> list[str] | None:
+def _hub_datasets(training: TrainingSummary | None) -> list[str] | None:
     sources = training.settings.get("train_data", "") if training else ""
     return [name for name in ([sources] if isinstance(sources, str) else sources) if is_hub_name(name)] or None
 
@@ -234,31 +231,29 @@ def _hub_datasets(training: TrainingRecord | None) -> list[str] | None:
 # ---- what the template takes ----
 
 
-def _model_context(
-    facts: ModelFacts, base: BaseModelFacts | None, metadata: ModelCardData, repo_id: str
-) -> dict[str, Any]:
-    prompts = ", ".join(f"{name}: `{prompt}`" for name, prompt in facts.prompts.items())
-    limit = _lengths(facts.query_length, facts.document_length)
+def _model_context(data: CardData, base: BaseModelData | None, metadata: ModelCardData, repo_id: str) -> dict[str, Any]:
+    prompts = ", ".join(f"{name}: `{prompt}`" for name, prompt in data.prompts.items())
+    limit = _lengths(data.query_length, data.document_length)
     names = base.names if base else ()
     properties = [
         ("Base model", ", ".join(map(hub_link, names))),
-        ("Architecture", f"{facts.architecture}, bidirectional"),
-        ("Parameters", f"{facts.parameters:,}"),
-        ("Weights", f"{facts.dtype}, safetensors"),
-        ("Vector", vector_description(facts.paradigm, facts.dimensions)),
+        ("Architecture", f"{data.architecture}, bidirectional"),
+        ("Parameters", f"{data.parameters:,}"),
+        ("Weights", f"{data.dtype}, safetensors"),
+        ("Vector", vector_description(data.paradigm, data.dimensions)),
         ("Lengths", limit),
         ("Prompts", prompts or "none"),
         ("Score", "inner product"),
         ("Licence", metadata.license),
     ]
     return {
-        **card_frame(facts.paradigm, facts.dimensions, names, repo_id, limit),
+        **card_frame(data.paradigm, data.dimensions, names, repo_id, limit),
         "metadata": metadata.to_yaml(),
         "properties": [(label, value) for label, value in properties if value],
-        "pooling": POOLING[facts.pooling or "mean"],
-        "sparsity": facts.sparsity,
+        "pooling": POOLING[data.pooling or "mean"],
+        "sparsity": data.sparsity,
         "sample_size": len(SAMPLE_QUERIES),
-        "expansion": facts.expansion,
+        "expansion": data.expansion,
         "expanded_query": EXPANDED_QUERY,
     }
 
@@ -354,7 +349,7 @@ def _results_context(scores: Sequence[TaskScores], beside: bool) -> dict[str, An
     }
 
 
-def _training_context(training: TrainingRecord | None, metadata: ModelCardData) -> dict[str, Any]:
+def _training_context(training: TrainingSummary | None, metadata: ModelCardData) -> dict[str, Any]:
     if training is None:
         return {}
     costs = []

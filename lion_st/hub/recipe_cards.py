@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from lion_st.files import atomic_write
+from lion_st.hub.card_data import BaseModelData
 from lion_st.hub.cards import POOLING, card_frame, card_metadata, hub_link, render, setting_value, vector_description
-from lion_st.hub.facts import BaseModelFacts
 from lion_st.training.cost import TrainingCost
 from lion_st.training.recipes import BACKBONES, MNTP_RECIPES, PARADIGMS, Paradigm, get_recipe
 
@@ -54,7 +54,7 @@ def render_recipe_card(backbone: str, paradigm: Paradigm) -> str:
     """
     if backbone not in SIZES or paradigm not in ("sparse", "dense"):
         raise ValueError(f"backbone is {', '.join(SIZES)} and paradigm sparse or dense, got {backbone}, {paradigm}.")
-    base = BaseModelFacts((BACKBONES[backbone].model,), LICENSES[backbone], languages=("en",))
+    base = BaseModelData((BACKBONES[backbone].model,), LICENSES[backbone], languages=("en",))
     recipe, mntp = get_recipe(backbone, paradigm, OBJECTIVE), MNTP_RECIPES[backbone]
     shape = BACKBONES[backbone].shape
     name = recipe_name(backbone, paradigm)

@@ -14,8 +14,8 @@ from sentence_transformers.util import load_file_path
 from tokenizers.processors import TemplateProcessing
 
 from lion_st.exporting import export
+from lion_st.hub.card_data import BaseModelData, Place, is_hub_name, merged_base_data
 from lion_st.hub.cards import render_card
-from lion_st.hub.facts import BaseModelFacts, Place, is_hub_name, merged_base_facts
 from lion_st.models import LionSentenceTransformer, Paradigm, load
 from lion_st.modules import LionTransformer, LlamaPooling, SpladeHead
 
@@ -124,18 +124,18 @@ def import_released(
 
 def _origin(
     model: BaseModel, source: str, base: str | Path | None, license: str | None, hub: dict[str, Any]
-) -> BaseModelFacts | None:
+) -> BaseModelData | None:
     """What is known of the checkpoint and of the model that its adapter was merged into.
 
     Args:
         model: The loaded checkpoint.
         source: Its folder or Hub name.
         base: Where the adapter's base was read, if not where the adapter says.
-        license: See `merged_base_facts`.
+        license: See `merged_base_data`.
         hub: Revision of the checkpoint, and token.
 
     Raises:
-        ValueError: See `merged_base_facts`.
+        ValueError: See `merged_base_data`.
     """
     parts: list[list[Place]] = [[(source, hub["revision"])]]
     adapter: Any = getattr(model[0], "adapter_config", None)
@@ -144,7 +144,7 @@ def _origin(
         parts.append([recorded] if base is None else [(str(base), None), recorded])
     # A base that is read from the disk alone may have been chosen because the Hub cannot be reached.
     offline = not any(is_hub_name(places[0][0]) for places in parts)
-    return merged_base_facts(parts, license=license, offline=offline, token=hub["token"])
+    return merged_base_data(parts, license=license, offline=offline, token=hub["token"])
 
 
 def _adapter_config(source: str, hub: dict[str, Any]) -> dict[str, Any] | None:
@@ -169,7 +169,7 @@ def _paradigm_of(adapter: dict[str, Any] | None, source: str) -> Paradigm:
         return "sparse" if kind.endswith("ForMNTP") else "dense"
     if library.startswith("llm2vec"):
         raise ValueError(
-            f"{source!r} is an MNTP adapter of LLM2Vec, a backbone to start from and no retriever yet. Merge it with "
+            f"{source!r} is an MNTP adapter of LLM2Vec, a backbone to start from, not a retriever yet. Merge it with "
             "lion_st.hub.merge_backbone, and train a retriever on it. If it was trained for retrieval, pass paradigm."
         )
     raise ValueError(

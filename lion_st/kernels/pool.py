@@ -226,7 +226,7 @@ def check_finite(values: Tensor, text: Tensor | None = None) -> None:
         text: Row of each weight [nnz].
 
     Raises:
-        ValueError: If a weight is no finite number, with the texts that have such weights.
+        ValueError: If a weight is not a finite number, with the texts that have such weights.
     """
     if bool(values.sum().isfinite()):  # in one pass: nothing cancels where nothing is negative
         return

@@ -16,13 +16,13 @@ from torch import Tensor
 from transformers import Trainer, set_seed
 from transformers.modeling_outputs import ModelOutput
 
-from lion_st.checkpoints import staged_folder
+from lion_st.checkpoints import atomic_files_in
 from lion_st.data.text import read_documents, token_blocks
 from lion_st.modules import LionTransformer
 from lion_st.training.callbacks import EpochCallback, SecondsBudget
 from lion_st.training.cost import TrainingCost
 from lion_st.training.recipes import BackboneShape
-from lion_st.training.record import RunRecord, checkpoint_to_resume
+from lion_st.training.record import RunLog, checkpoint_to_resume
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -215,7 +215,7 @@ def adapt_mntp(arguments: MntpArguments, training_arguments: MntpTrainingArgumen
     """
     output = Path(training_arguments.output_dir)
     blocks_a_step = training_arguments.train_batch_size * training_arguments.gradient_accumulation_steps
-    record = RunRecord(
+    record = RunLog(
         output / "mntp.json",
         arguments.settings() | training_arguments.settings(),
         tokens_a_step=blocks_a_step * training_arguments.world_size * arguments.block_size,
@@ -319,7 +319,7 @@ def _split_blocks(tokenizer: Any, arguments: MntpArguments, seed: int) -> tuple[
 
 
 def _save(model: Any, transformer: LionTransformer, arguments: MntpArguments, dtype: torch.dtype, output: Path) -> None:
-    with staged_folder(output) as folder:
+    with atomic_files_in(output) as folder:
         if arguments.use_peft and not arguments.merge:
             model.save_pretrained(folder)
         else:

@@ -29,7 +29,7 @@ from sentence_transformers.base.modules import Router
 from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding
 from torch import Tensor, nn
 
-from lion_st.checkpoints import new_folder
+from lion_st.checkpoints import atomic_checkpoint
 from lion_st.encoding.encode import encode_texts, prompt_for
 from lion_st.encoding.fingerprints import text_limit
 from lion_st.encoding.vectors import Vectors, to_csr
@@ -143,7 +143,7 @@ def idf_weights(shards: Iterable[tuple[Sequence[str], Vectors]]) -> np.ndarray:
     return np.log1p((documents - frequencies + 0.5) / (frequencies + 0.5)).astype(np.float32)
 
 
-class Lessons(NamedTuple):
+class DistillationTargets(NamedTuple):
     """What a query encoder learns from: the full model's vectors of queries and of documents to score."""
 
     queries: list[str]
@@ -152,9 +152,9 @@ class Lessons(NamedTuple):
     candidates: np.ndarray  # int64 [Q, C], rows of the documents to score for each query
 
 
-def make_lessons(
+def make_distillation_targets(
     model: SentenceTransformer | SparseEncoder, tuples: Dataset, *, tokens_per_batch: int = 8192, progress: bool = False
-) -> Lessons:
+) -> DistillationTargets:
     """Encode training tuples with the full model, each document once.
 
     Args:
@@ -177,7 +177,7 @@ def make_lessons(
         queries.append(row["query"])
         candidates[number] = [rows.setdefault(row[name], len(rows)) for name in columns]
     options: dict[str, Any] = {"tokens_per_batch": tokens_per_batch, "show_progress": progress}
-    return Lessons(
+    return DistillationTargets(
         queries,
         encode_texts(model, queries, "query", **options),
         encode_texts(model, list(rows), "document", **options),
@@ -194,27 +194,29 @@ class QueryDistillationLoss(nn.Module):
 
     Args:
         model: The student, a sentence-transformers model.
-        lessons: See `make_lessons`; labels of the training set are rows of them.
+        targets: See `make_distillation_targets`; labels of the training set are rows of them.
         scale: Factor on the scores: 1 for sparse vectors, 100 for dense ones (temperature 0.01).
         vector_weight: Weight of the distance; 0 for a static encoder, which cannot expand a query.
     """
 
-    def __init__(self, model: nn.Module, lessons: Lessons, scale: float = 1.0, vector_weight: float = 0.0) -> None:
+    def __init__(
+        self, model: nn.Module, targets: DistillationTargets, scale: float = 1.0, vector_weight: float = 0.0
+    ) -> None:
         super().__init__()
         self.model = model
-        self.lessons = lessons
+        self.targets = targets
         self.scale = scale
         self.vector_weight = vector_weight
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> dict[str, Tensor]:
-        """Compute the terms of the loss for a batch of queries and their rows in the lessons."""
+        """Compute the terms of the loss for a batch of queries and their rows in the targets."""
         (features,) = sentence_features
         student = self.model(features)["sentence_embedding"].float()
-        if sparse.issparse(self.lessons.query_vectors):
+        if sparse.issparse(self.targets.query_vectors):
             student = student.relu()  # a term's weight below 0 counts as 0, as it will be saved
         rows = labels.cpu().numpy()
-        teacher = self._dense(self.lessons.query_vectors, rows, student)
-        documents = self._dense(self.lessons.document_vectors, np.unique(self.lessons.candidates[rows]), student)
+        teacher = self._dense(self.targets.query_vectors, rows, student)
+        documents = self._dense(self.targets.document_vectors, np.unique(self.targets.candidates[rows]), student)
         targets = F.log_softmax(dot_scores(teacher, documents, self.scale), dim=-1)
         scores = F.log_softmax(dot_scores(student, documents, self.scale), dim=-1)
         terms = {"score_loss": F.kl_div(scores, targets, log_target=True, reduction="batchmean")}
@@ -230,7 +232,7 @@ class QueryDistillationLoss(nn.Module):
 
 def distill_query_encoder(
     student: SentenceTransformer | SparseEncoder,
-    lessons: Lessons,
+    targets: DistillationTargets,
     output_dir: str | Path,
     *,
     epochs: float = 1.0,
@@ -244,9 +246,9 @@ def distill_query_encoder(
 
     Args:
         student: Of `static_query_encoder` or `truncated_query_encoder`; it is trained in place.
-        lessons: See `make_lessons`.
+        targets: See `make_distillation_targets`.
         output_dir: Folder of the trainer's checkpoints.
-        epochs: Passes over the lessons.
+        epochs: Passes over the targets.
         batch_size: Queries of a step; their candidates are scored for all of them. Small ones make more
             steps, which layers need: the first take away nearly all terms, which then have to come back.
         learning_rate: By default 1e-2 for static weights and 1e-4 for layers.
@@ -258,8 +260,9 @@ def distill_query_encoder(
         The student.
 
     Example:
-        >>> lessons = make_lessons(model, load_tuples("lion-st/lion-quickstart", negatives=4))  # doctest: +SKIP
-        >>> student = distill_query_encoder(static_query_encoder(model), lessons, "runs/static")  # doctest: +SKIP
+        >>> tuples = load_tuples("lion-st/lion-quickstart", negatives=4)  # doctest: +SKIP
+        >>> targets = make_distillation_targets(model, tuples)  # doctest: +SKIP
+        >>> student = distill_query_encoder(static_query_encoder(model), targets, "runs/static")  # doctest: +SKIP
         >>> save_query_encoder(student, model, "lion-sp-static")  # doctest: +SKIP
     """
     from datasets import Dataset
@@ -268,7 +271,7 @@ def distill_query_encoder(
     is_static = isinstance(student[0], SparseStaticEmbedding)
     if vector_weight is None:
         vector_weight = 0.0 if is_static else 1.0
-    scale = 1.0 if sparse.issparse(lessons.query_vectors) else 100.0
+    scale = 1.0 if sparse.issparse(targets.query_vectors) else 100.0
     prompt = prompt_for(student, "query")
     options: dict[str, Any] = {
         "output_dir": str(output_dir),
@@ -290,8 +293,8 @@ def distill_query_encoder(
     trainer = trainer_class(
         model=student,
         args=arguments,
-        train_dataset=Dataset.from_dict({"query": lessons.queries, "label": range(len(lessons.queries))}),
-        loss=QueryDistillationLoss(student, lessons, scale, vector_weight),
+        train_dataset=Dataset.from_dict({"query": targets.queries, "label": range(len(targets.queries))}),
+        loss=QueryDistillationLoss(student, targets, scale, vector_weight),
     )
     trainer.train()
     if is_static:
@@ -328,7 +331,7 @@ def save_query_encoder(
             f"{model.get_embedding_dimension()}: give the model that it was made of."
         )
     stock_class: Any = SparseEncoder if paradigm_of(model) == "sparse" else SentenceTransformer
-    with tempfile.TemporaryDirectory() as scratch, new_folder(Path(path)) as folder:
+    with tempfile.TemporaryDirectory() as scratch, atomic_checkpoint(Path(path)) as folder:
         router = Router.for_query_document(
             _stock_modules(student, Path(scratch) / "query", stock_class),
             _stock_modules(model, Path(scratch) / "document", stock_class),

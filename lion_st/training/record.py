@@ -13,7 +13,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from lion_st.files import atomic_write
 
 
-class RunRecord(TrainerCallback):
+class RunLog(TrainerCallback):
     """A JSON file with a run's settings, kept up to date at every checkpoint, so that a run resumes only itself.
 
     Args:

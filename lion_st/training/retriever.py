@@ -29,7 +29,7 @@ from sentence_transformers.sparse_encoder.losses import (
 from torch import nn
 from transformers import TrainerCallback, set_seed
 
-from lion_st.checkpoints import staged_folder
+from lion_st.checkpoints import atomic_files_in
 from lion_st.data.quickstart import QUICKSTART_REPOSITORY, quickstart_data
 from lion_st.data.tuples import load_tuples, set_epoch
 from lion_st.exporting import export
@@ -46,7 +46,7 @@ from lion_st.training.callbacks import EpochCallback, SecondsBudget
 from lion_st.training.cost import TrainingCost
 from lion_st.training.mixing import WeightedBatchSampler
 from lion_st.training.recipes import BACKBONES, BackboneShape, mntp_folder
-from lion_st.training.record import RunRecord, checkpoint_to_resume
+from lion_st.training.record import RunLog, checkpoint_to_resume
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -325,7 +325,7 @@ def train_retriever(arguments: RetrieverArguments, training_arguments: Retriever
     Called again with the same arguments it resumes from its last checkpoint, and does nothing once it has finished.
 
     With `push_to_hub` the result is pushed too, as one commit to `hub_model_id`; `lion-st publish` adds the card, the
-    twin for SparseEncoder and tags. The checkpoints before it are pushed only where `hub_strategy` says so: the trainer
+    revision for SparseEncoder and tags. The checkpoints before it are pushed only where `hub_strategy` says so: the trainer
     adds its pickled arguments to them, which the result replaces.
 
     Args:
@@ -350,7 +350,7 @@ def train_retriever(arguments: RetrieverArguments, training_arguments: Retriever
             SentenceTransformer(str(folder)).encode_query("what is a lion")
     """
     training_arguments = resolve_batches(arguments, training_arguments)
-    record = run_record(arguments, training_arguments)
+    record = run_log(arguments, training_arguments)
     if record.is_finished:
         if training_arguments.process_index == 0:
             print(f"{record.folder} is trained already; nothing to do.")
@@ -364,7 +364,7 @@ def train_retriever(arguments: RetrieverArguments, training_arguments: Retriever
     return export_run(trainer, record)
 
 
-def run_record(arguments: RetrieverArguments, training_arguments: RetrieverTrainingArguments) -> RunRecord:
+def run_log(arguments: RetrieverArguments, training_arguments: RetrieverTrainingArguments) -> RunLog:
     """The record of a run, `training.json` in its output folder: a callback of the trainer.
 
     Args:
@@ -375,10 +375,10 @@ def run_record(arguments: RetrieverArguments, training_arguments: RetrieverTrain
         ValueError: If the folder belongs to a run with other settings.
     """
     path = Path(training_arguments.output_dir) / "training.json"
-    return RunRecord(path, arguments.settings() | training_arguments.settings())
+    return RunLog(path, arguments.settings() | training_arguments.settings())
 
 
-def export_run(trainer: Any, record: RunRecord) -> Path:
+def export_run(trainer: Any, record: RunLog) -> Path:
     """Write a trained model as a stock checkpoint beside the trainer's own checkpoints, and push it if asked to.
 
     Args:
@@ -399,7 +399,7 @@ def export_run(trainer: Any, record: RunRecord) -> Path:
         )
     output = record.folder
     if trainer.is_world_process_zero():
-        with staged_folder(output) as folder:
+        with atomic_files_in(output) as folder:
             export(trainer.accelerator.unwrap_model(trainer.model), folder)
             files = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
         record.update(finished=True)

@@ -35,16 +35,16 @@ def test_help_and_recipes_import_nothing_heavy() -> None:
     assert "| llama-3-8b | sparse cl_kd |" in done.stdout
 
 
-def test_every_verb_has_help() -> None:
-    verbs = [command.name or command.callback.__name__.replace("_", "-") for command in app.registered_commands]
-    rooms = {"recipes", "encode", "index", "search", "prune", "query-encoder", "evaluate", "compare", "publish", "demo"}
-    assert rooms <= set(verbs)
-    for verb in verbs:
-        result = runner.invoke(app, [verb, "--help"])
+def test_every_command_has_help() -> None:
+    commands = [command.name or command.callback.__name__.replace("_", "-") for command in app.registered_commands]
+    known = {"recipes", "encode", "index", "search", "prune", "query-encoder", "evaluate", "compare", "publish", "demo"}
+    assert known <= set(commands)
+    for command in commands:
+        result = runner.invoke(app, [command, "--help"])
         assert result.exit_code == 0, result.output
         assert "usage" in result.output.lower()
-        if verb not in ("train", "adapt"):
-            assert runner.invoke(app, [verb, "-h"]).output == result.output
+        if command not in ("train", "adapt"):
+            assert runner.invoke(app, [command, "-h"]).output == result.output
 
 
 def test_an_error_is_one_line_and_exit_code_1(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +58,7 @@ def test_an_error_is_one_line_and_exit_code_1(tmp_path, monkeypatch: pytest.Monk
     assert isinstance(runner.invoke(app, arguments).exception, FileNotFoundError)
 
 
-def test_a_misspelt_verb_or_choice_is_a_usage_error() -> None:
+def test_a_misspelt_command_or_choice_is_a_usage_error() -> None:
     for arguments, message in (
         (["serach"], "No such command 'serach'. Did you mean 'search'?"),
         (["index", "a", "b", "--engine", "lucene"], "'lucene' is not one of 'exact'"),

@@ -214,7 +214,7 @@ def test_nothing_is_asked_of_the_network(page) -> None:
     assert failed == []
 
 
-def test_the_verb_serves_the_page_or_says_what_is_wrong(settings, tmp_path, monkeypatch) -> None:
+def test_the_command_serves_the_page_or_says_what_is_wrong(settings, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("LION_ST_DEMO_CACHE", str(tmp_path / "cache"))
     served: list[tuple[Any, ...]] = []
     monkeypatch.setattr("lion_st.demo.launch", lambda *arguments: served.append(arguments))

@@ -64,7 +64,7 @@ def test_a_text_is_read_up_to_the_limit_behind_its_prompt(tokenizer) -> None:
     assert read_text(TEXTS[3], tokenizer, limit=3, prompt="a prompt longer than the limit: ").pieces == []
 
 
-def test_half_a_character_is_no_name(tokenizer) -> None:
+def test_half_a_character_is_not_a_name(tokenizer) -> None:
     text = "naïve 漢字"
     assert {piece.name for piece in read_text(text, tokenizer).pieces} >= {"naïve", "漢字"}
     assert not any("\ufffd" in name for name in read_text(text, tokenizer).names)

@@ -245,7 +245,7 @@ def test_every_kind_of_corpus_gives_the_same_records(tmp_path, monkeypatch: pyte
         list(read_corpus(tmp_path / "a.docx"))
 
 
-def test_what_is_no_text_is_malformed_and_never_a_crash(tmp_path) -> None:
+def test_what_is_not_a_text_is_malformed_and_never_a_crash(tmp_path) -> None:
     lines = [
         b'{"_id": "a", "text": "good"}',
         b'{"_id": "b", "text": "bad \xff byte"}',

@@ -33,7 +33,7 @@ def test_weights_are_those_that_score_best_on_the_development_set() -> None:
         fuse_runs([SPARSE])
 
 
-def test_the_verb_fuses_files(tmp_path: Path) -> None:
+def test_the_command_fuses_files(tmp_path: Path) -> None:
     files = [str(write_run(tmp_path / f"{name}.trec", run)) for name, run in (("sp", SPARSE), ("ds", DENSE))]
     qrels = str(write_qrels(tmp_path / "dev.qrels", QRELS))
     output = tmp_path / "hybrid.trec"

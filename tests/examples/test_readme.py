@@ -45,7 +45,7 @@ def test_its_shell_commands_parse() -> None:
     project = (ROOT / "pyproject.toml").read_text().split("[project.optional-dependencies]")[1].split("\n[")[0]
     extras = set(re.findall(r"^(\w+) = ", project, re.MULTILINE))
     group = typer.main.get_command(app)
-    verbs = set()
+    shown = set()
     for words in commands():
         if words[0] == "make":
             assert words[1] in targets
@@ -53,13 +53,13 @@ def test_its_shell_commands_parse() -> None:
             for named in re.findall(r"\[([\w,]+)\]", " ".join(words)):
                 assert set(named.split(",")) <= extras, words
         else:
-            verb, *rest = words[1:] if words[0] == "lion-st" else words[words.index("lion_st") + 1 :]
-            verbs.add(verb)
-            if verb in ("adapt", "train"):
-                (parse_mntp_arguments if verb == "adapt" else parse_retriever_arguments)(rest)
+            command, *rest = words[1:] if words[0] == "lion-st" else words[words.index("lion_st") + 1 :]
+            shown.add(command)
+            if command in ("adapt", "train"):
+                (parse_mntp_arguments if command == "adapt" else parse_retriever_arguments)(rest)
             else:
-                group.commands[verb].make_context(verb, rest)  # raises on an unknown option or a missing argument
-    assert {"encode", "index", "search", "train", "publish"} <= verbs
+                group.commands[command].make_context(command, rest)  # raises on an unknown option or a missing argument
+    assert {"encode", "index", "search", "train", "publish"} <= shown
 
 
 def test_its_python_runs(micro, retriever, connected, tmp_path, monkeypatch, one_thread) -> None:

@@ -16,20 +16,20 @@ from huggingface_hub import ModelCard
 from typer.testing import CliRunner
 
 import lion_st
-from lion_st.cli import hub as verbs
+from lion_st.cli import hub as commands
 from lion_st.data.beir import save_beir
 from lion_st.evaluation import evaluate_retrieval
 from lion_st.hub import render_card, render_recipe_card
-from lion_st.hub.facts import (
+from lion_st.hub.card_data import (
     EXPANDED_QUERY,
     SAMPLE_DOCUMENTS,
     SAMPLE_QUERIES,
+    card_data,
     is_hub_name,
-    model_facts,
-    task_scores,
 )
+from lion_st.hub.results import task_scores
 from lion_st.training.recipes import get_recipe
-from lion_st.training.record import RunRecord
+from lion_st.training.record import RunLog
 
 ROOT = Path(__file__).parents[2]
 EMISSIONS = "timestamp,duration,emissions,gpu_model,cpu_model\n2026-01-01,1800,0.25,,Some CPU\n"
@@ -65,7 +65,7 @@ def checkpoint(tiny_backbone, tmp_path_factory) -> Path:
         "train_data": "org/tuples",
         "seed": None,
     }
-    record = RunRecord(folder / "training.json", settings)
+    record = RunLog(folder / "training.json", settings)
     record.update(steps=560, seconds=1800.0, floating_point_operations=1.5e15, finished=True)
     (folder / "emissions.csv").write_text(EMISSIONS)
     documents = {f"d{n}": {"title": "", "text": text} for n, text in enumerate(SAMPLE_DOCUMENTS)}
@@ -253,14 +253,14 @@ def test_a_folders_card_says_how_to_use_a_folder(checkpoint, tmp_path, monkeypat
     assert "mteb run" not in usage and "revision" not in usage
     assert "\nlion-st evaluate lion-sp-tiny --data SciFact\n" in usage
     app = typer.Typer()
-    verbs.register(app)
+    commands.register(app)
     (command,) = re.findall(r"^lion-st (export .*)$", usage, re.MULTILINE)
     done = CliRunner().invoke(app, shlex.split(command))
     assert done.exit_code == 0, done.output
     blocks = [block for block in re.findall(r"```python\n(.*?)```", usage, re.DOTALL) if "import lion_st" not in block]
     assert len(blocks) == 2
-    twin = section(render_card("lion-sp-tiny-sparse-encoder"), "Use")
-    blocks += [block for block in re.findall(r"```python\n(.*?)```", twin, re.DOTALL) if "import lion_st" not in block]
+    sparse_encoder = section(render_card("lion-sp-tiny-sparse-encoder"), "Use")
+    blocks += [block for block in re.findall(r"```python\n(.*?)```", sparse_encoder, re.DOTALL) if "import lion_st" not in block]
     assert len(blocks) == 3 and 'SparseEncoder("lion-sp-tiny-sparse-encoder")' in blocks[2]
     for block in blocks:
         exec(block, {})
@@ -309,7 +309,7 @@ def test_the_micro_models_card_shows_what_its_result_files_hold():
     assert {row["dtype"] for row in terms.values()} == {"bfloat16"} and "this model in bfloat16" in card
 
 
-def test_the_micro_backbone_is_no_model_to_generate_text_with():
+def test_the_micro_backbone_is_not_a_model_to_generate_text_with():
     metadata = ModelCard.load(ROOT / "hub_uploads" / "models" / "lion-micro-base" / "README.md").data
     assert metadata.pipeline_tag == "feature-extraction"
 
@@ -354,6 +354,6 @@ def test_a_card_says_what_a_checkpoint_cannot_refuse(card, tiny_backbone):
 
 def test_tied_weights_are_counted_once(tiny_backbone):
     tied, untied = (
-        model_facts(lion_st.build(tiny_backbone(tied=tied), "sparse", device="cpu")) for tied in (True, False)
+        card_data(lion_st.build(tiny_backbone(tied=tied), "sparse", device="cpu")) for tied in (True, False)
     )
     assert untied.parameters - tied.parameters == tied.dimensions * 32

@@ -127,7 +127,7 @@ def test_a_checkpoint_exports_without_being_loaded_by_hand(tiny_backbone, texts,
     assert abs(stock.encode(texts) - model.encode(texts)).max() < 1e-5
 
 
-def test_a_scale_that_is_no_power_of_two_is_folded_in_float32(tiny_backbone, tmp_path):
+def test_a_scale_that_is_not_a_power_of_two_is_folded_in_float32(tiny_backbone, tmp_path):
     """hidden_size ** -0.25 is 0.42 for 32 and would be rounded to 8 bits."""
     model = lion_st.build(tiny_backbone(dtype="bfloat16"), "sparse", device="cpu")
     lion_st.export(model, tmp_path / "rounded")
@@ -217,7 +217,7 @@ def test_an_existing_folder_is_kept_unless_told_otherwise(tiny_backbone, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_folder_that_is_no_checkpoint_is_never_replaced(tiny_backbone, tmp_path):
+def test_a_folder_that_is_not_a_checkpoint_is_never_replaced(tiny_backbone, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="is not a checkpoint"):
         lion_st.export(lion_st.build(tiny_backbone(), "dense", device="cpu"), tmp_path, overwrite=True)

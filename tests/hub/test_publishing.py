@@ -24,7 +24,7 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from typer.testing import CliRunner
 
 import lion_st
-from lion_st.cli import hub as verbs
+from lion_st.cli import hub as commands
 from lion_st.cli.group import OneLineErrors
 from lion_st.guard import GUARD
 from lion_st.hub import publish, publish_folder, render_card
@@ -55,11 +55,11 @@ def folder(tmp_path) -> Path:
 
 def test_a_sparse_model_is_two_revisions_of_the_same_weights_and_each_version_is_tagged(connected, sparse):
     done = publish(sparse, NAME, license="mit", private=True)
-    main, twin = connected.files(NAME), connected.files(NAME, "sparse-encoder")
+    main, sparse_encoder = connected.files(NAME), connected.files(NAME, "sparse-encoder")
     assert json.loads(main[CONFIG])["model_type"] == "SentenceTransformer"
-    assert json.loads(twin[CONFIG])["model_type"] == "SparseEncoder"
-    assert {path for path in twin if main[path] != twin[path]} == {CONFIG, "modules.json"}
-    assert {path.split("/")[0] for path in main.keys() - twin.keys()} == {GUARD}
+    assert json.loads(sparse_encoder[CONFIG])["model_type"] == "SparseEncoder"
+    assert {path for path in sparse_encoder if main[path] != sparse_encoder[path]} == {CONFIG, "modules.json"}
+    assert {path.split("/")[0] for path in main.keys() - sparse_encoder.keys()} == {GUARD}
     assert done.files["main"] == {path: len(content) for path, content in main.items() if path != ".gitattributes"}
     assert done.card == main["README.md"].decode() and ModelCard(done.card).data.license == "mit"
     assert done.url == f"{connected.url}/{NAME}"
@@ -178,7 +178,7 @@ def test_of_an_earlier_publication_stale_files_go_and_all_others_stay(connected,
 
 def test_the_command_line_says_what_is_deleted(connected, folder):
     app = typer.Typer(cls=OneLineErrors)
-    verbs.register(app)
+    commands.register(app)
     connected.add("org/two-shards", {"old.txt": b"x"})
     command = ["publish", "--folder", str(folder), "org/two-shards"]
     planned = CliRunner().invoke(app, [*command, "--dry-run"])
@@ -196,7 +196,7 @@ def test_naming_main_is_publishing_to_main(connected, sparse):
     assert 'revision="sparse-encoder"' in done.card and "--model-revision sparse-encoder" in done.card
 
 
-def test_the_twin_is_never_published_alone(sparse, folder):
+def test_the_sparse_encoder_revision_is_never_published_alone(sparse, folder):
     for call in (lambda: publish(sparse, NAME, revision="sparse-encoder", dry_run=True),
                  lambda: publish_folder(folder, NAME, revision="sparse-encoder", dry_run=True)):  # fmt: skip
         with pytest.raises(ValueError, match=r"'sparse-encoder' is made of main.*Leave out revision"):
@@ -204,7 +204,7 @@ def test_the_twin_is_never_published_alone(sparse, folder):
 
 
 @pytest.mark.parametrize("place", [{"revision": "try/two"}, {"create_pr": True}])
-def test_a_card_without_a_twin_beside_it_promises_none(sparse, place):
+def test_a_card_without_a_sparse_encoder_revision_beside_it_promises_none(sparse, place):
     done = publish(sparse, NAME, license="mit", dry_run=True, **place)
     assert "revision=" not in done.card and "--model-revision" not in done.card
     assert "made when the model is published to main" in done.card
@@ -236,7 +236,7 @@ def changed(connected, sparse):
     return connected.repositories["model", NAME]
 
 
-def test_a_cut_transfer_of_main_leaves_no_twin_behind(connected, sparse):
+def test_a_cut_transfer_of_main_leaves_no_sparse_encoder_revision_behind(connected, sparse):
     connected.cut_transfers_after = 1  # the weights of both; what is left is main's own
     with pytest.raises(OSError, match="No revision is half changed"):
         publish(sparse, NAME, license="mit")
@@ -260,15 +260,15 @@ def test_a_commit_to_main_that_fails_leaves_two_whole_checkpoints_and_the_same_c
     with pytest.raises(OSError, match="No revision is half changed; the same call made again goes on"):
         publish(sparse, NAME, license="mit")
     assert connected.files(NAME) == before
-    twin = connected.files(NAME, "sparse-encoder")
-    assert twin.keys() == {path for path in before if not path.startswith(f"{GUARD}/")}
+    sparse_encoder = connected.files(NAME, "sparse-encoder")
+    assert sparse_encoder.keys() == {path for path in before if not path.startswith(f"{GUARD}/")}
     assert not [name for name in changed.refs if name.startswith("refs/tags/v2")]
     connected.failing.clear()
     done = publish(sparse, NAME, license="mit")
     assert set(done.tags) == {"v2", "v2-sparse-encoder"}
-    main, twin = connected.files(NAME), connected.files(NAME, "sparse-encoder")
-    assert main["model.safetensors"] == twin["model.safetensors"] != before["model.safetensors"]
-    assert model_types({"main": main, "sparse-encoder": twin}) == {
+    main, sparse_encoder = connected.files(NAME), connected.files(NAME, "sparse-encoder")
+    assert main["model.safetensors"] == sparse_encoder["model.safetensors"] != before["model.safetensors"]
+    assert model_types({"main": main, "sparse-encoder": sparse_encoder}) == {
         "main": "SentenceTransformer",
         "sparse-encoder": "SparseEncoder",
     }
@@ -342,13 +342,13 @@ def test_hidden_files_and_caches_are_left_out(folder):
     assert files.keys() == {"config.json", ".gitattributes", "part/a.txt", *weights}
 
 
-def test_a_folder_with_a_sparse_model_has_its_twin_too(connected, sparse, tmp_path):
+def test_a_folder_with_a_sparse_model_has_its_sparse_encoder_revision_too(connected, sparse, tmp_path):
     folder = lion_st.export(sparse, tmp_path / "models" / "lion-sp-tiny", verify=False)
     done = publish_folder(folder, NAME, tag="v1")
     assert set(done.tags) == {"v1", "v1-sparse-encoder"}
-    main, twin = connected.files(NAME), connected.files(NAME, "sparse-encoder")
-    assert {path for path in twin if main[path] != twin[path]} == {CONFIG, "modules.json"}
-    assert json.loads(twin[CONFIG])["model_type"] == "SparseEncoder"
+    main, sparse_encoder = connected.files(NAME), connected.files(NAME, "sparse-encoder")
+    assert {path for path in sparse_encoder if main[path] != sparse_encoder[path]} == {CONFIG, "modules.json"}
+    assert json.loads(sparse_encoder[CONFIG])["model_type"] == "SparseEncoder"
 
 
 def test_a_cut_upload_leaves_main_as_it_was_and_a_second_one_completes(connected, folder):

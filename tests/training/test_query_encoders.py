@@ -16,7 +16,7 @@ from lion_st.training.query_encoders import (
     QueryDistillationLoss,
     distill_query_encoder,
     idf_weights,
-    make_lessons,
+    make_distillation_targets,
     save_query_encoder,
     static_query_encoder,
     truncated_query_encoder,
@@ -33,22 +33,22 @@ def sparse_model(tiny_backbone):
 
 
 @pytest.fixture(scope="module")
-def lessons(sparse_model):
-    return make_lessons(sparse_model, Dataset.from_list(TUPLES * 2))
+def targets(sparse_model):
+    return make_distillation_targets(sparse_model, Dataset.from_list(TUPLES * 2))
 
 
-def losses(student, lessons) -> dict[str, float]:
-    features = student.preprocess(lessons.queries[:8], task="query") | {"task": "query"}
+def losses(student, targets) -> dict[str, float]:
+    features = student.preprocess(targets.queries[:8], task="query") | {"task": "query"}
     with torch.no_grad():
-        terms = QueryDistillationLoss(student, lessons, vector_weight=1.0)([features], torch.arange(8))
+        terms = QueryDistillationLoss(student, targets, vector_weight=1.0)([features], torch.arange(8))
     return {name: term.item() for name, term in terms.items()}
 
 
-def test_lessons_hold_each_document_once_and_its_row(sparse_model, lessons) -> None:
-    assert lessons.query_vectors.shape[0] == 16
-    assert lessons.document_vectors.shape[0] == 8
+def test_lessons_hold_each_document_once_and_its_row(sparse_model, targets) -> None:
+    assert targets.query_vectors.shape[0] == 16
+    assert targets.document_vectors.shape[0] == 8
     expected = encode_texts(sparse_model, [TUPLES[3]["positive"], TUPLES[3]["negative_1"]], "document")
-    found = lessons.document_vectors[lessons.candidates[3]]
+    found = targets.document_vectors[targets.candidates[3]]
     np.testing.assert_allclose(found.toarray(), expected.toarray(), atol=1e-5)
 
 
@@ -68,12 +68,12 @@ def test_a_static_query_is_the_weights_of_its_own_tokens(sparse_model) -> None:
 
 
 @pytest.mark.parametrize("kind", ["static", "truncated"])
-def test_distillation_brings_the_scores_nearer_to_the_full_model(sparse_model, lessons, tmp_path, kind) -> None:
+def test_distillation_brings_the_scores_nearer_to_the_full_model(sparse_model, targets, tmp_path, kind) -> None:
     student = static_query_encoder(sparse_model) if kind == "static" else truncated_query_encoder(sparse_model, 1)
-    before = losses(student, lessons)
+    before = losses(student, targets)
     rate = 0.1 if kind == "static" else 2e-3
-    distill_query_encoder(student, lessons, tmp_path, epochs=4, batch_size=8, learning_rate=rate, disable_tqdm=True)
-    after = losses(student, lessons)
+    distill_query_encoder(student, targets, tmp_path, epochs=4, batch_size=8, learning_rate=rate, disable_tqdm=True)
+    after = losses(student, targets)
     assert after["score_loss"] < 0.9 * before["score_loss"]
     if kind == "truncated":
         assert after["vector_loss"] < before["vector_loss"]
@@ -96,9 +96,9 @@ def test_truncation_leaves_the_full_model_as_it_is(sparse_model) -> None:
 
 
 def test_the_router_checkpoint_is_stock_and_searches_the_full_models_index(
-    sparse_model, lessons, tmp_path, stock_vectors
+    sparse_model, targets, tmp_path, stock_vectors
 ) -> None:
-    static = static_query_encoder(sparse_model, idf_weights([([], lessons.document_vectors)]))
+    static = static_query_encoder(sparse_model, idf_weights([([], targets.document_vectors)]))
     students = {"static": static, "truncated": truncated_query_encoder(sparse_model, 1)}
     saved = {name: save_query_encoder(student, sparse_model, tmp_path / name) for name, student in students.items()}
     vectors = stock_vectors([(path, "SparseEncoder") for path in saved.values()], TEXTS)
@@ -136,4 +136,4 @@ def test_what_does_not_fit_is_named(sparse_model) -> None:
     with pytest.raises(ValueError, match="begins with SparseStaticEmbedding"):
         truncated_query_encoder(static_query_encoder(sparse_model), 1)
     with pytest.raises(ValueError, match="columns query and positive"):
-        make_lessons(sparse_model, Dataset.from_list([{"query": "a"}]))
+        make_distillation_targets(sparse_model, Dataset.from_list([{"query": "a"}]))

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -15,9 +14,6 @@ if TYPE_CHECKING:
 
     from lion_st.retrieval.explain import TextTerm
 
-# Model, test set, subset, split and engine -> what rows of figures say of the measurement, each in its file.
-RowKey: TypeAlias = tuple[str, str, str, str, str | None]
-RowFigures: TypeAlias = dict[RowKey, dict[Path, dict[str, Any]]]
 # A folder or Hub name, and its revision.
 Place: TypeAlias = tuple[str, str | None]
 
@@ -45,8 +41,6 @@ SAMPLE_DOCUMENTS = (
 )
 TRAINING_RECORD = "training.json"
 EMISSIONS_FILE = "emissions.csv"
-RESULTS_FOLDER = "results"
-ROW_FIGURES = ("query_terms", "document_terms", "dtype")
 # Endings of files, and the folders that a checkout's own commands write to and read from.
 FILE_ENDINGS = (".jsonl", ".json", ".parquet", ".tsv", ".csv", ".txt", ".gz", ".bz2", ".xz", ".zst", ".zip")
 LOCAL_FOLDERS = ("runs", "data")
@@ -62,7 +56,7 @@ class Sparsity:
 
 
 @dataclass(frozen=True)
-class ModelFacts:
+class CardData:
     """What the model says of itself."""
 
     paradigm: str
@@ -79,40 +73,7 @@ class ModelFacts:
 
 
 @dataclass(frozen=True)
-class TaskScores:
-    """One model's scores on one test set, as mteb wrote them.
-
-    Attributes:
-        revision: A hash of the weights, lengths and engine settings, or the Hub's commit.
-        settings: Depth and the like: those of the experiment but the engine, and the place where local data lay.
-        query_terms: Mean active terms of a query, if rows of figures say so.
-        document_terms: Likewise of a document.
-        dtype: Type of the weights while measuring, likewise.
-    """
-
-    model: str
-    task: str
-    subset: str
-    split: str
-    scores: dict[str, float]
-    dataset_revision: str
-    mteb_version: str
-    engine: str | None
-    file: Path
-    revision: str | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    query_terms: float | None = None
-    document_terms: float | None = None
-    dtype: str | None = None
-
-    @property
-    def is_bm25(self) -> bool:
-        """Whether these are BM25's."""
-        return self.model.split("/")[-1].lower().startswith("bm25")
-
-
-@dataclass(frozen=True)
-class TrainingRecord:
+class TrainingSummary:
     """The settings of the run that made a checkpoint, and what it cost."""
 
     settings: dict[str, Any]
@@ -122,7 +83,7 @@ class TrainingRecord:
 
 
 @dataclass(frozen=True)
-class BaseModelFacts:
+class BaseModelData:
     """The Hub names of the models that a checkpoint was made of, and what their own cards say."""
 
     names: tuple[str, ...]
@@ -132,7 +93,7 @@ class BaseModelFacts:
     languages: tuple[str, ...] = field(default=())
 
 
-def model_facts(model: BaseModel) -> ModelFacts:
+def card_data(model: BaseModel) -> CardData:
     """Describe a model of `lion_st.load` or `lion_st.build`; a sparse one is run on a few sample texts."""
     from lion_st.models import paradigm_of
 
@@ -145,7 +106,7 @@ def model_facts(model: BaseModel) -> ModelFacts:
         measured = {"sparsity": measured_sparsity(model), "expansion": tuple(expanded_query(model))}
     else:
         measured["pooling"] = head.mode
-    return ModelFacts(
+    return CardData(
         paradigm=paradigm,
         dimensions=head.get_embedding_dimension(),
         parameters=sum(unique.values()),
@@ -180,7 +141,7 @@ def _sparse_rows(model: Any, task: str, texts: Iterable[str]) -> Any:
 # ---- files beside the checkpoint ----
 
 
-def training_record(folder: Path | None) -> TrainingRecord | None:
+def training_summary(folder: Path | None) -> TrainingSummary | None:
     """The record that training left in a checkpoint's folder, None if there is none or the run has not finished."""
     if folder is None or not (folder / TRAINING_RECORD).is_file():
         return None
@@ -189,7 +150,7 @@ def training_record(folder: Path | None) -> TrainingRecord | None:
         return None
     settings = {name: _without_folders(value) for name, value in content["settings"].items() if value is not None}
     figures = {name: content.get(name) for name in ("steps", "seconds", "floating_point_operations")}
-    return TrainingRecord(settings, **figures)
+    return TrainingSummary(settings, **figures)
 
 
 def _without_folders(value: Any) -> Any:
@@ -223,149 +184,10 @@ def carbon_emissions(folder: Path | None) -> dict[str, Any] | None:
     return emissions | ({"hardware_used": hardware} if hardware else {})
 
 
-def task_scores(places: Iterable[Path]) -> list[TaskScores]:
-    """Every mteb result in files and folders, by test set; of several engines over the same vectors the exact one.
-
-    Raises:
-        FileNotFoundError: If a place is not there.
-        ValueError: If they are of several models other than BM25, or of one with several weights or settings, or a file
-            is damaged.
-    """
-    found: dict[tuple[bool, str, str, str], list[TaskScores]] = {}
-    rows: RowFigures = {}
-    models: set[str] = set()
-    for file in _result_files(places):
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{file} is damaged ({error}). Evaluate again, or remove it.") from error
-        for key, figures in _row_figures(content).items():
-            rows.setdefault(key, {})[file] = figures
-        for scores in _read_task_result(file, content):
-            models |= set() if scores.is_bm25 else {scores.model}
-            found.setdefault((scores.is_bm25, scores.task, scores.subset, scores.split), []).append(scores)
-    if len(models) > 1:
-        raise ValueError(
-            f"The results are of several models: {', '.join(sorted(models))}. Name the folder of the one that the card "
-            "is about."
-        )
-    chosen = [_only_measurement(results) for _, results in sorted(found.items())]
-    _require_same_weights(chosen)
-    return [_with_figures(scores, rows) for scores in chosen]
-
-
-def _result_files(places: Iterable[Path]) -> list[Path]:
-    """The JSON files in some places, each once."""
-    files: dict[Path, Path] = {}
-    for place in places:
-        if not place.exists():
-            raise FileNotFoundError(f"There are no results at {str(place)!r}. Evaluate first, or leave it out.")
-        for file in sorted(place.rglob("*.json")) if place.is_dir() else [place]:
-            files.setdefault(file.resolve(), file)
-    return list(files.values())
-
-
-def _only_measurement(results: list[TaskScores]) -> TaskScores:
-    """The result of one model on one test set.
-
-    Raises:
-        ValueError: If there are several that a reader could not tell apart.
-    """
-    exact = [scores for scores in results if scores.engine == "exact"] or results
-    first = exact[0]
-    is_same = all((one.revision, one.settings) == (first.revision, first.settings) for one in results)
-    if not is_same or any((one.engine, one.scores) != (first.engine, first.scores) for one in exact):
-        raise ValueError(f"There are several results of {first.model} on {first.task}: {_told_apart(results)}")
-    return first
-
-
-def _require_same_weights(chosen: list[TaskScores]) -> None:
-    """Refuse results on several test sets whose revisions, hashes of the model, differ under the same settings.
-
-    Other settings may bring other lengths, and so another hash. A commit on the Hub changes with the card alone.
-    """
-    groups: dict[str, list[TaskScores]] = {}
-    for scores in chosen:
-        if scores.engine is not None:
-            key = json.dumps([scores.model, scores.engine, scores.settings], sort_keys=True)
-            groups.setdefault(key, []).append(scores)
-    for results in groups.values():
-        if len({scores.revision for scores in results}) > 1:
-            raise ValueError(
-                f"The results of {results[0].model} on {', '.join(scores.task for scores in results)} are not of the "
-                f"same weights: {_told_apart(results)}"
-            )
-
-
-def _told_apart(results: Iterable[TaskScores]) -> str:
-    files = ", ".join(dict.fromkeys(str(scores.file) for scores in results))
-    return (
-        f"{files}. They differ in the weights, their type, the lengths, the engine's settings or the depth. Name those "
-        f"that the card is about (results=, --results), and leave no others in the checkpoint's {RESULTS_FOLDER}/."
-    )
-
-
-def _with_figures(scores: TaskScores, rows: RowFigures) -> TaskScores:
-    """Scores with what the rows of figures say of the same measurement.
-
-    Raises:
-        ValueError: If rows contradict one another.
-    """
-    key = (scores.model.removeprefix("lion_st/"), scores.task, scores.subset, scores.split, scores.engine)
-    found = rows.get(key, {})
-    figures: dict[str, Any] = {}
-    for row in found.values():
-        if not all(_is_same(figures.setdefault(name, value), value) for name, value in row.items()):
-            raise ValueError(
-                f"Rows of figures of {scores.model} on {scores.task} contradict one another: "
-                f"{', '.join(map(str, found))}. Keep those of the model that the card is about."
-            )
-    return replace(scores, **figures)
-
-
-def _is_same(one: Any, other: Any) -> bool:
-    return one == other or (isinstance(one, float) and math.isclose(one, other, rel_tol=1e-3))
-
-
-def _row_figures(rows: Any) -> dict[RowKey, dict[str, Any]]:
-    """Mean active terms and the type of the weights in rows such as `evaluate_retrieval` writes."""
-    found: dict[RowKey, dict[str, Any]] = {}
-    for row in rows if isinstance(rows, list) else ():
-        if isinstance(row, dict) and row.keys() >= {"model", "dataset", "subset", "split", "engine"}:
-            key = (row["model"], row["dataset"], row["subset"], row["split"], row["engine"])
-            found[key] = {name: row[name] for name in ROW_FIGURES if row.get(name) is not None}
-    return found
-
-
-def _read_task_result(file: Path, content: Any) -> list[TaskScores]:
-    if not isinstance(content, dict) or not {"task_name", "mteb_version", "scores"} <= content.keys():
-        return []
-    meta_file = file.parent / "model_meta.json"
-    meta = json.loads(meta_file.read_text(encoding="utf-8")) if meta_file.is_file() else {}
-    settings = dict(meta.get("experiment_kwargs") or {})
-    return [
-        TaskScores(
-            model=meta.get("name") or file.parent.parent.name.replace("__", "/"),
-            task=content["task_name"],
-            subset=part.get("hf_subset", "default"),
-            split=split,
-            scores={name: value for name, value in part.items() if isinstance(value, int | float)},
-            dataset_revision=content.get("dataset_revision") or "",
-            mteb_version=content["mteb_version"],
-            engine=settings.get("engine"),
-            file=file,
-            revision=meta.get("revision"),
-            settings={name: value for name, value in settings.items() if name not in ("engine", "data")},
-        )
-        for split, parts in content["scores"].items()
-        for part in parts
-    ]
-
-
 # ---- the base model ----
 
 
-def base_model_facts(
+def base_model_data(
     model: BaseModel | None,
     source: str | None,
     name: str | None = None,
@@ -374,7 +196,7 @@ def base_model_facts(
     license: str | None = None,
     offline: bool = True,
     token: Any = None,
-) -> BaseModelFacts | None:
+) -> BaseModelData | None:
     """What a checkpoint was made of: as told, or as its adapter, its card or its training record say.
 
     Args:
@@ -382,7 +204,7 @@ def base_model_facts(
         source: Its folder or Hub name.
         name: The base model's Hub name, if known.
         own_name: The checkpoint's own Hub name, which is not its base's.
-        license: See `merged_base_facts`.
+        license: See `merged_base_data`.
         offline: Read the base model's card from the disk alone, not from the Hub.
         token: Hub token.
 
@@ -390,19 +212,19 @@ def base_model_facts(
         Its name and what its card says, or None if nothing says what the base is.
 
     Raises:
-        ValueError: See `merged_base_facts`.
+        ValueError: See `merged_base_data`.
     """
     groups: list[tuple[str, ...]] = [(name,)] if name else [*_recorded_bases(model, source, offline, token)]
     groups = [tuple(base for base in group if base not in (source, own_name)) for group in groups]
     several = next((group for group in groups if len(group) > 1), None)
     parts = [[base] for base in several] if several else [[base for group in groups for base in group]]
     places = [[(base, None) for base in part] for part in parts]
-    return merged_base_facts(places, license=license, offline=offline, token=token)
+    return merged_base_data(places, license=license, offline=offline, token=token)
 
 
-def merged_base_facts(
+def merged_base_data(
     parts: Iterable[Iterable[Place]], *, license: str | None = None, offline: bool = True, token: Any = None
-) -> BaseModelFacts | None:
+) -> BaseModelData | None:
     """What is known of the models whose weights were merged into one, such as an adapter and its base.
 
     Args:
@@ -445,7 +267,7 @@ def merged_base_facts(
     languages = next((card.language for card in cards.values() if card.language), [])
     if not names and not cards:
         return None
-    return BaseModelFacts(
+    return BaseModelData(
         tuple(names),
         holding,
         of_license.license_name if of_license else None,

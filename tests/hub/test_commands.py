@@ -1,4 +1,4 @@
-"""The command line's verbs of this room."""
+"""The command line's commands of publication."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sentence_transformers import SparseEncoder
 from typer.testing import CliRunner
 
 import lion_st
-from lion_st.cli import hub as verbs
+from lion_st.cli import hub as commands
 from lion_st.cli.group import OneLineErrors
 
 
@@ -17,7 +17,7 @@ from lion_st.cli.group import OneLineErrors
 def lion():
     """`lion(*arguments)` runs the command line and returns its result."""
     app = typer.Typer(cls=OneLineErrors)
-    verbs.register(app)
+    commands.register(app)
     return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
