@@ -123,7 +123,7 @@ def publish(
         typer.Option(help="With --folder: by default as its parent says (models/, datasets/, spaces/)."),
     ] = None,
 ) -> None:
-    """Publish a model on the Hub: a stock checkpoint, its card, and a revision for SparseEncoder, each in one commit."""
+    """Publish a model on the Hub: a stock checkpoint with its card, and a revision for SparseEncoder."""
     require_model(model)
     from lion_st.hub import publish as publish_model
     from lion_st.hub import publish_folder

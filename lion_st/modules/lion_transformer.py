@@ -167,7 +167,7 @@ class LionTransformer(Transformer):
                 model_kwargs=model_kwargs,
                 **(copy.deepcopy(stock) | kwargs),
             )
-        self._settle_tokenizer(add_bos)
+        self._configure_tokenizer(add_bos)
 
     @classmethod
     def load(cls, model_name_or_path: str, *args: Any, **kwargs: Any) -> LionTransformer:
@@ -304,7 +304,7 @@ class LionTransformer(Transformer):
                 model.requires_grad_(False)
         return model
 
-    def _settle_tokenizer(self, add_bos: bool | Literal["saved"] | None) -> None:
+    def _configure_tokenizer(self, add_bos: bool | Literal["saved"] | None) -> None:
         tokenizer: Any = self.tokenizer
         if tokenizer is None:
             raise ValueError(f"{self.model.name_or_path!r} has no tokenizer; save one beside its weights.")
@@ -328,9 +328,9 @@ class LionTransformer(Transformer):
         if lengths:
             # Without a task a text is cut like the longer of the two, not at the backbone's 128k tokens.
             tokenizer.model_max_length = max(lengths)
-        self._settle_bos(add_bos)
+        self._configure_bos(add_bos)
 
-    def _settle_bos(self, add_bos: bool | None) -> None:
+    def _configure_bos(self, add_bos: bool | None) -> None:
         tokenizer: Any = self.tokenizer
         bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else self.config.bos_token_id
         # A "beginning" token that is really the padding or end token (Qwen, GPT-2) is never put in front.
@@ -476,10 +476,10 @@ class LionTransformer(Transformer):
             if (limit := self.token_limit(task)) is not None:
                 self._require_room(prompt or "", limit, task)
         self.verify_bidirectional()
-        self._settle_unpadding()
+        self._configure_unpadding()
 
     @torch.no_grad()
-    def _settle_unpadding(self) -> None:
+    def _configure_unpadding(self) -> None:
         """Run packed texts from now on, if the backbone can and gives the same states."""
         if self.runs_packed or self.can_flatten_inputs or self.unpad_inputs is False:
             return

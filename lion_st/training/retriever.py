@@ -325,8 +325,8 @@ def train_retriever(arguments: RetrieverArguments, training_arguments: Retriever
     Called again with the same arguments it resumes from its last checkpoint, and does nothing once it has finished.
 
     With `push_to_hub` the result is pushed too, as one commit to `hub_model_id`; `lion-st publish` adds the card, the
-    revision for SparseEncoder and tags. The checkpoints before it are pushed only where `hub_strategy` says so: the trainer
-    adds its pickled arguments to them, which the result replaces.
+    revision for SparseEncoder and tags. The checkpoints before it are pushed only where `hub_strategy` says so: the
+    trainer adds its pickled arguments to them, which the result replaces.
 
     Args:
         arguments: Model, data and objective.

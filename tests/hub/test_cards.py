@@ -259,8 +259,8 @@ def test_a_folders_card_says_how_to_use_a_folder(checkpoint, tmp_path, monkeypat
     assert done.exit_code == 0, done.output
     blocks = [block for block in re.findall(r"```python\n(.*?)```", usage, re.DOTALL) if "import lion_st" not in block]
     assert len(blocks) == 2
-    sparse_encoder = section(render_card("lion-sp-tiny-sparse-encoder"), "Use")
-    blocks += [block for block in re.findall(r"```python\n(.*?)```", sparse_encoder, re.DOTALL) if "import lion_st" not in block]
+    other = section(render_card("lion-sp-tiny-sparse-encoder"), "Use")
+    blocks += [block for block in re.findall(r"```python\n(.*?)```", other, re.DOTALL) if "import lion_st" not in block]
     assert len(blocks) == 3 and 'SparseEncoder("lion-sp-tiny-sparse-encoder")' in blocks[2]
     for block in blocks:
         exec(block, {})
