@@ -55,8 +55,17 @@ class Bm25Retriever:
         self._figures = {"index_bytes": size, "index_seconds": perf_counter() - started}
 
     def search(self, queries: Sequence[str], k: int = 10, show_progress: bool = False) -> list[Hits]:
-        """Return for each query its best documents with a score above 0, best first."""
+        """Return for each query its best documents with a score above 0, best first.
+
+        Raises:
+            TypeError: If the queries are one string.
+            RuntimeError: If nothing was indexed.
+        """
         bm25s = require("bm25s")
+        if isinstance(queries, str):
+            raise TypeError(f"Give a list of queries, got the string {queries[:40]!r}.")
+        if not self.ids:
+            raise RuntimeError("Nothing is indexed yet: call index(documents) before search.")
 
         started = perf_counter()
         tokens = bm25s.tokenize(list(queries), show_progress=False, return_ids=False)

@@ -152,9 +152,16 @@ class ModelRetriever:
         return self._index
 
     def search(self, queries: Sequence[str], k: int = 10, show_progress: bool = False) -> list[Hits]:
-        """Encode queries and return for each its k best documents as (id, score), best first; none for a blank one."""
+        """Encode queries and return for each its k best documents as (id, score), best first; none for a blank one.
+
+        Raises:
+            TypeError: If the queries are one string.
+            RuntimeError: If nothing was indexed.
+        """
         if isinstance(queries, str):
             raise TypeError(f"Give a list of queries, got the string {queries[:40]!r}.")
+        if "index_bytes" not in self._figures:
+            raise RuntimeError("Nothing is indexed yet: call index(documents) before search.")
         hits: list[Hits] = [[] for _ in queries]
         asked = [row for row, query in enumerate(queries) if query.strip()]
         if not asked:

@@ -14,7 +14,7 @@ from tiny_models import TEXTS
 import lion_st
 from lion_st.encoding import EncodedCorpus, encode_corpus, encode_texts, load_encoder
 from lion_st.indexes import StorageError, create_index
-from lion_st.retrieval import ModelRetriever
+from lion_st.retrieval import Bm25Retriever, ModelRetriever
 from lion_st.retrieval import retriever as retriever_module
 from lion_st.training.query_encoders import save_query_encoder, truncated_query_encoder
 
@@ -35,6 +35,15 @@ def search(retriever: ModelRetriever) -> list:
 def assert_same(found: list, expected: list) -> None:
     for one, other in zip(found, expected, strict=True):
         assert dict(one) == pytest.approx(dict(other), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["model", "bm25"])
+def test_a_search_before_an_index_is_an_error(model, kind) -> None:
+    retriever = ModelRetriever(model) if kind == "model" else Bm25Retriever()
+    with pytest.raises(RuntimeError, match=r"call index\(documents\) before search"):
+        retriever.search(["what is a lion"])
+    with pytest.raises(TypeError, match="Give a list of queries, got the string 'what is a lion'"):
+        retriever.search("what is a lion")
 
 
 def test_documents_go_into_the_index_part_by_part(model, monkeypatch) -> None:
