@@ -203,17 +203,18 @@ def fuse(
     overwrite: Overwrite = False,
 ) -> None:
     """Fuse runs into a hybrid one, by reciprocal ranks or by weights, given or fitted."""
+    if bool(dev) != (dev_qrels is not None) or (dev and weight):
+        raise UsageError("Fitting weights takes --dev runs with their --dev-qrels, and no --weight.")
     if weight and len(weight) != len(runs):
         raise UsageError(f"{len(runs)} runs need as many --weight, got {len(weight)}.")
     if dev and len(dev) != len(runs):
         raise UsageError(f"{len(runs)} runs need as many --dev runs, got {len(dev)}.")
     for run in (*runs, *(dev or [])):
         require_file(run, "a TREC run")
+    require_file(dev_qrels, "relevance judgements")
     require_new(output, overwrite)
     from lion_st.evaluation import fit_run_weights, fuse_runs, read_qrels, read_run, write_run
 
-    if bool(dev) != (dev_qrels is not None) or (dev and weight):
-        raise UsageError("Fitting weights takes --dev runs with their --dev-qrels, and no --weight.")
     weights: Sequence[float] | None = weight or None
     if dev and dev_qrels is not None:
         weights = fit_run_weights([read_run(run) for run in dev], read_qrels(dev_qrels), metric, k=k)
