@@ -16,6 +16,7 @@ from sentence_transformers.util import fullname
 
 from lion_st.files import atomic_folder, fsync, fsync_tree, staging_folder
 from lion_st.guard import add_guard
+from lion_st.hooks import model_config
 from lion_st.modules import SpladeHead
 
 STOCK_TRANSFORMER = fullname(Transformer)
@@ -45,7 +46,7 @@ def write_stock_checkpoint(model: BaseModel, folder: Path, model_type: str, resu
         module.save(str(folder / name))
         entries.append({"idx": position, "name": str(position), "path": name, "type": fullname(module)})
     (folder / "modules.json").write_text(json.dumps(entries, indent=2), encoding="utf-8")
-    config = model._get_model_config() | {"model_type": model_type}
+    config = model_config(model) | {"model_type": model_type}
     if model_type == "SparseEncoder" and isinstance(head, SpladeHead) and head.max_active_dims is not None:
         config["max_active_dims"] = head.max_active_dims
     (folder / "config_sentence_transformers.json").write_text(json.dumps(config, indent=2), encoding="utf-8")

@@ -13,9 +13,9 @@ from sentence_transformers.base.model import BaseModel
 from sentence_transformers.util import batch_to_device
 
 from lion_st.checkpoints import atomic_checkpoint, write_stock_checkpoint
+from lion_st.hooks import has_adapter, write_model_card
 from lion_st.models import load, paradigm_of
 from lion_st.modules import LionTransformer, LlamaPooling, SpladeHead
-from lion_st.modules.adapters import has_adapter
 
 PROBE_TEXTS = (
     "Which animal is called the king of the beasts?",
@@ -74,7 +74,7 @@ def export(
         try:
             write_stock_checkpoint(model, folder, model_type)
             if create_model_card:
-                model._create_model_card(str(folder))
+                write_model_card(model, str(folder))
         except (OSError, SafetensorError) as error:
             raise OSError(
                 f"The export to {str(path)!r} failed ({error}); nothing there was changed. Free some disk space or "

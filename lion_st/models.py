@@ -19,6 +19,7 @@ from tqdm.auto import trange
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from lion_st.checkpoints import STOCK_TRANSFORMER, atomic_files_in, write_stock_checkpoint
+from lion_st.hooks import has_adapter, write_model_card
 from lion_st.modules import LionTransformer, LlamaPooling, SpladeHead, adapters
 from lion_st.modules.backbones import gguf_options
 from lion_st.modules.lion_transformer import check_texts
@@ -117,12 +118,12 @@ class LionModel(BaseModel):
         if not safe_serialization:
             raise ValueError("safe_serialization=False would pickle the weights; Lion checkpoints are safetensors.")
         with atomic_files_in(Path(path)) as folder:
-            if adapters.has_adapter(self.transformers_model):
+            if has_adapter(self.transformers_model):
                 super().save(str(folder), model_name, create_model_card, train_datasets)
             else:
                 write_stock_checkpoint(self, folder, model_type=self.model_type, resume=True)
                 if create_model_card:
-                    self._create_model_card(str(folder), model_name)
+                    write_model_card(self, str(folder), model_name)
 
 
 class LionSentenceTransformer(LionModel, SentenceTransformer):
@@ -345,7 +346,7 @@ def build(
         processor_kwargs={"token": token, "revision": revision},
         config_kwargs={"token": token, "revision": revision},
     )
-    if adapters.has_adapter(transformer.model):
+    if has_adapter(transformer.model):
         if lora is not None:
             raise ValueError(
                 f"{backbone!r} is an adapter, and a new adapter cannot name its merged weights as its base. Save them "
@@ -484,8 +485,7 @@ def load(
     if not Path(source).exists() and (source.startswith((".", "/", "~")) or source.count("/") > 1):
         raise FileNotFoundError(f"There is no folder {source!r}. Pass a checkpoint's folder or a Hub repository.")
     _require_json(source, hub)
-    is_saved_model = load_file_path(source, "modules.json", **hub) is not None
-    if not is_saved_model and find_adapter_config_file(source, **hub) is not None:
+    if load_file_path(source, "modules.json", **hub) is None and find_adapter_config_file(source, **hub) is not None:
         if paradigm is None:
             raise ValueError(
                 f"{source!r} is a bare adapter, which does not say what it was trained for; pass "
@@ -497,7 +497,7 @@ def load(
         if paradigm not in (None, paradigm_of(model)):
             raise ValueError(f"{source!r} is a {paradigm_of(model)} model, not {paradigm}.")
     _require_paradigm(paradigm_of(model), as_sparse_encoder)
-    if merge_adapter and adapters.has_adapter(model[0].model):
+    if merge_adapter and has_adapter(model[0].model):
         adapters.merge_adapter(model[0].model)
     return model
 

@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "lion_st"
 # A package imports its own layer and those above it, inside functions too.
 LAYERS = (
-    ("errors", "extras", "files", "lazy", "tables"),
+    ("errors", "extras", "files", "hooks", "lazy", "tables"),
     ("data",),
     ("guard", "kernels", "losses", "modules"),
     ("checkpoints", "models", "exporting"),

@@ -7,6 +7,8 @@ import json
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from weakref import WeakKeyDictionary
 
+from lion_st.hooks import hub_commit
+
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer, SparseEncoder
 
@@ -25,7 +27,7 @@ def model_name(model: SentenceTransformer | SparseEncoder) -> str:
 def model_revision(model: SentenceTransformer | SparseEncoder) -> str | None:
     """The Hub commit that a model's configuration was loaded from, None for a local one."""
     inner: Any = getattr(input_module(model, "document"), "model", None)
-    return getattr(getattr(inner, "config", None), "_commit_hash", None)
+    return hub_commit(getattr(inner, "config", None))
 
 
 def model_fingerprint(model: SentenceTransformer | SparseEncoder) -> str:

@@ -8,14 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lion_st.hooks import mark_adapter
+
 if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import PreTrainedModel
-
-
-def has_adapter(model: PreTrainedModel | None) -> bool:
-    """Whether a PEFT adapter is attached to the model."""
-    return bool(getattr(model, "_hf_peft_config_loaded", False))
 
 
 def attach_adapter(model: PreTrainedModel, config: PeftConfig, revision: str | None = None) -> None:
@@ -35,7 +32,7 @@ def attach_adapter(model: PreTrainedModel, config: PeftConfig, revision: str | N
     config.revision = revision
     # peft's own function, as model.add_adapter of transformers 5.24 asks for a peft that is not released.
     inject_adapter_in_model(config, model, "default")
-    model._hf_peft_config_loaded = True
+    mark_adapter(model, True)
     cast_adapter_dtype(model, "default", autocast_adapter_dtype=True)
 
 
@@ -147,5 +144,5 @@ def merge_adapter(model: PreTrainedModel) -> None:
         elif isinstance(module, BaseTunerLayer):
             module.merge(safe_merge=True)
             setattr(model.get_submodule(parent), leaf, module.get_base_layer())
-    model._hf_peft_config_loaded = False
+    mark_adapter(model, False)
     del model.peft_config

@@ -25,10 +25,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 from transformers.utils import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from lion_st.hooks import has_adapter
 from lion_st.modules import unpadding
 from lion_st.modules.adapters import (
     attach_adapter,
-    has_adapter,
     load_adapter_weights,
     merged_state_dict,
     raise_on_wrong_weights,

@@ -17,6 +17,8 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from lion_st.hooks import attention_implementation, takes_attention_functions
+
 varlen_attn: Any
 try:
     from torch.nn.attention.varlen import varlen_attn
@@ -147,9 +149,9 @@ def why_not(model: PreTrainedModel) -> str | None:
     """Why a model loaded with `"sdpa"` attention cannot run packed texts, None if it can."""
     config = model.config.get_text_config()
     layers = getattr(config, "layer_types", None) or []
-    if model.config._attn_implementation != "sdpa":
-        return f"its attention is {model.config._attn_implementation!r}, not 'sdpa'"
-    if not model.is_backend_compatible() or not model._can_set_attn_implementation():
+    if attention_implementation(model) != "sdpa":
+        return f"its attention is {attention_implementation(model)!r}, not 'sdpa'"
+    if not takes_attention_functions(model):
         return f"{type(model).__name__} does not take attention functions"
     if getattr(config, "sliding_window", None) is not None or set(layers) - {"full_attention"}:
         return "some of its layers do not attend to whole texts"

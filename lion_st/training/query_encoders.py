@@ -34,10 +34,10 @@ from lion_st.encoding.encode import encode_texts, prompt_for
 from lion_st.encoding.fingerprints import text_limit
 from lion_st.encoding.vectors import Vectors, to_csr
 from lion_st.exporting import export
+from lion_st.hooks import has_adapter
 from lion_st.losses import dot_scores
 from lion_st.models import paradigm_of
 from lion_st.modules import LionTransformer
-from lion_st.modules.adapters import has_adapter
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -1,0 +1,86 @@
+"""What lion_st uses of its dependencies without their promise to keep it: every private name stands here.
+
+`OVERRIDDEN` and `USED` were checked against the versions in `CHECKED`; pyproject.toml pins minor releases
+of all but transformers, none of whose releases is ruled out. The tests name the one that went missing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sentence_transformers.base.model import BaseModel
+    from transformers import PreTrainedModel
+
+CHECKED = {"sentence-transformers": "6.2.0", "transformers": "5.23.0", "peft": "0.21.2"}
+
+# Private methods that a class of lion_st overrides: class of lion_st -> class of the dependency -> methods.
+OVERRIDDEN: dict[str, tuple[str, tuple[str, ...]]] = {
+    "lion_st.models.LionModel": (
+        "sentence_transformers.base.model.BaseModel",
+        (
+            "_get_model_type",
+            "_inference",
+            "_load_config_modules",
+            "_load_default_modules",
+            "_load_module_class_from_ref",
+            "_parse_model_config",
+        ),
+    ),
+    "lion_st.modules.lion_transformer.LionTransformer": (
+        "sentence_transformers.base.modules.Transformer",
+        ("_can_flatten_inputs", "_load_config", "_load_model"),
+    ),
+}
+# What is called or read, and what is public in name but described nowhere: an attribute of what is imported.
+USED = (
+    "sentence_transformers.base.model.BaseModel._create_model_card",
+    "sentence_transformers.base.model.BaseModel._get_model_config",
+    "sentence_transformers.base.model.BaseModel._resolve_inference_device",
+    "sentence_transformers.base.modules.transformer.TRANSFORMER_TASK_TO_AUTO_MODEL",
+    "sentence_transformers.base.losses.gradcache.CachedLossMixin",
+    "sentence_transformers.base.losses.merged_forward.embed_columns",
+    "transformers.PreTrainedModel._can_set_attn_implementation",
+    "transformers.integrations.peft.PeftAdapterMixin._hf_peft_config_loaded",
+    "transformers.PretrainedConfig._attn_implementation",
+    "transformers.integrations.sdpa_attention.sdpa_attention_forward",
+    "transformers.utils.peft_utils.find_adapter_config_file",
+    "peft.tuners.tuners_utils.BaseTunerLayer.get_base_layer",
+    "peft.tuners.tuners_utils.cast_adapter_dtype",
+    "peft.utils.other.ModulesToSaveWrapper",
+)
+
+
+def model_config(model: BaseModel) -> dict[str, Any]:
+    """What sentence-transformers writes into a checkpoint's `config_sentence_transformers.json`."""
+    return model._get_model_config()
+
+
+def write_model_card(model: BaseModel, folder: str, model_name: str | None = None) -> None:
+    """Write the README.md that sentence-transformers makes of a model."""
+    model._create_model_card(folder, model_name)
+
+
+def has_adapter(model: PreTrainedModel | None) -> bool:
+    """Whether a PEFT adapter is attached to the model."""
+    return bool(getattr(model, "_hf_peft_config_loaded", False))
+
+
+def mark_adapter(model: PreTrainedModel, attached: bool) -> None:
+    """Tell transformers whether a PEFT adapter is attached to the model."""
+    model._hf_peft_config_loaded = attached
+
+
+def attention_implementation(model: PreTrainedModel) -> str | None:
+    """The name of the attention function that the model runs."""
+    return model.config._attn_implementation
+
+
+def takes_attention_functions(model: PreTrainedModel) -> bool:
+    """Whether the model's attention can be replaced by a registered function."""
+    return model.is_backend_compatible() and model._can_set_attn_implementation()
+
+
+def hub_commit(config: Any) -> str | None:
+    """The Hub commit that a configuration was loaded from, None for a local one."""
+    return getattr(config, "_commit_hash", None)
