@@ -96,3 +96,29 @@ def is_weight_file(name: str) -> bool:
     """Whether a file at the top of a checkpoint holds weights, or says which files do."""
     pattern = r"(model(-\d{5}-of-\d{5})?|adapter_model|lion_st)\.safetensors|model\.safetensors\.index\.json"
     return re.fullmatch(pattern + r"|adapter_config\.json", name) is not None
+
+
+def describe_as_written(folder: Path, model: BaseModel, model_type: str) -> None:
+    """Have the card that sentence-transformers wrote say what lies in the folder.
+
+    It describes the class of the model in memory: a sparse one as dense vectors of the backbone's width, and a
+    checkpoint for one class by the code of the other, which that class refuses.
+
+    Args:
+        folder: Checkpoint with a README.md, or without one.
+        model: The model that was saved.
+        model_type: `"SentenceTransformer"` or `"SparseEncoder"`: the class that loads the folder.
+    """
+    card = folder / "README.md"
+    transformer: Any = model[0]
+    head: Any = model[1]
+    if not card.is_file() or not isinstance(head, SpladeHead):
+        return
+    terms = transformer.model.get_output_embeddings().weight.shape[0]
+    text = card.read_text(encoding="utf-8")
+    text = re.sub(r"\d+-dimensional dense vector space", f"{terms}-dimensional sparse vector space", text)
+    text = re.sub(r"(\*\*Output Dimensionality:\*\*) \d+", rf"\g<1> {terms}", text)
+    other = "SparseEncoder" if model_type == "SentenceTransformer" else "SentenceTransformer"
+    text = re.sub(rf"\bimport {other}\b", f"import {model_type}", text)
+    text = re.sub(rf"(?<![\w.]){other}\(", f"{model_type}(", text)
+    card.write_text(text, encoding="utf-8")

@@ -12,7 +12,7 @@ from sentence_transformers import SentenceTransformer, SparseEncoder
 from sentence_transformers.base.model import BaseModel
 from sentence_transformers.util import batch_to_device
 
-from lion_st.checkpoints import atomic_checkpoint, write_stock_checkpoint
+from lion_st.checkpoints import atomic_checkpoint, describe_as_written, write_stock_checkpoint
 from lion_st.hooks import has_adapter, write_model_card
 from lion_st.models import load, paradigm_of
 from lion_st.modules import LionTransformer, LlamaPooling, SpladeHead
@@ -75,6 +75,7 @@ def export(
             write_stock_checkpoint(model, folder, model_type)
             if create_model_card:
                 write_model_card(model, str(folder))
+                describe_as_written(folder, model, model_type)
         except (OSError, SafetensorError) as error:
             raise OSError(
                 f"The export to {str(path)!r} failed ({error}); nothing there was changed. Free some disk space or "

@@ -16,7 +16,7 @@ CHECKED = {"sentence-transformers": "6.2.0", "transformers": "5.23.0", "peft": "
 
 # Private methods that a class of lion_st overrides: class of lion_st -> class of the dependency -> methods.
 OVERRIDDEN: dict[str, tuple[str, tuple[str, ...]]] = {
-    "lion_st.models.LionModel": (
+    "lion_st.model_classes.LionModel": (
         "sentence_transformers.base.model.BaseModel",
         (
             "_get_model_type",

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
-from sentence_transformers import SentenceTransformer, SparseEncoder
+from sentence_transformers import SparseEncoder
 from sentence_transformers.base.model import BaseModel
-from sentence_transformers.base.modules import Module, Normalize
-from sentence_transformers.sentence_transformer.modules import Pooling, WeightedLayerPooling
+from sentence_transformers.base.modules import Module
 from sentence_transformers.sparse_encoder.modules import SpladePooling
-from sentence_transformers.util import batch_to_device, fullname, load_file_path
-from tqdm.auto import trange
+from sentence_transformers.util import load_file_path
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from lion_st.checkpoints import STOCK_TRANSFORMER, atomic_files_in, write_stock_checkpoint
-from lion_st.hooks import has_adapter, write_model_card
+from lion_st.hooks import has_adapter
+from lion_st.model_classes import LionSentenceTransformer, LionSparseEncoder
 from lion_st.modules import LionTransformer, LlamaPooling, SpladeHead, adapters
 from lion_st.modules.backbones import gguf_options
-from lion_st.modules.lion_transformer import check_texts
 from lion_st.modules.llama_pooling import PoolingName
 
 if TYPE_CHECKING:
@@ -30,156 +26,7 @@ if TYPE_CHECKING:
 
 Paradigm = Literal["sparse", "dense"]
 
-# The module classes of ours that a checkpoint may ask for.
-LION_MODULES: dict[str, type[Module]] = {fullname(kind): kind for kind in (LionTransformer, SpladeHead, LlamaPooling)}
 JSON_FILES = ("modules.json", "config_sentence_transformers.json", "config.json", "adapter_config.json")
-
-
-class LionModel(BaseModel):
-    """What both model classes share: fast modules on loading, stock modules on disk."""
-
-    _saved_limit: int | None = None
-
-    def _load_module_class_from_ref(self, class_ref: str, *args: Any, **kwargs: Any) -> type:
-        if class_ref == STOCK_TRANSFORMER:
-            return LionTransformer
-        if class_ref in LION_MODULES:
-            return LION_MODULES[class_ref]
-        if class_ref.startswith("lion_st."):
-            raise ValueError(
-                f"The checkpoint asks for the module {class_ref!r}; lion_st has {', '.join(LION_MODULES)}. See whether "
-                "a newer lion_st wrote it, and load checkpoints from sources you trust."
-            )
-        return super()._load_module_class_from_ref(class_ref, *args, **kwargs)
-
-    def _load_config_modules(self, model_name_or_path: str, *args: Any, **kwargs: Any) -> Any:
-        modules, _ = super()._load_config_modules(model_name_or_path, *args, **kwargs)
-        fast = _fast_modules(list(modules.values()), model_name_or_path, self._saved_limit)  # type: ignore
-        return OrderedDict((str(position), module) for position, module in enumerate(fast)), {}
-
-    def _parse_model_config(self, model_config: dict[str, Any]) -> None:
-        super()._parse_model_config(model_config)
-        self._saved_limit = model_config.get("max_active_dims")
-
-    def _get_model_type(self, *args: Any, **kwargs: Any) -> str:
-        # Either class reads checkpoints of both types: the modules decide what a model is.
-        return self.model_type
-
-    def _load_default_modules(self, model_name_or_path: str, *args: Any, **kwargs: Any) -> Any:
-        if not Path(model_name_or_path).is_dir():
-            raise FileNotFoundError(
-                f"{model_name_or_path!r} is neither a folder nor a Hub repository with a modules.json that can be "
-                "reached. Check the name, the revision, the token and the connection."
-            )
-        raise ValueError(
-            f"{model_name_or_path!r} is not a saved retriever (it has no modules.json). Make one of a backbone with "
-            'lion_st.build(backbone, "sparse" or "dense"), or load a bare adapter with '
-            "lion_st.load(path, paradigm=...)."
-        )
-
-    def forward(self, input: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        """Run the modules; both heads take the states of packed texts, which are never padded again."""
-        return super().forward(input, **({"packed_states": True} | kwargs))
-
-    def _inference(self, inputs: list[Any], **kwargs: Any) -> Any:
-        # Batches are sorted by length: only here does a position in an error mean the caller's.
-        check_texts(inputs)
-        if kwargs.get("output_value", "sentence_embedding") != "sentence_embedding":
-            kwargs["packed_states"] = False  # the states themselves are asked for, text by text
-        return super()._inference(inputs, **kwargs)
-
-    def save(
-        self,
-        path: str,
-        model_name: str | None = None,
-        create_model_card: bool = True,
-        train_datasets: list[str] | None = None,
-        safe_serialization: bool = True,
-    ) -> None:
-        """Save the model so that `lion_st.load` restores it to the bit.
-
-        With full weights the folder is a stock checkpoint, which `SentenceTransformer(path)` loads without lion_st.
-        With an adapter attached it holds the adapter alone, which only `lion_st.load` reads: stock would take the
-        base for a causal model, so it is made to refuse. `lion_st.export` turns that into a stock checkpoint.
-
-        All files are written beside the folder first and moved into it together, so that a failure, such as a full
-        disk, leaves an earlier checkpoint as it was.
-
-        Args:
-            path: Folder, made if needed.
-            model_name: Name for the model card.
-            create_model_card: Write a README.md.
-            train_datasets: Accepted for compatibility with sentence-transformers.
-            safe_serialization: Only True; pickled weights are never written.
-
-        Raises:
-            ValueError: If `safe_serialization` is False.
-        """
-        if not safe_serialization:
-            raise ValueError("safe_serialization=False would pickle the weights; Lion checkpoints are safetensors.")
-        with atomic_files_in(Path(path)) as folder:
-            if has_adapter(self.transformers_model):
-                super().save(str(folder), model_name, create_model_card, train_datasets)
-            else:
-                write_stock_checkpoint(self, folder, model_type=self.model_type, resume=True)
-                if create_model_card:
-                    write_model_card(self, str(folder), model_name)
-
-
-class LionSentenceTransformer(LionModel, SentenceTransformer):
-    """A Lion retriever that returns dense rows: [B, V] floats if sparse, [B, D] if dense."""
-
-
-class LionSparseEncoder(LionModel, SparseEncoder):
-    """A sparse Lion retriever that returns sparse tensors [B, V], which never were dense rows."""
-
-    def _inference(  # type: ignore[override]
-        self,
-        inputs: list[str],
-        *,
-        prompt: str | None,
-        batch_size: int,
-        show_progress_bar: bool,
-        convert_to_sparse_tensor: bool,
-        save_to_cpu: bool,
-        max_active_dims: int | None,
-        device: str | torch.device | None = None,
-        **kwargs: Any,
-    ) -> torch.Tensor:
-        if not convert_to_sparse_tensor or not inputs:
-            return super()._inference(
-                inputs,
-                prompt=prompt,
-                batch_size=batch_size,
-                show_progress_bar=show_progress_bar,
-                convert_to_sparse_tensor=convert_to_sparse_tensor,
-                save_to_cpu=save_to_cpu,
-                max_active_dims=max_active_dims,
-                device=device,
-                **kwargs,
-            )
-        check_texts(inputs)
-        device = self._resolve_inference_device(device)
-        self.eval()
-        longest_first = sorted(range(len(inputs)), key=lambda position: -len(inputs[position]))
-        indices, values = [], []
-        for start in trange(0, len(inputs), batch_size, desc="Batches", disable=not show_progress_bar):
-            positions = longest_first[start : start + batch_size]
-            features = self.preprocess([inputs[position] for position in positions], prompt=prompt, **kwargs)
-            with torch.inference_mode():
-                rows = self(
-                    batch_to_device(features, device), output="sparse", max_active_dims=max_active_dims, **kwargs
-                )["sentence_embedding"]
-            if save_to_cpu:
-                rows = rows.cpu()
-            numbers = torch.tensor(positions, device=rows.device)
-            row_indices = numbers.repeat_interleave(rows.crow_indices().diff())
-            indices.append(torch.stack([row_indices, rows.col_indices()]))
-            values.append(rows.values())
-        size = (len(inputs), rows.shape[1])
-        return torch.sparse_coo_tensor(
-            torch.cat(indices, dim=1), torch.cat(values), size, check_invariants=False
-        ).coalesce()
 
 
 @overload
@@ -588,31 +435,3 @@ def _load_bare_adapter(
     )
     head = SpladeHead() if paradigm == "sparse" else LlamaPooling(transformer.get_embedding_dimension())
     return model_class(modules=[transformer, head], similarity_fn_name="dot", device=device)
-
-
-def _fast_modules(modules: list[Module], source: str, max_active_dims: int | None) -> list[Module]:
-    """The Lion modules that compute what a checkpoint's modules do."""
-    match modules:
-        case [*computing, WeightedLayerPooling(embedding_dimension=None)]:  # see lion_st.guard
-            return _fast_modules(computing, source, max_active_dims)
-        case [LionTransformer(), SpladeHead() | LlamaPooling()]:
-            return modules
-        case [LionTransformer() as transformer, SpladePooling(pooling_strategy="max", activation_function="relu")]:
-            saved = {"scale": 1.0, "max_active_dims": max_active_dims}
-            return [transformer, SpladeHead(**(saved | transformer.resumed_head))]
-        case [
-            LionTransformer(),
-            Normalize(module_input_name="token_embeddings"),
-            Pooling(pooling_mode="mean", include_prompt=True),
-        ]:
-            mode: PoolingName = "mean_normalized"
-        case [LionTransformer(), Pooling(pooling_mode="mean", include_prompt=True)]:
-            mode = "mean"
-        case [LionTransformer(), Pooling(pooling_mode="lasttoken", include_prompt=True)]:
-            mode = "last_token"
-        case _:
-            kinds = " + ".join(type(module).__name__ for module in modules)
-            raise ValueError(
-                f"{source!r} is not a Lion checkpoint: its modules are {kinds}. Load it with SentenceTransformer."
-            )
-    return [modules[0], LlamaPooling(modules[0].get_embedding_dimension(), mode)]

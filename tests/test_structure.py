@@ -14,7 +14,7 @@ LAYERS = (
     ("errors", "extras", "files", "hooks", "lazy", "tables"),
     ("data",),
     ("guard", "kernels", "losses", "modules"),
-    ("checkpoints", "models", "exporting"),
+    ("checkpoints", "model_classes", "models", "exporting"),
     ("encoding",),
     ("indexes",),
     ("training", "retrieval"),
@@ -28,7 +28,10 @@ WITHIN = {
     ("extras", "errors"),
     ("kernels", "modules"),
     ("checkpoints", "exporting"),
+    ("checkpoints", "model_classes"),
     ("checkpoints", "models"),
+    ("model_classes", "models"),
+    ("model_classes", "exporting"),
     ("models", "exporting"),
     ("demo", "cli"),
 }
@@ -36,7 +39,6 @@ LONGEST = 450
 # Files that are longer still, and may only shrink.
 STILL_LONGER = {
     "encoding/encode.py": 682,
-    "models.py": 618,
     "modules/lion_transformer.py": 782,
     "training/retriever.py": 464,
 }

@@ -47,11 +47,12 @@ class Bm25Retriever:
         if not documents:
             raise ValueError("BM25 needs at least one document.")
         started = perf_counter()
-        self.ids = list(documents)
-        self._index = bm25s.BM25(k1=self.k1, b=self.b, method="lucene")
+        self.ids = []  # no search finds what a failure leaves
+        index = bm25s.BM25(k1=self.k1, b=self.b, method="lucene")
         tokens = bm25s.tokenize(list(documents.values()), show_progress=show_progress)
-        self._index.index(tokens, show_progress=show_progress)
-        size = sum(part.nbytes for part in self._index.scores.values() if hasattr(part, "nbytes"))
+        index.index(tokens, show_progress=show_progress)
+        self._index, self.ids = index, list(documents)
+        size = sum(part.nbytes for part in index.scores.values() if hasattr(part, "nbytes"))
         self._figures = {"index_bytes": size, "index_seconds": perf_counter() - started}
 
     def search(self, queries: Sequence[str], k: int = 10, show_progress: bool = False) -> list[Hits]:

@@ -124,9 +124,13 @@ class ModelRetriever:
         """Encode documents, text by id, and index them in place of any earlier ones.
 
         Raises:
+            ValueError: If no document has a text.
             StorageError: If the vectors to read are of another model or of other documents.
         """
         documents = {key: text for key, text in documents.items() if text.strip()}  # a blank one is never found
+        if not documents:
+            raise ValueError("There is nothing to index: give at least one document with a text.")
+        self._figures = {}  # no search finds what a failure leaves
         self._index = self._new_index()
         encode_seconds = add_seconds = 0.0
         terms = 0

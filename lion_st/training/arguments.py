@@ -144,6 +144,7 @@ class MntpTrainingArguments(TrainingArguments):
     )
     bf16: bool = field(default=True, metadata={"help": "Mixed precision in bfloat16, unless --fp16 is given."})
     max_seconds: float | None = field(default=None, metadata={"help": MAX_SECONDS_HELP})
+    logging_nan_inf_filter: bool = False  # which logs a loss that is not a number as 0
     use_cpu: bool = not torch.cuda.is_available()
     logging_steps: float = 50
     save_steps: float = 500
@@ -258,6 +259,7 @@ class RetrieverTrainingArguments(SparseEncoderTrainingArguments, SentenceTransfo
     gradient_accumulation_steps: int | None = None  # type: ignore[assignment]
     dataloader_drop_last: bool = True
     max_seconds: float | None = field(default=None, metadata={"help": MAX_SECONDS_HELP})
+    logging_nan_inf_filter: bool = False  # which logs a loss that is not a number as 0
     use_cpu: bool = not torch.cuda.is_available()
     logging_steps: float = 50
     save_steps: float = 500

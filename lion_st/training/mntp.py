@@ -19,7 +19,7 @@ from transformers.modeling_outputs import ModelOutput
 from lion_st.checkpoints import atomic_files_in
 from lion_st.data.text import read_documents, token_blocks
 from lion_st.modules import LionTransformer
-from lion_st.training.callbacks import EpochCallback, SecondsBudget
+from lion_st.training.callbacks import EpochCallback, SecondsBudget, StopAtNaN
 from lion_st.training.cost import TrainingCost
 from lion_st.training.recipes import BackboneShape
 from lion_st.training.record import RunLog, checkpoint_to_resume
@@ -229,6 +229,7 @@ def adapt_mntp(arguments: MntpArguments, training_arguments: MntpTrainingArgumen
     transformer, dtype = _load_transformer(arguments)
     trainer = _build_trainer(transformer, arguments, training_arguments)
     trainer.add_callback(record)
+    trainer.add_callback(StopAtNaN())
     if training_arguments.max_seconds is not None:
         trainer.add_callback(SecondsBudget(training_arguments.max_seconds))
     # A loss "before" of the very blocks and masks that "after" is measured on, of the model made bidirectional.

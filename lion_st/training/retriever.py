@@ -42,7 +42,7 @@ from lion_st.losses import (
 )
 from lion_st.models import build
 from lion_st.modules.llama_pooling import PoolingName
-from lion_st.training.callbacks import EpochCallback, SecondsBudget
+from lion_st.training.callbacks import EpochCallback, SecondsBudget, StopAtNaN
 from lion_st.training.cost import TrainingCost
 from lion_st.training.mixing import WeightedBatchSampler
 from lion_st.training.recipes import BACKBONES, BackboneShape, mntp_folder
@@ -205,7 +205,7 @@ def build_trainer(
     if arguments.train_weights is not None:
         training_arguments.multi_dataset_batch_sampler = partial(WeightedBatchSampler, weights=arguments.train_weights)
     loss = build_loss(model, arguments) if loss is None else loss
-    callbacks = list(callbacks or [])
+    callbacks = [StopAtNaN(), *(callbacks or [])]
     for source in sources.values():
         if source.format["type"] == "custom":
             callbacks.append(EpochCallback(partial(set_epoch, source)))

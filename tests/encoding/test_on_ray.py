@@ -43,7 +43,13 @@ def drive(checkpoint: Path, outputs: list[Path]) -> None:
 
 
 def workers_of(driver: psutil.Process) -> list[psutil.Process]:
-    return [one for one in driver.children(recursive=True) if "_ShardWorker" in " ".join(one.cmdline())]
+    def command(process: psutil.Process) -> str:
+        try:
+            return " ".join(process.cmdline())
+        except psutil.Error:  # it has ended meanwhile
+            return ""
+
+    return [one for one in driver.children(recursive=True) if "_ShardWorker" in command(one)]
 
 
 @pytest.mark.usefixtures("forkable")  # and with one thread, as a worker has
