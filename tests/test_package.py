@@ -33,18 +33,23 @@ def test_every_public_name_can_be_imported(package):
 
 
 def test_folders_are_there_after_importing_the_package_alone():
-    program = """
-import lion_st
-names = ("data", "evaluation", "hub", "kernels", "losses", "modules", "retrieval", "training")
+    program = f"""
+import sys, lion_st
+names = ("data", "evaluation", "hub", "retrieval", "training", "kernels", "losses", "modules")
 assert set(names) <= set(dir(lion_st))
-print([getattr(lion_st, name).__name__ for name in names][2], lion_st.hub.merge_backbone.__name__)
+print([getattr(lion_st, name).__name__ for name in names[:5]][2], sorted(set({HEAVY!r}) & set(sys.modules)))
+print([getattr(lion_st, name).__name__ for name in names[5:]][0], lion_st.hub.merge_backbone.__name__)
 try:
     lion_st.no_such_name
 except AttributeError as error:
     print(error)
 """
     printed = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
-    assert printed.splitlines() == ["lion_st.hub merge_backbone", "module 'lion_st' has no attribute 'no_such_name'"]
+    assert printed.splitlines() == [
+        "lion_st.hub []",
+        "lion_st.kernels merge_backbone",
+        "module 'lion_st' has no attribute 'no_such_name'",
+    ]
 
 
 # As where they are not installed: nothing finds them.

@@ -1,16 +1,16 @@
 """Checkpoints for everyone else: stock export, cards, publication, and the import of released checkpoints.
 
-All names but `export` and `merge_backbone` are imported on first use.
+The names below are imported on first use.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lion_st.exporting import export, merge_backbone
 from lion_st.lazy import attach
 
 if TYPE_CHECKING:
+    from lion_st.exporting import export, merge_backbone
     from lion_st.hub.cards import render_card
     from lion_st.hub.publishing import publish, publish_folder
     from lion_st.hub.recipe_cards import render_recipe_card, write_recipe_cards
