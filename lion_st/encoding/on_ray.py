@@ -19,6 +19,7 @@ from lion_st.encoding.encode import (
     encode_shard,
     finish_output,
     is_finished,
+    locked_output,
     progress_bar,
 )
 from lion_st.encoding.storage import StorageError
@@ -100,7 +101,7 @@ def encode_corpus_on_ray(
         "max_tokens": max_tokens,
         "shape": (kind, dtype, shard_documents, tokens_per_batch),
     }
-    with ray.data.DataContext.current(_one_shard_a_block()):
+    with locked_output(output), ray.data.DataContext.current(_one_shard_a_block()):
         shards = ray.data.read_datasource(
             _source(ShardReader(corpus, split, shard_documents, on_bad_record, kind), output),
             num_cpus=0,  # else it could wait for the actors to end, and they for it
@@ -122,7 +123,7 @@ def encode_corpus_on_ray(
                 if row["what"] == COUNTS:
                     counts = CorpusCounts(**contents)
                 progress.update(row["documents"])
-    finish_output(output, json.loads((output / SETTINGS).read_text(encoding="utf-8")), counts)
+        finish_output(output, json.loads((output / SETTINGS).read_text(encoding="utf-8")), counts)
     return output
 
 
