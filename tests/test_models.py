@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset
 from peft import LoraConfig
 from sentence_transformers import (
     SentenceTransformer,
@@ -357,6 +356,8 @@ def test_a_gpu_that_is_not_there_is_a_sentence(tiny_backbone, tmp_path):
 
 
 def train(model, folder: Path, steps: int, resume: bool = False, **settings):
+    from datasets import Dataset
+
     pairs = Dataset.from_dict(
         {
             "query": [f"what is number {i} of the lions" for i in range(16)],

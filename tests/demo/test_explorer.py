@@ -107,7 +107,7 @@ def test_what_a_model_does_not_read_is_said(explorer, models, collection) -> Non
 
 @pytest.mark.parametrize(
     ("query", "says"),
-    [("", "Type a query"), (" \n\t", "Type a query"), ("x" * 10_001, "10,001 characters"), ("a\ud800b", "no valid")],
+    [("", "Type a query"), (" \n\t", "Type a query"), ("x" * 10_001, "10,001 characters"), ("a\ud800b", "not valid")],
 )
 def test_a_query_that_cannot_be_answered_gets_a_message(explorer, query: str, says: str) -> None:
     with pytest.raises(QueryError, match=says):
