@@ -46,10 +46,10 @@ test: check  ## Run the checks and the test suite
 
 # The most telling tests, in one process: gold values, exactness, options, errors, readers.
 FAST := tests/test_structure.py tests/test_package.py tests/test_docstrings.py tests/cli/test_app.py \
-	tests/training/test_options.py tests/training/test_recipes.py tests/modules/test_golden_vectors.py tests/losses/test_golden_losses.py \
+	tests/training/test_options.py tests/training/test_recipes.py tests/modules/test_golden_vectors.py \
 	tests/kernels/test_splade_pool.py tests/data_ tests/retrieval/test_golden.py tests/indexes/test_indexes.py \
 	tests/evaluation/test_metrics.py
-SLOW := two_processes or no_extra or nothing_as_large or screened or gradcheck or torch_compile or quantised or bfloat16
+SLOW := two_processes or no_extra or nothing_as_large or screened or gradcheck or torch_compile or quantised or bfloat16 or worth_screening or goes_on_from or mixture_trains or folders_are_there
 
 test-fast: install  ## Run the most telling tests, in a minute or so
 	$(BIN)/python -m pytest $(FAST) -k "not ($(SLOW))"
