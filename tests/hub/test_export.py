@@ -11,6 +11,7 @@ from sentence_transformers import SentenceTransformer, SparseEncoder
 
 import lion_st
 from lion_st.hub import merge_backbone
+from lion_st.modules.adapters import save_adapter
 
 FAMILIES = ("llama", "qwen3", "gemma2", "gemma3_text", "mistral")
 TEXTS = [
@@ -271,7 +272,9 @@ def test_models_that_stock_cannot_express_are_refused(tiny_backbone, tmp_path):
 
 def test_a_merged_adapter_is_a_backbone_to_build_on(tiny_backbone, texts, tmp_path):
     adapted = stirred(lion_st.build(tiny_backbone(), "sparse", lora=LORA, device="cpu"))
-    adapted[0].model.save_pretrained(tmp_path / "adapter")
+    (tmp_path / "adapter").mkdir()
+    save_adapter(adapted[0].model, tmp_path / "adapter")
+    adapted[0].processor.save_pretrained(tmp_path / "adapter")
     with pytest.raises(ValueError, match="merge_backbone"):
         lion_st.build(tmp_path / "adapter", "sparse", lora=LORA, device="cpu")
     backbone = merge_backbone(tmp_path / "adapter", tmp_path / "backbone")

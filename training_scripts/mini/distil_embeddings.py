@@ -3,13 +3,15 @@ r"""First stage of a dense retriever: learn the embeddings of a teacher, cosine 
 python training_scripts/mini/distil_embeddings.py --backbone runs/lion-mini-base --data_dir runs/mini-data \
     --teacher sentence-transformers/all-MiniLM-L6-v2 --output_dir runs/lion-mini-distilled
 
-Texts are those of `queries.parquet` and `documents.parquet`; the teacher's vectors are as wide as the backbone's. The
-output is a backbone to fine-tune with train_retriever.py. (Kim et al., EmbedDistill, 2023: https://arxiv.org/abs/2301.12005)
+Texts are those of `queries.parquet` and `documents.parquet`, or some of each; the teacher's vectors are as wide as the
+backbone's, and are kept in the output folder for the next run. The output is a backbone to fine-tune with
+train_retriever.py. (Kim et al., EmbedDistill, 2023: https://arxiv.org/abs/2301.12005)
 """
 
 from __future__ import annotations
 
 import json
+import random
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +19,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from datasets import Dataset
+from datasets import Dataset, load_from_disk
 from sentence_transformers import (
     SentenceTransformer,
     SentenceTransformerTrainer,
@@ -39,6 +41,8 @@ class Arguments:
         default="sentence-transformers/all-MiniLM-L6-v2", metadata={"help": "Encoder of sentence-transformers."}
     )
     max_length: int = field(default=256, metadata={"help": "Longest text, in tokens."})
+    queries: int | None = field(default=None, metadata={"help": "Take so many of the queries; all by default."})
+    documents: int | None = field(default=None, metadata={"help": "Take so many of the documents; all by default."})
 
 
 @dataclass
@@ -58,26 +62,29 @@ class DistillationArguments(SentenceTransformerTrainingArguments):
     max_seconds: float | None = field(default=None, metadata={"help": MAX_SECONDS_HELP})
 
 
-def labelled_texts(folder: Path, teacher_name: str) -> Dataset:
+def labelled_texts(arguments: Arguments, cache: Path, seed: int) -> Dataset:
     """Texts and the teacher's vectors of them, as unit vectors in float16."""
-    texts = [
-        text
-        for name in ("documents", "queries")
-        for text in pq.read_table(folder / f"{name}.parquet")["text"].to_pylist()
-    ]
-    teacher = SentenceTransformer(teacher_name)
-    if teacher.device.type == "cuda":
-        teacher.half()
-    vectors = teacher.encode(texts, batch_size=512, normalize_embeddings=True, convert_to_numpy=True)
-    flat = pa.array(vectors.astype("float16").ravel())
-    labels = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
-    return Dataset(pa.table({"text": texts, "label": labels}))
+    if cache.is_dir():
+        return load_from_disk(str(cache))
+    texts: list[str] = []
+    for name, count in (("documents", arguments.documents), ("queries", arguments.queries)):
+        found = pq.read_table(Path(arguments.data_dir) / f"{name}.parquet")["text"].to_pylist()
+        texts += found if count is None else random.Random(seed).sample(found, min(count, len(found)))
+    teacher = SentenceTransformer(arguments.teacher)
+    teacher.max_seq_length = min(teacher.max_seq_length, arguments.max_length)
+    teacher.to(torch.float16 if teacher.device.type == "cuda" else torch.bfloat16)
+    vectors = teacher.encode(texts, batch_size=128, normalize_embeddings=True, convert_to_tensor=True)
+    vectors = vectors.half().cpu().numpy()
+    labels = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
+    dataset = Dataset(pa.table({"text": texts, "label": labels}))
+    dataset.save_to_disk(str(cache))
+    return dataset
 
 
 def main() -> None:
     arguments, training_arguments = HfArgumentParser((Arguments, DistillationArguments)).parse_args_into_dataclasses()
     set_seed(training_arguments.seed)
-    texts = labelled_texts(Path(arguments.data_dir), arguments.teacher)
+    texts = labelled_texts(arguments, Path(training_arguments.output_dir) / "teacher", training_arguments.seed)
     model = lion_st.build(
         arguments.backbone,
         "dense",
