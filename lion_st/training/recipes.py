@@ -1,7 +1,7 @@
 """The paper's settings as data: three backbones, two paradigms, three objectives, and the MNTP stage before them.
 
 Zeng et al., Scaling Sparse and Dense Retrieval in Decoder-Only LLMs, 2025: https://arxiv.org/abs/2502.15526,
-section 4 (experimental setup). The backbone `micro` is this project's own, small enough for a CPU.
+section 4 (experimental setup). The backbones `mini` and `micro` are this project's own, small enough for a CPU.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ Paradigm: TypeAlias = Literal["sparse", "dense"]
 Objective: TypeAlias = Literal["cl", "kd", "cl_kd"]
 PARADIGMS: tuple[Paradigm, ...] = ("sparse", "dense")
 OBJECTIVES: tuple[Objective, ...] = ("cl", "kd", "cl_kd")
-MICRO_REPOSITORY = "lion-st/lion-micro-base"
 
 
 @dataclass(frozen=True)
@@ -154,7 +153,8 @@ BACKBONES = {
     "smollm2-135m": Backbone(
         "HuggingFaceTB/SmolLM2-135M-Instruct", BackboneShape(576, 1536, 30, 9, 3, 64, 49_152, True)
     ),
-    "micro": Backbone(MICRO_REPOSITORY, BackboneShape(256, 768, 4, 4, 2, 64, 16_384, True)),
+    "mini": Backbone("lion-st/lion-mini-base", BackboneShape(384, 1152, 6, 6, 3, 64, 20_480, True)),
+    "micro": Backbone("lion-st/lion-micro-base", BackboneShape(256, 768, 4, 4, 2, 64, 16_384, True)),
 }
 # Batch, epochs and steps by backbone: the longer schedules of small models spend the compute of large ones.
 _CONTRASTIVE = {"llama-3.2-1b": (112, 7, 33_250), "llama-3.2-3b": (128, 3, 12_600), "llama-3-8b": (128, 1, 4_200)}
@@ -168,10 +168,11 @@ def mntp_folder(backbone: str) -> str:
     return f"runs/{backbone}-mntp"
 
 
-def micro_backbone() -> str:
-    """The backbone lion-micro-base, which is adapted already: its folder in a source checkout, else its Hub name."""
-    checkout = Path(__file__).parents[2] / "hub_uploads" / "models" / "lion-micro-base"
-    return str(checkout) if checkout.is_dir() else MICRO_REPOSITORY
+def adapted_backbone(name: str) -> str:
+    """A backbone of the project's own, which is adapted already: its folder in a source checkout, else its Hub name."""
+    repository = BACKBONES[name].model
+    checkout = Path(__file__).parents[2] / "hub_uploads" / "models" / repository.partition("/")[2]
+    return str(checkout) if checkout.is_dir() else repository
 
 
 def _without_default(values: dict[str, Any]) -> dict[str, Any]:
@@ -207,7 +208,7 @@ def _micro_recipe(paradigm: Paradigm, objective: Objective) -> RetrieverRecipe:
         "micro",
         paradigm,
         objective,
-        model=micro_backbone(),
+        model=adapted_backbone("micro"),
         train_data=QUICKSTART_REPOSITORY,
         batch_size=32,
         epochs=0.04,
@@ -218,6 +219,20 @@ def _micro_recipe(paradigm: Paradigm, objective: Objective) -> RetrieverRecipe:
         learning_rate=3e-4 if paradigm == "sparse" else 1e-3,
         use_peft=False,
         attn_implementation="eager",  # the backward pass of fused attention is slow on a CPU
+    )
+
+
+def _mini_recipe(paradigm: Paradigm, objective: Objective) -> RetrieverRecipe:
+    """Hours on two CPU cores, minutes on a GPU."""
+    return replace(
+        _micro_recipe(paradigm, objective),
+        backbone="mini",
+        model=adapted_backbone("mini"),
+        epochs=1,
+        max_steps=1_100,
+        query_length=64,
+        document_length=160,
+        learning_rate=4e-4 if paradigm == "sparse" else 3e-4,
     )
 
 
@@ -237,13 +252,16 @@ def _smollm2_recipe(paradigm: Paradigm, objective: Objective) -> RetrieverRecipe
 RECIPES: dict[tuple[str, str, str], RetrieverRecipe] = {
     (backbone, paradigm, objective): {
         "micro": _micro_recipe,
+        "mini": _mini_recipe,
         "smollm2-135m": _smollm2_recipe,
     }.get(backbone, partial(_paper_recipe, backbone))(paradigm, objective)
     for backbone in BACKBONES
     for paradigm in PARADIGMS
     for objective in OBJECTIVES
 }
-MNTP_RECIPES = {name: MntpRecipe(name, backbone.model) for name, backbone in BACKBONES.items() if name != "micro"}
+MNTP_RECIPES = {
+    name: MntpRecipe(name, backbone.model) for name, backbone in BACKBONES.items() if name not in ("mini", "micro")
+}
 # A sparse start: without it all terms are active and fine-tuning spends its first steps on undoing that.
 MNTP_RECIPES["smollm2-135m"] = replace(
     MNTP_RECIPES["smollm2-135m"],

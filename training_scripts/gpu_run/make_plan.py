@@ -13,7 +13,7 @@ from typing import Any
 
 SCRIPTS = "{python} training_scripts"
 TRAIN = (
-    "{python} -m lion_st train --backbone micro --objective cl_kd --train_data {data}/train.parquet "
+    "{python} -m lion_st train --backbone mini --objective cl_kd --train_data {data}/train.parquet "
     "--train_queries {data}/queries.parquet --train_documents {data}/documents.parquet --query_length 64 "
     "--document_length 256 --negatives 4 --max_steps 20000 --logging_steps 20 --save_steps 100000 "
     "--attn_implementation sdpa --dataloader_num_workers 4"
