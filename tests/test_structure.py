@@ -38,7 +38,6 @@ WITHIN = {
 LONGEST = 450
 # Files that are longer still, and may only shrink.
 STILL_LONGER = {
-    "encoding/encode.py": 682,
     "modules/lion_transformer.py": 782,
     "training/retriever.py": 464,
 }

@@ -93,7 +93,7 @@ def encode(
     require_source(corpus)
     require_new(output, overwrite=overwrite or (output / "settings.json").is_file())
     from lion_st.encoding import EncodedCorpus, encode_corpus, encode_corpus_on_ray, load_encoder
-    from lion_st.encoding.encode import is_complete
+    from lion_st.encoding.shards import is_complete
 
     if overwrite and int(os.environ.get("RANK", 0)) == 0:
         _remove_shards(output)
@@ -285,7 +285,7 @@ def prune(
 
 def _remove_shards(folder: Path) -> None:
     """Remove what an encoding wrote, and nothing else."""
-    from lion_st.encoding.encode import MANIFEST, SETTINGS
+    from lion_st.encoding.shards import MANIFEST, SETTINGS
 
     for name in (MANIFEST, "shard-*.safetensors", SETTINGS):
         for file in folder.glob(name):

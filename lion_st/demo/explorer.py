@@ -24,8 +24,7 @@ from lion_st.demo.terms import (
     word_reasons,
 )
 from lion_st.encoding import encode_texts
-from lion_st.encoding.encode import prompt_for
-from lion_st.encoding.fingerprints import Kind, input_module, model_name, text_limit
+from lion_st.encoding.fingerprints import Kind, input_module, model_name, prompt_for, text_limit
 from lion_st.extras import require
 from lion_st.indexes import Hits
 from lion_st.indexes.exact import ExactSparseIndex

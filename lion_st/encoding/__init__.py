@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 from lion_st.lazy import attach
 
 if TYPE_CHECKING:
-    from lion_st.encoding.encode import EncodedCorpus, encode_corpus, encode_texts
+    from lion_st.encoding.encode import encode_corpus, encode_texts
     from lion_st.encoding.fingerprints import model_fingerprint, model_name
     from lion_st.encoding.loading import load_encoder
     from lion_st.encoding.on_ray import encode_corpus_on_ray
+    from lion_st.encoding.shards import EncodedCorpus
     from lion_st.encoding.vectors import Vectors, active_terms, to_csr, to_dense
 
 __all__ = [

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 Kind: TypeAlias = Literal["query", "document"]
 
+PROMPT_NAMES: dict[Kind, tuple[str, ...]] = {"query": ("query",), "document": ("document", "passage", "corpus")}
+
 
 def model_name(model: SentenceTransformer | SparseEncoder) -> str:
     """The Hub id or folder name that a model was loaded from, else its backbone's name."""
@@ -103,6 +105,12 @@ def text_limit(model: SentenceTransformer | SparseEncoder, kind: Kind, max_token
     if limit is None:
         raise ValueError("The model has no length limit: set model.max_seq_length.")
     return int(limit)
+
+
+def prompt_for(model: SentenceTransformer | SparseEncoder, kind: Kind) -> str | None:
+    """The prompt that `encode_query` or `encode_document` would put in front of a text."""
+    name = next((name for name in PROMPT_NAMES[kind] if name in model.prompts), model.default_prompt_name)
+    return model.prompts.get(name) if name is not None else None
 
 
 def tokenizer_contract(tokenizer: Any) -> dict[str, Any]:

@@ -6,22 +6,13 @@ import json
 from collections.abc import Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lion_st.data.records import Corpus, Record
-from lion_st.encoding.encode import (
-    SETTINGS,
-    CorpusCounts,
-    Kind,
-    ShardReader,
-    claim_output,
-    corpus_settings,
-    encode_shard,
-    finish_output,
-    is_finished,
-    locked_output,
-    progress_bar,
-)
+from lion_st.encoding.encode import corpus_settings, encode_shard
+from lion_st.encoding.options import EncodingOptions
+from lion_st.encoding.reading import CorpusCounts, ShardReader, progress_bar
+from lion_st.encoding.shards import SETTINGS, claim_output, finish_output, is_finished, locked_output
 from lion_st.encoding.storage import StorageError
 from lion_st.extras import require
 from lion_st.models import load
@@ -42,14 +33,8 @@ def encode_corpus_on_ray(
     gpus_per_worker: float | None = None,
     cpus_per_worker: float = 1.0,
     load_options: Mapping[str, Any] | None = None,
-    kind: Kind = "document",
-    split: str = "train",
-    max_tokens: int | None = None,
-    dtype: Literal["float32", "float16"] = "float32",
-    shard_documents: int = 4096,
-    tokens_per_batch: int = 16_384,
-    on_bad_record: Literal["skip", "raise"] = "skip",
     show_progress: bool = True,
+    **options: Any,
 ) -> Path:
     """`encode_corpus` on a Ray cluster: the same shards, the same manifest, the same bytes.
 
@@ -69,20 +54,16 @@ def encode_corpus_on_ray(
         gpus_per_worker: By default 1 where the cluster has GPUs, else 0.
         cpus_per_worker: CPUs that each actor reserves; a fraction leaves room for other work on small machines.
         load_options: Further arguments of `lion_st.load`.
-        kind: Whether the records are documents or queries.
-        split: Split of a Hub dataset.
-        max_tokens: Length to cut texts to, in place of the model's own.
-        dtype: How values are stored.
-        shard_documents: Documents per shard.
-        tokens_per_batch: Padded tokens per batch.
-        on_bad_record: "raise" stops at the first record that would be skipped.
         show_progress: Show documents/s and, where the size of the corpus is known, the time left.
+        **options: Those of `encode_corpus`: `kind`, `split`, `max_tokens`, `dtype`, `shard_documents`,
+            `tokens_per_batch` and `on_bad_record`.
 
     Raises:
         ImportError: If Ray is not installed.
         ValueError: If the corpus cannot be sent to a task, or see `encode_corpus`.
         StorageError: If workers load different models, or see `encode_corpus`.
     """
+    chosen = EncodingOptions(**options)
     require("ray.data")
     ray = require("ray")
     if str(corpus) == "-" or isinstance(corpus, Iterator):
@@ -98,12 +79,11 @@ def encode_corpus_on_ray(
         "model": str(model),
         "load_options": dict(load_options or {}),
         "output": output,
-        "max_tokens": max_tokens,
-        "shape": (kind, dtype, shard_documents, tokens_per_batch),
+        "options": chosen,
     }
     with locked_output(output), ray.data.DataContext.current(_one_shard_a_block()):
         shards = ray.data.read_datasource(
-            _source(ShardReader(corpus, split, shard_documents, on_bad_record, kind), output),
+            _source(ShardReader(corpus, chosen), output),
             num_cpus=0,  # else it could wait for the actors to end, and they for it
             override_num_blocks=1,
         ).map_batches(
@@ -115,7 +95,7 @@ def encode_corpus_on_ray(
             num_cpus=cpus_per_worker,
             num_gpus=gpus_per_worker if gpus_per_worker is not None else float(gpus > 0),
         )
-        with progress_bar(corpus, show_progress, kind) as progress:
+        with progress_bar(corpus, show_progress, chosen.kind) as progress:
             for row in shards.iter_rows():
                 contents = json.loads(row["contents"])
                 if row["what"] == ERROR:
@@ -182,13 +162,10 @@ def _error_row(error: Exception) -> Any:
 class _ShardWorker:
     """An actor: holds the model and writes shards."""
 
-    def __init__(
-        self, model: str, load_options: dict[str, Any], output: Path, max_tokens: int | None, shape: tuple[Any, ...]
-    ) -> None:
+    def __init__(self, model: str, load_options: dict[str, Any], output: Path, options: EncodingOptions) -> None:
         self.load = partial(load, model, **load_options)
         self.output = output
-        self.max_tokens = max_tokens
-        self.shape = shape
+        self.options = options
 
     @cached_property
     def model(self) -> Any:
@@ -197,8 +174,7 @@ class _ShardWorker:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """Those of the output folder, which every worker claims."""
-        kind, dtype, shard_documents, tokens_per_batch = self.shape
-        settings = corpus_settings(self.model, kind, dtype, shard_documents, tokens_per_batch, self.max_tokens)
+        settings = corpus_settings(self.model, self.options)
         claim_output(self.output, settings)
         return settings
 

@@ -14,8 +14,10 @@ from weakref import finalize
 import numpy as np
 
 from lion_st.data.records import Record
-from lion_st.encoding.encode import EncodedCorpus, encode_corpus, encode_texts, prompt_for, records_digest
-from lion_st.encoding.fingerprints import model_fingerprint, model_name, text_limit, weights_fingerprint
+from lion_st.encoding.encode import encode_corpus, encode_texts
+from lion_st.encoding.fingerprints import model_fingerprint, model_name, prompt_for, text_limit, weights_fingerprint
+from lion_st.encoding.reading import records_digest
+from lion_st.encoding.shards import EncodedCorpus
 from lion_st.encoding.vectors import Vectors, active_terms
 from lion_st.indexes import Hits, Index, StorageError, create_index
 from lion_st.retrieval.fusion import convex_fusion, reciprocal_rank_fusion

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from scipy import sparse
 
-from lion_st.encoding.encode import EncodedCorpus, encode_texts
+from lion_st.encoding.encode import encode_texts
 from lion_st.encoding.fingerprints import input_module, model_name, weights_fingerprint
+from lion_st.encoding.shards import EncodedCorpus
 from lion_st.encoding.vectors import Vectors, keep_top_terms
 from lion_st.indexes import Hits, Index, StorageError, create_index
 from lion_st.indexes.exact import ExactSparseIndex

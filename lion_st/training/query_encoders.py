@@ -30,8 +30,8 @@ from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding
 from torch import Tensor, nn
 
 from lion_st.checkpoints import atomic_checkpoint
-from lion_st.encoding.encode import encode_texts, prompt_for
-from lion_st.encoding.fingerprints import text_limit
+from lion_st.encoding.encode import encode_texts
+from lion_st.encoding.fingerprints import prompt_for, text_limit
 from lion_st.encoding.vectors import Vectors, to_csr
 from lion_st.exporting import export
 from lion_st.hooks import has_adapter

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
 import gzip
+import inspect
 import io
 import json
 import multiprocessing
@@ -19,8 +21,9 @@ from tiny_models import TEXTS
 
 import lion_st
 from lion_st.data.records import BadRecord, Record, read_corpus
-from lion_st.encoding import EncodedCorpus, encode_corpus, encode_texts, to_csr
+from lion_st.encoding import EncodedCorpus, encode_corpus, encode_corpus_on_ray, encode_texts, to_csr
 from lion_st.encoding import encode as encode_module
+from lion_st.encoding.options import EncodingOptions
 from lion_st.files import lock_folder
 from lion_st.indexes import StorageError, create_index
 from lion_st.retrieval import ModelRetriever, search_texts
@@ -357,7 +360,7 @@ def test_a_damaged_shard_is_encoded_again_and_never_given_a_checksum(tmp_path, s
 
 
 def test_texts_without_terms_are_counted_and_warned_of(tmp_path, sparse_model, corpus, monkeypatch) -> None:
-    encode = encode_module._encode
+    encode = encode_module.encode_in_batches
 
     def without_some(*arguments: object, **options: object) -> object:
         encoded = encode(*arguments, **options)
@@ -365,7 +368,7 @@ def test_texts_without_terms_are_counted_and_warned_of(tmp_path, sparse_model, c
         rows[:7] = 0
         return encoded._replace(vectors=to_csr(rows))
 
-    monkeypatch.setattr(encode_module, "_encode", without_some)
+    monkeypatch.setattr(encode_module, "encode_in_batches", without_some)
     with pytest.warns(UserWarning, match="7 of 60 texts have no term"):
         folder = encode_corpus(sparse_model, corpus, tmp_path / "encoded", show_progress=False)
     assert EncodedCorpus(folder).manifest["without_terms"] == 7
@@ -411,3 +414,14 @@ def test_one_string_in_place_of_texts_is_a_type_error(sparse_model) -> None:
         search_texts(sparse_model, index, "lions")
     with pytest.raises(TypeError, match="list of queries"):
         ModelRetriever(sparse_model).search("lions")
+
+
+def test_one_machine_and_a_cluster_take_the_same_options(tmp_path) -> None:
+    """`encode_corpus_on_ray` hands its options to `EncodingOptions`, whose defaults `encode_corpus` repeats."""
+    of_one_machine = inspect.signature(encode_corpus).parameters
+    options = {field.name: (field.type, field.default) for field in dataclasses.fields(EncodingOptions)}
+    assert options == {name: (of_one_machine[name].annotation, of_one_machine[name].default) for name in options}
+    assert of_one_machine.keys() - options.keys() == {"model", "corpus", "output", "show_progress"}
+    for name, wrong in (("kind", "passage"), ("dtype", "int8"), ("on_bad_record", "drop"), ("shard_documents", 0)):
+        with pytest.raises(ValueError, match=f"{name} is .*, got {wrong!r}"):
+            encode_corpus_on_ray("no/model", [], tmp_path, **{name: wrong})

@@ -1,0 +1,291 @@
+"""An encoded corpus on disk: settings, shards that are whole or not there, and a manifest that is written last."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import xxhash
+from scipy import sparse
+
+from lion_st.data.records import Record
+from lion_st.encoding.batches import EncodedTexts
+from lion_st.encoding.reading import CorpusCounts, records_digest
+from lion_st.encoding.storage import StorageError, contents_checksum, strings_to_arrays, unpack_strings
+from lion_st.encoding.vectors import Vectors, to_csr, to_dense
+from lion_st.files import (
+    LOCK,
+    FolderInUse,
+    atomic_file,
+    atomic_write,
+    checksum,
+    has_checksum,
+    inside,
+    lock_folder,
+    remove_leftovers,
+)
+
+VERSION = 1
+SETTINGS = "settings.json"
+MANIFEST = "manifest.json"
+MANY_WITHOUT_TERMS = 0.01  # share of the texts that is warned of
+
+
+@contextmanager
+def locked_output(output: Path, rank: int = 0) -> Iterator[None]:
+    """Hold an encoding's folder against other runs; a second run waits, and then finds the shards there."""
+    if output.exists() and not output.is_dir():
+        raise FileExistsError(f"{output} is a file: give a folder.")
+    name = LOCK if rank == 0 else f"{LOCK}-{rank}"
+    try:
+        lock = lock_folder(output, wait=False, name=name)
+        lock.__enter__()
+    except FolderInUse as error:
+        warnings.warn(f"{error} Waiting for it to end.", stacklevel=3)
+        lock = lock_folder(output, name=name)
+        lock.__enter__()
+    try:
+        yield
+    finally:
+        lock.__exit__(None, None, None)
+
+
+def claim_output(output: Path, settings: dict[str, Any]) -> None:
+    """Write the settings into a new folder, or check that an earlier run had the same ones."""
+    file = output / SETTINGS
+    if not file.exists():
+        others = [child.name for child in output.glob("[!.]*") if not child.name.endswith(".tmp")]
+        if others and not file.exists():  # another process of the same run may have written it just now
+            raise StorageError(f"{output} is not empty ({min(others)}) and holds no {SETTINGS}: give a new folder.")
+        output.mkdir(parents=True, exist_ok=True)
+        atomic_write(file, json.dumps(settings, indent=1, ensure_ascii=False))
+        return
+    try:
+        found = dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise StorageError(f"{file} cannot be read ({error}): give a new folder.") from error
+    expected = json.loads(json.dumps(settings))
+    binding = (expected.keys() | found.keys()) - {"tokens_per_batch"}  # which rounds otherwise, and no more
+    different = [key for key in binding if expected.get(key) != found.get(key)]
+    if different:
+        changes = "; ".join(f"{key} was {found.get(key)!r}, is {expected.get(key)!r}" for key in sorted(different))
+        raise StorageError(f"{output} was begun with other settings: {changes}. Give a new folder.")
+
+
+def shard_path(output: Path, number: int) -> Path:
+    """Where a shard lies once it is complete."""
+    return output / f"shard-{number:06d}.safetensors"
+
+
+def is_finished(output: Path, number: int, records: list[Record]) -> bool:
+    """Whether a shard exists and is intact; raises if it was made of other records.
+
+    Warns:
+        UserWarning: If it is damaged, and so has to be encoded again.
+    """
+    file = shard_path(output, number)
+    if not file.exists():
+        return False
+    try:
+        metadata = shard_metadata(file)
+        is_intact = _is_intact(file, metadata)
+    except StorageError:
+        is_intact = False
+    if not is_intact:
+        warnings.warn(f"{file} is damaged and is encoded again.", stacklevel=2)
+        return False
+    if metadata["corpus_sha256"] != records_digest(records):
+        raise StorageError(
+            f"{file} was made of other records than the corpus now gives from {records[0].id!r} on: "
+            "the corpus changed. Give a new folder."
+        )
+    return True
+
+
+def _is_intact(file: Path, metadata: Mapping[str, Any]) -> bool:
+    """Whether a shard's arrays have the checksum in its header; of an earlier version's shard the manifest's counts."""
+    if "arrays_xxh3" in metadata:
+        return _arrays_checksum(_read_arrays(file)) == metadata["arrays_xxh3"]
+    try:
+        manifest = json.loads((file.parent / MANIFEST).read_text(encoding="utf-8"))
+        facts = next(shard for shard in manifest["shards"] if shard["file"] == file.name)
+    except (OSError, ValueError, KeyError, TypeError, StopIteration):
+        return True  # nothing is known of it beyond its header
+    return has_checksum(file, facts)
+
+
+def _read_arrays(file: Path) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(file)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise StorageError(f"{file} cannot be read ({error}): run the encoding again.") from error
+
+
+def _arrays_checksum(arrays: Mapping[str, np.ndarray]) -> str:
+    digest = xxhash.xxh3_128()
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def write_shard(
+    output: Path, number: int, records: Sequence[Record], encoded: EncodedTexts, dtype: Literal["float32", "float16"]
+) -> Path:
+    """Write records' vectors as one shard, under a temporary name first."""
+    from safetensors.numpy import save_file
+
+    arrays = strings_to_arrays("ids", [record.id for record in records])
+    if isinstance(encoded.vectors, np.ndarray):
+        arrays["vectors"] = encoded.vectors.astype(dtype)
+        without_terms = 0
+    else:
+        without_terms = int((np.diff(encoded.vectors.indptr) == 0).sum())
+        arrays["indptr"] = encoded.vectors.indptr.astype(np.int64)
+        arrays["terms"] = encoded.vectors.indices.astype(np.int32)
+        arrays["weights"] = encoded.vectors.data.astype(dtype)
+    metadata = {
+        "documents": len(records),
+        "dimensions": encoded.vectors.shape[1],
+        "tokens": encoded.tokens,
+        "truncated": encoded.truncated,
+        "without_terms": without_terms,
+        "corpus_sha256": records_digest(records),
+        "arrays_xxh3": _arrays_checksum(arrays),
+    }
+    file = shard_path(output, number)
+    with atomic_file(file) as temporary:
+        save_file(arrays, temporary, metadata={"shard": json.dumps(metadata, sort_keys=True)})
+    return file
+
+
+def shard_metadata(file: Path) -> dict[str, Any]:
+    """Counts and the digest of the records that a shard was made of."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "numpy") as shard:
+            return json.loads(shard.metadata()["shard"])
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise StorageError(f"{file} is not a complete shard ({error}): delete it and run the encoding again.") from None
+
+
+def finish_output(output: Path, settings: dict[str, Any], counts: CorpusCounts) -> None:
+    """Write the manifest if all shards are there; other processes may still be at work on some."""
+    files = [shard_path(output, number) for number in range(counts.shards)]
+    surplus = sorted(set(output.glob("shard-*.safetensors")) - set(files))
+    if surplus:
+        raise StorageError(f"{surplus[0]} lies beyond the end of the corpus: the corpus changed. Give a new folder.")
+    if not all(file.exists() for file in files):
+        return
+    shards = []
+    for file in files:
+        shards.append({"file": file.name, "bytes": file.stat().st_size, "xxh3": checksum(file), **shard_metadata(file)})
+    manifest = {
+        "settings": settings,
+        "documents": counts.documents,
+        "dimensions": shards[0]["dimensions"],
+        "tokens": sum(shard["tokens"] for shard in shards),
+        "truncated": sum(shard["truncated"] for shard in shards),
+        "without_terms": sum(shard.get("without_terms", 0) for shard in shards),
+        "skipped": dict(sorted(counts.skipped.items())),
+        "skipped_examples": counts.examples,
+        "shards": shards,
+    }
+    manifest["xxh3"] = contents_checksum(manifest)
+    if manifest["without_terms"] > MANY_WITHOUT_TERMS * counts.documents:
+        warnings.warn(
+            f"{manifest['without_terms']:,} of {counts.documents:,} texts have no term and can never be found: check "
+            "the model and its prompts.",
+            stacklevel=3,
+        )
+    atomic_write(output / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
+    is_alone = int(os.environ.get("WORLD_SIZE", 1)) == 1  # else another process may be writing the same manifest
+    if is_alone:
+        remove_leftovers(output)
+    for leftover in output.glob("*.tmp" if is_alone else "shard-*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
+def is_complete(output: str | Path) -> bool:
+    """Whether an encoding has finished: the manifest is written last."""
+    return (Path(output) / MANIFEST).exists()
+
+
+class EncodedCorpus:
+    """Reads what `encode_corpus` wrote, shard by shard.
+
+    Args:
+        path: The folder.
+        verify: Compare each shard's checksum before reading it.
+
+    Raises:
+        StorageError: If the encoding has not finished, or a shard is missing or damaged.
+
+    Example:
+        >>> for ids, vectors in EncodedCorpus("runs/encoded"):  # doctest: +SKIP
+        ...     index.add(ids, vectors)
+    """
+
+    def __init__(self, path: str | Path, verify: bool = True) -> None:
+        self.path = Path(path)
+        self.verify = verify
+        if not self.path.exists():
+            raise FileNotFoundError(f"{self.path}: no such folder.")
+        if not (self.path / SETTINGS).exists() and not is_complete(self.path):
+            raise StorageError(f"{self.path} is not an encoded corpus: it has neither {SETTINGS} nor {MANIFEST}.")
+        if not is_complete(self.path):
+            raise StorageError(f"{self.path} has no {MANIFEST}: the encoding has not finished; run it again.")
+        try:
+            self.manifest: dict[str, Any] = dict(json.loads((self.path / MANIFEST).read_text(encoding="utf-8")))
+            self.paradigm: Literal["sparse", "dense"] = self.manifest["settings"]["paradigm"]
+            for shard in self.manifest["shards"]:
+                inside(self.path, shard["file"])
+            is_intact = self.manifest.get("xxh3") in (None, contents_checksum(self.manifest))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StorageError(
+                f"{self.path / MANIFEST} cannot be read ({error}): delete it and run the encoding again."
+            ) from error
+        if not is_intact:
+            raise StorageError(f"{self.path / MANIFEST} is damaged: delete it and run the encoding again.")
+
+    def __len__(self) -> int:
+        return int(self.manifest["documents"])
+
+    def __iter__(self) -> Iterator[tuple[list[str], Vectors]]:
+        for shard in self.manifest["shards"]:
+            file = self.path / shard["file"]
+            if not file.exists() or file.stat().st_size != shard["bytes"]:
+                raise StorageError(f"{file} is missing or truncated: delete it and run the encoding again.")
+            if self.verify and not has_checksum(file, shard):
+                raise StorageError(f"{file} does not match its checksum: delete it and run the encoding again.")
+            arrays = _read_arrays(file)
+            try:
+                ids = unpack_strings(arrays["ids_bytes"], arrays["ids_offsets"])
+                shape = (len(ids), shard["dimensions"])
+                if self.paradigm == "dense":
+                    vectors: Vectors = to_dense(arrays["vectors"])
+                else:
+                    parts = (arrays["weights"].astype(np.float32), arrays["terms"], arrays["indptr"])
+                    vectors = to_csr(sparse.csr_array(parts, shape=shape))
+            except (ValueError, KeyError) as error:
+                raise StorageError(f"{file} is damaged ({error}): delete it and run the encoding again.") from error
+            if vectors.shape != shape:
+                raise StorageError(f"{file} holds vectors {vectors.shape} and not {shape}: run the encoding again.")
+            yield ids, vectors
+
+    def whole(self) -> tuple[list[str], Vectors]:
+        """All ids and all vectors in memory, such as those of queries."""
+        shards = list(self)
+        ids = [one for part, _ in shards for one in part]
+        parts: list[Any] = [vectors for _, vectors in shards]
+        return ids, np.concatenate(parts) if self.paradigm == "dense" else sparse.vstack(parts, format="csr")
