@@ -39,7 +39,6 @@ LONGEST = 450
 # Files that are longer still, and may only shrink.
 STILL_LONGER = {
     "modules/lion_transformer.py": 782,
-    "training/retriever.py": 464,
 }
 
 

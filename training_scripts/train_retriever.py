@@ -21,7 +21,8 @@ from lion_st.training import build_loss, build_trainer
 from lion_st.training.command_line import parse_retriever_arguments
 from lion_st.training.dry_run import describe_run
 from lion_st.training.record import last_checkpoint
-from lion_st.training.retriever import export_run, resolve_batches, run_log
+from lion_st.training.retriever import resolve_batches
+from lion_st.training.runs import export_run, run_log
 
 
 def main() -> None:

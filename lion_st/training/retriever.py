@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from sentence_transformers import SentenceTransformerTrainer, SparseEncoderTrainer
 from sentence_transformers.base.model import BaseModel
 from sentence_transformers.base.sampler import BatchSamplers
 from sentence_transformers.sentence_transformer.losses import (
@@ -29,10 +28,8 @@ from sentence_transformers.sparse_encoder.losses import (
 from torch import nn
 from transformers import TrainerCallback, set_seed
 
-from lion_st.checkpoints import atomic_files_in
 from lion_st.data.quickstart import QUICKSTART_REPOSITORY, quickstart_data
 from lion_st.data.tuples import load_tuples, set_epoch
-from lion_st.exporting import export
 from lion_st.losses import (
     CachedContrastiveDistillationLoss,
     ContrastiveDistillationLoss,
@@ -46,7 +43,9 @@ from lion_st.training.callbacks import EpochCallback, SecondsBudget, StopAtNaN
 from lion_st.training.cost import TrainingCost
 from lion_st.training.mixing import WeightedBatchSampler
 from lion_st.training.recipes import BACKBONES, BackboneShape, mntp_folder
-from lion_st.training.record import RunLog, checkpoint_to_resume
+from lion_st.training.record import checkpoint_to_resume
+from lion_st.training.runs import export_run, run_log
+from lion_st.training.trainers import DenseRetrieverTrainer, SparseRetrieverTrainer
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -54,14 +53,6 @@ if TYPE_CHECKING:
     from lion_st.training.arguments import RetrieverArguments, RetrieverTrainingArguments
 
 logger = logging.getLogger(__name__)
-# What the trainer may have pushed of a checkpoint, and the result must not be read with.
-REPLACED_BY_RESULT = (
-    "model*.safetensors",
-    "model.safetensors.index.json",
-    "adapter_*",
-    "lion_st.*",
-    "training_args.bin",
-)
 
 
 def build_model(arguments: RetrieverArguments, device: str | torch.device | None = None) -> BaseModel:
@@ -163,7 +154,7 @@ def build_trainer(
     train_dataset: Dataset | DatasetDict,
     callbacks: list[TrainerCallback] | None = None,
     loss: nn.Module | None = None,
-) -> SentenceTransformerTrainer | SparseEncoderTrainer:
+) -> SparseRetrieverTrainer | DenseRetrieverTrainer:
     """sentence-transformers' trainer of a model, with the recipe's loss, lengths, prompts and batches.
 
     Args:
@@ -240,25 +231,6 @@ def _given_tasks(router_mapping: Any, columns: Sequence[str]) -> dict[str, str]:
                 "'document'."
             )
     return given
-
-
-class _CountsFlops:
-    """Has the trainer's `state.total_flos` count every column, adapter, attention and LM head."""
-
-    cost: TrainingCost
-
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        lengths = [mask.sum(1) for name, mask in inputs.items() if name.endswith("attention_mask")]
-        tokens = torch.cat(lengths).double()
-        return int(self.cost.flops(len(tokens), tokens.sum().item(), tokens.square().sum().item()))
-
-
-class SparseRetrieverTrainer(_CountsFlops, SparseEncoderTrainer):
-    """sentence-transformers' SparseEncoderTrainer, counting operations."""
-
-
-class DenseRetrieverTrainer(_CountsFlops, SentenceTransformerTrainer):
-    """sentence-transformers' SentenceTransformerTrainer, counting operations."""
 
 
 def resolve_batches(
@@ -362,71 +334,6 @@ def train_retriever(arguments: RetrieverArguments, training_arguments: Retriever
     trainer = build_trainer(model, arguments, training_arguments, tuples, callbacks=[record])
     trainer.train(resume_from_checkpoint=checkpoint)
     return export_run(trainer, record)
-
-
-def run_log(arguments: RetrieverArguments, training_arguments: RetrieverTrainingArguments) -> RunLog:
-    """The record of a run, `training.json` in its output folder: a callback of the trainer.
-
-    Args:
-        arguments: Of the run.
-        training_arguments: Of the run, as `resolve_batches` gives them.
-
-    Raises:
-        ValueError: If the folder belongs to a run with other settings.
-    """
-    path = Path(training_arguments.output_dir) / "training.json"
-    return RunLog(path, arguments.settings() | training_arguments.settings())
-
-
-def export_run(trainer: Any, record: RunLog) -> Path:
-    """Write a trained model as a stock checkpoint beside the trainer's own checkpoints, and push it if asked to.
-
-    Args:
-        trainer: As `build_trainer` makes it, after training.
-        record: The run's, which then says that it has finished.
-
-    Returns:
-        The output folder.
-
-    Raises:
-        ValueError: If there was nothing to train on.
-        OSError: If the result cannot be written, or cannot be pushed; how to publish it.
-    """
-    if not trainer.state.global_step:
-        raise ValueError(
-            f"Not one step was taken: the data hold no batch of {trainer.args.per_device_train_batch_size} queries in "
-            "which no text occurs twice. Give more data or a smaller --batch_size."
-        )
-    output = record.folder
-    if trainer.is_world_process_zero():
-        with atomic_files_in(output) as folder:
-            export(trainer.accelerator.unwrap_model(trainer.model), folder)
-            files = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
-        record.update(finished=True)
-    trainer.accelerator.wait_for_everyone()
-    if trainer.args.push_to_hub and trainer.is_world_process_zero():
-        _push(trainer, output, files)
-    return output
-
-
-def _push(trainer: Any, folder: Path, files: list[str]) -> None:
-    """Push a finished run's result in one commit, and delete what the trainer pushed that would be read with it."""
-    from huggingface_hub import HfApi
-
-    try:
-        HfApi(token=trainer.args.hub_token, library_name="lion_st").upload_folder(
-            repo_id=trainer.hub_model_id,
-            folder_path=folder,
-            revision=trainer.args.hub_revision,
-            commit_message="End of training",
-            allow_patterns=files,
-            delete_patterns=list(REPLACED_BY_RESULT),
-        )
-    except Exception as error:
-        raise OSError(
-            f"The training is finished and its result in {str(folder)!r}, but pushing it to {trainer.hub_model_id!r} "
-            f"failed ({error}). Publish it with `lion-st publish {folder} {trainer.hub_model_id}`."
-        ) from error
 
 
 def load_training_tuples(arguments: RetrieverArguments, seed: int) -> Dataset | DatasetDict:

@@ -311,7 +311,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_to_go_on_from(tiny_backbone, dat
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
-        patch.setattr("lion_st.training.retriever.export", full)
+        patch.setattr("lion_st.training.runs.export", full)
         train_retriever(*run)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["checkpoint-2", "training.json"]
     assert (train_retriever(*run) / "modules.json").exists()

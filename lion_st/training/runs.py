@@ -1,0 +1,87 @@
+"""What a run of the fine-tuning leaves: its record, and its result as a stock checkpoint, pushed if asked to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lion_st.checkpoints import atomic_files_in
+from lion_st.exporting import export
+from lion_st.training.record import RunLog
+
+if TYPE_CHECKING:
+    from lion_st.training.arguments import RetrieverArguments, RetrieverTrainingArguments
+
+# What the trainer may have pushed of a checkpoint, and the result must not be read with.
+REPLACED_BY_RESULT = (
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "adapter_*",
+    "lion_st.*",
+    "training_args.bin",
+)
+
+
+def run_log(arguments: RetrieverArguments, training_arguments: RetrieverTrainingArguments) -> RunLog:
+    """The record of a run, `training.json` in its output folder: a callback of the trainer.
+
+    Args:
+        arguments: Of the run.
+        training_arguments: Of the run, as `resolve_batches` gives them.
+
+    Raises:
+        ValueError: If the folder belongs to a run with other settings.
+    """
+    path = Path(training_arguments.output_dir) / "training.json"
+    return RunLog(path, arguments.settings() | training_arguments.settings())
+
+
+def export_run(trainer: Any, record: RunLog) -> Path:
+    """Write a trained model as a stock checkpoint beside the trainer's own checkpoints, and push it if asked to.
+
+    Args:
+        trainer: As `build_trainer` makes it, after training.
+        record: The run's, which then says that it has finished.
+
+    Returns:
+        The output folder.
+
+    Raises:
+        ValueError: If there was nothing to train on.
+        OSError: If the result cannot be written, or cannot be pushed; how to publish it.
+    """
+    if not trainer.state.global_step:
+        raise ValueError(
+            f"Not one step was taken: the data hold no batch of {trainer.args.per_device_train_batch_size} queries in "
+            "which no text occurs twice. Give more data or a smaller --batch_size."
+        )
+    output = record.folder
+    if trainer.is_world_process_zero():
+        with atomic_files_in(output) as folder:
+            export(trainer.accelerator.unwrap_model(trainer.model), folder)
+            files = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
+        record.update(finished=True)
+    trainer.accelerator.wait_for_everyone()
+    if trainer.args.push_to_hub and trainer.is_world_process_zero():
+        _push(trainer, output, files)
+    return output
+
+
+def _push(trainer: Any, folder: Path, files: list[str]) -> None:
+    """Push a finished run's result in one commit, and delete what the trainer pushed that would be read with it."""
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi(token=trainer.args.hub_token, library_name="lion_st").upload_folder(
+            repo_id=trainer.hub_model_id,
+            folder_path=folder,
+            revision=trainer.args.hub_revision,
+            commit_message="End of training",
+            allow_patterns=files,
+            delete_patterns=list(REPLACED_BY_RESULT),
+        )
+    except Exception as error:
+        raise OSError(
+            f"The training is finished and its result in {str(folder)!r}, but pushing it to {trainer.hub_model_id!r} "
+            f"failed ({error}). Publish it with `lion-st publish {folder} {trainer.hub_model_id}`."
+        ) from error
