@@ -6,6 +6,9 @@ of all but transformers, none of whose releases is ruled out. The tests name the
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -84,3 +87,18 @@ def takes_attention_functions(model: PreTrainedModel) -> bool:
 def hub_commit(config: Any) -> str | None:
     """The Hub commit that a configuration was loaded from, None for a local one."""
     return getattr(config, "_commit_hash", None)
+
+
+@contextmanager
+def without_message(logger_name: str, text: str) -> Iterator[None]:
+    """Hold back what a dependency logs with a text in it: what it warns of is done on purpose, and checked."""
+    logger = logging.getLogger(logger_name)
+
+    def drop(record: logging.LogRecord) -> bool:
+        return text not in record.getMessage()
+
+    logger.addFilter(drop)
+    try:
+        yield
+    finally:
+        logger.removeFilter(drop)

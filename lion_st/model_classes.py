@@ -18,8 +18,8 @@ from tqdm.auto import trange
 from lion_st.checkpoints import STOCK_TRANSFORMER, atomic_files_in, describe_as_written, write_stock_checkpoint
 from lion_st.hooks import has_adapter, write_model_card
 from lion_st.modules import LionTransformer, LlamaPooling, SpladeHead
-from lion_st.modules.lion_transformer import check_texts
 from lion_st.modules.llama_pooling import PoolingName
+from lion_st.modules.tokenizing import check_texts
 
 # The module classes of ours that a checkpoint may ask for.
 LION_MODULES: dict[str, type[Module]] = {fullname(kind): kind for kind in (LionTransformer, SpladeHead, LlamaPooling)}

@@ -36,10 +36,6 @@ WITHIN = {
     ("demo", "cli"),
 }
 LONGEST = 450
-# Files that are longer still, and may only shrink.
-STILL_LONGER = {
-    "modules/lion_transformer.py": 782,
-}
 
 
 def imports(source: str) -> Iterator[tuple[int, str]]:
@@ -103,8 +99,4 @@ def test_files_are_short_enough_to_read():
         str(file.relative_to(PACKAGE)): len(file.read_text(encoding="utf-8").splitlines())
         for file in PACKAGE.rglob("*.py")
     }
-    long = {name: f"{size} lines, at most {STILL_LONGER.get(name, LONGEST)}" for name, size in sizes.items()
-            if size > STILL_LONGER.get(name, LONGEST)}  # fmt: skip
-    assert not long
-    short = [name for name in STILL_LONGER if sizes.get(name, 0) <= LONGEST]
-    assert not short, "no longer needed in STILL_LONGER"
+    assert not {name: f"{size} lines, at most {LONGEST}" for name, size in sizes.items() if size > LONGEST}

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers.utils import cached_file
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from lion_st.hooks import mark_adapter
 
@@ -146,3 +148,30 @@ def merge_adapter(model: PreTrainedModel) -> None:
             setattr(model.get_submodule(parent), leaf, module.get_base_layer())
     mark_adapter(model, False)
     del model.peft_config
+
+
+def read_adapter_config(source: str, **hub_options: Any) -> PeftConfig:
+    """An adapter's configuration: its kind, its layers, its base model."""
+    from peft import PeftConfig
+
+    return PeftConfig.from_pretrained(source, **hub_options)
+
+
+def base_with_tokenizer(source: str, base: str | None, options: dict[str, Any]) -> tuple[str, str | None] | None:
+    """The base model, and its revision, of an adapter that was saved without a tokenizer of its own.
+
+    Args:
+        source: Folder or Hub name, of an adapter or of anything else.
+        base: Where the base model is, in place of where the adapter says.
+        options: What `from_pretrained` is given.
+    """
+    names = ("token", "cache_dir", "revision", "local_files_only")
+    hub = {name: options[name] for name in names if options.get(name)}
+    if find_adapter_config_file(source, **hub) is None:
+        return None
+    if cached_file(source, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False, **hub):
+        return None
+    if base:
+        return base, None
+    adapter = read_adapter_config(source, **hub)
+    return str(adapter.base_model_name_or_path), adapter.revision

@@ -1,4 +1,4 @@
-"""Tokenizing from many threads, and without reading more of a long text than its first tokens need."""
+"""Tokenizing from many threads, without reading more of a long text than its first tokens need."""
 
 from __future__ import annotations
 
@@ -33,6 +33,32 @@ def exclusive_tokenizer() -> Iterator[None]:
     """
     with _lock:
         yield
+
+
+def check_texts(inputs: Sequence[Any]) -> None:
+    """Raise unless every value is a text with something to read in it.
+
+    Raises:
+        TypeError: Naming the first value that is not a `str`, and its position.
+        ValueError: Naming the first text that is empty, only white space, or not valid Unicode.
+    """
+    for position, text in enumerate(inputs):
+        if not isinstance(text, str):
+            raise TypeError(
+                f"Text {position} is {_shortened(text)}, a {type(text).__name__}. Pass strings; drop or fill in "
+                "missing values first."
+            )
+        if not text or text.isspace():
+            raise ValueError(
+                f"Text {position} is {_shortened(text)}, which has nothing to encode. Drop empty texts first."
+            )
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"Text {position} is {_shortened(text)}, which is not valid Unicode ({error.reason}). Repair it with "
+                'text.encode("utf-8", "replace").decode().'
+            ) from error
 
 
 def require_room(tokenizer: Any, prompt: str, limit: int, texts: str) -> None:
@@ -91,3 +117,8 @@ def _leading_part(tokenizer: Any, text: str, limit: int, prompt: str, length: in
             return part
         length *= 2
     return text
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

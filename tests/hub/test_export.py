@@ -247,10 +247,10 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_nothing_else(tiny_backbone, t
 
 
 def test_vectors_that_differ_are_never_published(tiny_backbone, tmp_path, monkeypatch):
-    import lion_st.modules.lion_transformer as module
+    from lion_st.modules import folding
 
     model = lion_st.build(tiny_backbone(), "sparse", device="cpu")
-    monkeypatch.setattr(module, "_scaled_norm", lambda norm, scale: dict(norm.named_parameters()))
+    monkeypatch.setattr(folding, "scaled_norm", lambda norm, scale: dict(norm.named_parameters()))
     with pytest.raises(ValueError, match="vectors differ from the live model's"):
         lion_st.export(model, tmp_path / "out")
     assert not list(tmp_path.iterdir())

@@ -1,0 +1,160 @@
+"""Whether a backbone can become a retriever: by its configuration, by its files, and by running tiny inputs."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+from transformers.utils import cached_file
+
+from lion_st.modules.adapters import raise_on_wrong_weights
+from lion_st.modules.lm_head import LMHead
+
+
+def require_decoder_only(config: PretrainedConfig, name: str) -> None:
+    """Raise unless a configuration is that of a decoder-only causal LM.
+
+    Raises:
+        ValueError: With the name of the model and what it is instead.
+    """
+    if getattr(config, "is_encoder_decoder", False):
+        kind = "an encoder-decoder"
+    elif type(config) in MODEL_FOR_MASKED_LM_MAPPING or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        kind = "not a decoder-only"
+    else:
+        return
+    raise ValueError(
+        f"{name!r} is {kind} model (model_type {config.model_type!r}). Lion retrievers are made of decoder-only causal "
+        "language models, such as Llama, Qwen3, Mistral or Gemma; train an encoder with SparseEncoder or "
+        "SentenceTransformer."
+    )
+
+
+def require_layers(config: PretrainedConfig, source: str, options: dict[str, Any]) -> None:
+    """Raise if a configuration asks for more layers than were saved, before a single one is built.
+
+    Args:
+        config: Of the model to load.
+        source: Folder or Hub name.
+        options: What `from_pretrained` is given.
+
+    Raises:
+        ValueError: With both numbers.
+    """
+    names = ("token", "cache_dir", "revision", "local_files_only", "subfolder")
+    hub = {name: options[name] for name in names if options.get(name)}
+
+    def found(name: str) -> str | None:
+        return cached_file(source, name, _raise_exceptions_for_missing_entries=False, **hub)
+
+    if options.get("gguf_file"):
+        return
+    if index := found("model.safetensors.index.json"):
+        tensors = list(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"])
+    elif file := found("model.safetensors"):
+        with safe_open(file, framework="pt") as weights:
+            tensors = list(weights.keys())
+    else:
+        return
+    numbers = [int(match[2]) for name in tensors if (match := re.search(r"(^|\.)(?:layers|h)\.(\d+)\.", name))]
+    wanted = getattr(config.get_text_config(), "num_hidden_layers", None)
+    saved = max(numbers, default=-1) + 1
+    if wanted is not None and wanted > saved > 0:
+        raise_on_wrong_weights(source, [f"model.layers.{saved} of {wanted:,} layers, where {saved} were saved"], [], [])
+
+
+@torch.no_grad()
+def require_bidirectional(model: PreTrainedModel) -> None:
+    """Run tiny inputs and compare the first token's state.
+
+    Raises:
+        ValueError: Naming the architecture, if a state does not see later tokens or depends on left padding.
+    """
+    decoder = model.get_decoder()
+    first = probe_ids(model)
+    last = first.clone()
+    last[-1] = first[0]
+    mask = torch.ones(3, len(first), dtype=torch.long, device=first.device)
+    with evaluating(model):
+        states = decoder(
+            input_ids=torch.stack([first, first, last]), attention_mask=mask, use_cache=False
+        ).last_hidden_state[:, 0]
+        noise = (states[1] - states[0]).abs().max()
+        change = (states[2] - states[0]).abs().max()
+        if not change > 10 * noise:
+            raise ValueError(
+                f"{type(model).__name__} stays causal with is_causal=False: the first token does not see the last one. "
+                "Use an architecture whose attention transformers can make bidirectional, such as Llama, Qwen3, "
+                "Mistral or Gemma."
+            )
+        pads = torch.zeros_like(first)
+        padded = decoder(
+            input_ids=torch.cat([pads, first])[None],
+            attention_mask=torch.cat([torch.zeros_like(pads), torch.ones_like(first)])[None],
+            use_cache=False,
+        ).last_hidden_state[0, len(pads)]
+    drift = relative_difference(padded, states[0])
+    if not drift < tolerance(padded):
+        raise ValueError(
+            f"{type(model).__name__} gives another vector when a text is padded on the left (relative difference "
+            f"{drift:.2g}). Use an architecture with rotary or relative positions."
+        )
+
+
+@torch.no_grad()
+def require_known_logits(model: PreTrainedModel, head: LMHead) -> None:
+    """Compare a model's own logits with those that its states and LM head give.
+
+    Raises:
+        ValueError: Naming the architecture, if its logits are made in another way.
+    """
+    ids = probe_ids(model)[None]
+    with evaluating(model):
+        hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+        expected = model(input_ids=ids, use_cache=False).logits
+    logits = (hidden.to(head.weight.dtype) @ head.weight.T).float() * head.multiplier
+    if head.bias is not None:
+        logits = logits + head.bias.float()
+    if head.softcap is not None:
+        logits = torch.tanh(logits / head.softcap) * head.softcap
+    error = relative_difference(logits, expected)
+    if not error < tolerance(head.weight):
+        raise ValueError(
+            f"{type(model).__name__} makes its logits in a way the sparse head does not know (relative difference "
+            f"{error:.2g})."
+        )
+
+
+def probe_ids(model: PreTrainedModel) -> torch.Tensor:
+    """Ids of four tokens [4], on the model's device."""
+    return torch.arange(4, 8, device=model.device) % model.config.get_text_config().vocab_size
+
+
+def relative_difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest difference, in parts of the largest value."""
+    return ((actual.float() - expected.float()).abs().max() / expected.float().abs().max()).item()
+
+
+def tolerance(states: torch.Tensor) -> float:
+    """Largest relative difference that rounding explains."""
+    return 1e-3 if states.dtype == torch.float32 else 0.1
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode, and then each module back into its own."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

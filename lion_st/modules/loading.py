@@ -1,0 +1,95 @@
+"""Reading a backbone's configuration and weights, with errors that say what does not fit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from sentence_transformers.base.modules.transformer import TRANSFORMER_TASK_TO_AUTO_MODEL
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+
+from lion_st.modules.adapters import raise_on_wrong_weights
+from lion_st.modules.backbones import as_plain_weights, gguf_options
+from lion_st.modules.checks import require_layers
+
+
+def read_config(source: str, options: dict[str, Any]) -> PretrainedConfig:
+    """The configuration of a backbone.
+
+    Args:
+        source: Folder, Hub name or GGUF file.
+        options: Of `AutoConfig.from_pretrained`.
+
+    Raises:
+        ValueError: If it is a GGUF file that transformers cannot read.
+    """
+    folder, gguf = gguf_options(source)
+    try:
+        return AutoConfig.from_pretrained(folder, **options, **gguf)
+    except ValueError as error:
+        if not gguf:
+            raise
+        raise ValueError(
+            f"transformers cannot read the GGUF file {source!r}: {error} Convert it, or name the model that it was "
+            "made of."
+        ) from error
+
+
+def read_base_config(adapter: str, base: str, revision: str | None, options: dict[str, Any]) -> PretrainedConfig:
+    """The configuration of an adapter's base model.
+
+    Args:
+        adapter: Folder or Hub name of the adapter.
+        base: That of its base model.
+        revision: Of the base model.
+        options: Of `AutoConfig.from_pretrained` for the adapter.
+
+    Raises:
+        FileNotFoundError: If the base model cannot be read.
+    """
+    options = {key: value for key, value in options.items() if key not in ("revision", "subfolder")}
+    try:
+        return read_config(base, options | {"revision": revision})
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"The adapter {adapter!r} belongs to the base model {base!r}, which cannot be read "
+            f"({str(error).splitlines()[0]}). Fetch that model, or name where it is: "
+            'lion_st.load(path, base="path/to/base").'
+        ) from error
+
+
+def load_backbone(task: Any, source: str, config: PretrainedConfig, options: dict[str, Any]) -> PreTrainedModel:
+    """A backbone whose weights are all those that its configuration asks for.
+
+    Args:
+        task: `"text-generation"` with its LM head, `"feature-extraction"` without.
+        source: Folder, Hub name or GGUF file.
+        config: Its configuration.
+        options: Of `from_pretrained`. The weights of a GGUF file are bfloat16 unless they name another dtype.
+
+    Raises:
+        ValueError: If weights and configuration do not match.
+    """
+    folder, gguf = gguf_options(source)
+    options = {key: value for key, value in options.items() if (key, value) != ("revision", None)} | gguf
+    if gguf and options.get("dtype") in (None, "auto"):
+        options["dtype"] = torch.bfloat16
+    require_layers(config, folder, options)
+    auto_class = TRANSFORMER_TASK_TO_AUTO_MODEL[task]
+    try:
+        model, report = auto_class.from_pretrained(folder, config=config, output_loading_info=True, **options)
+    except RuntimeError as error:
+        if "mismatch" not in str(error):
+            raise
+        raise ValueError(
+            f"The weights in {source!r} do not match its configuration: {error} Restore the weights and "
+            "configuration that were saved together."
+        ) from error
+    # A backbone's LM head is rightly left out of a dense model.
+    unexpected = [key for key in report["unexpected_keys"] if not key.startswith("lm_head.")]
+    raise_on_wrong_weights(
+        source, sorted(report["missing_keys"]), sorted(unexpected), sorted(report["mismatched_keys"], key=str)
+    )
+    if gguf:
+        as_plain_weights(model, source)
+    return model
