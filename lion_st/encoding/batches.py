@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import torch
 from scipy import sparse
 
 from lion_st.encoding.fingerprints import Kind, input_module, prompt_for
+from lion_st.encoding.pipeline import HostCopy, computed_ahead, done_behind
 from lion_st.encoding.vectors import Vectors, keep_top_terms, to_csr, to_dense
+from lion_st.model_classes import LionModel
+from lion_st.models import paradigm_of
+from lion_st.modules import SpladeHead
+from lion_st.modules.tokenizing import exclusive_tokenizer, first_tokens, leading_parts, require_room
+from lion_st.modules.unpadding import packed_texts, why_not_here
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer, SparseEncoder
 
 MAX_TEXTS_PER_BATCH = 256
+TEXTS_AT_ONCE = 4096  # are tokenized, and cut into batches of like length, while the model reads those before
 
 
 class EncodedTexts(NamedTuple):
@@ -28,89 +34,174 @@ class EncodedTexts(NamedTuple):
     truncated: int  # texts longer than the model's limit
 
 
-def encode_in_batches(
-    model: SentenceTransformer | SparseEncoder,
-    texts: Sequence[str],
-    kind: Kind,
-    tokens_per_batch: int,
-    limit: int,
-    progress: Any,
-) -> EncodedTexts:
-    """Encode in batches of like length; the batches depend on the texts alone, and so do the vectors' bits."""
-    import torch
+class TokenizedTexts(NamedTuple):
+    """Texts as the model takes them, in batches."""
 
-    from lion_st.models import paradigm_of
-
-    if not texts:
-        raise ValueError(f"There is no {kind} to encode.")
-    prompt = prompt_for(model, kind)
-    lengths = _token_counts(input_module(model, kind).tokenizer, texts, limit, prompt or "")
-    real = np.minimum(lengths, limit)
-    order = np.argsort(-real, kind="stable")
-    convert = to_csr if paradigm_of(model) == "sparse" else to_dense
-    batches: list[np.ndarray] = []
-    start = 0
-    while start < len(order):
-        count = min(max(1, tokens_per_batch // int(real[order[start]])), MAX_TEXTS_PER_BATCH)
-        batches.append(order[start : start + count])
-        start += count
-    parts: list[Any] = []
-    tokens = 0
-    started = time.monotonic()
-    model.eval()
-    batched_texts = [[texts[row] for row in batch] for batch in batches]
-    tokenize = partial(_tokenize, model, prompt=prompt, task=kind, max_length=limit)
-    tokenized = _one_ahead(tokenize, batched_texts)
-    for batch, features in zip(batches, tokenized, strict=True):
-        with torch.inference_mode():
-            parts.append(convert(_forward(model, features, kind)))
-        if progress is not None:
-            progress.update(len(batch))
-            tokens += int(real[batch].sum())
-            progress.set_postfix_str(f"{tokens / max(1e-9, time.monotonic() - started):,.0f} tokens/s", refresh=False)
-    back = np.argsort(order)
-    vectors = np.concatenate(parts)[back] if convert is to_dense else sparse.vstack(parts, format="csr")[back]
-    return EncodedTexts(vectors, int(real.sum()), int((lengths > limit).sum()))
+    order: np.ndarray  # [N], the texts' places, longest first, one batch after the other
+    batches: list[dict[str, Any]]  # the model's features, on the host
+    lengths: np.ndarray  # [N], tokens that the model reads of each text
+    truncated: int  # texts that have more
 
 
-def _one_ahead(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
-    """The function's results in order, each computed by a thread while its predecessor is in use."""
-    if len(items) == 1:
-        yield function(items[0])
-        return
-    with ThreadPoolExecutor(max_workers=1) as thread:
-        coming = thread.submit(function, items[0])
-        for item in items[1:]:
-            result = coming.result()
-            coming = thread.submit(function, item)
-            yield result
-        yield coming.result()
+class BatchEncoder:
+    """Encodes texts of one kind in three steps, each of which another thread may do: `tokenize`, `run`, `collect`.
+
+    The batches depend on the texts alone, and so do the vectors' bits.
+
+    Args:
+        model: A sparse or dense model.
+        kind: Whether the texts are queries or documents.
+        limit: Tokens to which texts are cut.
+        tokens_per_batch: Padded tokens per batch.
+        progress: A tqdm bar.
+
+    Raises:
+        ValueError: If the prompt leaves no room for a text.
+    """
+
+    def __init__(
+        self,
+        model: SentenceTransformer | SparseEncoder,
+        kind: Kind,
+        limit: int,
+        tokens_per_batch: int,
+        progress: Any = None,
+    ) -> None:
+        self.model: Any = model
+        self.kind: Kind = kind
+        self.limit = limit
+        self.tokens_per_batch = tokens_per_batch
+        self.progress = progress
+        self.prompt = prompt_for(model, kind) or ""
+        self.module = input_module(model, kind)
+        self.is_sparse = paradigm_of(model) == "sparse"
+        self.tokens = 0
+        self.started = time.monotonic()
+        self._takes_token_ids = _takes_token_ids(model, kind)
+        if self._takes_token_ids:
+            texts = "Queries" if kind == "query" else "Documents"
+            require_room(self.module.tokenizer, self.prompt, limit, texts)
+
+    def encode(self, texts: Sequence[str]) -> EncodedTexts:
+        """All three steps; where there are many texts, the first and the last one go on while the model runs."""
+        if len(texts) <= TEXTS_AT_ONCE:
+            tokenized = self.tokenize(texts)
+            return self.collect(tokenized, self.run(tokenized))
+        parts: list[EncodedTexts] = []
+        sections = (texts[start : start + TEXTS_AT_ONCE] for start in range(0, len(texts), TEXTS_AT_ONCE))
+        with done_behind() as behind:
+            for tokenized in computed_ahead(self.tokenize, sections):
+                copies = self.run(tokenized)
+                behind(lambda *given: parts.append(self.collect(*given)), tokenized, copies)
+        vectors, tokens, truncated = zip(*parts, strict=True)
+        return EncodedTexts(_stack(vectors), sum(tokens), sum(truncated))
+
+    def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
+        """Tokenize N texts and make batches of them."""
+        if self._takes_token_ids:
+            rows, is_cut = first_tokens(self.module.tokenizer, texts, self.limit, self.prompt)
+            lengths, truncated = np.array([len(row) for row in rows]), int(is_cut.sum())
+        else:
+            whole = self._token_counts(texts)
+            lengths, truncated = np.minimum(whole, self.limit), int((whole > self.limit).sum())
+        order = np.argsort(-lengths, kind="stable")
+        batches = []
+        for places in self._cut_into_batches(order, lengths):
+            if self._takes_token_ids:
+                features = self._features([rows[place] for place in places])
+            else:
+                with exclusive_tokenizer():
+                    features = self.model.preprocess(
+                        [texts[place] for place in places], prompt=self.prompt, task=self.kind, max_length=self.limit
+                    )
+            batches.append(features)
+        return TokenizedTexts(order, batches, lengths, truncated)
+
+    def run(self, tokenized: TokenizedTexts) -> list[HostCopy]:
+        """Encode the batches; on a GPU this returns before the last of their vectors are there."""
+        options: dict[str, Any] = {"task": self.kind}
+        if any(isinstance(module, SpladeHead) for module in self.model):
+            options["output"] = "sparse"
+        self.model.eval()
+        copies = []
+        first = 0
+        for batch in tokenized.batches:
+            features = {name: _moved(value, self.model.device) for name, value in batch.items()}
+            with torch.inference_mode():
+                vectors = self.model(features, **options)["sentence_embedding"]
+                copies.append(HostCopy(vectors))
+            count = vectors.shape[0]
+            self._report(count, int(tokenized.lengths[tokenized.order[first : first + count]].sum()))
+            first += count
+        return copies
+
+    def collect(self, tokenized: TokenizedTexts, copies: Sequence[HostCopy]) -> EncodedTexts:
+        """Wait for the vectors and put them in the order of the texts."""
+        back = np.argsort(tokenized.order)
+        vectors = _stack([self._convert(copy.get()) for copy in copies])[back]
+        return EncodedTexts(vectors, int(tokenized.lengths.sum()), tokenized.truncated)
+
+    def _cut_into_batches(self, order: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
+        batches: list[np.ndarray] = []
+        start = 0
+        while start < len(order):
+            count = min(max(1, self.tokens_per_batch // max(1, int(lengths[order[start]]))), MAX_TEXTS_PER_BATCH)
+            batches.append(order[start : start + count])
+            start += count
+        return batches
+
+    def _features(self, rows: list[np.ndarray]) -> dict[str, Any]:
+        """What the module's `preprocess` and `forward` would make of these tokens, without padding where it can be."""
+        lengths = torch.tensor([len(row) for row in rows])
+        ids = torch.from_numpy(np.concatenate(rows))
+        module = self.module
+        if module.can_flatten_inputs or (module.runs_packed and why_not_here(module.model) is None):
+            features = packed_texts(ids, lengths)
+        else:
+            places = torch.arange(int(lengths.max()))
+            is_left = module.tokenizer.padding_side == "left"
+            mask = places.flip(0) < lengths[:, None] if is_left else places < lengths[:, None]
+            padded = torch.full(mask.shape, module.tokenizer.pad_token_id)
+            padded[mask] = ids
+            features = {"input_ids": padded, "attention_mask": mask.long()}
+        if self.model.device.type != "cuda":
+            return features
+        return {name: value.pin_memory() if torch.is_tensor(value) else value for name, value in features.items()}
+
+    def _convert(self, vectors: Any) -> Any:
+        if not self.is_sparse:
+            return to_dense(vectors)
+        limit = getattr(self.model, "max_active_dims", None)  # a stock SparseEncoder's own
+        return to_csr(vectors) if limit is None else keep_top_terms(to_csr(vectors), limit)
+
+    def _token_counts(self, texts: Sequence[str]) -> np.ndarray:
+        """Tokens of each text with its prompt; of a text much longer than the limit, more than the limit."""
+        tokenizer = self.module.tokenizer
+        with exclusive_tokenizer():
+            parts = [f"{self.prompt}{part}" for part in leading_parts(tokenizer, texts, self.limit, self.prompt)]
+            encoded = tokenizer(parts, truncation=False, padding=False, return_attention_mask=False, verbose=False)
+        return np.array([len(ids) for ids in encoded["input_ids"]], dtype=np.int64)
+
+    def _report(self, texts: int, tokens: int) -> None:
+        self.tokens += tokens
+        if self.progress is not None:
+            self.progress.update(texts)
+            speed = self.tokens / max(1e-9, time.monotonic() - self.started)
+            self.progress.set_postfix_str(f"{speed:,.0f} tokens/s", refresh=False)
 
 
-def _forward(model: SentenceTransformer | SparseEncoder, features: dict[str, Any], kind: Kind) -> Any:
-    from sentence_transformers.util import batch_to_device
-
-    from lion_st.modules import SpladeHead
-
-    features = batch_to_device(features, model.device)
-    is_fused = any(isinstance(module, SpladeHead) for module in model)
-    vectors = model(features, task=kind, **({"output": "sparse"} if is_fused else {}))["sentence_embedding"]
-    limit = getattr(model, "max_active_dims", None)  # a stock SparseEncoder's own
-    return vectors if limit is None else keep_top_terms(to_csr(vectors), limit)
+def _takes_token_ids(model: Any, kind: Kind) -> bool:
+    """Whether token ids are all that a model reads of a text; stock modules may read more, or other ones."""
+    module = input_module(model, kind)
+    if not isinstance(model, LionModel) or (kind == "query" and module.query_expansion is not None):
+        return False
+    settings = {name for part in module.processing_kwargs.values() for name in part}
+    return set(module.modality_config) == {"text"} and settings <= {"logits_to_keep"}
 
 
-def _tokenize(model: SentenceTransformer | SparseEncoder, texts: Sequence[str], **options: Any) -> dict[str, Any]:
-    from lion_st.modules.tokenizing import exclusive_tokenizer
-
-    with exclusive_tokenizer():
-        return model.preprocess(texts, **options)
+def _moved(value: Any, device: torch.device) -> Any:
+    return value.to(device, non_blocking=True) if torch.is_tensor(value) else value
 
 
-def _token_counts(tokenizer: Any, texts: Sequence[str], limit: int, prompt: str) -> np.ndarray:
-    """Tokens of each text with its prompt; of a text that is much longer than the limit, more than the limit."""
-    from lion_st.modules.tokenizing import exclusive_tokenizer, leading_parts
-
-    with exclusive_tokenizer():
-        parts = [f"{prompt}{part}" for part in leading_parts(tokenizer, texts, limit, prompt)]
-        encoded = tokenizer(parts, truncation=False, padding=False, return_attention_mask=False, verbose=False)
-    return np.array([len(ids) for ids in encoded["input_ids"]], dtype=np.int64)
+def _stack(parts: Sequence[Any]) -> Any:
+    return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else sparse.vstack(parts, format="csr")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lion_st.data.records import Corpus, Record
-from lion_st.encoding.batches import encode_in_batches
 from lion_st.encoding.fingerprints import (
     Kind,
     input_module,
@@ -27,6 +26,8 @@ from lion_st.encoding.vectors import Vectors
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer, SparseEncoder
+
+    from lion_st.encoding.pipeline import HostCopy
 
 PLURAL: dict[Kind, str] = {"query": "queries", "document": "documents"}
 
@@ -60,15 +61,20 @@ def encode_texts(
     """
     from tqdm.auto import tqdm
 
+    from lion_st.encoding.batches import BatchEncoder
+    from lion_st.modules.tokenizing import check_texts
+
     if isinstance(texts, str | bytes):
         raise TypeError(f"Give a list of texts, got the string {texts[:40]!r}.")
     for row, text in enumerate(texts):
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"The {kind} at position {row} is {text!r}: give a string that is not blank.")
-    bar = tqdm(total=len(texts), desc=f"Encoding {PLURAL[kind]}", unit=kind, disable=not show_progress)
-    with bar as progress:
-        limit = text_limit(model, kind, max_tokens)
-        return encode_in_batches(model, texts, kind, tokens_per_batch, limit, progress).vectors
+    if not texts:
+        raise ValueError(f"There is no {kind} to encode.")
+    check_texts(texts)
+    limit = text_limit(model, kind, max_tokens)
+    with tqdm(total=len(texts), desc=f"Encoding {PLURAL[kind]}", unit=kind, disable=not show_progress) as progress:
+        return BatchEncoder(model, kind, limit, tokens_per_batch, progress).encode(texts).vectors
 
 
 def encode_corpus(
@@ -118,18 +124,36 @@ def encode_corpus(
         StorageError: If the folder was made with another model, other settings or another corpus, naming what differs.
         ValueError: At the first bad record if `on_bad_record` is "raise", or if no record is usable.
     """
+    from lion_st.encoding.batches import BatchEncoder, TokenizedTexts
+    from lion_st.encoding.pipeline import computed_ahead, done_behind, read_ahead
+
     output = Path(output)
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     options = EncodingOptions(kind, split, max_tokens, dtype, shard_documents, tokens_per_batch, on_bad_record)
     settings = corpus_settings(model, options)
     reader = ShardReader(corpus, options)
+    # What an iterator runs may insist on the caller's thread, and a standard input may never end.
+    is_file = isinstance(corpus, str | Path) and str(corpus) != "-"
+    shards = read_ahead(enumerate(reader)) if is_file else enumerate(reader)
     with locked_output(output, rank), progress_bar(corpus, show_progress and rank == 0, kind) as progress:
         claim_output(output, settings)
-        for number, records in enumerate(reader):
-            if number % world_size == rank and not is_finished(output, number, records):
-                encode_shard(model, records, output, number, settings, progress)
-            else:
-                progress.update(len(records))
+        encoder = BatchEncoder(model, kind, settings["max_tokens"], tokens_per_batch, progress)
+
+        def prepare(shard: tuple[int, list[Record]]) -> tuple[int, list[Record], TokenizedTexts | None]:
+            number, records = shard
+            if number % world_size != rank or is_finished(output, number, records):
+                return number, records, None
+            return number, records, encoder.tokenize([record.text for record in records])
+
+        def write(number: int, records: list[Record], tokenized: TokenizedTexts, copies: list[HostCopy]) -> None:
+            write_shard(output, number, records, encoder.collect(tokenized, copies), dtype)
+
+        with done_behind() as behind:
+            for number, records, tokenized in computed_ahead(prepare, shards):
+                if tokenized is None:
+                    progress.update(len(records))
+                else:
+                    behind(write, number, records, tokenized, encoder.run(tokenized))
         finish_output(output, settings, reader.counts)
     return output
 
@@ -162,10 +186,9 @@ def encode_shard(
     output: Path,
     number: int,
     settings: dict[str, Any],
-    progress: Any = None,
 ) -> Path:
     """Encode records and write them as one shard."""
-    texts = [record.text for record in records]
-    kind, budget, limit = settings["texts"], settings["tokens_per_batch"], settings["max_tokens"]
-    encoded = encode_in_batches(model, texts, kind, budget, limit, progress)
-    return write_shard(output, number, records, encoded, settings["dtype"])
+    from lion_st.encoding.batches import BatchEncoder
+
+    encoder = BatchEncoder(model, settings["texts"], settings["max_tokens"], settings["tokens_per_batch"])
+    return write_shard(output, number, records, encoder.encode([record.text for record in records]), settings["dtype"])

@@ -8,14 +8,13 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import xxhash
 from scipy import sparse
 
 from lion_st.data.records import Record
-from lion_st.encoding.batches import EncodedTexts
 from lion_st.encoding.reading import CorpusCounts, records_digest
 from lion_st.encoding.storage import StorageError, contents_checksum, strings_to_arrays, unpack_strings
 from lion_st.encoding.vectors import Vectors, to_csr, to_dense
@@ -30,6 +29,9 @@ from lion_st.files import (
     lock_folder,
     remove_leftovers,
 )
+
+if TYPE_CHECKING:
+    from lion_st.encoding.batches import EncodedTexts
 
 VERSION = 1
 SETTINGS = "settings.json"

@@ -6,7 +6,9 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 # A cut text is at least this long, and this many times its limit in tokens.
 FEWEST_CHARACTERS = 4096
@@ -100,10 +102,77 @@ def leading_parts(tokenizer: Any, texts: Sequence[str], limit: int, prompt: str 
     Returns:
         N texts, each the beginning of its own; short ones, and those of tokenizers that split nothing, are whole.
     """
-    least = max(FEWEST_CHARACTERS, CHARACTERS_PER_TOKEN * limit)
+    least = _least_characters(tokenizer, limit)
+    return [
+        text if least is None or len(text) <= least else _leading_part(tokenizer, text, limit, prompt, least)
+        for text in texts
+    ]
+
+
+class TokenIds(NamedTuple):
+    """Texts as the tokens that a model reads of them."""
+
+    rows: list[np.ndarray]  # of each text, int64 [L], special tokens included
+    is_cut: np.ndarray  # [N], whether a text has more tokens
+
+
+def first_tokens(tokenizer: Any, texts: Sequence[str], limit: int, prompt: str = "") -> TokenIds:
+    """Tokenize each text once, and keep what `truncation=True, max_length=limit` keeps.
+
+    Of a long text no more is read than `leading_parts` reads, and that once as well, but where a cut turns out not to
+    be safe.
+
+    Args:
+        tokenizer: Of transformers.
+        texts: N texts.
+        limit: Tokens that are kept of each, special ones included.
+        prompt: What stands in front of each text.
+
+    Raises:
+        ValueError: If special tokens alone fill the limit.
+    """
+    rows = [np.empty(0, dtype=np.int64)] * len(texts)
+    is_cut = np.zeros(len(texts), dtype=bool)
+    least = _least_characters(tokenizer, limit)
+    characters = max(map(len, texts), default=0) if least is None else least
+    pending = list(range(len(texts)))
+    with exclusive_tokenizer():
+        before, after = _special_tokens_around(tokenizer)
+        if before + after >= limit:
+            raise ValueError(f"Special tokens alone take {before + after} of {limit} tokens: allow more.")
+        while pending:
+            parts = [prompt + texts[row][:characters] for row in pending]
+            encoded = tokenizer(parts, truncation=False, padding=False, return_attention_mask=False, verbose=False)
+            again = []
+            for place, (row, ids) in enumerate(zip(pending, encoded["input_ids"], strict=True)):
+                if len(texts[row]) > characters:
+                    pieces = encoded.word_ids(place)
+                    if not _is_safe_cut(pieces[before : len(pieces) - after], limit):
+                        again.append(row)
+                        continue
+                surplus = len(ids) - limit
+                if surplus > 0:
+                    is_cut[row] = True
+                    first = before if tokenizer.truncation_side == "left" else limit - after
+                    del ids[first : first + surplus]
+                rows[row] = np.array(ids, dtype=np.int64)
+            pending = again
+            characters *= 2
+    return TokenIds(rows, is_cut)
+
+
+def _special_tokens_around(tokenizer: Any) -> tuple[int, int]:
+    """How many special tokens a tokenizer puts before and behind a text."""
+    mask = tokenizer("a", return_special_tokens_mask=True, verbose=False)["special_tokens_mask"]
+    before = mask.index(0) if 0 in mask else len(mask)
+    return before, len(mask) - before - mask[before:].count(0)
+
+
+def _least_characters(tokenizer: Any, limit: int) -> int | None:
+    """Characters that are read at least of a text; None of tokenizers whose texts are read whole."""
     if not getattr(tokenizer, "is_fast", False) or tokenizer.truncation_side != "right":
-        return list(texts)
-    return [text if len(text) <= least else _leading_part(tokenizer, text, limit, prompt, least) for text in texts]
+        return None
+    return max(FEWEST_CHARACTERS, CHARACTERS_PER_TOKEN * limit)
 
 
 def _leading_part(tokenizer: Any, text: str, limit: int, prompt: str, length: int) -> str:
@@ -111,12 +180,18 @@ def _leading_part(tokenizer: Any, text: str, limit: int, prompt: str, length: in
         part = text[:length]
         with exclusive_tokenizer():
             encoded = tokenizer(prompt + part, truncation=False, padding=False, add_special_tokens=False, verbose=False)
-        pieces = encoded.word_ids()
-        kept, rest = pieces[:limit], pieces[limit:]
-        if len(kept) == limit and rest and None not in pieces and kept[-1] + PIECES_NEAR_A_CUT <= rest[-1]:
+        if _is_safe_cut(encoded.word_ids(), limit):
             return part
         length *= 2
     return text
+
+
+def _is_safe_cut(pieces: list[int | None], limit: int) -> bool:
+    """Whether the first tokens of a cut text are those of the whole one, given the piece that each token is of."""
+    kept, rest = pieces[:limit], pieces[limit:]
+    if len(kept) < limit or not rest or None in pieces:
+        return False
+    return kept[-1] + PIECES_NEAR_A_CUT <= rest[-1]  # type: ignore[operator]
 
 
 def _shortened(value: Any) -> str:

@@ -233,14 +233,27 @@ def packed(features: dict[str, Any]) -> dict[str, Any]:
         `"cu_seq_lens_k"` [B + 1], `"max_length_q"` and `"max_length_k"`, without the mask.
     """
     real = features["attention_mask"].bool()
-    lengths = real.sum(1)
-    bounds = pad(lengths.cumsum(0), (1, 0)).int()
+    others = {name: value for name, value in features.items() if name != "attention_mask"}
+    return others | packed_texts(features["input_ids"][real], real.sum(1))
+
+
+def packed_texts(input_ids: torch.Tensor, lengths: torch.Tensor) -> dict[str, Any]:
+    """What `packed` gives, of texts that were never padded.
+
+    Args:
+        input_ids: One text after the other [T].
+        lengths: Tokens of each text [B].
+    """
+    bounds = pad(lengths.cumsum(0), (1, 0))
+    texts = torch.arange(len(lengths), device=lengths.device)
+    rows = texts.repeat_interleave(lengths, output_size=len(input_ids))
     longest = int(lengths.max())
-    rows = torch.arange(len(real), device=real.device)[:, None].expand_as(real)
-    return {name: value for name, value in features.items() if name != "attention_mask"} | {
-        "input_ids": features["input_ids"][real][None],
-        "position_ids": (real.cumsum(1) - 1)[real][None],
-        "seq_idx": rows[real][None],
+    positions = torch.arange(len(input_ids), device=lengths.device) - bounds[rows]
+    bounds = bounds.int()
+    return {
+        "input_ids": input_ids[None],
+        "position_ids": positions[None],
+        "seq_idx": rows[None],
         "cu_seq_lens_q": bounds,
         "cu_seq_lens_k": bounds,
         "max_length_q": longest,

@@ -22,7 +22,7 @@ from tiny_models import TEXTS
 import lion_st
 from lion_st.data.records import BadRecord, Record, read_corpus
 from lion_st.encoding import EncodedCorpus, encode_corpus, encode_corpus_on_ray, encode_texts, to_csr
-from lion_st.encoding import encode as encode_module
+from lion_st.encoding.batches import BatchEncoder
 from lion_st.encoding.options import EncodingOptions
 from lion_st.files import lock_folder
 from lion_st.indexes import StorageError, create_index
@@ -360,15 +360,15 @@ def test_a_damaged_shard_is_encoded_again_and_never_given_a_checksum(tmp_path, s
 
 
 def test_texts_without_terms_are_counted_and_warned_of(tmp_path, sparse_model, corpus, monkeypatch) -> None:
-    encode = encode_module.encode_in_batches
+    collect = BatchEncoder.collect
 
-    def without_some(*arguments: object, **options: object) -> object:
-        encoded = encode(*arguments, **options)
+    def without_some(*arguments: object) -> object:
+        encoded = collect(*arguments)
         rows = encoded.vectors.tolil()
         rows[:7] = 0
         return encoded._replace(vectors=to_csr(rows))
 
-    monkeypatch.setattr(encode_module, "encode_in_batches", without_some)
+    monkeypatch.setattr(BatchEncoder, "collect", without_some)
     with pytest.warns(UserWarning, match="7 of 60 texts have no term"):
         folder = encode_corpus(sparse_model, corpus, tmp_path / "encoded", show_progress=False)
     assert EncodedCorpus(folder).manifest["without_terms"] == 7

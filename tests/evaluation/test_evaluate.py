@@ -314,8 +314,8 @@ def test_encoded_corpora_are_reused_between_engines(tmp_path, folder, sparse_mod
     from lion_st.encoding import encode
 
     shards = []
-    write = encode.encode_shard
-    monkeypatch.setattr(encode, "encode_shard", lambda *args, **kw: shards.append(1) or write(*args, **kw))
+    write = encode.write_shard
+    monkeypatch.setattr(encode, "write_shard", lambda *args, **kw: shards.append(1) or write(*args, **kw))
     (exact,) = evaluate_retrieval(sparse_model, folder, output_dir=tmp_path, keep_encoded=True)
     (seismic,) = evaluate_retrieval(sparse_model, folder, "seismic", output_dir=tmp_path, keep_encoded=True)
     assert shards == [1]
