@@ -124,16 +124,14 @@ def load_lookup(source: str | Path, given: str | Path | None, kind: Kind) -> Tex
     return TextLookup(opened, str(place))
 
 
-def drop_equal_texts(table: Dataset, lookup: TextLookup, ids: list[str], source: str) -> Dataset:
+def drop_equal_texts(table: Dataset, equals: dict[str, str], source: str) -> Dataset:
     """Leave out negatives whose text is that of a positive of their query, or of another negative, under another id.
 
     Args:
         table: As `load_candidates` makes it, with document ids.
-        lookup: Their texts.
-        ids: All document ids of the table.
+        equals: Those whose text is that of another one, with that one, see `TextLookup.first_of_equals`.
         source: What warnings call it.
     """
-    equals = lookup.first_of_equals(ids)
     if not equals:
         return table
     clean = table.map(partial(_drop_equals, equals=equals), batched=True, features=_features_of(table), desc="Clean")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -129,7 +129,8 @@ def load_tuples(
             table = keep_known_pairs(table, document_lookup, str(source))
         ids = list(dict.fromkeys([*_unique_values(table, "positives"), *_unique_values(table, "negatives")]))
         document_lookup.rows(ids)
-        table = drop_equal_texts(table, document_lookup, ids, str(source))
+        reader.equals = document_lookup.first_of_equals(ids)
+        table = drop_equal_texts(table, reader.equals, str(source))
     table = reader.check(table, str(source), drop_short)
     return table.with_transform(reader)
 
@@ -156,6 +157,7 @@ class TupleReader:
     relative_margin: float | None
     seed: int
     epoch: int = 0
+    equals: dict[str, str] = field(default_factory=dict)  # ids of documents -> another id with the same text
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TupleReader:
         """The same reader: views of a dataset share the lookups and the epoch."""
@@ -163,21 +165,50 @@ class TupleReader:
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         """Read a batch of candidates."""
-        scores = batch.get("teacher_scores") or [None] * len(batch["query"])
-        chosen = [
-            self._choose(*row)
-            for row in zip(batch["query"], batch["positives"], batch["negatives"], scores, strict=True)
-        ]
-        width = len(chosen[0][0]) if chosen else 0
-        documents = [document for row, _ in chosen for document in row]
+        drawn = self._drawn(batch)
+        width = 1 + (self.negatives or 0)
+        documents = [document for row in drawn for document in row[0]]
         if self.documents is not None:
             documents = self.documents.texts(documents)
         columns = {"query": batch["query"] if self.queries is None else self.queries.texts(batch["query"])}
         for position in range(width):
             columns["positive" if position == 0 else f"negative_{position}"] = documents[position::width]
         if self.scored:
-            columns["label"] = [label for _, label in chosen]
+            columns["label"] = [scores for _, scores in drawn]
         return columns
+
+    def _drawn(self, batch: dict[str, list[Any]]) -> list[tuple[list[str], list[float]]]:
+        """The documents of each row in this epoch, the positive first, and the teacher's scores of them."""
+        columns = [batch["query"], batch["positives"], batch["negatives"]]
+        scores = batch.get("teacher_scores") or [None] * len(batch["query"])
+        drawn = []
+        for query, positives, negatives, of_row in zip(*columns, scores, strict=True):
+            places = self._draw(query, len(positives), len(negatives), of_row)
+            documents = [*positives, *negatives]
+            drawn.append(([documents[place] for place in places], [of_row[place] for place in places if of_row]))
+        return drawn
+
+    def keys(self, batch: dict[str, list[Any]]) -> list[tuple[str, list[str], list[str]]]:
+        """What tells the texts of rows apart, without reading those of documents known by id.
+
+        Args:
+            batch: Candidates, as the table holds them.
+
+        Returns:
+            For each row the query's text, a key of each document that `__call__` reads in this epoch, and of each
+            positive.
+        """
+        queries = batch["query"] if self.queries is None else self.queries.texts(batch["query"])
+        return [
+            (query.strip(), self.document_keys(documents), self.document_keys(positives))
+            for query, (documents, _), positives in zip(queries, self._drawn(batch), batch["positives"], strict=True)
+        ]
+
+    def document_keys(self, documents: Iterable[str]) -> list[str]:
+        """A key of each document: equal where the texts are."""
+        if self.documents is None:
+            return [document.strip() for document in documents]
+        return [f"\0{self.equals.get(document, document)}" for document in documents]  # no text begins so
 
     def check(self, table: Dataset, source: str, drop_short: bool) -> Dataset:
         """Settle the number of negatives and drop or refuse rows that have too few."""
@@ -227,22 +258,17 @@ class TupleReader:
         margin = max(self.absolute_margin or 0.0, (self.relative_margin or 0.0) * abs(positive))
         return [place for place in pool if scores[positives + place] <= positive - margin]
 
-    def _choose(
-        self, query: str, positives: list[str], negatives: list[str], scores: list[float] | None
-    ) -> tuple[list[str], list[float]]:
+    def _draw(self, query: str, positives: int, negatives: int, scores: list[float] | None) -> list[int]:
+        """Places of this epoch's positive and negatives among the positives and then the negatives of a row."""
         assert self.negatives is not None
-        pool = self._pool(len(positives), len(negatives), scores)
+        pool = self._pool(positives, negatives, scores)
         if self.sampling == "random":
             generator = random.Random(f"{self.seed} {self.epoch} {query}")
-            positive = generator.randrange(len(positives))
-            places = generator.sample(pool, self.negatives)
+            positive = generator.randrange(positives)
+            pool = generator.sample(pool, self.negatives)
         else:
-            positive, places = 0, list(pool[: self.negatives])
-        documents = [positives[positive], *(negatives[place] for place in places)]
-        if not self.scored:
-            return documents, []
-        assert scores is not None
-        return documents, [scores[positive], *(scores[len(positives) + place] for place in places)]
+            positive, pool = 0, pool[: self.negatives]
+        return [positive, *(positives + place for place in pool)]
 
 
 def _unique_values(table: Dataset, column: str) -> list[str]:

@@ -272,8 +272,9 @@ class RetrieverTrainingArguments(SparseEncoderTrainingArguments, SentenceTransfo
     batch_sampler: str | None = field(  # type: ignore[assignment]
         default=None,
         metadata={
-            "help": "batch_sampler, no_duplicates, no_duplicates_hashed or group_by_label. Left out, no text is twice "
-            "in a batch, where it would be its own negative; with the objective kd batches are random."
+            "help": "batch_sampler (random) or no_duplicates: no text is twice in the batch of all devices, where it "
+            "would be its own negative, nor a document that is judged relevant to another query. Left out, random with "
+            "the objective kd, else no_duplicates."
         },
     )
 

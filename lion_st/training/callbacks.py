@@ -57,6 +57,7 @@ class SecondsBudget(TrainerCallback):
             raise ValueError(f"max_seconds must be positive, got {seconds}.")
         self.seconds = seconds
         self.ramp = ramp
+        self.is_over = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: Any, lr_scheduler: Any = None, **kwargs: Any
@@ -81,7 +82,7 @@ class SecondsBudget(TrainerCallback):
             steps = state.global_step + max(1, int((self._start + self.seconds - now) / pace))
             self._fit(min(steps, self._planned), state, lr_scheduler)
         if now - self._start > self.seconds:
-            control.should_training_stop = True
+            self.is_over = control.should_training_stop = True
 
     def _fit(self, steps: int, state: TrainerState, lr_scheduler: Any) -> None:
         state.max_steps = steps

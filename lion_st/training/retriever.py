@@ -189,7 +189,7 @@ def build_trainer(
     prompts = {"query": arguments.query_prompt, "document": arguments.document_prompt}
     training_arguments.prompts = {column: prompt for column, task in tasks.items() if (prompt := prompts[task])}
     if training_arguments.batch_sampler is None:
-        # A text twice in a batch would be its own negative.
+        # A text twice in a batch would be its own negative; `get_batch_sampler` looks at all devices.
         training_arguments.batch_sampler = (
             BatchSamplers.BATCH_SAMPLER if arguments.objective == "kd" else BatchSamplers.NO_DUPLICATES
         )

@@ -19,7 +19,7 @@ from sentence_transformers.sparse_encoder.losses import (
     SpladeLoss,
 )
 from tiny_runs import tiny_run, write_tuples
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 import lion_st
 from lion_st.losses import CachedContrastiveDistillationLoss, ContrastiveDistillationLoss, FlopsRegularizer
@@ -31,8 +31,10 @@ from lion_st.training.retriever import (
     build_loss,
     build_model,
     build_trainer,
+    export_run,
     load_training_tuples,
     resolve_batches,
+    run_log,
     train_retriever,
 )
 
@@ -332,16 +334,52 @@ def test_a_dry_run_reads_the_shape_and_no_weights(tiny_backbone, data, tmp_path,
         describe_run(*tiny_run("no/such/folder", data, tmp_path / "out"))
 
 
-def test_a_run_without_a_step_is_an_error(tiny_backbone, tmp_path):
+def test_data_that_fill_no_batch_are_refused_before_training(tiny_backbone, tmp_path):
     """Eight rows about one document make no batch of four in which no text occurs twice."""
     row = {"pos": ["the lion sleeps"], "neg": ["the tiger"], "pos_scores": [3.0], "neg_scores": [1.0]}
     rows = [json.dumps({"query": f"question {number}"} | row) for number in range(8)]
     data = tmp_path / "same.jsonl"
     data.write_text("\n".join(rows) + "\n")
     run = tiny_run(tiny_backbone(), data, tmp_path / "out", batch_size=4, negatives=1)
-    with pytest.raises(ValueError, match="Not one step was taken"):
+    with pytest.raises(ValueError, match=r"8 rows .* fill no batch of 4 in which no text occurs twice"):
         train_retriever(*run)
-    assert not (tmp_path / "out" / "modules.json").exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_equal_scores_are_not_equal_texts(tiny_backbone, tmp_path):
+    """Labels of 1 and 0 in every row: no two rows used to share a batch, and an untrained model came out."""
+    rows = [
+        {"query": f"question {n}", "pos": [f"lion {n}"], "neg": [f"tiger {n}"], "pos_scores": [1.0], "neg_scores": [0]}
+        for n in range(8)
+    ]
+    data = tmp_path / "same.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder = train_retriever(*tiny_run(tiny_backbone(), data, tmp_path / "out", negatives=1, max_steps=2))
+    report = json.loads((folder / "training.json").read_text())
+    assert (report["steps"], report["finished"]) == (2, True)
+
+
+class StopAfterTwo(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step == 2
+
+
+def test_a_run_that_stops_early_has_not_finished(tiny_backbone, data, tmp_path):
+    arguments, training = tiny_run(tiny_backbone(), data, tmp_path / "out", max_steps=4)
+    record = run_log(arguments, resolve_batches(arguments, training))
+    tuples = load_training_tuples(arguments, 0)
+    trainer = build_trainer(build_model(arguments, "cpu"), arguments, training, tuples, [record, StopAfterTwo()])
+    trainer.train()
+    with pytest.raises(ValueError, match="stopped at step 2 of 4"):
+        export_run(trainer, record)
+    assert not record.is_finished and not (tmp_path / "out" / "modules.json").exists()
+
+
+def test_options_that_would_divide_the_batch_otherwise_are_refused(tiny_backbone, data, tmp_path):
+    arguments, training = tiny_run(tiny_backbone(), data, tmp_path / "out", accelerator_config={"split_batches": True})
+    trainer = build_trainer(build_model(arguments, "cpu"), arguments, training, load_training_tuples(arguments, 0))
+    with pytest.raises(ValueError, match="--accelerator_config has split_batches"):
+        trainer.train()
 
 
 def test_workers_that_tokenize_do_not_hang(tiny_backbone, data, tmp_path, monkeypatch, caplog):

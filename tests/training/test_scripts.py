@@ -168,8 +168,12 @@ def test_the_example_configurations_resolve(config, tmp_path, monkeypatch, capsy
     assert "Floating point operations" in capsys.readouterr().out
 
 
-def test_two_processes_train_what_one_does_on_the_same_batches(tiny_backbone, data, tmp_path):
-    """torchrun on two gloo ranks: negatives, teacher scores and FLOPS over both, with gradient caching."""
+def test_two_processes_train_what_one_does_on_the_same_batches(tiny_backbone, tmp_path):
+    """torchrun on two gloo ranks: negatives, teacher scores and FLOPS over both, with gradient caching.
+
+    Of each row, a negative is another row's positive, which keeps the two apart also where they are on two ranks.
+    """
+    data = write_tuples(tmp_path / "tuples.jsonl", shared=True, negatives=2)
 
     def options(folder: str, mini_batch_size: int) -> list[str]:
         plain = dict(optim="sgd", max_grad_norm=0, lr_scheduler_type="constant", learning_rate=1e-3, max_steps=3)

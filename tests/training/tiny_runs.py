@@ -12,23 +12,31 @@ from lion_st.training.recipes import get_recipe
 TOPICS = ("lions", "zebras", "rivers", "storms", "bridges", "engines", "poems", "planets")
 
 
-def write_tuples(path: Path, rows: int = 24, negatives: int = 4) -> Path:
-    """Pairs with scored negatives, each text once."""
+def write_tuples(path: Path, rows: int = 24, negatives: int = 4, shared: bool = False) -> Path:
+    """Pairs with scored negatives, each text once, or with a negative that is the positive of the row after next."""
     lines = []
     for row in range(rows):
         topic = TOPICS[row % len(TOPICS)]
+        neighbour = (row + 2) % rows
         others = [TOPICS[(row + n) % len(TOPICS)].capitalize() for n in range(1, negatives + 1)]
         lines.append(
             {
                 "query": f"what do {topic} number {row} do",
-                "pos": [f"{topic.capitalize()} number {row} do this and that on day {row}."],
-                "neg": [f"{other} {row} rest in place {n}." for n, other in enumerate(others)],
+                "pos": [positive(row)],
+                "neg": [
+                    positive(neighbour) if shared and n == 0 else f"{other} {row} rest in place {n}."
+                    for n, other in enumerate(others)
+                ],
                 "pos_scores": [5.0 + row % 3],
                 "neg_scores": [float(n % 4) - 1 for n in range(negatives)],
             }
         )
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
+
+
+def positive(row: int) -> str:
+    return f"{TOPICS[row % len(TOPICS)].capitalize()} number {row} do this and that on day {row}."
 
 
 def tiny_options(backbone: str, data: Path, output: Path, **overrides: Any) -> dict[str, Any]:

@@ -1,0 +1,187 @@
+"""Batches over all devices in which no document is known to be relevant to another query."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sentence_transformers.base.sampler import DefaultBatchSampler
+
+from lion_st.data.tuples import TupleReader
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+ROWS_AT_ONCE = 1024
+CANDIDATE_COLUMNS = ("query", "positives", "negatives", "teacher_scores")
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A row by keys: `texts` of what the loss would see, `relevant` of all documents judged relevant to its query."""
+
+    index: int
+    texts: frozenset[str]
+    relevant: frozenset[str]
+
+
+@dataclass
+class _Batch:
+    indices: list[int] = field(default_factory=list)
+    texts: set[str] = field(default_factory=set)
+    relevant: set[str] = field(default_factory=set)
+
+    def add(self, row: _Row) -> bool:
+        """Take a row, unless a document of one side is relevant to a query of the other, or a text occurs on both."""
+        if not (
+            row.texts.isdisjoint(self.texts)
+            and row.texts.isdisjoint(self.relevant)
+            and row.relevant.isdisjoint(self.texts)
+        ):
+            return False
+        self.indices.append(row.index)
+        self.texts |= row.texts
+        self.relevant |= row.relevant
+        return True
+
+
+class NoFalseNegativesBatchSampler(DefaultBatchSampler):
+    """Batches in which no text occurs twice, and no query meets a document as a negative that is judged relevant to it.
+
+    sentence-transformers' NO_DUPLICATES for in-batch negatives of all devices. What differs: `batch_size` is that of
+    all devices together; labels are not taken for texts; all judgements of a query count, those of its other rows and
+    positives that were not drawn included; documents known by id are compared by id and not read. Rows that do not fit
+    a batch wait for the next. An epoch has exactly `len(sampler)` batches: where its rows do not fill them, rows are
+    drawn again, in another order.
+
+    Order and batches depend on the seed and the epoch alone, so that a resumed run, and each device, sees the same.
+
+    Args:
+        dataset: As `load_tuples` makes it, or with columns of texts, `query` or the first of them being the query,
+            `positive` or the second being relevant to it.
+        batch_size: Queries of a batch, over all devices.
+        drop_last: Leave out the rows after the last full batch.
+        valid_label_columns: Columns that are not texts.
+        generator: Not used: a generator that others share has a state that a resumed run lacks.
+        seed: Seed of the order.
+
+    Raises:
+        ValueError: If the rows do not fill one batch.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        drop_last: bool,
+        valid_label_columns: list[str] | None = None,
+        generator: torch.Generator | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(dataset, batch_size, drop_last, valid_label_columns, generator, seed)
+        self.dataset = dataset
+        self.rows = _row_reader(dataset, self.valid_label_columns or ())
+        if next(self._one_pass(torch.Generator().manual_seed(seed or 0), batch_size), None) is None:
+            raise self._too_few()
+
+    def __len__(self) -> int:
+        return len(self.dataset) // self.batch_size if self.drop_last else -(-len(self.dataset) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = torch.Generator().manual_seed((self.seed or 0) + self.epoch)
+        left = len(self)
+        while left:
+            before = left
+            for batch in self._one_pass(generator, self.batch_size):
+                left -= 1
+                if not left and not self.drop_last:
+                    batch = batch[: len(self.dataset) - self.batch_size * (len(self) - 1)]
+                yield batch
+                if not left:
+                    return
+            if left == before:
+                raise self._too_few()
+
+    def _one_pass(self, generator: torch.Generator, size: int) -> Iterator[list[int]]:
+        """Full batches of rows in a new order, each row at most once."""
+        order = torch.randperm(len(self.dataset), generator=generator)
+        rows = (row for part in order.split(ROWS_AT_ONCE) for row in self.rows(part.tolist()))
+        waiting: list[_Row] = []
+        while True:
+            batch, passed = _Batch(), []
+            for place, row in enumerate(waiting):
+                if len(batch.indices) == size:
+                    passed += waiting[place:]
+                    break
+                if not batch.add(row):
+                    passed.append(row)
+            waiting = passed
+            while len(batch.indices) < size:
+                following = next(rows, None)
+                if following is None:
+                    return
+                if not batch.add(following):
+                    waiting.append(following)
+            yield batch.indices
+
+    def _too_few(self) -> ValueError:
+        return ValueError(
+            f"The {len(self.dataset):,} rows of the training data fill no batch of {self.batch_size} in which no text "
+            "occurs twice and no document is relevant to another query. Give more data or a smaller --batch_size."
+        )
+
+
+def _row_reader(dataset: Dataset, labels: Sequence[str]) -> Any:
+    """A function that reads rows of a data set, by number, as `_Row`."""
+    reader = dataset.format["format_kwargs"].get("transform") if dataset.format["type"] == "custom" else None
+    if isinstance(reader, TupleReader):
+        columns = [name for name in CANDIDATE_COLUMNS if name in dataset.column_names]
+        table = dataset.with_format("arrow").select_columns(columns)
+        return partial(_read_candidates, table, reader, _relevant_of_repeated(table, reader))
+    return partial(_read_texts, dataset, frozenset(labels))
+
+
+def _read_candidates(
+    table: Dataset, reader: TupleReader, relevant: dict[str, list[str]], indices: list[int]
+) -> list[_Row]:
+    batch = table[indices].to_pydict()
+    return [
+        _Row(index, frozenset([query, *documents]), frozenset(relevant.get(key, positives)))
+        for index, key, (query, documents, positives) in zip(indices, batch["query"], reader.keys(batch), strict=True)
+    ]
+
+
+def _relevant_of_repeated(table: Dataset, reader: TupleReader) -> dict[str, list[str]]:
+    """The keys of all positives of the queries that have several rows."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    columns = table.select_columns(["query", "positives"])[:].combine_chunks()
+    queries, positives = columns["query"].combine_chunks(), columns["positives"].combine_chunks()
+    counts = pc.value_counts(queries)
+    repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
+    if not len(repeated):
+        return {}
+    pairs = pa.table(
+        [queries.take(pc.list_parent_indices(positives)), pc.list_flatten(positives)], ["query", "positives"]
+    )
+    pairs = pairs.filter(pc.is_in(pairs["query"], repeated))
+    groups = pairs.group_by("query").aggregate([("positives", "list")])
+    return {
+        query: reader.document_keys(documents)
+        for query, documents in zip(groups["query"].to_pylist(), groups["positives_list"].to_pylist(), strict=True)
+    }
+
+
+def _read_texts(dataset: Dataset, labels: frozenset[str], indices: list[int]) -> list[_Row]:
+    columns = {name: values for name, values in dataset[indices].items() if name not in labels}
+    names = list(columns)
+    query = "query" if "query" in names else names[0]
+    positive = "positive" if "positive" in names else next((name for name in names if name != query), query)
+    return [
+        _Row(index, frozenset(str(text).strip() for text in texts), frozenset([str(relevant).strip()]))
+        for index, texts, relevant in zip(indices, zip(*columns.values(), strict=True), columns[positive], strict=True)
+    ]

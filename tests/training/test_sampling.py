@@ -1,0 +1,154 @@
+"""What may stand together in a batch, over all devices."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import chain, islice
+
+import pytest
+from accelerate.data_loader import BatchSamplerShard
+from datasets import Dataset
+from tiny_runs import tiny_run, write_tuples
+from torch.utils.data import ConcatDataset
+
+from lion_st.data import load_tuples, set_epoch
+from lion_st.data.beir import save_beir
+from lion_st.training.mixing import WeightedBatchSampler
+from lion_st.training.retriever import build_model, build_trainer, load_training_tuples
+from lion_st.training.sampling import NoFalseNegativesBatchSampler
+
+LABELS = ["label"]
+
+
+@pytest.fixture(autouse=True)
+def datasets_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets-cache")
+
+
+@pytest.fixture
+def shared(tmp_path):
+    """48 rows; a negative of each is another row's positive."""
+    return load_tuples(write_tuples(tmp_path / "a.jsonl", 48, shared=True), negatives=4, teacher_scores=True)
+
+
+@pytest.fixture
+def judged(tmp_path):
+    """A BEIR folder of 12 queries with three relevant documents each, of which neighbours share one."""
+    corpus = {f"d{n}": {"text": f"document {n}"} for n in range(24)}
+    queries = {f"q{n}": f"query {n}" for n in range(12)}
+    qrels = {f"q{n}": {f"d{2 * n}": 1, f"d{2 * n + 1}": 1, f"d{(2 * n + 2) % 24}": 1} for n in range(12)}
+    return save_beir(tmp_path / "beir", corpus, queries, qrels, "train"), qrels
+
+
+def sampler_of(dataset, batch_size, drop_last=True, seed=0, epoch=0):
+    sampler = NoFalseNegativesBatchSampler(dataset, batch_size, drop_last, LABELS, seed=seed)
+    sampler.set_epoch(epoch)
+    return sampler
+
+
+def texts_of(dataset, batch):
+    return [text for name, column in dataset[batch].items() if name != "label" for text in column]
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_no_text_is_twice_in_a_batch_over_all_devices(shared, devices):
+    sampler = sampler_of(shared, 8)
+    shards = [BatchSamplerShard(sampler_of(shared, 8), devices, n, split_batches=True) for n in range(devices)]
+    steps = list(zip(*shards, strict=True))
+    assert [list(chain(*parts)) for parts in steps] == list(sampler)  # what one process trains on
+    assert len(steps) == len(sampler) == 6
+    for parts in steps:
+        texts = texts_of(shared, list(chain(*parts)))
+        assert len(texts) == 8 * 6 == len(set(texts))
+
+
+def test_every_row_is_drawn_once_where_it_fits(tmp_path):
+    rows = load_tuples(write_tuples(tmp_path / "a.jsonl", 24), negatives=2)
+    assert sorted(chain(*sampler_of(rows, 4))) == list(range(24))
+    sizes = [len(batch) for batch in sampler_of(rows, 5, drop_last=False)]
+    assert sizes == [5, 5, 5, 5, 4]
+
+
+def test_batches_depend_on_seed_and_epoch_alone(shared):
+    first = list(sampler_of(shared, 8))
+    again = sampler_of(shared, 8)
+    list(islice(again, 2))  # left in the middle, as a run that stops
+    assert list(again) == first
+    assert list(sampler_of(shared, 8, seed=1)) != first != list(sampler_of(shared, 8, epoch=1))
+
+
+def test_the_negatives_of_the_epoch_are_compared(tmp_path):
+    """One of four negatives is drawn anew in each epoch, so that other rows may stand together."""
+    rows = load_tuples(write_tuples(tmp_path / "a.jsonl", 48, shared=True), negatives=1)
+    seen = []
+    for epoch in range(4):
+        set_epoch(rows, epoch)
+        batches = list(sampler_of(rows, 24))
+        assert all(len(set(texts_of(rows, batch))) == 24 * 3 for batch in batches)
+        seen.append([sorted(batch) for batch in batches])
+    assert len({str(batches) for batches in seen}) > 1
+
+
+def test_no_judged_positive_is_a_negative_in_the_batch(judged):
+    folder, qrels = judged
+    pairs = load_tuples(folder, negatives=0)
+    assert len(pairs) == 36
+    sampler = sampler_of(pairs, 3)
+    assert len(list(sampler)) == len(sampler) == 12
+    for batch in sampler:
+        rows = [pairs[index] for index in batch]
+        for row in rows:
+            relevant = {f"document {key[1:]}" for key in qrels[f"q{row['query'].split()[1]}"]}
+            others = {other["positive"] for other in rows if other is not row}
+            assert others.isdisjoint(relevant), (row, others)
+
+
+def test_documents_known_by_id_are_not_read(judged, monkeypatch):
+    pairs = load_tuples(judged[0], negatives=0)
+    reader = pairs.format["format_kwargs"]["transform"]
+    monkeypatch.setattr(reader.documents, "texts", None)
+    assert len(list(sampler_of(pairs, 3))) == 12
+
+
+def test_equal_texts_under_two_ids_are_kept_apart(tmp_path):
+    texts = ["the same", "the same", "another", "a third"]
+    corpus = {f"d{n}": {"text": text} for n, text in enumerate(texts)}
+    queries = {f"q{n}": f"query {n}" for n in range(4)}
+    qrels = {f"q{n}": {f"d{n}": 1} for n in range(4)}
+    pairs = load_tuples(save_beir(tmp_path / "beir", corpus, queries, qrels, "train"), negatives=0)
+    for epoch in range(8):
+        for batch in sampler_of(pairs, 2, epoch=epoch):
+            assert len(set(texts_of(pairs, batch))) == 4
+
+
+def test_data_sets_of_texts_are_compared_without_their_labels():
+    rows = {"anchor": [f"q{n}" for n in range(8)], "positive": [f"p{n // 2}" for n in range(8)], "label": [1.0] * 8}
+    dataset = Dataset.from_dict(rows)
+    for batch in sampler_of(dataset, 4):
+        assert len({dataset[index]["positive"] for index in batch}) == 4
+
+
+def test_rows_that_fill_no_batch_are_refused_at_once():
+    dataset = Dataset.from_dict({"query": [f"q{n}" for n in range(8)], "positive": ["the same"] * 8})
+    with pytest.raises(ValueError, match=r"8 rows .* no batch of 2 .* Give more data or a smaller --batch_size"):
+        sampler_of(dataset, 2)
+
+
+def test_a_batch_of_several_sources_is_of_one_on_all_devices(tmp_path):
+    sources = [load_tuples(write_tuples(tmp_path / f"{n}.jsonl", 24 * (n + 1)), negatives=1) for n in range(2)]
+    make = partial(WeightedBatchSampler, ConcatDataset(sources), weights=[1, 1])
+    shards = [
+        BatchSamplerShard(make(batch_samplers=[sampler_of(one, 4) for one in sources]), 2, rank, split_batches=True)
+        for rank in range(2)
+    ]
+    steps = list(zip(*shards, strict=True))
+    assert len(steps) == 18
+    assert all(len({index >= 24 for part in parts for index in part}) == 1 for parts in steps)
+
+
+def test_the_trainer_divides_batches_of_all_devices(tiny_backbone, tmp_path):
+    arguments, training = tiny_run(tiny_backbone(), write_tuples(tmp_path / "a.jsonl"), tmp_path / "out", "dense", "cl")
+    trainer = build_trainer(build_model(arguments, "cpu"), arguments, training, load_training_tuples(arguments, 0))
+    loader = trainer.get_train_dataloader()
+    assert isinstance(loader.batch_sampler, NoFalseNegativesBatchSampler) and loader.batch_sampler.batch_size == 4
+    assert not trainer.accelerator.split_batches
