@@ -67,6 +67,7 @@ def main() -> None:
         documents=arguments.train_documents,
         negatives=arguments.negatives,
         teacher_scores=arguments.objective != "cl",
+        teacher_normalization=arguments.teacher_normalization,
         sampling=arguments.sampling,
         drop_short=arguments.drop_short,
         seed=training_arguments.seed,

@@ -136,7 +136,8 @@ def mine_negatives(
     Args:
         teacher: A teacher that has indexed the documents.
         queries: The queries.
-        positives: Row of the relevant document of each query.
+        positives: Row of the relevant document of each query. A query with several stands there as often; none of
+            them becomes its negative.
         negatives: Negatives of each query.
         relative_margin: A negative scores at most (1 - this) times the positive.
         positive_rank: Queries whose positive the teacher ranks lower are left out as unanswerable.
@@ -148,13 +149,16 @@ def mine_negatives(
     """
     if len(queries) != len(positives):
         raise ValueError(f"{len(queries)} queries have {len(positives)} positives: give one for each.")
+    relevant: dict[str, list[int]] = {}
+    for query, positive in zip(queries, positives, strict=True):
+        relevant.setdefault(query.strip(), []).append(positive)
     mined: list[MinedTuple | None] = []
     for block in teacher.score(queries, query_vectors):
         mixed = block.mixed(teacher.dense_weight)
         for offset, positive in enumerate(positives[block.start : block.start + len(mixed)]):
             score = mixed[offset]
             allowed = score <= (1 - relative_margin) * score[positive]
-            allowed[positive] = False
+            allowed[relevant[queries[block.start + offset].strip()]] = False
             rankings = [
                 np.where(allowed, view[offset], -1).argsort()[::-1][:depth] for view in (block.cosine, block.coverage)
             ]

@@ -138,6 +138,67 @@ def drop_equal_texts(table: Dataset, equals: dict[str, str], source: str) -> Dat
     return _report_left_out(clean, source)
 
 
+def drop_relevant_negatives(table: Dataset, equals: dict[str, str], source: str) -> Dataset:
+    """Leave out negatives that another row of the same query has as a positive.
+
+    Args:
+        table: As `load_candidates` makes it.
+        equals: Documents whose text is that of another one, with that one.
+        source: What warnings call it.
+    """
+    relevant = _relevant_elsewhere(table, equals)
+    if not relevant:
+        return table
+    drop = partial(_drop_relevant, relevant=relevant)
+    clean = table.map(drop, batched=True, features=_features_of(table), desc="Clean")
+    return _report_left_out(clean, source)
+
+
+def _relevant_elsewhere(table: Dataset, equals: dict[str, str]) -> dict[str, set[str]]:
+    """The positives of queries with several rows, of which at least one stands among their negatives."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    columns = table.with_format("arrow").select_columns(["query", "positives", "negatives"])[:].combine_chunks()
+    counts = pc.value_counts(columns["query"].combine_chunks())
+    repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
+    if not len(repeated):
+        return {}
+
+    def pairs(column: str) -> pa.Table:
+        lists = columns[column].combine_chunks()
+        queries = columns["query"].take(pc.list_parent_indices(lists))
+        flat = pa.table([queries, pc.list_flatten(lists)], ["query", "document"])
+        return flat.filter(pc.is_in(flat["query"], repeated))
+
+    same: dict[str, list[str]] = {}
+    for document, first in equals.items():
+        same.setdefault(first, [first]).append(document)
+    relevant: dict[str, set[str]] = {}
+    distinct = pairs("positives").group_by(["query", "document"]).aggregate([])
+    for query, document in zip(distinct["query"].to_pylist(), distinct["document"].to_pylist(), strict=True):
+        relevant.setdefault(query, set()).update(same.get(equals.get(document, document), [document]))
+    negatives = pairs("negatives")
+    keys = pa.array(f"{query}\t{document}" for query, documents in relevant.items() for document in documents)
+    found = pc.is_in(pc.binary_join_element_wise(negatives["query"], negatives["document"], "\t"), keys)
+    hit = set(pc.unique(negatives["query"].filter(found)).to_pylist())
+    return {query: documents for query, documents in relevant.items() if query in hit}
+
+
+def _drop_relevant(batch: dict[str, list[Any]], *, relevant: dict[str, set[str]]) -> dict[str, list[Any]]:
+    rows = []
+    scores = batch.get("teacher_scores") or [None] * len(batch["query"])
+    for query, positives, negatives, of_row in zip(
+        batch["query"], batch["positives"], batch["negatives"], scores, strict=True
+    ):
+        kept = [place for place, document in enumerate(negatives) if document not in relevant.get(query, ())]
+        row = {"query": query, "positives": positives, "negatives": [negatives[place] for place in kept]}
+        if of_row is not None:
+            row["teacher_scores"] = of_row[: len(positives)] + [of_row[len(positives) + place] for place in kept]
+        rows.append(row | {"left_out": len(negatives) - len(kept)})
+    return _columns(rows)
+
+
 def keep_known_pairs(table: Dataset, lookup: TextLookup, source: str) -> Dataset:
     """Leave out the pairs of a test collection whose document it lacks, and say how many.
 

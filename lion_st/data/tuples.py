@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from lion_st.data.lookup import TextLookup
-from lion_st.data.tables import drop_equal_texts, is_beir, keep_known_pairs, load_candidates, load_lookup
+from lion_st.data.tables import (
+    drop_equal_texts,
+    drop_relevant_negatives,
+    is_beir,
+    keep_known_pairs,
+    load_candidates,
+    load_lookup,
+)
 
 if TYPE_CHECKING:
     import numpy as np
     from datasets import Dataset
 
 Sampling: TypeAlias = Literal["random", "first"]
+Normalization: TypeAlias = Literal["none", "zscore", "minmax"]
+SHORTEST_LIST = 3  # of two scores only the sign of their difference is left
 
 
 def load_tuples(
@@ -23,6 +33,7 @@ def load_tuples(
     *,
     negatives: int | None = None,
     teacher_scores: bool = False,
+    teacher_normalization: Normalization = "none",
     split: str = "train",
     subset: str | None = None,
     queries: str | Path | None = None,
@@ -54,9 +65,9 @@ def load_tuples(
     | pairs with scores | the same with score or label, a row each; of labels 0 and 1, the 1 are positives |
     | BEIR folder | pairs from qrels/<split>.tsv |
 
-    Negatives that are positives of their own query, or whose text repeats that of a positive or of another negative,
-    also under another id, are left out; so are queries without a positive, and in BEIR folders pairs whose document the
-    corpus lacks. A warning says how many.
+    Negatives that are positives of their own query, also in another row of it, or whose text repeats that of a positive
+    or of another negative, also under another id, are left out; so are queries without a positive, and in BEIR folders
+    pairs whose document the corpus lacks. A warning says how many.
 
     Args:
         source: Hub data set ("owner/name", "owner/name:subset", "hf://owner/name/subset"), local copy of one, BEIR
@@ -65,6 +76,10 @@ def load_tuples(
         negatives: Negatives of each tuple; None takes all, of which every row must then have equally many.
         teacher_scores: Whether to add the column `label`, a list of 1 + negatives scores, the positive's first. Where
             only the margin of a triplet is published, it reads [margin, 0].
+        teacher_normalization: What `label` holds of the teacher's scores: "none", the scores as they are; "zscore",
+            less their mean and over their standard deviation; "minmax", from 0 for the lowest to 1 for the highest.
+            Both are over all scores of the row's query, those of documents that are not drawn included. A list of
+            equal scores becomes zeros.
         split: Split of the data set; slices such as "train[:1%]" work where `datasets` reads the source.
         subset: Configuration of the data set, or name of a JSONL file in it; by default the first present of train,
             labeled-list, bert-ensemble-margin-mse, triplets, else the only one.
@@ -86,7 +101,8 @@ def load_tuples(
     Raises:
         FileNotFoundError: If a local source does not exist.
         ValueError: If the layout is unknown, a line is malformed, an id is unknown or repeated, a text is empty, a
-            teacher score is missing or not finite, or rows have too few negatives or unequally many.
+            teacher score is missing or not finite, a list has fewer than three scores to normalize, or rows have too
+            few negatives or unequally many.
 
     Warns:
         UserWarning: If something was left out.
@@ -98,6 +114,10 @@ def load_tuples(
     """
     if negatives is not None and negatives < 0:
         raise ValueError(f"negatives is {negatives}: give 0 or more, or None for all.")
+    if teacher_normalization not in get_args(Normalization):
+        raise ValueError(
+            f"teacher_normalization is {teacher_normalization!r}: choose one of {', '.join(get_args(Normalization))}."
+        )
     if sampling not in ("random", "first"):
         raise ValueError(f"sampling is {sampling!r}: choose 'random' or 'first'.")
     table, query_ids, document_ids = load_candidates(
@@ -116,6 +136,7 @@ def load_tuples(
         document_lookup,
         negatives,
         teacher_scores,
+        teacher_normalization,
         sampling,
         ranks,
         absolute_margin,
@@ -131,6 +152,7 @@ def load_tuples(
         document_lookup.rows(ids)
         reader.equals = document_lookup.first_of_equals(ids)
         table = drop_equal_texts(table, reader.equals, str(source))
+    table = drop_relevant_negatives(table, reader.equals, str(source))
     table = reader.check(table, str(source), drop_short)
     return table.with_transform(reader)
 
@@ -151,6 +173,7 @@ class TupleReader:
     documents: TextLookup | None
     negatives: int | None
     scored: bool
+    normalization: Normalization
     sampling: Sampling
     ranks: tuple[int, int | None]
     absolute_margin: float | None
@@ -185,8 +208,13 @@ class TupleReader:
         for query, positives, negatives, of_row in zip(*columns, scores, strict=True):
             places = self._draw(query, len(positives), len(negatives), of_row)
             documents = [*positives, *negatives]
-            drawn.append(([documents[place] for place in places], [of_row[place] for place in places if of_row]))
+            labels = normalize_scores(of_row, self.normalization) if self.scored else []
+            drawn.append(([documents[place] for place in places], [labels[place] for place in places if self.scored]))
         return drawn
+
+    def labels(self, batch: dict[str, list[Any]]) -> list[list[float]]:
+        """The teacher's scores of each row in this epoch, as the column `label` has them."""
+        return [labels for _, labels in self._drawn(batch)]
 
     def keys(self, batch: dict[str, list[Any]]) -> list[tuple[str, list[str], list[str]]]:
         """What tells the texts of rows apart, without reading those of documents known by id.
@@ -217,8 +245,16 @@ class TupleReader:
         counts = self._available(table)
         if not len(counts):
             raise ValueError(f"{source} has no rows.")
+        if self.scored and self.normalization != "none":
+            self._require_lists(table, source)
         if self.negatives is None:
             self.negatives = int(counts.max())
+        plain = self.ranks[0] == 0 and self.absolute_margin is None and self.relative_margin is None
+        if self.negatives and plain and not counts.any():
+            raise ValueError(
+                f"{source} has no negatives, {self.negatives} are needed: train on those of the batch with "
+                "--objective cl --negatives 0, or mine some, as in docs/train.md."
+            )
         short = np.flatnonzero(counts < self.negatives)
         if not len(short):
             return table
@@ -229,6 +265,17 @@ class TupleReader:
                 "margins, or leave these rows out with drop_short=True."
             )
         return table.select(np.flatnonzero(counts >= self.negatives))
+
+    def _require_lists(self, table: Dataset, source: str) -> None:
+        import pyarrow.compute as pc
+
+        lengths = pc.list_value_length(table.with_format("arrow")[:]["teacher_scores"]).to_numpy()
+        if lengths.min() < SHORTEST_LIST:
+            raise ValueError(
+                f"Row {lengths.argmin()} of {source} has {lengths.min()} teacher scores, of which "
+                f"teacher_normalization={self.normalization!r} would leave no more than which is higher; it needs "
+                f"{SHORTEST_LIST}. Take 'none', and teacher_temperature for their scale."
+            )
 
     def _available(self, table: Dataset) -> np.ndarray:
         """Number of negatives that ranks and margins leave of each row, [rows]."""
@@ -269,6 +316,23 @@ class TupleReader:
         else:
             positive, pool = 0, pool[: self.negatives]
         return [positive, *(positives + place for place in pool)]
+
+
+def normalize_scores(scores: Sequence[float], normalization: Normalization) -> list[float]:
+    """The teacher's scores of a query's documents, brought to the same scale for all queries.
+
+    Example:
+        >>> normalize_scores([4.0, 1.0, 2.5], "minmax")
+        [1.0, 0.0, 0.5]
+    """
+    if normalization == "none":
+        return list(scores)
+    if normalization == "minmax":
+        zero, one = min(scores), max(scores) - min(scores)
+    else:
+        zero = sum(scores) / len(scores)
+        one = math.sqrt(sum((score - zero) ** 2 for score in scores) / len(scores))
+    return [(score - zero) / one if one else 0.0 for score in scores]
 
 
 def _unique_values(table: Dataset, column: str) -> list[str]:

@@ -26,7 +26,7 @@ class ContrastiveDistillationLoss(nn.Module):
     - L_NCE = mean over i of -log(exp s(q_i, d_i0) / sum of exp s(q_i, d) over d in D_B), where D_B holds the candidates
       of all queries of the batch, on all ranks;
     - L_KL = mean over i of KL(softmax(t_i / teacher_temperature) || softmax(s(q_i, D_i))), t_i the teacher's scores of
-      D_i, or L_MSE = mean over i and j >= 1 of ((s(q_i, d_i0) - s(q_i, d_ij)) - (t_i0 - t_ij))^2;
+      D_i, or L_MSE = mean over i and j >= 1 of ((s(q_i, d_i0) - s(q_i, d_ij)) - (t_i0 - t_ij) / teacher_temperature)^2;
     - L = contrastive_weight * L_NCE + distillation_weight * L_KL (or L_MSE).
 
     For sparse models, use it inside :class:`~sentence_transformers.sparse_encoder.losses.SpladeLoss` with
@@ -40,7 +40,7 @@ class ContrastiveDistillationLoss(nn.Module):
         distillation: `"kl_div"` or `"margin_mse"`.
         scale: Factor on the student's scores, 1 / temperature: 1.0 for sparse models, 100.0 for dense ones, whose
             temperature in the paper is 0.01.
-        teacher_temperature: Divisor of the teacher's scores in `"kl_div"`; not used by `"margin_mse"`.
+        teacher_temperature: Divisor of the teacher's scores.
         gather_across_devices: Candidates of the other ranks are negatives too. If False, those of this rank alone.
         released_scaling: Reproduce the paper's released code, whose gradient of L_NCE is divided by the number of
             ranks while that of L_KL is not.
@@ -151,9 +151,10 @@ class ContrastiveDistillationLoss(nn.Module):
 
     def _distil(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The distillation term from both sides' scores [B, 1 + n]."""
+        teacher = teacher / self.teacher_temperature
         if self.distillation == "margin_mse":
             return F.mse_loss(student[:, :1] - student[:, 1:], teacher[:, :1] - teacher[:, 1:])
-        target = F.log_softmax(teacher / self.teacher_temperature, dim=1)
+        target = F.log_softmax(teacher, dim=1)
         return F.kl_div(F.log_softmax(student, dim=1), target, log_target=True, reduction="batchmean")
 
     def _check_embeddings(self, embeddings: list[Tensor]) -> None:

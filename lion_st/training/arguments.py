@@ -207,7 +207,12 @@ class RetrieverArguments(LoraArguments):
         default=None, metadata={"help": "Texts embedded at a time (gradient caching). Bounds memory, not the batch."}
     )
     temperature: float = field(default=1.0, metadata={"help": "Divisor of the student's scores."})
-    teacher_temperature: float = field(default=1.0, metadata={"help": "Divisor of the teacher's scores in cl_kd."})
+    teacher_normalization: Literal["none", "zscore", "minmax"] = field(
+        default="none", metadata={"help": "Bring the teacher's scores of each query's documents to one scale first."}
+    )
+    teacher_temperature: float = field(
+        default=1.0, metadata={"help": "Divisor of the teacher's scores: smaller makes it surer."}
+    )
     contrastive_weight: float = field(default=0.5, metadata={"help": "Weight of the contrastive term in cl_kd."})
     distillation_weight: float = field(default=0.5, metadata={"help": "Weight of the KL term in cl_kd."})
     query_regularizer_weight: float = field(default=0.05, metadata={"help": "Sparse: FLOPS weight of queries."})
@@ -232,7 +237,14 @@ class RetrieverArguments(LoraArguments):
                 f"--train_weights are {weights}: give a positive one for each of --train_data, "
                 f"{', '.join(self.train_data)}."
             )
-        for name in ("batch_size", "query_length", "document_length", "mini_batch_size", "temperature"):
+        for name in (
+            "batch_size",
+            "query_length",
+            "document_length",
+            "mini_batch_size",
+            "temperature",
+            "teacher_temperature",
+        ):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UsageError(f"--{name} must be positive, got {value}.")
@@ -298,7 +310,8 @@ _READ_BY = {
     "query_regularizer_weight": ("--paradigm sparse", lambda values: values["paradigm"] == "sparse"),
     "document_regularizer_weight": ("--paradigm sparse", lambda values: values["paradigm"] == "sparse"),
     "regularizer_warmup_ratio": ("--paradigm sparse", lambda values: values["paradigm"] == "sparse"),
-    "teacher_temperature": ("--objective cl_kd", lambda values: values["objective"] == "cl_kd"),
+    "teacher_normalization": ("--objective kd or cl_kd", lambda values: values["objective"] != "cl"),
+    "teacher_temperature": ("--objective kd or cl_kd", lambda values: values["objective"] != "cl"),
     "contrastive_weight": ("--objective cl_kd", lambda values: values["objective"] == "cl_kd"),
     "distillation_weight": ("--objective cl_kd", lambda values: values["objective"] == "cl_kd"),
     "lora_r": ("--use_peft", lambda values: values["use_peft"]),
@@ -330,7 +343,7 @@ def retriever_arguments(
         >>> training.max_steps, training.num_train_epochs
         (-1, 2)
     """
-    values = merge_layers(recipe.defaults(), overrides)
+    values = merge_layers(recipe.defaults(overrides.get("train_data")), overrides)
     own = {item.name for item in fields(RetrieverArguments)}
     arguments = RetrieverArguments(**{name: value for name, value in values.items() if name in own})
     require_read(arguments, overrides)

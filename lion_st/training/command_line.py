@@ -101,7 +101,7 @@ def parse_retriever_arguments(
     )
 
     def defaults(given: Mapping[str, Any]) -> Mapping[str, Any]:
-        return _recipe(given).defaults()
+        return _recipe(given).defaults(given.get("train_data"))
 
     arguments, training_arguments, given = reader.read(options, defaults)
     require_read(arguments, given)

@@ -6,6 +6,7 @@ section 4 (experimental setup). The backbones `mini` and `micro` are this projec
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,13 @@ Paradigm: TypeAlias = Literal["sparse", "dense"]
 Objective: TypeAlias = Literal["cl", "kd", "cl_kd"]
 PARADIGMS: tuple[Paradigm, ...] = ("sparse", "dense")
 OBJECTIVES: tuple[Objective, ...] = ("cl", "kd", "cl_kd")
+# Fields of a recipe that belong to its data.
+OF_TRAIN_DATA = ("train_subset", "teacher_normalization", "teacher_temperature")
+TRAINING_QUERIES = {
+    "lightonai/ms-marco-en-bge": 808_728,
+    "sentence-transformers/msmarco": 532_751,  # queries of MS MARCO with a judgement
+    QUICKSTART_REPOSITORY: 36_084,
+}
 
 
 @dataclass(frozen=True)
@@ -99,10 +107,11 @@ class RetrieverRecipe:
         model: What is fine-tuned: the folder that the MNTP recipe writes.
         train_data: Source for `lion_st.data.load_tuples`.
         batch_size: Queries of an optimizer step, over all devices and accumulation steps.
-        epochs: Passes over the training queries (532,751 of MS MARCO) that `max_steps` amounts to.
         max_steps: Optimizer steps.
         negatives: Negatives of each query.
         temperature: Divisor of the student's scores.
+        teacher_normalization: Of the teacher's scores of `train_data`, see `lion_st.data.load_tuples`.
+        teacher_temperature: Divisor of the teacher's scores after that.
         query_regularizer_weight: Weight of the queries' FLOPS after the ramp.
         document_regularizer_weight: Weight of the documents' FLOPS after the ramp.
         regularizer_warmup_ratio: Share of `max_steps` in which both weights rise quadratically.
@@ -115,7 +124,6 @@ class RetrieverRecipe:
     model: str
     train_data: str
     batch_size: int
-    epochs: float
     max_steps: int
     negatives: int
     train_subset: str | None = None
@@ -123,6 +131,7 @@ class RetrieverRecipe:
     query_length: int = 64
     document_length: int = 128
     temperature: float = 1.0
+    teacher_normalization: str = "none"
     teacher_temperature: float = 1.0
     query_regularizer_weight: float = 0.05
     document_regularizer_weight: float = 0.04
@@ -139,10 +148,21 @@ class RetrieverRecipe:
     gradient_checkpointing: bool = False
     attn_implementation: str | None = None
 
-    def defaults(self) -> dict[str, Any]:
-        """Values for the options of `lion-st train`."""
+    @property
+    def epochs(self) -> float:
+        """Passes over the training queries of `train_data` that `max_steps` amounts to."""
+        return self.batch_size * self.max_steps / TRAINING_QUERIES[self.train_data]
+
+    def defaults(self, train_data: str | Sequence[str] | None = None) -> dict[str, Any]:
+        """Values for the options of `lion-st train`.
+
+        Args:
+            train_data: Data that are given in place of the recipe's, for which its subset and what it does with the
+                teacher's scores are not meant.
+        """
         values = dict(vars(self), output_dir=f"runs/{self.backbone}-{self.paradigm}-{self.objective}")
-        del values["epochs"]
+        if train_data is not None and train_data not in (self.train_data, [self.train_data]):
+            values = {name: value for name, value in values.items() if name not in OF_TRAIN_DATA}
         return _without_default(values)
 
 
@@ -156,9 +176,12 @@ BACKBONES = {
     "mini": Backbone("lion-st/lion-mini-base", BackboneShape(384, 1152, 6, 6, 3, 64, 20_480, True)),
     "micro": Backbone("lion-st/lion-micro-base", BackboneShape(256, 768, 4, 4, 2, 64, 16_384, True)),
 }
-# Batch, epochs and steps by backbone: the longer schedules of small models spend the compute of large ones.
-_CONTRASTIVE = {"llama-3.2-1b": (112, 7, 33_250), "llama-3.2-3b": (128, 3, 12_600), "llama-3-8b": (128, 1, 4_200)}
-_DISTILLED = {"llama-3.2-1b": (1024, 56, 29_400), "llama-3.2-3b": (512, 24, 25_200), "llama-3-8b": (512, 8, 8_400)}
+# Batch and steps by backbone: the longer schedules of small models spend the compute of large ones. In the paper they
+# are 7, 3 and 1 passes over its 532,751 queries, and 56, 24 and 8 for kd.
+_CONTRASTIVE = {"llama-3.2-1b": (112, 33_250), "llama-3.2-3b": (128, 12_600), "llama-3-8b": (128, 4_200)}
+_DISTILLED = {"llama-3.2-1b": (1024, 29_400), "llama-3.2-3b": (512, 25_200), "llama-3-8b": (512, 8_400)}
+# A list's scores, published between 0 and 1, then span 20, about as those of a cross-encoder do before its sigmoid.
+_MS_MARCO_TEACHER: tuple[str, float] = ("minmax", 0.05)
 _MINI_BATCHES = {"llama-3.2-1b": 32, "llama-3.2-3b": 16, "llama-3-8b": 16}
 DENSE_TEMPERATURE = 0.01
 
@@ -183,8 +206,9 @@ def _without_default(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _paper_recipe(backbone: str, paradigm: Paradigm, objective: Objective) -> RetrieverRecipe:
-    batch_size, epochs, max_steps = (_DISTILLED if objective == "kd" else _CONTRASTIVE)[backbone]
+    batch_size, max_steps = (_DISTILLED if objective == "kd" else _CONTRASTIVE)[backbone]
     distilled = objective == "kd"
+    normalization, teacher_temperature = _MS_MARCO_TEACHER if objective == "cl_kd" else ("none", 1.0)
     return RetrieverRecipe(
         backbone,
         paradigm,
@@ -193,10 +217,11 @@ def _paper_recipe(backbone: str, paradigm: Paradigm, objective: Objective) -> Re
         train_data="sentence-transformers/msmarco" if distilled else "lightonai/ms-marco-en-bge",
         train_subset="bert-ensemble-margin-mse" if distilled else None,
         batch_size=batch_size,
-        epochs=epochs,
         max_steps=max_steps,
         negatives=1 if distilled else 16,
         temperature=DENSE_TEMPERATURE if paradigm == "dense" else 1.0,
+        teacher_normalization=normalization,
+        teacher_temperature=teacher_temperature,
         mini_batch_size=_MINI_BATCHES[backbone],
         gradient_checkpointing=backbone == "llama-3-8b",
     )
@@ -211,7 +236,6 @@ def _micro_recipe(paradigm: Paradigm, objective: Objective) -> RetrieverRecipe:
         model=adapted_backbone("micro"),
         train_data=QUICKSTART_REPOSITORY,
         batch_size=32,
-        epochs=0.04,
         max_steps=50 if paradigm == "sparse" else 40,
         negatives=1,
         query_length=32,
@@ -228,7 +252,6 @@ def _mini_recipe(paradigm: Paradigm, objective: Objective) -> RetrieverRecipe:
         _micro_recipe(paradigm, objective),
         backbone="mini",
         model=adapted_backbone("mini"),
-        epochs=1,
         max_steps=1_100,
         query_length=64,
         document_length=160,
@@ -313,10 +336,13 @@ def recipes_table() -> list[dict[str, Any]]:
                 "backbone": recipe.backbone,
                 "stage": f"{recipe.paradigm} {recipe.objective}",
                 "batch": recipe.batch_size,
-                "epochs": recipe.epochs,
+                "epochs": f"{recipe.epochs:.2g}",
                 "steps": recipe.max_steps,
                 "negatives": recipe.negatives,
                 "temperature": recipe.temperature,
+                "teacher": (
+                    "" if recipe.objective == "cl" else f"{recipe.teacher_normalization}/{recipe.teacher_temperature}"
+                ),
                 "learning rate": recipe.learning_rate,
                 "lengths": f"{recipe.query_length}/{recipe.document_length}",
                 "FLOPS": (

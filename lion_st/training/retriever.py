@@ -45,6 +45,7 @@ from lion_st.training.mixing import WeightedBatchSampler
 from lion_st.training.recipes import BACKBONES, BackboneShape, mntp_folder
 from lion_st.training.record import checkpoint_to_resume
 from lion_st.training.runs import export_run, run_log
+from lion_st.training.teacher import report_teacher
 from lion_st.training.trainers import DenseRetrieverTrainer, SparseRetrieverTrainer
 
 if TYPE_CHECKING:
@@ -95,10 +96,10 @@ def build_loss(model: Any, arguments: RetrieverArguments) -> nn.Module:
     |---|---|---|
     | cl | MultipleNegativesRankingLoss | SpladeLoss of SparseMultipleNegativesRankingLoss |
     | kd | MarginMSELoss | SpladeLoss of SparseMarginMSELoss |
-    | cl_kd | ContrastiveDistillationLoss | SpladeLoss of ContrastiveDistillationLoss |
+    | cl_kd, or kd at a temperature | ContrastiveDistillationLoss | SpladeLoss of ContrastiveDistillationLoss |
 
-    Negatives and FLOPS are over all devices. Dense `kd` has no cached form and needs none: it has no terms across
-    queries, so that accumulation steps are as good.
+    "At a temperature" is with another `teacher_temperature` than 1. Negatives and FLOPS are over all devices. Dense
+    `kd` has no cached form and needs none: it has no terms across queries, so that accumulation steps are as good.
 
     Args:
         model: The model to train.
@@ -110,7 +111,16 @@ def build_loss(model: Any, arguments: RetrieverArguments) -> nn.Module:
         cached["mini_batch_size"] = arguments.mini_batch_size
     sparse = arguments.paradigm == "sparse"
     loss: nn.Module
-    if arguments.objective == "kd":
+    if arguments.objective == "kd" and arguments.teacher_temperature != 1:
+        loss = ContrastiveDistillationLoss(
+            model,
+            contrastive_weight=0.0,
+            distillation_weight=1.0,
+            distillation="margin_mse",
+            scale=scale,
+            teacher_temperature=arguments.teacher_temperature,
+        )
+    elif arguments.objective == "kd":
         similarity = partial(pairwise_dot_scores, scale=scale)
         loss = (SparseMarginMSELoss if sparse else MarginMSELoss)(model, similarity_fct=similarity)
     elif arguments.objective == "cl":
@@ -179,6 +189,8 @@ def build_trainer(
                 f"{name} has {len(source)} tuples, fewer than a batch of {needed}: give more data, or a smaller "
                 "--batch_size."
             )
+    if arguments.objective != "cl" and training_arguments.process_index == 0:
+        report_teacher(sources, arguments.objective, arguments.teacher_temperature)
     if training_arguments.dataloader_num_workers:
         _leave_tokenizing_to_the_workers()
     texts = list(dict.fromkeys(column for source in sources.values() for column in source[0] if column != "label"))
@@ -345,6 +357,7 @@ def load_training_tuples(arguments: RetrieverArguments, seed: int) -> Dataset | 
             quickstart_data() if source == QUICKSTART_REPOSITORY else source,
             negatives=arguments.negatives,
             teacher_scores=arguments.objective != "cl",
+            teacher_normalization=arguments.teacher_normalization,
             split=arguments.train_split,
             subset=arguments.train_subset,
             queries=arguments.train_queries,

@@ -95,3 +95,13 @@ def test_bad_arguments_are_named(teacher):
         EnsembleTeacher(encoder=None, dense_weight=1.5)
     with pytest.raises(ValueError, match="2 queries have 1 positives"):
         mine_negatives(teacher, ["a", "b"], [0])
+
+
+def test_no_positive_of_a_query_becomes_its_negative(teacher, collection):
+    """A query with several positives stands there as often; what is mined for one leaves the others alone."""
+    queries, vectors, _, _ = collection
+    options = dict(negatives=4, relative_margin=-9.0, positive_rank=200, query_vectors=vectors[[0, 0, 1]])
+    (before, *_) = mine_negatives(teacher, [queries[0], "x", queries[1]], [0, 7, 1], **options)
+    hard = before.documents[1]
+    first, second, _ = mine_negatives(teacher, [queries[0], queries[0], queries[1]], [0, hard, 1], **options)
+    assert hard not in first.documents and 0 not in second.documents

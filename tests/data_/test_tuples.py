@@ -187,6 +187,42 @@ def test_a_bad_row_is_named_with_the_remedy(scored, change, message):
         load_tuples(path, documents=collection, teacher_scores=True)
 
 
+def test_positives_of_other_rows_of_a_query_are_not_its_negatives(tmp_path):
+    """Also under another id with the same text; other queries keep them."""
+    texts = {"1": "one", "2": "two", "3": "three", "4": "four", "5": "two"}
+    rows = [
+        ("q", "1", ["2", "3", "4"]),
+        ("q", "2", ["4", "3", "1"]),
+        ("other", "3", ["1", "2"]),
+        ("q", "4", ["5", "3"]),
+    ]
+    path = write_jsonl(
+        tmp_path / "a.jsonl",
+        [
+            {"question": query, "pos_pid": positive, "neg_pids": list(others), "pos_score": 9.0}
+            | {"neg_scores": [float(other) for other in others]}
+            for query, positive, others in rows
+        ],
+    )
+    collection = write_tsv(tmp_path / "c.tsv", texts)
+    with pytest.warns(UserWarning, match="left out 5 negatives that are positives of their own query"):
+        tuples = load_tuples(path, documents=collection, negatives=1, teacher_scores=True, sampling="first")
+    read = [(row["query"], row["positive"], row["negative_1"], row["label"]) for row in tuples]
+    assert read == [
+        ("q", "one", "three", [9.0, 3.0]),
+        ("q", "two", "three", [9.0, 3.0]),
+        ("other", "three", "one", [9.0, 1.0]),
+        ("q", "four", "three", [9.0, 3.0]),
+    ]
+
+
+def test_data_without_negatives_are_said_with_both_ways_to_train(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", [{"query": "q", "pos": ["p"]}])
+    with pytest.raises(ValueError, match=r"no negatives, 4 are needed: .*--objective cl --negatives 0, or mine some"):
+        load_tuples(path, negatives=4)
+    assert load_tuples(path, negatives=0)[0] == {"query": "q", "positive": "p"}
+
+
 def test_short_rows_are_dropped_on_request(scored):
     def shorten(rows):
         rows[6].update(docids=rows[6]["docids"][:3], scores=rows[6]["scores"][:3])
@@ -261,7 +297,7 @@ def test_missing_texts_name_the_option(scored, tmp_path, sample):
         ({"source": "{folder}/notes.md"}, ValueError, r"Cannot read .*notes\.md: give \.jsonl"),
         ({"source": "{folder}/unknown.jsonl"}, ValueError, r"\['left', 'right'\] fit no layout .* pos_pid"),
         ({"source": "{folder}/pairs.jsonl", "negatives": -1}, ValueError, "negatives is -1"),
-        ({"source": "{folder}/pairs.jsonl", "negatives": 2}, ValueError, "has 0 negatives .* 2 are needed"),
+        ({"source": "{folder}/pairs.jsonl", "negatives": 2}, ValueError, "has no negatives, 2 are needed"),
         ({"source": "{folder}/pairs.jsonl", "sampling": "best"}, ValueError, "sampling is 'best'"),
         ({"source": "{folder}/pairs.jsonl", "relative_margin": 0.1}, ValueError, "has no teacher scores"),
     ],

@@ -1,0 +1,120 @@
+"""Whether a teacher's scores have something to teach: what the loss will see of them, measured before training."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lion_st.data.tuples import TupleReader
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+logger = logging.getLogger(__name__)
+ROWS = 1_000
+FLAT = 0.9  # share of the entropy of a uniform distribution from which a teacher is nearly flat
+ONE_HOT = 0.02  # and up to which it is nearly one-hot
+SMALLEST_MARGIN, LARGEST_MARGIN = 1.0, 50.0  # means in units of the student's scores
+
+
+@dataclass(frozen=True)
+class TeacherStatistics:
+    """A teacher over a sample of rows, after normalization and temperature.
+
+    Attributes:
+        rows: Rows of the sample.
+        documents: Documents of a row.
+        entropy: Mean entropy of the softmax over a row's documents, in nats.
+        positive: Mean probability of the positive in that softmax.
+        margin: Mean difference of the positive's score and a negative's.
+        margin_deviation: Its standard deviation.
+    """
+
+    rows: int
+    documents: int
+    entropy: float
+    positive: float
+    margin: float
+    margin_deviation: float
+
+    @property
+    def relative_entropy(self) -> float:
+        """The entropy as a share of that of a uniform distribution, 0 (one-hot) to 1 (flat)."""
+        return self.entropy / math.log(self.documents)
+
+
+def teacher_statistics(tuples: Dataset, temperature: float = 1.0, rows: int = ROWS) -> TeacherStatistics:
+    """Measure a teacher over rows spread evenly over the data.
+
+    Args:
+        tuples: Rows with the column `label`: of `load_tuples`, whose texts are not read for it, or others.
+        temperature: Divisor of the scores.
+        rows: How many at most.
+
+    Example:
+        >>> teacher_statistics(Dataset.from_dict({"label": [[1.0, 0.0, 0.0]]})).positive
+        0.576...
+    """
+    chosen = torch.linspace(0, len(tuples) - 1, min(rows, len(tuples))).long().tolist()
+    reader = tuples.format["format_kwargs"].get("transform")
+    if isinstance(reader, TupleReader):
+        labels = reader.labels(tuples.with_format(None)[chosen])
+    else:
+        labels = tuples.select_columns("label")[chosen]["label"]
+    scores = torch.tensor(labels, dtype=torch.float64) / temperature
+    if scores.ndim == 1:  # margins of triplets
+        scores = torch.stack([scores, torch.zeros_like(scores)], dim=1)
+    logarithms = scores.log_softmax(1)
+    margins = scores[:, :1] - scores[:, 1:]
+    return TeacherStatistics(
+        rows=len(scores),
+        documents=scores.shape[1],
+        entropy=-(logarithms.exp() * logarithms).sum(1).mean().item(),
+        positive=logarithms[:, 0].exp().mean().item(),
+        margin=margins.mean().item(),
+        margin_deviation=margins.std(correction=0).item(),
+    )
+
+
+def describe_teacher(found: TeacherStatistics, objective: str) -> tuple[str, str | None]:
+    """What an objective will learn from a teacher, and what is wrong with it, None if nothing seems to be.
+
+    Args:
+        found: As `teacher_statistics` measures it.
+        objective: `"cl_kd"`, which reads the softmax, or `"kd"`, which reads margins.
+    """
+    if objective == "kd":
+        line = (
+            f"the positive's score is {found.margin:.3g} above a negative's on average (standard deviation "
+            f"{found.margin_deviation:.3g}), which the student's scores shall reach"
+        )
+        if abs(found.margin) < SMALLEST_MARGIN:
+            return line, "margins that small hardly tell documents apart: lower --teacher_temperature"
+        if found.margin > LARGEST_MARGIN:
+            return line, "margins that large are beyond the student's: raise --teacher_temperature"
+        return line, None
+    line = (
+        f"its softmax over {found.documents} documents gives the positive {found.positive:.3f} on average, with an "
+        f"entropy of {found.entropy:.2f} of at most {math.log(found.documents):.2f} nats"
+    )
+    if found.relative_entropy > FLAT:
+        return line, "nearly flat, all documents count as equally relevant: lower --teacher_temperature"
+    if found.relative_entropy < ONE_HOT:
+        return line, "nearly one-hot, it says no more than the labels: raise --teacher_temperature"
+    return line, None
+
+
+def report_teacher(sources: dict[str, Any], objective: str, temperature: float) -> None:
+    """Print what the objective will learn from the teacher of each source, and warn of what seems wrong."""
+    for name, tuples in sources.items():
+        if "label" not in tuples[0]:
+            continue  # which the loss refuses
+        found = teacher_statistics(tuples, temperature)
+        line, fault = describe_teacher(found, objective)
+        print(f"Teacher of {name} over {found.rows:,} rows: {line}.")
+        if fault is not None:
+            logger.warning("Teacher of %s: %s, or choose another --teacher_normalization.", name, fault)
