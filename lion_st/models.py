@@ -37,6 +37,7 @@ def build(
     query_length: int | None = ...,
     document_length: int | None = ...,
     lora: LoraConfig | None = ...,
+    train_adapter: bool = ...,
     dtype: str | torch.dtype = ...,
     scale: float | None = ...,
     pooling: PoolingName = ...,
@@ -64,6 +65,7 @@ def build(
     query_length: int | None = ...,
     document_length: int | None = ...,
     lora: LoraConfig | None = ...,
+    train_adapter: bool = ...,
     dtype: str | torch.dtype = ...,
     scale: float | None = ...,
     pooling: PoolingName = ...,
@@ -91,6 +93,7 @@ def build(
     query_length: int | None = ...,
     document_length: int | None = ...,
     lora: LoraConfig | None = ...,
+    train_adapter: bool = ...,
     dtype: str | torch.dtype = ...,
     scale: float | None = ...,
     pooling: PoolingName = ...,
@@ -117,6 +120,7 @@ def build(
     query_length: int | None = 64,
     document_length: int | None = 128,
     lora: LoraConfig | None = None,
+    train_adapter: bool = False,
     dtype: str | torch.dtype = "auto",
     scale: float | None = None,
     pooling: PoolingName = "mean_normalized",
@@ -142,6 +146,7 @@ def build(
         query_length: Longest query, in tokens.
         document_length: Longest document, in tokens.
         lora: Train this adapter instead of all weights.
+        train_adapter: Train the backbone's own adapter on, instead of merging it.
         dtype: Of the weights; `"auto"` is the backbone's own, bfloat16 of a GGUF file. An adapter's are always float32.
         scale: Sparse: factor on the logits, `hidden_size ** -0.25` by default.
         pooling: Dense: see `LlamaPooling`.
@@ -188,12 +193,15 @@ def build(
         add_bos=add_bos,
         num_layers=num_layers,
         layers=layers,
-        model_kwargs={"dtype": dtype, "token": token, "revision": revision}
+        model_kwargs={"dtype": dtype, "token": token, "revision": revision, "is_trainable": train_adapter}
         | ({"attn_implementation": attn_implementation} if attn_implementation else {}),
         processor_kwargs={"token": token, "revision": revision},
         config_kwargs={"token": token, "revision": revision},
     )
-    if has_adapter(transformer.model):
+    if train_adapter and (lora is not None or not has_adapter(transformer.model)):
+        problem = "lora= is another adapter" if lora is not None else f"{backbone!r} has no adapter"
+        raise ValueError(f"train_adapter=True trains the backbone's own adapter on, but {problem}: leave one out.")
+    if has_adapter(transformer.model) and not train_adapter:
         if lora is not None:
             raise ValueError(
                 f"{backbone!r} is an adapter, and a new adapter cannot name its merged weights as its base. Save them "

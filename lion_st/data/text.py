@@ -53,7 +53,7 @@ def read_documents(sources: Iterable[str | Path], split: str = "train", rows_per
         sources: Files as `iter_documents` reads them, or data sets of the Hub (or local folders of one) with a column
             `text`, such as "Salesforce/wikitext:wikitext-103-raw-v1"; see `parse_source`.
         split: Split of a data set.
-        rows_per_document: Rows of a data set that make one document, empty ones not counted.
+        rows_per_document: Rows of a data set, empty ones not counted, or lines of a `.txt` file that make one document.
 
     Raises:
         FileNotFoundError: If a source is not there.
@@ -62,7 +62,7 @@ def read_documents(sources: Iterable[str | Path], split: str = "train", rows_per
     for source in sources:
         found = parse_source(source)
         if found.path is not None and found.path.is_file():
-            yield from iter_documents(found.path)
+            yield from iter_documents(found.path, rows_per_document)
             continue
         from datasets import load_dataset
 

@@ -191,6 +191,8 @@ class LionTransformer(Transformer):
         is_adapter = not gguf and find_adapter_config_file(folder, **hub) is not None
         if is_adapter:
             self.adapter_config = read_adapter_config(model_name_or_path, **hub)
+            # PEFT saves adapters as not to be trained.
+            self.adapter_config.inference_mode = not self.is_trainable
             # The revision recorded in the adapter is that of the base it was trained on.
             self.base_revision = None if self.adapter_base else self.adapter_config.revision
             self.adapter_base = self.adapter_base or self.adapter_config.base_model_name_or_path

@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 from lion_st.errors import UsageError
 from lion_st.training.options import merge_layers
 from lion_st.training.recipes import Objective, Paradigm, RetrieverRecipe, get_recipe
+from lion_st.training.released import recipe_options
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -34,6 +35,7 @@ RESULT_ARGUMENTS = (
     "bf16",
     "fp16",
 )
+PRESET_HELP = "released: compute what the paper's released code does, in place of the recipe; see docs/fidelity.md."
 MAX_SECONDS_HELP = "Fit steps and schedules into this many seconds of training, if max_steps would take longer."
 # These too, which hardly anyone sets: recorded where they are not at their defaults.
 FURTHER_RESULT_ARGUMENTS = (
@@ -49,6 +51,7 @@ FURTHER_RESULT_ARGUMENTS = (
     "neftune_noise_alpha",
     "optim_args",
     "router_mapping",
+    "stop_after_steps",
 )
 TRANSFORMERS_EPOCHS = 3.0  # its default, which is not read where max_steps is positive
 _UNEVALUATED = "training has no evaluation set; `lion-st evaluate` scores its result"
@@ -103,6 +106,11 @@ class MntpArguments(LoraArguments):
         default_factory=list,
         metadata={"help": "Files (.txt, .jsonl, also .gz, .xz), or Hub data sets with a text column, as NAME:SUBSET."},
     )
+    preset: Literal["released"] | None = field(default=None, metadata={"help": PRESET_HELP})
+    rows_per_document: int = field(
+        default=64,
+        metadata={"help": "Rows, or lines of a .txt file, that begin with one beginning-of-sequence token together."},
+    )
     block_size: int = field(default=512, metadata={"help": "Tokens a training block."})
     mask_probability: float = field(default=0.2, metadata={"help": "Share of tokens to predict."})
     random_share: float = field(default=0.1, metadata={"help": "Share of those that become a random token."})
@@ -144,6 +152,9 @@ class MntpTrainingArguments(TrainingArguments):
     )
     bf16: bool = field(default=True, metadata={"help": "Mixed precision in bfloat16, unless --fp16 is given."})
     max_seconds: float | None = field(default=None, metadata={"help": MAX_SECONDS_HELP})
+    stop_after_steps: int | None = field(
+        default=None, metadata={"help": "Stop after so many steps, with the schedule still that of --num_train_epochs."}
+    )
     logging_nan_inf_filter: bool = False  # which logs a loss that is not a number as 0
     use_cpu: bool = not torch.cuda.is_available()
     logging_steps: float = 50
@@ -172,7 +183,11 @@ class RetrieverArguments(LoraArguments):
     objective: Objective = field(
         default="cl_kd", metadata={"help": "Contrastive, distillation of a teacher's margins, or both."}
     )
+    preset: Literal["released"] | None = field(default=None, metadata={"help": PRESET_HELP})
     model: str = field(default="", metadata={"help": "Folder, Hub name or GGUF file of the backbone to fine-tune."})
+    train_adapter: bool = field(
+        default=False, metadata={"help": "Train the adapter that the backbone has on, instead of merging it."}
+    )
     add_bos: bool | None = field(default=None, metadata={"help": "See lion_st.build."})
     num_layers: int | None = field(default=None, metadata={"help": "Keep the backbone's first so many layers alone."})
     layers: list[int] | None = field(default=None, metadata={"help": "Keep these layers alone, numbered from 0."})
@@ -343,7 +358,7 @@ def retriever_arguments(
         >>> training.max_steps, training.num_train_epochs
         (-1, 2)
     """
-    values = merge_layers(recipe.defaults(overrides.get("train_data")), overrides)
+    values = merge_layers(recipe_options(recipe, overrides), overrides)
     own = {item.name for item in fields(RetrieverArguments)}
     arguments = RetrieverArguments(**{name: value for name, value in values.items() if name in own})
     require_read(arguments, overrides)

@@ -125,3 +125,35 @@ class StopAtNaN(TrainerCallback):
                 f"The loss is {loss} at step {state.global_step}. Go on from an earlier checkpoint with a lower "
                 "--learning_rate, or train in bfloat16 or float32 where this run used float16."
             )
+
+
+class StopAfter(TrainerCallback):
+    """Ends a run after a number of steps and leaves its schedule as it is, which is then not at its end.
+
+    Args:
+        steps: Optimizer steps.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+        self.is_over = False
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Count."""
+        if state.global_step >= self.steps:
+            self.is_over = control.should_training_stop = True
+
+
+def require_all_steps(trainer: Any, output: Any) -> None:
+    """Refuse a run that has stopped before its last step, other than by `SecondsBudget` or `StopAfter`.
+
+    Raises:
+        ValueError: If it has.
+    """
+    state = trainer.state
+    ended = any(getattr(callback, "is_over", False) for callback in trainer.callback_handler.callbacks)
+    if state.global_step < state.max_steps and not ended:
+        raise ValueError(
+            f"{output}: training stopped at step {state.global_step} of {state.max_steps}. Repeat the command to go on "
+            "from its last checkpoint; if it stops there again, give more data or a smaller batch."
+        )

@@ -15,6 +15,7 @@ from lion_st.training.arguments import (
 )
 from lion_st.training.options import OptionsReader
 from lion_st.training.recipes import BACKBONES, MNTP_RECIPES, RetrieverRecipe, get_recipe
+from lion_st.training.released import mntp_options, recipe_options
 
 # What `--help` shows of the many options of the trainers.
 SHOWN_ARGUMENTS = (
@@ -66,7 +67,7 @@ def parse_mntp_arguments(
 
     def defaults(given: Mapping[str, Any]) -> Mapping[str, Any]:
         recipe = MNTP_RECIPES.get(given.get("backbone", ""))
-        return {} if recipe is None else recipe.defaults()
+        return {} if recipe is None else mntp_options(recipe, given)
 
     arguments, training_arguments, _ = reader.read(options, defaults)
     if arguments.backbone in MNTP_RECIPES:
@@ -101,7 +102,7 @@ def parse_retriever_arguments(
     )
 
     def defaults(given: Mapping[str, Any]) -> Mapping[str, Any]:
-        return _recipe(given).defaults(given.get("train_data"))
+        return recipe_options(_recipe(given), given)
 
     arguments, training_arguments, given = reader.read(options, defaults)
     require_read(arguments, given)

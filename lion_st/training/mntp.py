@@ -19,7 +19,7 @@ from transformers.modeling_outputs import ModelOutput
 from lion_st.checkpoints import atomic_files_in
 from lion_st.data.text import read_documents, token_blocks
 from lion_st.modules import LionTransformer
-from lion_st.training.callbacks import EpochCallback, SecondsBudget, StopAtNaN
+from lion_st.training.callbacks import EpochCallback, SecondsBudget, StopAfter, StopAtNaN, require_all_steps
 from lion_st.training.cost import TrainingCost
 from lion_st.training.recipes import BackboneShape
 from lion_st.training.record import RunLog, checkpoint_to_resume
@@ -232,11 +232,14 @@ def adapt_mntp(arguments: MntpArguments, training_arguments: MntpTrainingArgumen
     trainer.add_callback(StopAtNaN())
     if training_arguments.max_seconds is not None:
         trainer.add_callback(SecondsBudget(training_arguments.max_seconds))
+    if training_arguments.stop_after_steps is not None:
+        trainer.add_callback(StopAfter(training_arguments.stop_after_steps))
     # A loss "before" of the very blocks and masks that "after" is measured on, of the model made bidirectional.
     before = record.content.get("eval_loss_before") or trainer.evaluate()["eval_loss"]
     output.mkdir(parents=True, exist_ok=True)
     record.content["eval_loss_before"] = before
     trainer.train(resume_from_checkpoint=checkpoint)
+    require_all_steps(trainer, output)
     after = trainer.evaluate()["eval_loss"]
     if trainer.is_world_process_zero():
         _save(trainer.accelerator.unwrap_model(trainer.model), transformer, arguments, dtype, output)
@@ -309,7 +312,9 @@ def _build_trainer(
 
 
 def _split_blocks(tokenizer: Any, arguments: MntpArguments, seed: int) -> tuple[Dataset, Dataset]:
-    blocks = token_blocks(read_documents(arguments.texts), tokenizer, arguments.block_size)
+    blocks = token_blocks(
+        read_documents(arguments.texts, rows_per_document=arguments.rows_per_document), tokenizer, arguments.block_size
+    )
     if len(blocks) <= arguments.eval_blocks:
         raise ValueError(
             f"The text has {len(blocks)} blocks of {arguments.block_size} tokens, of which {arguments.eval_blocks} "

@@ -34,6 +34,7 @@ from lion_st.losses import (
     CachedContrastiveDistillationLoss,
     ContrastiveDistillationLoss,
     FlopsRegularizer,
+    MicroBatchRegularizerWeightSchedulerCallback,
     dot_scores,
     pairwise_dot_scores,
 )
@@ -44,6 +45,7 @@ from lion_st.training.cost import TrainingCost
 from lion_st.training.mixing import WeightedBatchSampler
 from lion_st.training.recipes import BACKBONES, BackboneShape, mntp_folder
 from lion_st.training.record import checkpoint_to_resume
+from lion_st.training.released import SHARE, ramp_micro_batches, require_files
 from lion_st.training.runs import export_run, run_log
 from lion_st.training.teacher import report_teacher
 from lion_st.training.trainers import DenseRetrieverTrainer, SparseRetrieverTrainer
@@ -73,7 +75,8 @@ def build_model(arguments: RetrieverArguments, device: str | torch.device | None
         arguments.paradigm,
         query_length=arguments.query_length,
         document_length=arguments.document_length,
-        lora=arguments.lora_config() if arguments.use_peft else None,
+        lora=arguments.lora_config() if arguments.use_peft and not arguments.train_adapter else None,
+        train_adapter=arguments.train_adapter,
         # Optimizer steps are smaller than bfloat16's rounding of the weights.
         dtype="auto" if arguments.use_peft else torch.float32,
         scale=arguments.scale,
@@ -101,11 +104,17 @@ def build_loss(model: Any, arguments: RetrieverArguments) -> nn.Module:
     "At a temperature" is with another `teacher_temperature` than 1. Negatives and FLOPS are over all devices. Dense
     `kd` has no cached form and needs none: it has no terms across queries, so that accumulation steps are as good.
 
+    With `preset="released"` the terms have the weights that the released code's gradients come out with on its four
+    GPUs, on any number here: (NCE / 4 + KL) / 2 + FLOPS / 4 in place of (NCE + KL) / 2 + FLOPS, and `kd` has FLOPS of
+    each device.
+
     Args:
         model: The model to train.
         arguments: Those of `RetrieverArguments` under "objective".
     """
     scale = 1 / arguments.temperature
+    released = arguments.preset == "released"
+    share = SHARE if released and arguments.objective != "kd" else 1.0
     cached: dict[str, Any] = {}
     if arguments.mini_batch_size is not None:
         cached["mini_batch_size"] = arguments.mini_batch_size
@@ -123,7 +132,7 @@ def build_loss(model: Any, arguments: RetrieverArguments) -> nn.Module:
     elif arguments.objective == "kd":
         similarity = partial(pairwise_dot_scores, scale=scale)
         loss = (SparseMarginMSELoss if sparse else MarginMSELoss)(model, similarity_fct=similarity)
-    elif arguments.objective == "cl":
+    elif arguments.objective == "cl" and not released:
         settings: dict[str, Any] = {"scale": scale, "similarity_fct": dot_scores, "gather_across_devices": True}
         if sparse:
             loss = SparseMultipleNegativesRankingLoss(model, **settings)
@@ -132,13 +141,14 @@ def build_loss(model: Any, arguments: RetrieverArguments) -> nn.Module:
         else:
             loss = MultipleNegativesRankingLoss(model, **settings)
     else:
+        alone = arguments.objective == "cl"
         joint: Any = ContrastiveDistillationLoss
         if cached and not sparse:
             joint = partial(CachedContrastiveDistillationLoss, **cached)
         loss = joint(
             model,
-            contrastive_weight=arguments.contrastive_weight,
-            distillation_weight=arguments.distillation_weight,
+            contrastive_weight=share * (1.0 if alone else arguments.contrastive_weight),
+            distillation_weight=0.0 if alone else arguments.distillation_weight,
             scale=scale,
             teacher_temperature=arguments.teacher_temperature,
         )
@@ -146,14 +156,15 @@ def build_loss(model: Any, arguments: RetrieverArguments) -> nn.Module:
         return loss
     # MarginMSE regularizes positives and negatives each for themselves, the contrastive objectives all at once.
     columns = 1 + arguments.negatives if arguments.objective == "kd" else 1
+    gather = not (released and arguments.objective == "kd")
     splade: Any = partial(CachedSpladeLoss, **cached) if cached else SpladeLoss
     return splade(
         model,
         loss,
-        query_regularizer_weight=arguments.query_regularizer_weight,
-        document_regularizer_weight=arguments.document_regularizer_weight,
-        query_regularizer=FlopsRegularizer(model),
-        document_regularizer=FlopsRegularizer(model, columns=columns),
+        query_regularizer_weight=share * arguments.query_regularizer_weight,
+        document_regularizer_weight=share * arguments.document_regularizer_weight,
+        query_regularizer=FlopsRegularizer(model, gather_across_devices=gather),
+        document_regularizer=FlopsRegularizer(model, gather_across_devices=gather, columns=columns),
     )
 
 
@@ -214,7 +225,7 @@ def build_trainer(
             callbacks.append(EpochCallback(partial(set_epoch, source)))
     ramp = None
     if isinstance(loss, SpladeLoss):
-        ramp = SpladeRegularizerWeightSchedulerCallback(loss, warmup_ratio=arguments.regularizer_warmup_ratio)
+        ramp = _ramp(loss, arguments)
         callbacks.insert(0, ramp)
     if training_arguments.max_seconds is not None:
         callbacks.append(SecondsBudget(training_arguments.max_seconds, ramp))
@@ -224,6 +235,14 @@ def build_trainer(
     )
     trainer.cost = training_cost(arguments, training_arguments, BackboneShape.from_config(model[0].config))
     return trainer
+
+
+def _ramp(loss: SpladeLoss, arguments: RetrieverArguments) -> SpladeRegularizerWeightSchedulerCallback:
+    ratio = arguments.regularizer_warmup_ratio
+    if arguments.preset is None:
+        return SpladeRegularizerWeightSchedulerCallback(loss, warmup_ratio=ratio)
+    micro_batches = ramp_micro_batches(arguments.backbone, arguments.objective, arguments.batch_size)
+    return MicroBatchRegularizerWeightSchedulerCallback(loss, warmup_ratio=ratio, micro_batches=micro_batches)
 
 
 def _leave_tokenizing_to_the_workers() -> None:
@@ -340,6 +359,7 @@ def train_retriever(arguments: RetrieverArguments, training_arguments: Retriever
             print(f"{record.folder} is trained already; nothing to do.")
         return record.folder
     checkpoint = checkpoint_to_resume(record.folder, training_arguments.resume_from_checkpoint)
+    require_files(arguments.train_data)
     set_seed(training_arguments.seed)
     model = build_model(arguments, training_arguments.device)
     tuples = load_training_tuples(arguments, training_arguments.seed)

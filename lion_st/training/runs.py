@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lion_st.checkpoints import atomic_files_in
 from lion_st.exporting import export
-from lion_st.training.callbacks import SecondsBudget
+from lion_st.training.callbacks import require_all_steps
 from lion_st.training.record import RunLog
 
 if TYPE_CHECKING:
@@ -51,12 +51,8 @@ def export_run(trainer: Any, record: RunLog) -> Path:
         ValueError: If training stopped before its last step, other than by its budget of time.
         OSError: If the result cannot be written, or cannot be pushed; how to publish it.
     """
-    state, output = trainer.state, record.folder
-    if state.global_step < state.max_steps and not _ended_by_time(trainer):
-        raise ValueError(
-            f"{output}: training stopped at step {state.global_step} of {state.max_steps}. Repeat the command to go on "
-            "from its last checkpoint; if it stops there again, give more data or a smaller --batch_size."
-        )
+    output = record.folder
+    require_all_steps(trainer, output)
     if trainer.is_world_process_zero():
         with atomic_files_in(output) as folder:
             export(trainer.accelerator.unwrap_model(trainer.model), folder)
@@ -66,11 +62,6 @@ def export_run(trainer: Any, record: RunLog) -> Path:
     if trainer.args.push_to_hub and trainer.is_world_process_zero():
         _push(trainer, output, files)
     return output
-
-
-def _ended_by_time(trainer: Any) -> bool:
-    """Whether a run stopped as its `max_seconds` were over."""
-    return any(isinstance(one, SecondsBudget) and one.is_over for one in trainer.callback_handler.callbacks)
 
 
 def _push(trainer: Any, folder: Path, files: list[str]) -> None:
