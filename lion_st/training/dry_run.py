@@ -9,6 +9,7 @@ from transformers import AutoConfig
 
 from lion_st.training.arguments import RetrieverArguments, RetrieverTrainingArguments
 from lion_st.training.recipes import BACKBONES, BackboneShape, mntp_folder
+from lion_st.training.released import released_mntp_folder
 from lion_st.training.retriever import resolve_batches, training_cost
 
 
@@ -25,7 +26,8 @@ def describe_run(arguments: RetrieverArguments, training_arguments: RetrieverTra
     each: Any = training_arguments.per_device_train_batch_size
     documents = 1 + arguments.negatives
     backbone = BACKBONES[arguments.backbone]
-    if arguments.model in (backbone.model, mntp_folder(arguments.backbone)):
+    own = (backbone.model, mntp_folder(arguments.backbone), released_mntp_folder(arguments.backbone))
+    if arguments.model in own:
         shape = backbone.shape
     else:
         shape = BackboneShape.from_config(AutoConfig.from_pretrained(arguments.model))

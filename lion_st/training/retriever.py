@@ -45,7 +45,7 @@ from lion_st.training.cost import TrainingCost
 from lion_st.training.mixing import WeightedBatchSampler
 from lion_st.training.recipes import BACKBONES, BackboneShape, mntp_folder
 from lion_st.training.record import checkpoint_to_resume
-from lion_st.training.released import SHARE, ramp_micro_batches, require_files
+from lion_st.training.released import SHARE, ramp_micro_batches, released_mntp_folder, require_files
 from lion_st.training.runs import export_run, run_log
 from lion_st.training.teacher import report_teacher
 from lion_st.training.trainers import DenseRetrieverTrainer, SparseRetrieverTrainer
@@ -64,11 +64,12 @@ def build_model(arguments: RetrieverArguments, device: str | torch.device | None
     Raises:
         FileNotFoundError: If the model is not there; after which stage it will be, if a recipe's own.
     """
-    if arguments.model == mntp_folder(arguments.backbone) and not Path(arguments.model).is_dir():
+    own = {mntp_folder(arguments.backbone): "", released_mntp_folder(arguments.backbone): " --preset released"}
+    if arguments.model in own and not Path(arguments.model).is_dir():
         base = BACKBONES[arguments.backbone].model
         raise FileNotFoundError(
-            f"There is no adapted backbone in {arguments.model!r}. Make it with `lion-st adapt "
-            f"--backbone {arguments.backbone}`, or fine-tune the unadapted model with --model {base}."
+            f"There is no adapted backbone in {arguments.model!r}. Make it with `lion-st adapt --backbone "
+            f"{arguments.backbone}{own[arguments.model]}`, or fine-tune the unadapted model with --model {base}."
         )
     return build(
         arguments.model,
