@@ -39,6 +39,11 @@ class RetrieverTrainerMixin(BaseTrainer):
                 f"--dataloader_drop_last is false, with {self.args.world_size} processes: a last batch that is not "
                 "full has no part for some of them, for which the others wait. Leave it out."
             )
+        if self.args.dataloader_persistent_workers:
+            raise ValueError(
+                "--dataloader_persistent_workers keeps workers that would draw each epoch's negatives as in the first: "
+                "leave it out."
+            )
         configuration.split_batches = True
         try:
             return super().get_train_dataloader()

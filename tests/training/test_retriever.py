@@ -376,10 +376,17 @@ def test_a_run_that_stops_early_has_not_finished(tiny_backbone, data, tmp_path):
     assert not record.is_finished and not (tmp_path / "out" / "modules.json").exists()
 
 
-def test_options_that_would_divide_the_batch_otherwise_are_refused(tiny_backbone, data, tmp_path):
-    arguments, training = tiny_run(tiny_backbone(), data, tmp_path / "out", accelerator_config={"split_batches": True})
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(accelerator_config={"split_batches": True}), "--accelerator_config has split_batches"),
+        (dict(dataloader_num_workers=1, dataloader_persistent_workers=True), "negatives as in the first"),
+    ],
+)
+def test_options_that_would_read_other_batches_are_refused(tiny_backbone, data, tmp_path, options, message):
+    arguments, training = tiny_run(tiny_backbone(), data, tmp_path / "out", **options)
     trainer = build_trainer(build_model(arguments, "cpu"), arguments, training, load_training_tuples(arguments, 0))
-    with pytest.raises(ValueError, match="--accelerator_config has split_batches"):
+    with pytest.raises(ValueError, match=message):
         trainer.train()
 
 
