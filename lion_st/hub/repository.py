@@ -23,7 +23,7 @@ NEXT = "next of v1, v2, ..."  # no tag can have this name
 MODULES = "modules.json"
 # What a checkpoint may have at its top beside weights and modules; a newer one without it must not be read with it.
 SETTINGS = re.compile(
-    r"(generation_config|sentence_bert_config|special_tokens_map|added_tokens|vocab)\.json|tokenizer\.model|"
+    r"(generation_config|sentence_bert_config|special_tokens_map|added_tokens|vocab|lion_st_checks)\.json|tokenizer\.model|"
     r"merges\.txt|vocab\.txt|chat_template\.jinja"
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -13,7 +14,7 @@ from sentence_transformers.util import load_file_path
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from lion_st.hooks import has_adapter, without_message
+from lion_st.hooks import attention_implementation, has_adapter, without_message
 from lion_st.modules import unpadding
 from lion_st.modules.adapters import (
     attach_adapter,
@@ -37,6 +38,7 @@ from lion_st.modules.lm_head import LMHead, read_lm_head
 from lion_st.modules.loading import load_backbone, read_base_config, read_config
 from lion_st.modules.tokenizer_contract import configure_tokenizer
 from lion_st.modules.tokenizing import check_texts, exclusive_tokenizer, leading_parts, require_room
+from lion_st.modules.verdict import VERDICT_FILE, read_verdict, write_verdict
 
 if TYPE_CHECKING:
     from sentence_transformers.base.model import BaseModel
@@ -133,6 +135,7 @@ class LionTransformer(Transformer):
             kwargs["processor_kwargs"] = dict(kwargs.get("processor_kwargs") or {}) | gguf
         # Whether padding is left out of the backbone's work; settled once the model stands.
         self.runs_packed = False
+        self.checked: dict[str, bool] = {}  # what the checks by running found, in this process or by the checkpoint
         self._prompts_with_room: set[tuple[str, int]] = set()
         self.resumed_head: dict[str, Any] = {}
         if not gguf and (found := base_with_tokenizer(model_name_or_path, self.adapter_base, model_kwargs)):
@@ -156,6 +159,7 @@ class LionTransformer(Transformer):
                 **(copy.deepcopy(stock) | kwargs),
             )
         configure_tokenizer(self.tokenizer, self.model, (self.query_length, self.document_length), add_bos)
+        self.loaded_attention = attention_implementation(self.model)
 
     @classmethod
     def load(cls, model_name_or_path: str, *args: Any, **kwargs: Any) -> LionTransformer:
@@ -176,6 +180,8 @@ class LionTransformer(Transformer):
         hub = {name: kwargs[name] for name in names if name in kwargs}
         if resume_file := load_file_path(model_name_or_path, RESUME_FILE, **hub):
             module.resumed_head = unfold(module.model, resume_file)
+        if verdict := load_file_path(model_name_or_path, VERDICT_FILE, **hub):
+            module.checked = read_verdict(verdict, module.model, module.loaded_attention)
         return module
 
     # ---- loading ----
@@ -323,6 +329,8 @@ class LionTransformer(Transformer):
     def on_model_ready(self, model: BaseModel) -> None:
         """Check by running that the backbone reads in both directions and not its padding, then leave padding out.
 
+        What the checkpoint's verdict says, see `lion_st.modules.verdict`, is not run again.
+
         Raises:
             ValueError: Also if one of the model's prompts leaves no room for a text.
         """
@@ -330,34 +338,42 @@ class LionTransformer(Transformer):
             task = {"query": "query", "document": "document", "passage": "document", "corpus": "document"}.get(name)
             if (limit := self.token_limit(task)) is not None:
                 self._require_room(prompt or "", limit, task)
-        self.verify_bidirectional()
+        if not self.checked.get("bidirectional"):
+            self.verify_bidirectional()
         self._configure_unpadding()
 
-    @torch.no_grad()
     def _configure_unpadding(self) -> None:
         """Run packed texts from now on, if the backbone can and gives the same states."""
         if self.runs_packed or self.can_flatten_inputs or self.unpad_inputs is False:
             return
         reason = unpadding.why_not(self.model)
         if reason is None:
-            probe = probe_ids(self.model)
-            features = {"input_ids": torch.stack([probe, probe]), "attention_mask": torch.ones(2, 4, dtype=torch.long)}
-            features["attention_mask"][1, :2] = 0
-            features["attention_mask"] = features["attention_mask"].to(probe.device)
-            real = features["attention_mask"].bool()
-            with evaluating(self.model):
-                padded = self(dict(features))["token_embeddings"][real]
+            if "packed" not in self.checked:
+                self.checked["packed"] = self._packed_states_are_equal()
+            if self.checked["packed"]:
                 self.model.set_attn_implementation(unpadding.NAME)
                 self.runs_packed = True
-                packed = self(dict(features))["token_embeddings"][real]
-            if relative_difference(packed, padded) < tolerance(padded):
                 return
-            self.model.set_attn_implementation("sdpa")
-            self.runs_packed = False
             reason = f"{type(self.model).__name__} gives other states for packed texts"
         if self.unpad_inputs:
             raise ValueError(f"unpad_inputs=True, but {reason}. Leave it out to compute padding as well.")
         logger.info("Padding is computed as well: %s.", reason)
+
+    @torch.no_grad()
+    def _packed_states_are_equal(self) -> bool:
+        probe = probe_ids(self.model)
+        mask = torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]], device=probe.device)
+        features = {"input_ids": torch.stack([probe, probe]), "attention_mask": mask}
+        with evaluating(self.model):
+            padded = self(dict(features))["token_embeddings"][mask.bool()]
+            self.model.set_attn_implementation(unpadding.NAME)
+            self.runs_packed = True
+            try:
+                packed = self(dict(features))["token_embeddings"][mask.bool()]
+            finally:
+                self.model.set_attn_implementation("sdpa")
+                self.runs_packed = False
+        return relative_difference(packed, padded) < tolerance(padded)
 
     def verify_bidirectional(self) -> None:
         """Run tiny inputs and compare the first token's state.
@@ -366,6 +382,7 @@ class LionTransformer(Transformer):
             ValueError: Naming the architecture, if a state does not see later tokens or depends on left padding.
         """
         require_bidirectional(self.model)
+        self.checked["bidirectional"] = True
 
     def verify_lm_head(self) -> None:
         """Compare the backbone's own logits with those of `lm_head`.
@@ -374,6 +391,7 @@ class LionTransformer(Transformer):
             ValueError: Naming the architecture, if its logits are made in another way.
         """
         require_known_logits(self.model, self.lm_head)
+        self.checked["lm_head"] = True
 
     # ---- saving ----
 
@@ -418,6 +436,7 @@ class LionTransformer(Transformer):
     def _save_contract(self, output_path: str) -> None:
         self.processor.save_pretrained(output_path)
         self.save_config(output_path)
+        write_verdict(Path(output_path), self.model, self.checked, self.loaded_attention)
 
     def save_merged(self, output_path: str, scale: float = 1.0) -> None:
         """Save weights and configuration alone, adapters merged; see `lion_st.modules.folding.save_merged`."""

@@ -90,7 +90,8 @@ class SpladeHead(Module):
         self._siblings = (transformer,)
         if self.scale is None:
             self.scale = transformer.get_embedding_dimension() ** -0.25
-        transformer.verify_lm_head()
+        if not transformer.checked.get("lm_head"):
+            transformer.verify_lm_head()
 
     @property
     def transformer(self) -> LionTransformer:
