@@ -15,7 +15,7 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.util import fullname
 
 from lion_st.files import atomic_folder, fsync, fsync_tree, staging_folder
-from lion_st.guard import add_guard
+from lion_st.guard import TRANSFORMER, add_guard, move_transformer
 from lion_st.hooks import model_config
 from lion_st.modules import SpladeHead
 
@@ -25,7 +25,7 @@ STOCK_TRANSFORMER = fullname(Transformer)
 def write_stock_checkpoint(model: BaseModel, folder: Path, model_type: str, resume: bool = False) -> None:
     """Write a model of Lion modules as a checkpoint of stock modules, adapters merged, scale folded.
 
-    A sparse one for SentenceTransformer is guarded against SparseEncoder; see `lion_st.guard`.
+    It is guarded against the class that it is not for; see `lion_st.guard`.
 
     Args:
         model: `LionTransformer` followed by `SpladeHead` or `LlamaPooling`. It is left as it is.
@@ -50,8 +50,10 @@ def write_stock_checkpoint(model: BaseModel, folder: Path, model_type: str, resu
     if model_type == "SparseEncoder" and isinstance(head, SpladeHead) and head.max_active_dims is not None:
         config["max_active_dims"] = head.max_active_dims
     (folder / "config_sentence_transformers.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
-    if model_type == "SentenceTransformer" and isinstance(head, SpladeHead):
+    if model_type == "SentenceTransformer":
         add_guard(folder)
+    else:
+        move_transformer(folder)
 
 
 @contextmanager
@@ -66,7 +68,7 @@ def atomic_checkpoint(path: Path, overwrite: bool = False) -> Iterator[Path]:
         FileExistsError: If something is there and `overwrite` is False, or if it is not a checkpoint.
     """
     is_occupied = path.is_dir() and any(path.iterdir())
-    if is_occupied and overwrite and not (path / "config.json").is_file():
+    if is_occupied and overwrite and not any((path / name).is_file() for name in ("config.json", "modules.json")):
         raise FileExistsError(f"{str(path)!r} is not a checkpoint and is not replaced. Remove it yourself first.")
     with atomic_folder(path, replace=overwrite) as folder:
         yield folder
@@ -86,8 +88,8 @@ def atomic_files_in(path: Path) -> Iterator[Path]:
         for name in written:
             (path / name).parent.mkdir(parents=True, exist_ok=True)
             os.replace(staging / name, path / name)
-        for file in path.iterdir():
-            if file.is_file() and is_weight_file(file.name) and Path(file.name) not in written:
+        for file in [*path.iterdir(), *(path / TRANSFORMER).glob("*")]:
+            if file.is_file() and is_weight_file(file.name) and file.relative_to(path) not in written:
                 file.unlink()
         fsync(path)
 

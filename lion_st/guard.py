@@ -1,33 +1,74 @@
-"""Keeps `SparseEncoder(path)` away from a sparse checkpoint that is written for SentenceTransformer.
+"""Keeps a checkpoint away from the class of sentence-transformers that would make another model of it without a word.
 
-Stock code would put an untrained autoencoder of 4 V x V weights on top of V-wide vectors: 263 GB for Llama 3's
-vocabulary, and random vectors where that much fits. It sizes the autoencoder by the last module, and refuses one that
-knows no dimension. So the last module is one that does nothing and knows none: `WeightedLayerPooling` passes texts on
-that come without the states of all layers.
+`SparseEncoder(path)` puts an untrained autoencoder on top of a checkpoint for SentenceTransformer, and gives random
+vectors: on a sparse one of 4 V x V weights, 263 GB for Llama 3's vocabulary. It sizes the autoencoder by the last
+module, and refuses one that knows no dimension. So the last module is one that does nothing and knows none:
+`WeightedLayerPooling` passes texts on that come without the states of all layers.
+
+`SentenceTransformer(path)` takes the transformer of a checkpoint for SparseEncoder, from the top of its folder, and
+averages its states. So the transformer lies in a folder of its own, as `modules.json` may say, and the configuration at
+the top is of a type that transformers does not know and repeats in its error.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from sentence_transformers.sentence_transformer.modules import WeightedLayerPooling
 from sentence_transformers.util import fullname
 
 GUARD = "2_SentenceTransformer_only"
-NOTE = 'This form is for SentenceTransformer. SparseEncoder loads the revision "sparse-encoder".'
+TRANSFORMER = "0_Transformer"
+MODULES = "modules.json"
+SETTINGS = "config_sentence_transformers.json"
+NOTE = 'This form is for SentenceTransformer. SparseEncoder loads the revision "sparse-encoder" of a sparse model.'
+# What stands at the top in place of the transformer's configuration.
+SPARSE_ENCODER_ONLY = {"model_type": "for sentence_transformers.SparseEncoder alone"}
 
 
 def add_guard(folder: Path) -> None:
     """Have `SparseEncoder(folder)` fail at once. `SentenceTransformer(folder)` gives the same vectors as before.
 
     Args:
-        folder: A sparse checkpoint with the model type "SentenceTransformer".
+        folder: A checkpoint with the model type "SentenceTransformer".
     """
     guard = WeightedLayerPooling(None, num_hidden_layers=0, layer_start=1)
     (folder / GUARD).mkdir()
     guard.save(str(folder / GUARD))
-    modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+    modules = json.loads((folder / MODULES).read_text(encoding="utf-8"))
     position = len(modules)
     modules.append({"idx": position, "name": str(position), "path": GUARD, "type": fullname(guard), "note": NOTE})
-    (folder / "modules.json").write_text(json.dumps(modules, indent=2), encoding="utf-8")
+    (folder / MODULES).write_text(json.dumps(modules, indent=2), encoding="utf-8")
+
+
+def move_transformer(folder: Path) -> None:
+    """Have `SentenceTransformer(folder)` fail at once. `SparseEncoder(folder)` gives the same vectors as before.
+
+    Args:
+        folder: A checkpoint with the model type "SparseEncoder", whose transformer lies at its top.
+    """
+    (folder / TRANSFORMER).mkdir()
+    for file in list(folder.iterdir()):
+        if file.is_file() and is_of_transformer(file.name):
+            file.rename(folder / TRANSFORMER / file.name)
+    modules = json.loads((folder / MODULES).read_text(encoding="utf-8"))
+    (folder / MODULES).write_text(json.dumps(with_moved_transformer(modules), indent=2), encoding="utf-8")
+    name_own_class(folder)
+
+
+def name_own_class(folder: Path) -> None:
+    """Have `SentenceTransformer(folder)`, which finds no transformer at the top, say in its error what loads it."""
+    (folder / "config.json").write_text(json.dumps(SPARSE_ENCODER_ONLY), encoding="utf-8")
+
+
+def is_of_transformer(name: str) -> bool:
+    """Whether a file at the top of a checkpoint is the transformer's: weights, configurations, tokenizer."""
+    pattern = r"[^/]+\.(json|safetensors|model|jinja|tiktoken)|(merges|vocab)\.txt"
+    return name not in (MODULES, SETTINGS) and re.fullmatch(pattern, name) is not None
+
+
+def with_moved_transformer(modules: list[dict[str, object]]) -> list[dict[str, object]]:
+    """The entries of `modules.json` once the transformer has moved, without the guard against SparseEncoder."""
+    return [entry | ({} if entry["path"] else {"path": TRANSFORMER}) for entry in modules if entry["path"] != GUARD]

@@ -16,6 +16,7 @@ from sentence_transformers.util import batch_to_device, fullname
 from tqdm.auto import trange
 
 from lion_st.checkpoints import STOCK_TRANSFORMER, atomic_files_in, describe_as_written, write_stock_checkpoint
+from lion_st.guard import move_transformer
 from lion_st.hooks import has_adapter, write_model_card
 from lion_st.modules import LionTransformer, LlamaPooling, SpladeHead
 from lion_st.modules.llama_pooling import PoolingName
@@ -110,6 +111,8 @@ class LionModel(BaseModel):
         with atomic_files_in(Path(path)) as folder:
             if has_adapter(self.transformers_model):
                 super().save(str(folder), model_name, create_model_card, train_datasets)
+                if self.model_type == "SparseEncoder":
+                    move_transformer(folder)
             else:
                 write_stock_checkpoint(self, folder, model_type=self.model_type, resume=True)
                 if create_model_card:
@@ -134,6 +137,14 @@ class LionModel(BaseModel):
 
 class LionSentenceTransformer(LionModel, SentenceTransformer):
     """A Lion retriever that returns dense rows: [B, V] floats if sparse, [B, D] if dense."""
+
+    def _inference(self, inputs: list[Any], **kwargs: Any) -> Any:
+        if kwargs.get("truncate_dim") is not None and isinstance(self[-1], SpladeHead):
+            raise ValueError(
+                f"truncate_dim={kwargs['truncate_dim']} would keep the first terms of the vocabulary, which are mostly "
+                "zero in a sparse vector. Set model[1].max_active_dims to keep each text's heaviest terms."
+            )
+        return super()._inference(inputs, **kwargs)
 
 
 class LionSparseEncoder(LionModel, SparseEncoder):

@@ -275,14 +275,11 @@ def card_frame(
             f"As dense rows, a million documents would take {4 * dimensions / 1000:,.0f} GB: index sparse ones.",
             "`truncate_dim` does not shorten its vectors: it keeps the first terms of the vocabulary, which are mostly "
             "zero. `max_active_dims` of `SparseEncoder` does.",
-            "The form for `SparseEncoder` loads in `SentenceTransformer` without an error, but gives mean states of "
-            "the tokens: load each form with its own class.",
+            "Each form loads in its own class alone: `SentenceTransformer` refuses the one for `SparseEncoder`, and "
+            "the other way round.",
         ]
     else:
-        limits.append(
-            "It loads in `SparseEncoder` without an error, and its vectors are not sparse: load it with "
-            "`SentenceTransformer`."
-        )
+        limits.append("Its vectors are not sparse, and `SparseEncoder` refuses it: load it with `SentenceTransformer`.")
     return {
         "name": repo_id.split("/")[-1],
         "repo_id": repo_id,

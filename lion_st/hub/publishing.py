@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lion_st.exporting import export
-from lion_st.guard import GUARD
+from lion_st.guard import (
+    GUARD,
+    SPARSE_ENCODER_ONLY,
+    TRANSFORMER,
+    is_of_transformer,
+    with_moved_transformer,
+)
+from lion_st.guard import SETTINGS as CONFIG
 from lion_st.hub.cards import render_card
 from lion_st.hub.repository import (
     MAIN,
@@ -29,7 +36,6 @@ from lion_st.hub.upload_files import Contents, files_to_upload, stays_inside
 if TYPE_CHECKING:
     from sentence_transformers.base.model import BaseModel
 
-CONFIG = "config_sentence_transformers.json"
 LICENCES = ("LICENSE", "NOTICE", "USE_POLICY")
 
 
@@ -242,13 +248,17 @@ def _is_sparse(contents: Contents) -> bool:
 
 
 def _for_sparse_encoder(contents: Contents) -> Contents:
-    """The same checkpoint for SparseEncoder, without the guard against it."""
+    """The same checkpoint for SparseEncoder, guarded against SentenceTransformer instead; see `lion_st.guard`."""
     config = read_json(contents[CONFIG]) | {"model_type": "SparseEncoder"}
-    modules = [entry for entry in read_json(contents[MODULES]) if entry["path"] != GUARD]
-    kept: Contents = {path: content for path, content in contents.items() if not path.startswith(f"{GUARD}/")}
-    return kept | {
+    moved: Contents = {
+        f"{TRANSFORMER}/{path}" if is_of_transformer(path) else path: content
+        for path, content in contents.items()
+        if not path.startswith(f"{GUARD}/")
+    }
+    return moved | {
         CONFIG: json.dumps(config, indent=2).encode(),
-        MODULES: json.dumps(modules, indent=2).encode(),
+        MODULES: json.dumps(with_moved_transformer(read_json(contents[MODULES])), indent=2).encode(),
+        "config.json": json.dumps(SPARSE_ENCODER_ONLY).encode(),
     }
 
 

@@ -347,9 +347,9 @@ def test_a_recipe_that_the_paper_has_not_is_refused():
 
 def test_a_card_says_what_a_checkpoint_cannot_refuse(card, tiny_backbone):
     limits = section(card, "Limits")
-    assert "`truncate_dim` does not shorten" in limits and "loads in `SentenceTransformer` without an error" in limits
+    assert "`truncate_dim` does not shorten" in limits and "loads in its own class alone" in limits
     dense = section(render_card(lion_st.build(tiny_backbone(), "dense", device="cpu"), "org/lion-ds"), "Limits")
-    assert "loads in `SparseEncoder` without an error" in dense and "truncate_dim" not in dense
+    assert "`SparseEncoder` refuses it" in dense and "truncate_dim" not in dense
 
 
 def test_tied_weights_are_counted_once(tiny_backbone):

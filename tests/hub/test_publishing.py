@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 import lion_st
 from lion_st.cli import hub as commands
 from lion_st.cli.group import OneLineErrors
-from lion_st.guard import GUARD
+from lion_st.guard import GUARD, TRANSFORMER
 from lion_st.hub import publish, publish_folder, render_card
 from lion_st.training import get_recipe, retriever_arguments, train_retriever
 
@@ -50,6 +50,13 @@ def folder(tmp_path) -> Path:
     return folder
 
 
+def at_top(files: dict[str, bytes]) -> dict[str, bytes]:
+    """A revision's files as if its transformer lay at the top, as it does in main."""
+    moved = {path.removeprefix(f"{TRANSFORMER}/"): content for path, content in files.items()
+             if path.startswith(f"{TRANSFORMER}/")}  # fmt: skip
+    return {path: content for path, content in files.items() if not path.startswith(f"{TRANSFORMER}/")} | moved
+
+
 # ---- a model ----
 
 
@@ -58,8 +65,10 @@ def test_a_sparse_model_is_two_revisions_of_the_same_weights_and_each_version_is
     main, sparse_encoder = connected.files(NAME), connected.files(NAME, "sparse-encoder")
     assert json.loads(main[CONFIG])["model_type"] == "SentenceTransformer"
     assert json.loads(sparse_encoder[CONFIG])["model_type"] == "SparseEncoder"
-    assert {path for path in sparse_encoder if main[path] != sparse_encoder[path]} == {CONFIG, "modules.json"}
-    assert {path.split("/")[0] for path in main.keys() - sparse_encoder.keys()} == {GUARD}
+    moved = at_top(sparse_encoder)
+    assert {path for path in moved if main[path] != moved[path]} == {CONFIG, "modules.json"}
+    assert {path.split("/")[0] for path in main.keys() - moved.keys()} == {GUARD}
+    assert "SparseEncoder" in json.loads(sparse_encoder["config.json"])["model_type"]
     assert done.files["main"] == {path: len(content) for path, content in main.items() if path != ".gitattributes"}
     assert done.card == main["README.md"].decode() and ModelCard(done.card).data.license == "mit"
     assert done.url == f"{connected.url}/{NAME}"
@@ -80,7 +89,8 @@ def test_a_sparse_model_is_two_revisions_of_the_same_weights_and_each_version_is
     assert set(second.tags) == {"v2", "v2-sparse-encoder"} and len(repository.commits) == 5
     for revision in ("", "-sparse-encoder"):
         before, after = (connected.files(NAME, f"v{version}{revision}") for version in (1, 2))
-        assert before.keys() == after.keys() and before["model.safetensors"] != after["model.safetensors"]
+        assert before.keys() == after.keys()
+        assert at_top(before)["model.safetensors"] != at_top(after)["model.safetensors"]
         assert before[CONFIG] == after[CONFIG]
 
 
@@ -261,13 +271,14 @@ def test_a_commit_to_main_that_fails_leaves_two_whole_checkpoints_and_the_same_c
         publish(sparse, NAME, license="mit")
     assert connected.files(NAME) == before
     sparse_encoder = connected.files(NAME, "sparse-encoder")
-    assert sparse_encoder.keys() == {path for path in before if not path.startswith(f"{GUARD}/")}
+    assert at_top(sparse_encoder).keys() == {path for path in before if not path.startswith(f"{GUARD}/")}
     assert not [name for name in changed.refs if name.startswith("refs/tags/v2")]
     connected.failing.clear()
     done = publish(sparse, NAME, license="mit")
     assert set(done.tags) == {"v2", "v2-sparse-encoder"}
     main, sparse_encoder = connected.files(NAME), connected.files(NAME, "sparse-encoder")
-    assert main["model.safetensors"] == sparse_encoder["model.safetensors"] != before["model.safetensors"]
+    weights = at_top(sparse_encoder)["model.safetensors"]
+    assert main["model.safetensors"] == weights != before["model.safetensors"]
     assert model_types({"main": main, "sparse-encoder": sparse_encoder}) == {
         "main": "SentenceTransformer",
         "sparse-encoder": "SparseEncoder",
@@ -347,7 +358,8 @@ def test_a_folder_with_a_sparse_model_has_its_sparse_encoder_revision_too(connec
     done = publish_folder(folder, NAME, tag="v1")
     assert set(done.tags) == {"v1", "v1-sparse-encoder"}
     main, sparse_encoder = connected.files(NAME), connected.files(NAME, "sparse-encoder")
-    assert {path for path in sparse_encoder if main[path] != sparse_encoder[path]} == {CONFIG, "modules.json"}
+    moved = at_top(sparse_encoder)
+    assert {path for path in moved if main[path] != moved[path]} == {CONFIG, "modules.json"}
     assert json.loads(sparse_encoder[CONFIG])["model_type"] == "SparseEncoder"
 
 
