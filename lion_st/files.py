@@ -73,19 +73,36 @@ def atomic_folder(path: str | Path, replace: bool = False) -> Iterator[Path]:
             process has filled it meanwhile.
     """
     path = Path(path).resolve()
-    _require_free(path, replace)
+    _require_free_folder(path, replace)
     with staging_folder(path) as staging:
         yield staging
         fsync_tree(staging)
-        _require_free(path, replace)
+        _require_free_folder(path, replace)
         if not path.exists():
             os.replace(staging, path)
         elif not replace:
+            (path / LOCK).unlink(missing_ok=True)
             path.rmdir()  # an empty one, or this fails
             os.replace(staging, path)
         elif not _exchange(staging, path):
             _replace_folder(staging, path)
         fsync(path.parent)
+
+
+def require_free(path: str | Path, overwrite: bool = False) -> None:
+    """Refuse to write over what is there: the one rule of everything in lion_st that writes a file or folder.
+
+    Args:
+        path: File or folder to write.
+        overwrite: Whether an earlier one may be replaced.
+
+    Raises:
+        FileExistsError: If something is there that is not to be replaced. An empty folder is nothing.
+    """
+    path = Path(path)
+    occupied = any(child.name != LOCK for child in path.iterdir()) if path.is_dir() else path.exists()
+    if occupied and not overwrite:
+        raise FileExistsError(f"{str(path)!r} exists. Name another, or pass overwrite=True to replace it.")
 
 
 @contextmanager
@@ -198,9 +215,10 @@ def inside(folder: Path, name: Any) -> Path:
     return path
 
 
-def _require_free(path: Path, replace: bool) -> None:
-    if path.exists() and (not path.is_dir() or (not replace and any(path.iterdir()))):
-        raise FileExistsError(f"{str(path)!r} exists. Choose another folder, or pass overwrite=True to replace it.")
+def _require_free_folder(path: Path, replace: bool) -> None:
+    if path.exists() and not path.is_dir():
+        raise FileExistsError(f"{str(path)!r} is a file, whose place no folder takes. Name another.")
+    require_free(path, replace)
 
 
 def _remove_abandoned(path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "lion_st"
 # A package imports its own layer and those above it, inside functions too.
 LAYERS = (
-    ("errors", "extras", "files", "hooks", "lazy", "tables"),
+    ("engines", "errors", "extras", "files", "hooks", "lazy", "tables"),
     ("data",),
     ("guard", "kernels", "losses", "modules"),
     ("checkpoints", "model_classes", "models", "exporting"),

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lion_st.cli.options import Device, Quiet, Revision, Weights, require_model, require_source
+from lion_st.cli.options import Device, Quiet, Revision, Weights, require_folder, require_model, require_source
 
 
 def register(app: typer.Typer) -> None:
@@ -28,12 +28,14 @@ def demo(
     ] = None,
     encoded: Annotated[
         Path | None,
-        typer.Option(help="Folder of `lion-st encode` with the documents' vectors, in place of encoding them."),
+        typer.Option(help="Folder of `lion-st encode`, or exact index, of the documents in place of encoding them."),
     ] = None,
     host: Annotated[
         str | None, typer.Option(help="Address to listen on; by default 127.0.0.1, this machine alone.")
     ] = None,
-    port: Annotated[int | None, typer.Option(help="Port; by default the first free one from 7860.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65_535, help="Port; by default the first free one from 7860.")
+    ] = None,
     device: Device = None,
     weights: Weights = "auto",
     revision: Revision = None,
@@ -43,6 +45,8 @@ def demo(
     for checkpoint in filter(None, (model, dense)):
         require_model(checkpoint)
     require_source(None if data is None else str(data))
+    if encoded is not None:
+        require_folder(encoded, "what `lion-st encode` or `lion-st index` wrote")
     from lion_st.demo import build_page, launch, load_explorer
 
     options = {"device": device, "dtype": weights, "revision": revision}

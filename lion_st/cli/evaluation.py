@@ -22,7 +22,10 @@ from lion_st.cli.options import (
     require_folder,
     require_model,
     require_new,
+    require_number,
     require_source,
+    require_writable,
+    usage_errors,
 )
 from lion_st.errors import UsageError
 
@@ -101,6 +104,12 @@ def evaluate(
     parameters = engine_parameters(settings, engine or ["exact"])
     if hybrid == "convex" and dev is None:
         raise UsageError("The weights of --hybrid convex are fitted on a development set: give it as --dev.")
+    if dev is not None and hybrid != "convex":
+        raise UsageError("--dev is for the weights of --hybrid convex: give both, or neither.")
+    fused = [model for model in models if not Path(model).is_file()]
+    if hybrid is not None and (len(fused) < 2 or (hybrid == "convex" and len(fused) > 2)):
+        how = "two models" if hybrid == "convex" else "two models or more"
+        raise UsageError(f"--hybrid {hybrid} fuses {how}, got {len(fused)}.")
     for model in [*models, *filter(None, [query_model])]:
         if model != "bm25" and not Path(model).is_file():
             require_model(model)
@@ -108,14 +117,20 @@ def evaluate(
         require_source(source)
     if encoded is not None:
         require_folder(encoded, "documents that `lion-st encode` wrote")
+    if not data and trec is None:
+        raise UsageError("There is nothing to evaluate on: give --data or --trec.")
+    require_writable(output)
+    from lion_st.evaluation.metrics import metric_depth
+
+    with usage_errors():
+        for name in metric or ():
+            metric_depth(name)
     from lion_st.evaluation import evaluate_retrieval, format_table, open_retriever, trec_task
     from lion_st.evaluation.evaluate import adjusted_protocol, table_columns
 
     sources: list[Any] = list(data or [])
     if trec is not None:
         sources.append(trec_task(*trec, name=Path(trec[1]).name.partition(".")[0]))
-    if not sources:
-        raise UsageError("There is nothing to evaluate on: give --data or --trec.")
     load_options: dict[str, Any] = {"device": device, "dtype": weights, "revision": revision}
     rules = adjusted_protocol(protocol, top_k, self_matches, metric)
     retriever_settings: dict[str, Any] = {
@@ -166,9 +181,18 @@ def compare(
     for run in runs:
         require_file(run, "a TREC run")
     require_file(qrels, "relevance judgements")
+    names = {run.name: run for run in runs}
+    if len(names) < 2:
+        raise UsageError(f"A comparison needs two runs or more, of different file names, got {len(names)}.")
+    if baseline is not None and baseline not in names:
+        raise UsageError(f"--baseline {baseline} is not among the runs {', '.join(names)}.")
+    from lion_st.evaluation.metrics import metric_depth
+
+    with usage_errors():
+        for name in metric or ():
+            metric_depth(name)
     from lion_st.evaluation import compare_runs, format_table, read_qrels, read_run
 
-    names = {run.name: run for run in runs}
     if len(names) < len(runs):
         raise ValueError(f"Two of the runs have the same file name: {[str(run) for run in runs]}.")
     comparisons = compare_runs(
@@ -198,28 +222,44 @@ def fuse(
         list[Path] | None, typer.Option(help="Runs of a development set to fit two weights on; one for each run.")
     ] = None,
     dev_qrels: Annotated[Path | None, typer.Option(help="Its relevance judgements, TREC or BEIR.")] = None,
-    metric: Annotated[str, typer.Option(help="What the weights maximise.")] = "nDCG@10",
+    metric: Annotated[str | None, typer.Option(help="What fitted weights maximise; by default nDCG@10.")] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="Documents per query.")] = 1000,
     overwrite: Overwrite = False,
 ) -> None:
     """Fuse runs into a hybrid one, by reciprocal ranks or by weights, given or fitted."""
+    if len(runs) < 2:
+        raise UsageError(f"Fusion needs two runs or more, got {len(runs)}.")
     if bool(dev) != (dev_qrels is not None) or (dev and weight):
         raise UsageError("Fitting weights takes --dev runs with their --dev-qrels, and no --weight.")
     if weight and len(weight) != len(runs):
         raise UsageError(f"{len(runs)} runs need as many --weight, got {len(weight)}.")
     if dev and len(dev) != len(runs):
         raise UsageError(f"{len(runs)} runs need as many --dev runs, got {len(dev)}.")
+    if dev and len(runs) != 2:
+        raise UsageError(f"Weights are fitted for two runs, got {len(runs)}: give --weight for each.")
+    if metric is not None and not dev:
+        raise UsageError("--metric is what weights are fitted to: give --dev and --dev-qrels with it.")
+    for one in weight or ():
+        require_number("--weight", one)
+    if weight and not any(weight):
+        raise UsageError("All --weight are 0: give one that is not.")
     for run in (*runs, *(dev or [])):
         require_file(run, "a TREC run")
     require_file(dev_qrels, "relevance judgements")
     require_new(output, overwrite)
+    from lion_st.evaluation.metrics import require_metrics
+
+    metric = metric or "nDCG@10"
+    if dev:
+        with usage_errors():
+            require_metrics([metric], k)
     from lion_st.evaluation import fit_run_weights, fuse_runs, read_qrels, read_run, write_run
 
     weights: Sequence[float] | None = weight or None
     if dev and dev_qrels is not None:
         weights = fit_run_weights([read_run(run) for run in dev], read_qrels(dev_qrels), metric, k=k)
     fused = fuse_runs([read_run(run) for run in runs], weights, k)
-    write_run(output, fused, tag=output.stem)
+    write_run(output, fused, output.stem, overwrite)
     how = "reciprocal ranks" if weights is None else "weights " + ", ".join(f"{one:.2f}" for one in weights)
     typer.echo(f"{output}: {len(fused):,} queries, fused by {how}.")
 

@@ -80,14 +80,16 @@ def card(
     """Write a model card: what the model and the files beside it say, and nothing else."""
     if (model is None) == (recipes is None):
         raise UsageError("Give a model, or --recipes with a folder.")
+    require_results(results)
     require_new(output, overwrite)
     if recipes is not None:
         from lion_st.hub import write_recipe_cards
 
-        for file in write_recipe_cards(recipes):
+        for file in write_recipe_cards(recipes, overwrite):
             typer.echo(file)
         return
     require_model(str(model))
+    from lion_st.files import atomic_write
     from lion_st.hub import render_card
 
     text = render_card(
@@ -96,7 +98,7 @@ def card(
     if output is None:
         typer.echo(text, nl=False)
     else:
-        output.write_text(text, encoding="utf-8")
+        atomic_write(output, text)
         typer.echo(output)
 
 
@@ -125,6 +127,11 @@ def publish(
 ) -> None:
     """Publish a model on the Hub: a stock checkpoint with its card, and a revision for SparseEncoder."""
     require_model(model)
+    require_results(results)
+    if folder and (base_model or license or results):
+        raise UsageError("--folder uploads a folder as it is: leave --base-model, --license and --results out.")
+    if repo_type is not None and not folder:
+        raise UsageError("--repo-type is for --folder: a model's repository is a model.")
     from lion_st.hub import publish as publish_model
     from lion_st.hub import publish_folder
 
@@ -155,6 +162,13 @@ def publish(
             announce=_list_files,
         )
     _report(done, "all other files" if folder else STALE)
+
+
+def require_results(results: list[Path] | None) -> None:
+    """Refuse result files and folders that are not there."""
+    for path in results or ():
+        if not path.exists():
+            raise FileNotFoundError(f"There are no --results {str(path)!r}.")
 
 
 def _list_files(plan: Publication) -> None:
@@ -210,7 +224,7 @@ def import_released(
 ) -> None:
     """Make a stock checkpoint of a released retriever: the paper's adapters, or merged ones such as LACONIC."""
     require_model(source)
-    require_new(output, overwrite)
+    require_new(output if output is not None else Path("runs") / Path(source).name, overwrite)
     from lion_st.hub import import_released as convert
 
     typer.echo(

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
 import typer
 
+from lion_st.engines import ENGINES, engine_settings, require_settings
 from lion_st.errors import UsageError
-
-# Settings of each engine, which are the arguments of its class; here, as the engines take seconds to import.
-ENGINE_SETTINGS = {
-    "exact": ("quantization", "dtype"),
-    "seismic": ("n_postings", "max_fraction", "summary_energy", "centroid_fraction", "query_cut", "heap_factor"),
-    "faiss": ("kind", "neighbours", "ef_construction", "ef_search", "clusters", "probes", "code_bytes"),
-    "milvus": ("uri", "collection", "token", "rows_per_request", "dense_index_type", "candidates", "weights"),
-}
+from lion_st.files import require_free
 
 BARS = ("HUB", "DATASETS")  # libraries whose progress bars a variable of the environment turns off
 DATA_SUFFIXES = (".jsonl", ".json", ".tsv", ".csv", ".txt", ".parquet", ".gz", ".bz2", ".xz", ".zst")
@@ -45,7 +41,7 @@ EngineSettings: TypeAlias = Annotated[
         "--set",
         metavar="NAME=VALUE",
         help="A setting of the engine, such as quantization=uint8; repeatable. "
-        + " ".join(f"{engine}: {', '.join(names)}." for engine, names in ENGINE_SETTINGS.items()),
+        + " ".join(f"{engine}: {', '.join(engine_settings(engine))}." for engine in ENGINES),
     ),
 ]
 
@@ -74,6 +70,26 @@ Quiet: TypeAlias = Annotated[
 ]
 
 
+@contextmanager
+def usage_errors() -> Iterator[None]:
+    """What is wrong with a value of the command line, as the library says it, is an error of the command line."""
+    try:
+        yield
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def require_number(flag: str, value: float | None, least: float = 0.0, exclusive: bool = False) -> None:
+    """Refuse a number that is not finite or too small.
+
+    Raises:
+        UsageError: With the flag, the number and what it may be.
+    """
+    if value is None or (math.isfinite(value) and (value > least if exclusive else value >= least)):
+        return
+    raise UsageError(f"{flag} is a finite number {'above' if exclusive else 'of at least'} {least:g}, got {value}.")
+
+
 def engine_parameters(settings: list[str] | None, engines: Sequence[str]) -> dict[str, Any]:
     """Read `name=value` pairs; a value that is JSON is taken as such, any other as text.
 
@@ -82,20 +98,21 @@ def engine_parameters(settings: list[str] | None, engines: Sequence[str]) -> dic
         engines: Engines that they are for.
 
     Raises:
-        UsageError: If a pair has no name or no equals sign, or none of the engines has such a setting.
+        UsageError: If a pair has no name or no equals sign, an engine is unknown, or none has such a setting.
 
     Example:
         >>> engine_parameters(["kind=hnsw", "ef_search=200"], ["faiss"])
         {'kind': 'hnsw', 'ef_search': 200}
     """
-    known = [name for engine in engines for name in ENGINE_SETTINGS[engine]]
+    with usage_errors():
+        require_settings(engines, ())
     parameters: dict[str, Any] = {}
     for setting in settings or []:
         name, equals, value = setting.partition("=")
         if not name or not equals:
             raise UsageError(f"--set takes NAME=VALUE, got {setting!r}.")
-        if name not in known:
-            raise UsageError(f"{' and '.join(engines)} has no setting {name!r}; --set takes {', '.join(known)}.")
+        with usage_errors():
+            require_settings(engines, [name])
         try:
             parameters[name] = json.loads(value)
         except ValueError:
@@ -155,13 +172,21 @@ def require_new(path: Path | None, overwrite: bool) -> None:
 
     Raises:
         FileExistsError: If something is there and is not to be replaced.
-        PermissionError: If nothing can be written there.
+        OSError: See `require_writable`.
     """
     if path is None:
         return
-    occupied = any(path.iterdir()) if path.is_dir() else path.exists()
-    if occupied and not overwrite:
-        raise FileExistsError(f"{str(path)!r} exists: name another, or replace it with --overwrite.")
+    require_free(path, overwrite)
+    require_writable(path)
+
+
+def require_writable(path: Path) -> None:
+    """Refuse a place where nothing can be written, before computing what would be.
+
+    Raises:
+        PermissionError: If nothing can be written there.
+        NotADirectoryError: If a file stands where a folder would have to be.
+    """
     there = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
     if not os.access(there, os.W_OK):
         raise PermissionError(f"{str(path)!r} cannot be written: {str(there)!r} is not writable.")

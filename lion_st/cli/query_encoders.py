@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,6 +15,7 @@ from lion_st.cli.options import (
     Weights,
     require_model,
     require_new,
+    require_number,
     require_source,
 )
 from lion_st.errors import UsageError
@@ -56,6 +56,8 @@ def query_encoder(
     quiet: Quiet = False,
 ) -> None:
     """Make a small query encoder of a model, by distillation; documents and their index stay as they are."""
+    require_number("--epochs", epochs, exclusive=True)
+    require_number("--learning-rate", learning_rate, exclusive=True)
     require_model(model)
     require_source(data)
     require_new(output, overwrite)
@@ -96,13 +98,7 @@ def query_encoder(
         settings: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
         work = output.with_name(f".{output.name}-training")
         distill_query_encoder(student, targets, work, **settings, disable_tqdm=quiet)
-    if overwrite and output.exists():
-        with tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix=f".{output.name}-") as scratch:
-            save_query_encoder(student, full, Path(scratch) / "new")
-            output.rename(Path(scratch) / "old")
-            (Path(scratch) / "new").rename(output)
-    else:
-        save_query_encoder(student, full, output)
+    save_query_encoder(student, full, output, overwrite)
     typer.echo(f"{output}: {kind} query encoder of {model}, {sum(p.numel() for p in student.parameters()):,} weights.")
 
 

@@ -25,7 +25,9 @@ from lion_st.cli.options import (
     require_folder,
     require_model,
     require_new,
+    require_number,
     require_source,
+    usage_errors,
 )
 from lion_st.cli.options import engine_parameters as read_settings
 from lion_st.errors import UsageError
@@ -89,6 +91,9 @@ def encode(
 
     On the GPUs of one machine: torchrun --nproc-per-node 8 -m lion_st encode MODEL CORPUS OUTPUT
     """
+    require_number("--cpus-per-worker", cpus_per_worker, exclusive=True)
+    if not ray and workers is not None:
+        raise UsageError("--workers are actors of Ray: give --ray with it.")
     require_model(model)
     require_source(corpus)
     require_new(output, overwrite=overwrite or (output / "settings.json").is_file())
@@ -147,11 +152,13 @@ def index(
     if queries is not None:
         require_folder(queries, "queries that `lion-st encode --kind query` wrote")
     require_new(output, overwrite)
+    from lion_st.indexes.pruning import Pruning
+
+    with usage_errors():
+        pruning = Pruning(top_terms, max_ratio, threshold, term_quantile)
     from lion_st.encoding import EncodedCorpus
-    from lion_st.indexes import Pruning
     from lion_st.retrieval import index_corpus
 
-    pruning = Pruning(top_terms, max_ratio, threshold, term_quantile)
     if engine == "milvus":
         parameters.setdefault("uri", f"{output}.db")
     report = index_corpus(
@@ -162,6 +169,7 @@ def index(
         pruning=None if pruning == Pruning() else pruning,
         queries=EncodedCorpus(queries).whole()[1] if queries is not None else None,
         sample=sample,
+        overwrite=overwrite,
     )
     stats = report.index.stats()
     size = "" if stats["bytes"] is None else f", {stats['bytes'] / 1e6:,.1f} MB"
@@ -213,16 +221,19 @@ def search(
     from lion_st.encoding import load_encoder
     from lion_st.indexes import load_index
     from lion_st.retrieval import search_run, search_texts
+    from lion_st.retrieval.search import require_explainable
 
     asked = read_topics(queries) if queries is not None else {}
     loaded = load_index(index, memory_map=True, verify=verify)
+    if explain:
+        require_explainable(loaded)
     encoder = load_encoder(model, device=device, dtype=weights, revision=revision)
     options: dict[str, Any] = {"threads": threads, "explain": explain, "max_tokens": max_tokens}
     if run is not None:
         from lion_st.evaluation import write_run
 
         found = search_run(encoder, loaded, asked, k, threads=threads, max_tokens=max_tokens)
-        write_run(run, found, tag=index.resolve().name)
+        write_run(run, found, index.resolve().name, overwrite)
         typer.echo(f"{run}: {sum(map(len, found.values())):,} documents for {len(found):,} queries.")
     elif asked or query is not None:
         searched = [query] if query is not None else list(asked.values())
@@ -240,13 +251,13 @@ def prune(
     queries: Annotated[Path, typer.Option(help="Folder of the encoded queries.")],
     qrels: Annotated[Path, typer.Option(help="Relevance judgements, TREC or BEIR.")],
     report: Annotated[Path, typer.Option(help="Folder for the table (.md, .json) and the figure (.svg).")],
-    top_terms: Annotated[list[int] | None, typer.Option(help="Terms kept of a document; repeatable.")] = None,
+    top_terms: Annotated[list[int] | None, typer.Option(min=1, help="Terms kept of a document; repeatable.")] = None,
     max_ratio: Annotated[
         list[float] | None, typer.Option(help="Least share of the largest weight; repeatable.")
     ] = None,
     threshold: Annotated[list[float] | None, typer.Option(help="Least weight; repeatable.")] = None,
     term_quantile: Annotated[list[float] | None, typer.Option(help="Share of each term to drop; repeatable.")] = None,
-    query_top_terms: Annotated[list[int] | None, typer.Option(help="Terms kept of a query; repeatable.")] = None,
+    query_top_terms: Annotated[list[int] | None, typer.Option(min=1, help="Terms kept of a query; repeatable.")] = None,
     metric: Annotated[list[str] | None, typer.Option(help="Metrics, the first one for the figure; repeatable.")] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="Documents per query.")] = 100,
     style: TableStyle = "markdown",
@@ -261,24 +272,35 @@ def prune(
     require_folder(queries, "queries that `lion-st encode --kind query` wrote")
     require_file(qrels, "relevance judgements")
     require_new(report, overwrite)
-    from lion_st.encoding import EncodedCorpus
-    from lion_st.evaluation import format_table, read_qrels, write_prune_report
-    from lion_st.evaluation.pruning import DEFAULT_SETTINGS
-    from lion_st.indexes import Pruning
+    from lion_st.evaluation.metrics import require_metrics
+    from lion_st.indexes.pruning import Pruning
 
     named: dict[str, Any] = {
         "top_terms": top_terms, "max_ratio": max_ratio, "threshold": threshold, "term_quantile": term_quantile
     }  # fmt: skip
-    settings = [Pruning(**{name: value}) for name, values in named.items() for value in values or []]
+    metrics = metric or ["nDCG@10", "Recall@100"]
+    with usage_errors():
+        settings = [Pruning(**{name: value}) for name, values in named.items() for value in values or []]
+        query_settings = [Pruning(), *(Pruning(top_terms=count) for count in query_top_terms or [])]
+        require_metrics(metrics, k)
+    from lion_st.encoding import EncodedCorpus
+    from lion_st.evaluation import format_table, read_qrels, write_prune_report
+    from lion_st.evaluation.pruning import DEFAULT_SETTINGS
+
+    corpora = [EncodedCorpus(folder) for folder in (encoded, queries)]
+    for corpus in corpora:
+        if corpus.paradigm != "sparse":
+            raise ValueError(f"{corpus.path} was encoded by a dense model, whose vectors have no terms to drop.")
     rows = write_prune_report(
         report,
-        EncodedCorpus(encoded).whole(),
-        EncodedCorpus(queries).whole(),
+        corpora[0].whole(),
+        corpora[1].whole(),
         read_qrels(qrels),
         [Pruning(), *settings] if settings else DEFAULT_SETTINGS,
-        [Pruning(), *(Pruning(top_terms=count) for count in query_top_terms or [])],
-        metric or ("nDCG@10", "Recall@100"),
+        query_settings,
+        metrics,
         k,
+        overwrite,
     )
     typer.echo(format_table(rows, style=style))
 

@@ -13,7 +13,7 @@ from lion_st.data.files import FILE_KINDS, find_file
 from lion_st.data.records import read_texts
 from lion_st.data.sources import TEXT_STEMS, download_folder, parse_source
 from lion_st.data.trec import read_qrels
-from lion_st.files import atomic_file
+from lion_st.files import atomic_file, require_free
 
 Corpus: TypeAlias = dict[str, dict[str, str]]  # document id -> {"title", "text"}
 Queries: TypeAlias = dict[str, str]  # query id -> text
@@ -89,11 +89,12 @@ def save_beir(
     queries: Mapping[str, str],
     qrels: Mapping[str, Mapping[str, int]],
     split: str = "test",
+    overwrite: bool = False,
 ) -> Path:
     """Write a test collection in BEIR layout; the files appear only once all of them are written.
 
     Raises:
-        FileExistsError: If one of the three files exists already.
+        FileExistsError: If one of the three files is there and `overwrite` is False.
         ValueError: If an id is blank or holds a tab or line break.
     """
     root = Path(path)
@@ -114,8 +115,7 @@ def save_beir(
         ),
     }
     for file in files:
-        if file.exists():
-            raise FileExistsError(f"{file} exists: give another folder, or remove it first.")
+        require_free(file, overwrite)
     with ExitStack() as complete:
         for file, lines in files.items():
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lion_st.demo.collection import Collection, Document, quickstart_collection, read_collection
+from lion_st.demo.given_index import is_index, open_index
 from lion_st.demo.terms import (
     Pieces,
     Reasons,
@@ -104,7 +105,8 @@ class Explorer:
         dense: A dense model to search beside it. BM25 can always be chosen.
         name: Name of the sparse model on the page; by default the model's own.
         dense_name: The same of the dense model.
-        encoded: Read the sparse model's vectors of these very documents from this folder of `encode_corpus`.
+        encoded: Read the sparse model's vectors of these very documents from this folder of `encode_corpus`, or
+            search this exact index of them.
         encoded_dir: Keep the vectors here, and read them from here when they are of the same model and documents.
         show_progress: Show the progress of the encoding.
 
@@ -144,17 +146,23 @@ class Explorer:
         self.collection = collection
         self._check_offsets()
         texts = {key: document.content for key, document in collection.documents.items()}
-        sparse = ModelRetriever(model, encoded=encoded, encoded_dir=encoded_dir)
+        indexed = encoded is not None and is_index(encoded)
+        sparse = None if indexed else ModelRetriever(model, encoded=encoded, encoded_dir=encoded_dir)
         self.beside: dict[str, ModelRetriever | Bm25Retriever] = {}
         if dense is not None and dense_name is not None:
             self.beside[f"{dense_name} (dense)" if dense_name == self.name else dense_name] = ModelRetriever(
                 dense, encoded_dir=encoded_dir
             )
         self.beside["BM25"] = Bm25Retriever()
-        for retriever in (sparse, *self.beside.values()):
+        if sparse is None:
+            assert encoded is not None
+            self.index = open_index(encoded, model, texts)
+        else:
+            sparse.index(texts, show_progress)
+            assert isinstance(sparse.documents, ExactSparseIndex)
+            self.index = sparse.documents
+        for retriever in self.beside.values():
             retriever.index(texts, show_progress)
-        assert isinstance(sparse.documents, ExactSparseIndex)
-        self.index = sparse.documents
         self._lock = Lock()  # a model is used by one thread at a time
 
     def answer(self, query: str, beside: str | None = None) -> Answer:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from lion_st.errors import require_list, require_type
 from lion_st.evaluation.metrics import Qrels, Run, evaluate_queries
 
 
@@ -72,6 +73,8 @@ def compare_runs(
     Raises:
         ValueError: If there are fewer than two runs, the baseline is not among them, or a run has no judged query.
     """
+    require_type(runs, Mapping, "Runs by name", "pass {name: read_run(path), ...}")
+    require_list(metrics, "metrics")
     if len(runs) < 2:
         raise ValueError(f"A comparison needs two runs or more, got {list(runs)}.")
     if baseline is not None and baseline not in runs:

@@ -14,6 +14,8 @@ import numpy as np
 
 from lion_st.data.trec import read_run
 from lion_st.encoding.fingerprints import model_name
+from lion_st.engines import engine_settings, require_settings
+from lion_st.errors import require_list
 from lion_st.evaluation.metrics import Qrels, Run, evaluate_run, is_metric, metric_depth
 from lion_st.evaluation.mteb_search import MtebSearch, SelfMatches, model_meta
 from lion_st.evaluation.protocols import Protocol, get_protocol
@@ -79,7 +81,7 @@ def evaluate_retrieval(
             left out.
         self_matches: See `MtebSearch`; in place of the protocol's.
         metrics: See `evaluate_queries`; in place of the protocol's.
-        engine_parameters: Settings of the engine.
+        engine_parameters: Settings of the engine, see `open_retriever`.
         tokens_per_batch: Padded tokens per batch when encoding.
         threads: CPU threads of the search.
         encoded: Read the documents' vectors from this folder of `encode_corpus`, such as one that a cluster filled, in
@@ -161,7 +163,7 @@ def open_retriever(
         query_model: Encodes the queries in place of the model; a loaded one, a path or a Hub id.
         name: Name in tables and files; by default that of the folder or the Hub name.
         load_options: Further arguments of `load_encoder`.
-        engine_parameters: Settings of the engine.
+        engine_parameters: Settings of the engine; of several engines, each takes those that it has.
         settings: Further arguments of `ModelRetriever`.
 
     Raises:
@@ -180,11 +182,18 @@ def open_retriever(
     if query_model is not None:
         query_encoder, query_name = _opened(query_model, options | {"revision": None})
         found_name += f"+{query_name.split('/')[-1]}"
+    paradigm = paradigm_of(encoder)
+    chosen = engine_for(engine, paradigm)
+    parameters = dict(engine_parameters or {})
+    if not isinstance(engine, str) and len(engine) > 1:
+        require_settings(engine, parameters)
+        own = engine_settings(chosen, paradigm)
+        parameters = {key: value for key, value in parameters.items() if key in own}
     return ModelRetriever(
         encoder,
-        engine_for(engine, paradigm_of(encoder)),
+        chosen,
         query_model=query_encoder,
-        engine_parameters=engine_parameters,
+        engine_parameters=parameters,
         query_tokens=protocol.query_tokens,
         document_tokens=protocol.document_tokens,
         name=name or found_name,
@@ -215,6 +224,7 @@ def adjusted_protocol(
     Raises:
         ValueError: If the protocol or a metric is unknown, or a metric that was asked for looks deeper than the search.
     """
+    require_list(metrics, "metrics")
     changes: dict[str, Any] = {
         "top_k": top_k,
         "self_matches": self_matches,
@@ -336,10 +346,10 @@ class _Evaluation:
         if self.protocol.self_matches == "task" and task.ignore_identical_ids:
             run = drop_self_matches(run)
         run_file = self.output / "runs" / f"{stem}.{subset}.{part}.trec"
-        write_run(run_file, run, tag=self.retriever.name)
+        write_run(run_file, run, tag=self.retriever.name, overwrite=True)
         names = [task.metadata.name, origin_of(task), subset, part]
         qrels_file = self.output / "runs" / ".".join([*filter(None, names), "qrels"])
-        write_qrels(qrels_file, _judgements(task, subset, part))
+        write_qrels(qrels_file, _judgements(task, subset, part), overwrite=True)
         files = {"run": str(run_file), "qrels": str(qrels_file)}
         return _row(self.retriever, self.protocol, task, subset, part, run) | self.retriever.figures() | files
 

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lion_st.evaluation.metrics import Qrels, Run, evaluate_run
+from lion_st.errors import require_list
+from lion_st.evaluation.metrics import Qrels, Run, evaluate_run, require_judgements, require_metrics, require_run
 from lion_st.evaluation.mteb_search import document_text, query_text
 from lion_st.evaluation.tasks import get_task, loaded
 from lion_st.indexes import Hits
 from lion_st.retrieval.fusion import convex_fusion, fit_convex_weights, reciprocal_rank_fusion
-from lion_st.retrieval.retriever import HybridRetriever, Retriever
+from lion_st.retrieval.retriever import HybridRetriever, Retriever, require_retriever
 
 if TYPE_CHECKING:
     from mteb.abstasks.retrieval import AbsTaskRetrieval
@@ -41,13 +42,20 @@ def fit_hybrid(
         show_progress: Show progress bars.
 
     Raises:
-        ValueError: If there are not exactly two retrievers, or the development set has several parts.
+        ValueError: If there are not exactly two retrievers, the development set has several parts, or the metric is
+            unknown or looks deeper than `depth`.
 
     Example:
         >>> hybrid = fit_hybrid([sparse, dense], "data/msmarco", split="dev")  # doctest: +SKIP
         >>> hybrid.weights  # doctest: +SKIP
         [0.65, 0.35]
     """
+    require_metrics([metric], depth)
+    require_list(retrievers, "retrievers")
+    for retriever in retrievers:
+        require_retriever(retriever)
+    if len(retrievers) != 2:
+        raise ValueError(f"Weights are fitted for two retrievers, got {len(retrievers)}.")
     task = get_task(data, split)
     with loaded(task) as dataset:
         parts = [part for subset in dataset.values() for part in subset.values()]
@@ -100,8 +108,11 @@ def fit_run_weights(
         k: Depth of the fused runs.
 
     Raises:
-        ValueError: If there are not exactly two runs, or no query of theirs is judged.
+        ValueError: If there are not exactly two runs, no query of theirs is judged, or the metric is unknown or looks
+            deeper than `k`.
     """
+    require_metrics([metric], k)
+    require_judgements(qrels)
     queries, rankings = _rankings(runs)
     if not set(queries) & qrels.keys():
         raise ValueError("No query of the development runs is judged: give runs and judgements of one set.")
@@ -111,6 +122,9 @@ def fit_run_weights(
 
 def _rankings(runs: Sequence[Run]) -> tuple[list[str], list[list[Hits]]]:
     """All queries of some runs, and the hits of each run in their order."""
+    require_list(runs, "runs")
+    for run in runs:
+        require_run(run)
     if len(runs) < 2:
         raise ValueError(f"Fusion needs two runs or more, got {len(runs)}.")
     queries = list(dict.fromkeys(query for run in runs for query in run))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
+from lion_st.errors import require_list, require_type
 from lion_st.extras import require
 
 Qrels: TypeAlias = Mapping[str, Mapping[str, int]]  # query id -> document id -> relevance
@@ -47,6 +48,7 @@ def evaluate_queries(
         Metric -> query id -> value.
 
     Raises:
+        TypeError: If judgements or run are a path, or the metrics one string.
         ValueError: If a metric is unknown or nothing is judged.
 
     Example:
@@ -55,6 +57,9 @@ def evaluate_queries(
     """
     pytrec_eval = require("pytrec_eval")
 
+    require_judgements(qrels)
+    require_run(run)
+    require_list(metrics, "metrics")
     if not qrels:
         raise ValueError("There are no relevance judgements: metrics need at least one judged query.")
     judged = {query: dict(documents) for query, documents in qrels.items()}
@@ -82,6 +87,16 @@ def evaluate_queries(
     return result
 
 
+def require_judgements(qrels: Any) -> None:
+    """Raise a TypeError unless these are grades by query and document, and not their file."""
+    require_type(qrels, Mapping, "Judgements", "lion_st.evaluation.read_qrels(path) reads them")
+
+
+def require_run(run: Any) -> None:
+    """Raise a TypeError unless these are scores by query and document, and not their file."""
+    require_type(run, Mapping, "A run", "lion_st.evaluation.read_run(path) reads one")
+
+
 def is_metric(name: str) -> bool:
     """Whether `evaluate_queries` knows a metric of this name."""
     try:
@@ -98,6 +113,25 @@ def metric_depth(name: str) -> int | None:
         ValueError: If the metric is unknown.
     """
     return _parse(name)[1]
+
+
+def require_metrics(metrics: Iterable[str], depth: int) -> None:
+    """Refuse metrics that are unknown, or that look deeper than a ranking goes and would be another's under their name.
+
+    Args:
+        metrics: See `evaluate_queries`.
+        depth: Documents per query.
+
+    Raises:
+        ValueError: With the metric and what to do.
+    """
+    require_list(metrics, "metrics")
+    for metric in metrics:
+        if (needed := metric_depth(metric) or 0) > depth:
+            raise ValueError(
+                f"{metric} looks deeper than the {depth} documents per query: set k to {needed} or more, or choose "
+                f"a metric of at most @{depth}."
+            )
 
 
 def _parse(metric: str) -> tuple[str, int | None]:

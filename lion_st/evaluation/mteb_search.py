@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from lion_st.evaluation.trec import drop_self_matches, hits_to_run
 from lion_st.extras import require
-from lion_st.retrieval.retriever import Retriever
+from lion_st.retrieval.retriever import Retriever, require_retriever
 
 if TYPE_CHECKING:
     from mteb.abstasks.task_metadata import TaskMetadata
@@ -45,6 +45,7 @@ class MtebSearch:
     ) -> None:
         if self_matches not in SELF_MATCHES:
             raise ValueError(f"self_matches is one of {', '.join(SELF_MATCHES)}, got {self_matches!r}.")
+        require_retriever(retriever)
         self.retriever = retriever
         self.top_k = top_k
         self.self_matches = self_matches

@@ -12,9 +12,10 @@ from typing import Any
 from scipy import sparse
 
 from lion_st.encoding.vectors import active_terms, to_csr
-from lion_st.evaluation.metrics import Qrels, evaluate_run
+from lion_st.errors import require_type
+from lion_st.evaluation.metrics import Qrels, evaluate_run, require_metrics
 from lion_st.evaluation.trec import hits_to_run
-from lion_st.files import atomic_write
+from lion_st.files import atomic_write, require_free
 from lion_st.indexes import create_index
 from lion_st.indexes.pruning import Pruning
 from lion_st.tables import format_table
@@ -50,7 +51,14 @@ def prune_report(
     Returns:
         One row per pair: `documents`, `queries` (the settings as text), `document_terms`, `query_terms` (mean active
         terms), `index_bytes`, `ms_per_query` (one thread, one query at a time), and the metrics.
+
+    Raises:
+        ValueError: If a metric is unknown or looks deeper than `k`.
     """
+    require_metrics(metrics, k)
+    for what, vectors in (("documents", documents), ("queries", queries)):
+        remedy = "lion_st.encoding.EncodedCorpus(folder).whole() reads them"
+        require_type(vectors, tuple | list, f"Ids and vectors of {what}", remedy)
     document_ids, document_vectors = list(documents[0]), to_csr(documents[1])
     query_ids, query_vectors = list(queries[0]), to_csr(queries[1])
     rows = []
@@ -87,6 +95,7 @@ def write_prune_report(
     query_settings: Sequence[Pruning] = (Pruning(),),
     metrics: Sequence[str] = ("nDCG@10", "Recall@100"),
     k: int = 100,
+    overwrite: bool = False,
 ) -> list[dict[str, Any]]:
     """Write what `prune_report` measures into a folder: a table, its rows, and two figures.
 
@@ -102,22 +111,32 @@ def write_prune_report(
         query_settings: Prunings of the queries.
         metrics: See `evaluate_queries`.
         k: Documents per query.
+        overwrite: Replace earlier files.
 
     Returns:
         The rows.
+
+    Raises:
+        FileExistsError: If one of the files is there and `overwrite` is False.
     """
+    for name in ("report.md", "report.json", "quality-size.svg", "quality-latency.svg"):
+        require_free(Path(folder) / name, overwrite)
     rows = prune_report(documents, queries, qrels, document_settings, query_settings, metrics, k)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write(folder / "report.md", f"{format_table(rows)}\n")
     atomic_write(folder / "report.json", json.dumps(rows, indent=1))
-    trade_off_figure(rows, folder / "quality-size.svg", "index_bytes", metrics[0])
-    trade_off_figure(rows, folder / "quality-latency.svg", "ms_per_query", metrics[0])
+    trade_off_figure(rows, folder / "quality-size.svg", "index_bytes", metrics[0], overwrite)
+    trade_off_figure(rows, folder / "quality-latency.svg", "ms_per_query", metrics[0], overwrite)
     return rows
 
 
 def trade_off_figure(
-    rows: Sequence[Mapping[str, Any]], path: str | Path, x: str = "index_bytes", y: str = "nDCG@10"
+    rows: Sequence[Mapping[str, Any]],
+    path: str | Path,
+    x: str = "index_bytes",
+    y: str = "nDCG@10",
+    overwrite: bool = False,
 ) -> Path:
     """Draw one figure of every row against another as an SVG file, each point labelled with its pruning.
 
@@ -126,7 +145,12 @@ def trade_off_figure(
         path: File to write.
         x: Column on the horizontal axis.
         y: Column on the vertical axis.
+        overwrite: Replace an earlier file.
+
+    Raises:
+        FileExistsError: If the file is there and `overwrite` is False.
     """
+    require_free(path, overwrite)
     width, height, margin = 720, 440, 70
     xs, ys = [float(row[x]) for row in rows], [float(row[y]) for row in rows]
     low_y, high_y = min(ys), max(ys)

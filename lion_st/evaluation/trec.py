@@ -8,23 +8,27 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from lion_st.data.fields import check_id
-from lion_st.evaluation.metrics import Qrels, Run
-from lion_st.files import atomic_write
+from lion_st.evaluation.metrics import Qrels, Run, require_judgements, require_run
+from lion_st.files import atomic_write, require_free
 
 
-def write_run(path: str | Path, run: Run, tag: str = "lion_st") -> Path:
+def write_run(path: str | Path, run: Run, tag: str = "lion_st", overwrite: bool = False) -> Path:
     """Write `query Q0 document rank score tag` lines, best first.
 
     Columns are separated by spaces, or by tabs where an id holds a space.
 
     Args:
-        path: File to write, replaced atomically.
+        path: File to write.
         run: Scores by query and document.
         tag: Name of the run; its spaces become underscores.
+        overwrite: Replace an earlier file, at once.
 
     Raises:
+        FileExistsError: If the file is there and `overwrite` is False.
         ValueError: If an id is blank or holds a tab or line break, or a score is not finite.
     """
+    require_run(run)
+    require_free(path, overwrite)
     separator = check_ids([*run, *{document for hits in run.values() for document in hits}])
     tag = re.sub(r"\s", "_", tag) or "lion_st"
     lines = []
@@ -37,16 +41,20 @@ def write_run(path: str | Path, run: Run, tag: str = "lion_st") -> Path:
     return _write_lines(path, lines)
 
 
-def write_qrels(path: str | Path, qrels: Qrels) -> Path:
+def write_qrels(path: str | Path, qrels: Qrels, overwrite: bool = False) -> Path:
     """Write `query 0 document grade` lines, separated by spaces, or by tabs where an id holds a space.
 
     Args:
-        path: File to write, replaced atomically.
+        path: File to write.
         qrels: Relevance grades by query and document.
+        overwrite: Replace an earlier file, at once.
 
     Raises:
+        FileExistsError: If the file is there and `overwrite` is False.
         ValueError: If an id is blank or holds a tab or line break.
     """
+    require_judgements(qrels)
+    require_free(path, overwrite)
     separator = check_ids([*qrels, *{document for grades in qrels.values() for document in grades}])
     rows = [(query, "0", document, str(grade)) for query, grades in qrels.items() for document, grade in grades.items()]
     return _write_lines(path, map(separator.join, rows))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lion_st.files import atomic_write
+from lion_st.files import atomic_write, require_free
 from lion_st.hub.card_data import BaseModelData
 from lion_st.hub.cards import POOLING, card_frame, card_metadata, hub_link, render, setting_value, vector_description
 from lion_st.training.cost import TrainingCost
@@ -88,20 +88,27 @@ def render_recipe_card(backbone: str, paradigm: Paradigm) -> str:
     return render(context)
 
 
-def write_recipe_cards(folder: str | Path) -> list[Path]:
+def write_recipe_cards(folder: str | Path, overwrite: bool = False) -> list[Path]:
     """Write the six cards into a folder, each as `<name>.md`.
+
+    Args:
+        folder: Made if needed.
+        overwrite: Replace earlier cards.
 
     Returns:
         The files.
+
+    Raises:
+        FileExistsError: If one of them is there and `overwrite` is False; nothing is written then.
     """
+    recipes = [(backbone, paradigm) for backbone in SIZES for paradigm in PARADIGMS]
+    files = {Path(folder) / f"{recipe_name(*recipe)}.md": recipe for recipe in recipes}
+    for file in files:
+        require_free(file, overwrite)
     Path(folder).mkdir(parents=True, exist_ok=True)
-    written = []
-    for backbone in SIZES:
-        for paradigm in PARADIGMS:
-            file = Path(folder) / f"{recipe_name(backbone, paradigm)}.md"
-            atomic_write(file, render_recipe_card(backbone, paradigm))
-            written.append(file)
-    return written
+    for file, recipe in files.items():
+        atomic_write(file, render_recipe_card(*recipe))
+    return list(files)
 
 
 def _commands(backbone: str, paradigm: str) -> str:

@@ -14,6 +14,7 @@ from sentence_transformers.util import load_file_path
 from tokenizers.processors import TemplateProcessing
 
 from lion_st.exporting import export
+from lion_st.files import require_free
 from lion_st.hub.card_data import BaseModelData, Place, is_hub_name, merged_base_data
 from lion_st.hub.cards import render_card
 from lion_st.models import LionSentenceTransformer, Paradigm, load
@@ -106,6 +107,7 @@ def import_released(
     source = str(repo_or_dir)
     target = Path(output) if output is not None else Path("runs") / Path(source).name
     hub: dict[str, Any] = {"revision": revision, "token": token}
+    require_free(target, overwrite)
     replaced = None
     if load_file_path(source, "modules.json", **hub) is not None:
         model: BaseModel = load(source, dtype=dtype, **hub)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lion_st.encoding.storage import StorageError, read_folder
+from lion_st.engines import ENGINES, engine_settings, require_settings
 from lion_st.indexes.base import KIND, VERSION, Hits, Index, LocalIndex, Paradigm
 from lion_st.indexes.pruning import Pruning
 
@@ -24,14 +25,6 @@ __all__ = [
     "load_index",
 ]
 
-# engine -> (paradigm -> class), imported on use: faiss, seismic and pymilvus are heavy or optional.
-ENGINES: dict[str, dict[str, str]] = {
-    "exact": {"sparse": "exact.ExactSparseIndex", "dense": "exact.ExactDenseIndex"},
-    "seismic": {"sparse": "seismic.SeismicIndex"},
-    "faiss": {"dense": "faiss.FaissIndex"},
-    "milvus": dict.fromkeys(("sparse", "dense", "hybrid"), "milvus.MilvusIndex"),
-}
-
 
 def create_index(engine: str, paradigm: Paradigm, **parameters: Any) -> Index:
     """Make an empty index.
@@ -42,7 +35,7 @@ def create_index(engine: str, paradigm: Paradigm, **parameters: Any) -> Index:
         parameters: The engine's own settings, see its class.
 
     Raises:
-        ValueError: For an unknown engine or one that does not search this paradigm.
+        ValueError: For an unknown engine or setting, or an engine that does not search this paradigm.
 
     Example:
         >>> index = create_index("exact", "sparse")
@@ -50,6 +43,7 @@ def create_index(engine: str, paradigm: Paradigm, **parameters: Any) -> Index:
         >>> index.search([[1.0, 1.0, 0.0]], k=1)
         [[('d1', 1.5)]]
     """
+    require_settings([engine], parameters, paradigm)
     return _engine_class(engine, paradigm)(paradigm, **parameters)
 
 
@@ -65,10 +59,10 @@ def engine_for(engines: str | Sequence[str], paradigm: str) -> str:
     """
     names = [engines] if isinstance(engines, str) else list(engines)
     for name in names:
-        _require_known(name)
+        engine_settings(name)
     able = [name for name in names if paradigm in ENGINES[name]]
     if not able:
-        _require_able(names[0], paradigm)
+        engine_settings(names[0], paradigm)
     return able[0]
 
 
@@ -82,18 +76,6 @@ def load_index(path: str | Path, *, memory_map: bool = False, verify: bool = Tru
 
 
 def _engine_class(engine: str, paradigm: str) -> Any:
-    _require_known(engine)
-    _require_able(engine, paradigm)
+    engine_settings(engine, paradigm)
     module, name = ENGINES[engine][paradigm].split(".")
     return getattr(import_module(f"lion_st.indexes.{module}"), name)
-
-
-def _require_known(engine: str) -> None:
-    if engine not in ENGINES:
-        raise ValueError(f"Unknown engine {engine!r}: choose one of {', '.join(ENGINES)}.")
-
-
-def _require_able(engine: str, paradigm: str) -> None:
-    if paradigm not in ENGINES[engine]:
-        able = [name for name, classes in ENGINES.items() if paradigm in classes]
-        raise ValueError(f"The engine {engine!r} does not search {paradigm!r} vectors: choose one of {able}.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import shutil
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 import numpy as np
 
 from lion_st.encoding.storage import (
+    HEADER,
     StorageError,
     arrays_to_strings,
     read_folder,
@@ -18,6 +21,8 @@ from lion_st.encoding.storage import (
     write_folder,
 )
 from lion_st.encoding.vectors import to_csr, to_dense
+from lion_st.errors import require_list, require_type
+from lion_st.files import require_free
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -88,8 +93,17 @@ class Index(ABC):
         """
 
     @abstractmethod
-    def save(self, path: str | Path) -> Path:
-        """Write the index into a folder, replacing an earlier save only when everything is on disk."""
+    def save(self, path: str | Path, overwrite: bool = False) -> Path:
+        """Write the index into a folder.
+
+        Args:
+            path: The folder.
+            overwrite: Replace an earlier save there, of any engine, once everything is on disk.
+
+        Raises:
+            FileExistsError: If an index is there and `overwrite` is False.
+            StorageError: If something else is there.
+        """
 
     @classmethod
     @abstractmethod
@@ -125,10 +139,12 @@ class Index(ABC):
     def _write(
         self,
         path: str | Path,
+        overwrite: bool,
         metadata: Mapping[str, Any],
         arrays: Mapping[str, np.ndarray],
         write_files: Callable[[Path], None] | None = None,
     ) -> Path:
+        _require_no_index(path, overwrite)
         described = {
             "engine": self.engine,
             "paradigm": self.paradigm,
@@ -136,7 +152,15 @@ class Index(ABC):
             "source": self.source,
             "parameters": {name: getattr(self, name) for name in self.parameters},
         }
-        return write_folder(path, KIND, VERSION, {**described, **metadata}, arrays, write_files)
+
+        def write_last(data: Path) -> None:
+            if not overwrite and (data.parent / HEADER).exists():  # of another process, which held the folder's lock
+                shutil.rmtree(data)
+                require_free(path)
+            if write_files is not None:
+                write_files(data)
+
+        return write_folder(path, KIND, VERSION, {**described, **metadata}, arrays, write_last)
 
     @classmethod
     def _opened(cls, path: str | Path, metadata: Mapping[str, Any], **options: Any) -> Self:
@@ -151,22 +175,46 @@ class Index(ABC):
         return index
 
 
+def _require_no_index(path: str | Path, overwrite: bool) -> None:
+    if (Path(path) / HEADER).exists():
+        require_free(path, overwrite)
+
+
+def require_at_least(least: float, **settings: Any) -> None:
+    """Refuse settings of an engine that are not numbers of at least `least`.
+
+    Raises:
+        ValueError: With the name and the value of the first.
+    """
+    for name, value in settings.items():
+        is_number = isinstance(value, int if isinstance(least, int) else int | float) and not isinstance(value, bool)
+        if not is_number or not least <= value < math.inf:
+            kind = "an integer" if isinstance(least, int) else "a finite number"
+            raise ValueError(f"{name} is {kind} of at least {least}, got {value!r}.")
+
+
 def as_ids(ids: Any) -> list[str]:
     """Document ids as strings.
 
     Raises:
         TypeError: If they are one string, whose letters would be taken for ids.
     """
-    if isinstance(ids, str | bytes):
-        raise TypeError(f"ids are a list of one id per document, got the string {ids[:40]!r}.")
+    require_list(ids, "ids, one per document")
     return [str(one) for one in ids]
 
 
 def refuse_texts(vectors: Any) -> None:
-    """Raise a TypeError if these are texts, which a model has to encode first."""
-    first = vectors[0] if isinstance(vectors, list | tuple) and vectors else vectors
+    """Raise a TypeError if these are texts, which a model has to encode first, or the path of vectors."""
+    first = vectors[0] if isinstance(vectors, list | tuple) and len(vectors) else vectors
     if isinstance(first, str):
         raise TypeError(f"An index holds vectors, got the text {first[:40]!r}: encode it, as `search_texts` does.")
+    if isinstance(first, Path):
+        raise TypeError(f"Vectors expected, got the path {str(first)!r}: EncodedCorpus(path).whole() reads them.")
+
+
+def require_index(index: Any) -> None:
+    """Raise a TypeError unless this is an index, and not the path of one."""
+    require_type(index, Index, "An index", "lion_st.indexes.load_index(path) opens one")
 
 
 class LocalIndex(Index):
@@ -228,11 +276,12 @@ class LocalIndex(Index):
             return np.full((matrix.shape[0], k), -1), np.zeros((matrix.shape[0], k), dtype=np.float32)
         return self._search(matrix, k, threads)
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: str | Path, overwrite: bool = False) -> Path:
         """Write the index into a folder; see `Index.save`."""
+        _require_no_index(path, overwrite)  # before a structure is built to be saved
         with self._lock:
             arrays = self._save_arrays() | strings_to_arrays("ids", self.ids)
-            return self._write(path, {"dimensions": self.dimensions}, arrays, self._save_files)
+            return self._write(path, overwrite, {"dimensions": self.dimensions}, arrays, self._save_files)
 
     @classmethod
     def load(cls, path: str | Path, *, memory_map: bool = False, verify: bool = True) -> LocalIndex:

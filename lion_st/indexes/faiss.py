@@ -11,7 +11,7 @@ import numpy as np
 
 from lion_st.encoding.storage import StorageError, require_sound
 from lion_st.extras import require
-from lion_st.indexes.base import LocalIndex, Paradigm
+from lion_st.indexes.base import LocalIndex, Paradigm, require_at_least
 
 KINDS = ("flat", "hnsw", "ivf_pq")
 TRAINING_DOCUMENTS = 524_288  # of IVF-PQ at most, where 39 a cluster are not more
@@ -53,6 +53,10 @@ class FaissIndex(LocalIndex):
         super().__init__(paradigm)
         if kind not in KINDS:
             raise ValueError(f"kind is one of {', '.join(KINDS)}, got {kind!r}.")
+        counts = {"neighbours": neighbours, "ef_construction": ef_construction, "ef_search": ef_search}
+        require_at_least(
+            1, **counts, probes=probes, code_bytes=code_bytes, clusters=1 if clusters is None else clusters
+        )
         self.kind = kind
         self.neighbours = neighbours
         self.ef_construction = ef_construction
@@ -161,6 +165,12 @@ class FaissIndex(LocalIndex):
             self._index.ntotal == len(self.ids),
             self._index.d == self.dimensions,
         )
+        if verify and self.kind == "ivf_pq":
+            lists = self._index.invlists
+            for number in range(self._index.nlist):
+                if size := lists.list_size(number):
+                    rows = faiss.rev_swig_ptr(lists.get_ids(number), size)
+                    require_sound(data, rows.min() >= 0, rows.max() < len(self.ids))
         if verify and self.kind == "hnsw":
             graph = self._index.hnsw
             links = faiss.vector_to_array(graph.neighbors)

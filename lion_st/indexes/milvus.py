@@ -16,7 +16,7 @@ from scipy import sparse
 from lion_st.encoding.storage import StorageError, read_folder
 from lion_st.encoding.vectors import to_csr, to_dense
 from lion_st.extras import require
-from lion_st.indexes.base import KIND, VERSION, Hits, Index, Paradigm
+from lion_st.indexes.base import KIND, VERSION, Hits, Index, Paradigm, as_ids, refuse_texts, require_at_least
 
 MAX_ID_BYTES = 512
 METRIC = {"metric_type": "IP"}
@@ -68,6 +68,9 @@ class MilvusIndex(Index):
         MilvusClient = require("pymilvus").MilvusClient
         if weights is not None and len(weights) != 2:
             raise ValueError(f"weights are two numbers, for the sparse and the dense score, got {weights!r}.")
+        for weight in weights or ():
+            require_at_least(0.0, weights=weight)
+        require_at_least(1, rows_per_request=rows_per_request, candidates=candidates)
         self.uri = str(uri) if "://" in str(uri) else str(Path(uri).resolve())
         self.collection = collection
         self.rows_per_request = rows_per_request
@@ -96,7 +99,7 @@ class MilvusIndex(Index):
         Raises:
             StorageError: If the collection holds documents of another source, or of none that is known.
         """
-        ids = [str(one) for one in ids]
+        ids = as_ids(ids)
         if len(set(ids)) < len(ids):
             raise ValueError("An id occurs twice among the documents to add: ids must be unique.")
         for one in ids:
@@ -130,7 +133,8 @@ class MilvusIndex(Index):
         fields = self._fields(queries)
         count = next(iter(fields.values())).shape[0]
         found: list[Hits] = [[] for _ in range(count)]
-        if not self._client.has_collection(self.collection):
+        k = min(k, len(self))
+        if k == 0:
             return found
         if "://" not in self.uri:
             self._flush()
@@ -155,10 +159,10 @@ class MilvusIndex(Index):
                     found[row] = [(hit["id"], float(hit["distance"])) for hit in hits]
         return found
 
-    def save(self, path: str | Path) -> Path:
-        """Flush the collection and write where it is."""
+    def save(self, path: str | Path, overwrite: bool = False) -> Path:
+        """Flush the collection and write where it is; see `Index.save`."""
         self._flush()
-        return self._write(path, {}, {})
+        return self._write(path, overwrite, {}, {})
 
     @classmethod
     def load(
@@ -228,6 +232,8 @@ class MilvusIndex(Index):
         return [(hit["id"], float(hit["distance"])) for hit in results[0]]
 
     def _fields(self, vectors: Any) -> dict[str, Any]:
+        for part in vectors if self.paradigm == "hybrid" else (vectors,):
+            refuse_texts(part)
         if self.paradigm == "sparse":
             return {"sparse": to_csr(vectors)}
         if self.paradigm == "dense":

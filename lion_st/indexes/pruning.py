@@ -33,8 +33,8 @@ class Pruning:
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
                 raise ValueError(f"{name} is a share of at least 0 and below 1, got {value}.")
-        if self.threshold is not None and self.threshold < 0:
-            raise ValueError(f"threshold is at least 0, got {self.threshold}.")
+        if self.threshold is not None and not 0 <= self.threshold < np.inf:
+            raise ValueError(f"threshold is a finite weight of at least 0, got {self.threshold}.")
 
     def __str__(self) -> str:
         limits = [f"{name}={value:g}" for name, value in vars(self).items() if value is not None]

@@ -14,7 +14,7 @@ import numpy as np
 from scipy import sparse
 
 from lion_st.extras import require
-from lion_st.indexes.base import LocalIndex, Paradigm
+from lion_st.indexes.base import LocalIndex, Paradigm, require_at_least
 
 KEPT = 0.2  # of the documents' postings, by default
 FEWEST_POSTINGS, MOST_POSTINGS = 100, 6000  # per term, by default
@@ -57,6 +57,9 @@ class SeismicIndex(LocalIndex):
         heap_factor: float = 0.9,
     ) -> None:
         super().__init__(paradigm)
+        require_at_least(1, n_postings=1 if n_postings is None else n_postings, query_cut=query_cut)
+        require_at_least(0.0, max_fraction=max_fraction, summary_energy=summary_energy)
+        require_at_least(0.0, centroid_fraction=centroid_fraction, heap_factor=heap_factor)
         self.n_postings = n_postings
         self.max_fraction = max_fraction
         self.summary_energy = summary_energy
@@ -141,9 +144,9 @@ class SeismicIndex(LocalIndex):
         assert self._file_bytes is not None
         return self._file_bytes
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: str | Path, overwrite: bool = False) -> Path:
         """Write the index into a folder; see `Index.save`. It cannot grow afterwards: the documents are let go."""
-        saved = super().save(path)
+        saved = super().save(path, overwrite)
         self._dataset = None
         return saved
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from lion_st.extras import require
 from lion_st.indexes.base import Hits
+from lion_st.retrieval.texts import require_documents, require_queries
 
 
 class Bm25Retriever:
@@ -41,9 +42,15 @@ class Bm25Retriever:
         return f"k1={self.k1},b={self.b}"
 
     def index(self, documents: Mapping[str, str], show_progress: bool = False) -> None:
-        """Index documents, text by id, in place of any earlier ones."""
+        """Index documents, text by id, in place of any earlier ones.
+
+        Raises:
+            TypeError: If they are not texts by id.
+            ValueError: If there are none.
+        """
         bm25s = require("bm25s")
 
+        require_documents(documents)
         if not documents:
             raise ValueError("BM25 needs at least one document.")
         started = perf_counter()
@@ -59,12 +66,11 @@ class Bm25Retriever:
         """Return for each query its best documents with a score above 0, best first.
 
         Raises:
-            TypeError: If the queries are one string.
+            TypeError: If the queries are one string, or one of them is not a text.
             RuntimeError: If nothing was indexed.
         """
         bm25s = require("bm25s")
-        if isinstance(queries, str):
-            raise TypeError(f"Give a list of queries, got the string {queries[:40]!r}.")
+        require_queries(queries)
         if not self.ids:
             raise RuntimeError("Nothing is indexed yet: call index(documents) before search.")
 

@@ -6,8 +6,11 @@ import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from scipy import sparse
 
 from lion_st.encoding.vectors import to_csr
+from lion_st.errors import require_type
+from lion_st.indexes.base import refuse_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,8 +45,12 @@ def explain_score(query: Any, document: Any, tokenizer: PreTrainedTokenizerBase)
         query: One sparse row [1, V].
         document: One sparse row [1, V].
         tokenizer: Names the terms.
+
+    Raises:
+        TypeError: If texts are given where rows are expected, or no tokenizer.
+        ValueError: If these are not one row each, of the same vocabulary.
     """
-    query, document = to_csr(query), to_csr(document)
+    query, document = _rows(query, tokenizer), _rows(document, tokenizer)
     if query.shape != document.shape or query.shape[0] != 1:
         raise ValueError(f"Give one query row and one document row, got {query.shape} and {document.shape}.")
     terms, left, right = np.intersect1d(query.indices, document.indices, assume_unique=True, return_indices=True)
@@ -61,7 +68,7 @@ def explain_score(query: Any, document: Any, tokenizer: PreTrainedTokenizerBase)
 
 def top_terms(vector: Any, tokenizer: PreTrainedTokenizerBase, count: int = 10) -> list[tuple[str, float]]:
     """The heaviest terms of one sparse row [1, V] with their weights."""
-    row = to_csr(vector)
+    row = _rows(vector, tokenizer)
     if row.shape[0] != 1:
         raise ValueError(f"Give one row, got {row.shape[0]}.")
     order = np.argsort(-row.data, kind="stable")[:count]
@@ -80,7 +87,8 @@ def expanded_terms(vector: Any, text: str, tokenizer: PreTrainedTokenizerBase, c
         tokenizer: Names the terms.
         count: Terms to give.
     """
-    row = to_csr(vector)
+    row = _rows(vector, tokenizer)
+    require_type(text, str, "A text", "pass what the vector was encoded from")
     words = words_of_tokens(text, tokenizer)
     own = {word.casefold() for word in words.values()}
     weights: dict[str, float] = {}
@@ -99,6 +107,14 @@ def expanded_terms(vector: Any, text: str, tokenizer: PreTrainedTokenizerBase, c
         shown.setdefault(key, name)
     heaviest = sorted(weights, key=lambda key: -weights[key])[:count]
     return [TextTerm(shown[key], weights[key], key in own) for key in heaviest]
+
+
+def _rows(vector: Any, tokenizer: Any) -> sparse.csr_array:
+    """Sparse rows that were given with the tokenizer that names their terms."""
+    refuse_texts(vector)
+    if not hasattr(tokenizer, "convert_ids_to_tokens"):
+        raise TypeError(f"A tokenizer expected, got a {type(tokenizer).__name__}: pass model.tokenizer.")
+    return to_csr(vector)
 
 
 def words_of_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:

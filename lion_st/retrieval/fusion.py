@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from lion_st.errors import require_list, require_type
 from lion_st.indexes.base import Hits
 
 
@@ -43,14 +45,20 @@ def convex_fusion(rankings: Sequence[Sequence[Hits]], weights: Sequence[float], 
     Raises:
         ValueError: If weights and rankings do not fit.
     """
-    if len(weights) != len(rankings) or min(weights) < 0 or sum(weights) == 0:
-        raise ValueError(f"Give one weight >= 0 for each of the {len(rankings)} rankings, not all 0; got {weights}.")
+    _require_rankings(rankings)
+    require_weights(weights, len(rankings))
     shares = iter(np.asarray(weights, dtype=float) / sum(weights))
     scaled = [
         [[(doc, share * score) for doc, score in _normalised(hits).items()] for hits in ranking]
         for ranking, share in zip(rankings, shares, strict=True)
     ]
     return _fuse(scaled, k, dict)
+
+
+def require_weights(weights: Sequence[float], count: int) -> None:
+    """Raise a ValueError unless there are `count` weights, finite and at least 0, of which one is above 0."""
+    if len(weights) != count or not all(0 <= weight < np.inf for weight in weights) or not any(weights):
+        raise ValueError(f"Give one finite weight >= 0 for each of the {count} rankings, not all 0; got {weights}.")
 
 
 def fit_convex_weights(
@@ -76,6 +84,8 @@ def fit_convex_weights(
     Raises:
         ValueError: If there are not exactly two rankings.
     """
+    _require_rankings(rankings)
+    require_list(queries, "ids of queries")
     if len(rankings) != 2:
         raise ValueError(f"Weights are fitted for two retrievers, got {len(rankings)}.")
     best: tuple[float, float, float] | None = None
@@ -89,6 +99,16 @@ def fit_convex_weights(
     return (best[2], 1 - best[2]), best[0]
 
 
+def _require_rankings(rankings: Any) -> None:
+    """Raise a TypeError unless each retriever gives a list of hits per query."""
+    remedy = "pass what index.search returns of each retriever; lion_st.evaluation.fuse_runs takes runs"
+    require_type(rankings, list | tuple, "A list of rankings", remedy)
+    for ranking in rankings:
+        require_type(ranking, list | tuple, "A list of hits per query", remedy)
+        for hits in ranking:
+            require_type(hits, list | tuple, "A list of (document, score)", remedy)
+
+
 def _normalised(hits: Hits) -> dict[str, float]:
     if not hits:
         return {}
@@ -100,6 +120,9 @@ def _normalised(hits: Hits) -> dict[str, float]:
 
 
 def _fuse(rankings: Sequence[Sequence[Hits]], k: int, score: Callable[[Hits], Mapping[str, float]]) -> list[Hits]:
+    if k < 1:
+        raise ValueError(f"k is at least 1, got {k}.")
+    _require_rankings(rankings)
     if len({len(ranking) for ranking in rankings}) != 1:
         raise ValueError(f"All rankings answer the same queries, got {[len(ranking) for ranking in rankings]} of them.")
     fused = []

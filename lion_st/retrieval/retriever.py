@@ -15,12 +15,21 @@ import numpy as np
 
 from lion_st.data.records import Record
 from lion_st.encoding.encode import encode_corpus, encode_texts
-from lion_st.encoding.fingerprints import model_fingerprint, model_name, prompt_for, text_limit, weights_fingerprint
+from lion_st.encoding.fingerprints import (
+    input_module,
+    model_fingerprint,
+    model_name,
+    prompt_for,
+    text_limit,
+    weights_fingerprint,
+)
 from lion_st.encoding.reading import records_digest
 from lion_st.encoding.shards import EncodedCorpus
 from lion_st.encoding.vectors import Vectors, active_terms
+from lion_st.errors import require_list, require_type
 from lion_st.indexes import Hits, Index, StorageError, create_index
-from lion_st.retrieval.fusion import convex_fusion, reciprocal_rank_fusion
+from lion_st.retrieval.fusion import convex_fusion, reciprocal_rank_fusion, require_weights
+from lion_st.retrieval.texts import require_documents, require_queries
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer, SparseEncoder
@@ -53,6 +62,12 @@ class Retriever(Protocol):
         ...
 
 
+def require_retriever(retriever: Any) -> None:
+    """Raise a TypeError unless this has what a `Retriever` has, as a path or a model has not."""
+    remedy = "pass a ModelRetriever(lion_st.load(path)) or a Bm25Retriever()"
+    require_type(retriever, Retriever, "A retriever", remedy)
+
+
 class ModelRetriever:
     """A sparse or dense model searched through an index.
 
@@ -70,6 +85,10 @@ class ModelRetriever:
             very documents to index, by this model.
         encoded_dir: Keep the encoded corpora here, resumable, and reuse them for the same model, lengths and documents.
         name: Name in tables and result files; the model's own by default.
+
+    Raises:
+        TypeError: If a model is not one, but a path for example.
+        ValueError: If the engine does not search such vectors or has no such setting.
 
     Example:
         >>> retriever = ModelRetriever(lion_st.load("runs/quickstart/lion-sp"))  # doctest: +SKIP
@@ -97,6 +116,8 @@ class ModelRetriever:
 
         self.model = model
         self.query_model = model if query_model is None else query_model
+        for one in (self.model, self.query_model):
+            input_module(one, "query")  # raises for a path
         self.paradigm: str = paradigm_of(model)
         self.engine = engine
         self.engine_parameters = dict(engine_parameters or {})
@@ -126,9 +147,11 @@ class ModelRetriever:
         """Encode documents, text by id, and index them in place of any earlier ones.
 
         Raises:
+            TypeError: If they are not texts by id.
             ValueError: If no document has a text.
             StorageError: If the vectors to read are of another model or of other documents.
         """
+        require_documents(documents)
         documents = {key: text for key, text in documents.items() if text.strip()}  # a blank one is never found
         if not documents:
             raise ValueError("There is nothing to index: give at least one document with a text.")
@@ -161,11 +184,10 @@ class ModelRetriever:
         """Encode queries and return for each its k best documents as (id, score), best first; none for a blank one.
 
         Raises:
-            TypeError: If the queries are one string.
+            TypeError: If the queries are one string, or one of them is not a text.
             RuntimeError: If nothing was indexed.
         """
-        if isinstance(queries, str):
-            raise TypeError(f"Give a list of queries, got the string {queries[:40]!r}.")
+        require_queries(queries)
         if "index_bytes" not in self._figures:
             raise RuntimeError("Nothing is indexed yet: call index(documents) before search.")
         hits: list[Hits] = [[] for _ in queries]
@@ -257,23 +279,8 @@ class ModelRetriever:
 
     def _read(self, encoded: EncodedCorpus, documents: Mapping[str, str]) -> Iterator[tuple[list[str], Vectors]]:
         settings = encoded.manifest["settings"]
-        if settings["weights_sha256"] != weights_fingerprint(self.model):
-            raise StorageError(
-                f"{encoded.path} was encoded by {settings['model']!r} with other weights or in another type than those "
-                f"of {model_name(self.model)!r}: encode the documents with this model."
-            )
         limit = self.document_tokens or text_limit(self.model, "document")
-        if settings["max_tokens"] != limit:
-            raise StorageError(
-                f"{encoded.path} holds texts cut to {settings['max_tokens']} tokens, not to {limit}: encode the "
-                f"documents with max_tokens={limit}."
-            )
-        prompt = prompt_for(self.model, "document")
-        if settings["prompt"] != prompt:
-            raise StorageError(
-                f"{encoded.path} was encoded with the prompt {settings['prompt']!r}, and the model's for documents is "
-                f"{prompt!r}: encode the documents with this model."
-            )
+        require_same_encoding(encoded.path, settings, self.model, limit)
         if len(encoded) != len(documents):
             raise StorageError(
                 f"{encoded.path} holds {len(encoded):,} documents, and {len(documents):,} are to be indexed: encode "
@@ -289,6 +296,38 @@ class ModelRetriever:
             yield ids, vectors
 
 
+def require_same_encoding(
+    place: str | Path, settings: Mapping[str, Any], model: SentenceTransformer | SparseEncoder, limit: int
+) -> None:
+    """Refuse vectors of documents that a model would encode otherwise.
+
+    Args:
+        place: Where they are, for the message.
+        settings: What an encoded corpus or index says of them.
+        model: The model.
+        limit: Tokens to which it cuts documents.
+
+    Raises:
+        StorageError: With what differs: weights, length or prompt.
+    """
+    if settings["weights_sha256"] != weights_fingerprint(model):
+        raise StorageError(
+            f"{place} was encoded by {settings['model']!r} with other weights or in another type than those of "
+            f"{model_name(model)!r}: encode the documents with this model."
+        )
+    if settings["max_tokens"] != limit:
+        raise StorageError(
+            f"{place} holds texts cut to {settings['max_tokens']} tokens, not to {limit}: encode the documents with "
+            f"max_tokens={limit}."
+        )
+    prompt = prompt_for(model, "document")
+    if settings["prompt"] != prompt:
+        raise StorageError(
+            f"{place} was encoded with the prompt {settings['prompt']!r}, and the model's for documents is {prompt!r}: "
+            "encode the documents with this model."
+        )
+
+
 class HybridRetriever:
     """Several retrievers fused, such as Lion-SP with Lion-DS, each over its own engine.
 
@@ -297,6 +336,10 @@ class HybridRetriever:
         weights: One weight each for `convex_fusion`, see `fit_convex_weights`; None fuses by reciprocal rank.
         depth: Documents taken from each, at least k.
         name: Name in tables and result files.
+
+    Raises:
+        TypeError: If one of them is not a retriever, but a path for example.
+        ValueError: If there are fewer than two, or the weights do not fit.
     """
 
     paradigm = "hybrid"
@@ -308,10 +351,13 @@ class HybridRetriever:
         depth: int = 1000,
         name: str | None = None,
     ) -> None:
+        require_list(retrievers, "retrievers")
+        for retriever in retrievers:
+            require_retriever(retriever)
         if len(retrievers) < 2:
             raise ValueError(f"Fusion needs two retrievers or more, got {len(retrievers)}.")
-        if weights is not None and len(weights) != len(retrievers):
-            raise ValueError(f"Got {len(weights)} weights for {len(retrievers)} retrievers.")
+        if weights is not None:
+            require_weights(weights, len(retrievers))
         self.retrievers = list(retrievers)
         self.weights = list(weights) if weights is not None else None
         self.depth = depth

@@ -18,10 +18,14 @@ from lion_st.encoding.encode import encode_texts
 from lion_st.encoding.fingerprints import input_module, model_name, weights_fingerprint
 from lion_st.encoding.shards import EncodedCorpus
 from lion_st.encoding.vectors import Vectors, keep_top_terms
+from lion_st.errors import require_type
+from lion_st.files import require_free
 from lion_st.indexes import Hits, Index, StorageError, create_index
+from lion_st.indexes.base import refuse_texts, require_index
 from lion_st.indexes.exact import ExactSparseIndex
 from lion_st.indexes.pruning import Pruning, term_thresholds
 from lion_st.retrieval.explain import SharedTerm, explain_score
+from lion_st.retrieval.texts import require_queries
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer, SparseEncoder
@@ -49,6 +53,7 @@ def index_corpus(
     queries: Vectors | None = None,
     recall_at: Sequence[int] = (10, 100),
     sample: int = 200,
+    overwrite: bool = False,
 ) -> IndexReport:
     """Build an index from the shards of `encode_corpus` and save it.
 
@@ -65,15 +70,20 @@ def index_corpus(
             are harder than real queries in being longer and easier in having themselves to find.
         recall_at: Depths of the recall.
         sample: Queries to measure recall with, at most; 0 measures nothing.
+        overwrite: Replace an index in `output`, once the new one stands.
 
     Returns:
         The index, the seconds it took, and its recall.
 
     Raises:
+        FileExistsError: If something is in `output` and `overwrite` is False.
         StorageError: If the encoded corpus is incomplete or damaged, `output` holds something else, or the engine's
             collection holds other documents.
         ValueError: If sparse pruning is asked of dense vectors.
     """
+    require_free(output, overwrite)
+    require_type(pruning, Pruning | None, "A pruning", "pass lion_st.indexes.Pruning(top_terms=128)")
+    refuse_texts(queries)
     corpus = EncodedCorpus(encoded)
     if pruning is not None and corpus.paradigm == "dense":
         raise ValueError("Pruning drops terms of sparse vectors, and this corpus was encoded by a dense model.")
@@ -93,7 +103,7 @@ def index_corpus(
             f"The index now holds {len(index):,} documents and the corpus has {len(corpus):,}: others were added to "
             "the collection. Name another one."
         )
-    index.save(output)
+    index.save(output, overwrite)
     seconds = perf_counter() - started
     if sample == 0 or (pruning is None and _is_exact(index)):
         return IndexReport(index, seconds, {})
@@ -126,6 +136,9 @@ def recall_against(
 
     Queries for which the exact search finds nothing are left out.
     """
+    require_index(exact)
+    require_index(index)
+    refuse_texts(queries)
     depth = max(recall_at)
     return _recalls(exact.search(queries, depth), index.search(queries, depth), recall_at)
 
@@ -194,9 +207,18 @@ def search_run(
 
     `max_tokens` cuts the queries to this length in place of the model's own.
 
+    Raises:
+        TypeError: If the model or index is a path, or the queries are not texts by id.
+
     Warns:
         UserWarning: If the index was built with another model, see `search_texts`.
     """
+    input_module(model, "query")  # raises for a path
+    require_index(index)
+    require_type(
+        queries, Mapping, "Queries by id", "pass texts by id, as lion_st.evaluation.read_topics(path) reads them"
+    )
+    require_queries(list(queries.values()))
     warn_of_another_model(model, index)
     vectors = encode_texts(model, list(queries.values()), "query", max_tokens=max_tokens)
     hits = index.search(vectors, k, threads)
@@ -235,19 +257,19 @@ def search_texts(
         max_tokens: Length to cut queries to, in place of the model's own.
 
     Raises:
+        TypeError: If the model or index is a path, or the queries are no list of texts.
         ValueError: If an explanation is asked of an index that does not keep the documents' term weights, or the
             model's vectors have other dimensions than the documents'.
 
     Warns:
         UserWarning: If the weights are not those that encoded the documents; a Router's query route is exempt.
     """
-    if isinstance(queries, str):
-        raise TypeError(f"Give a list of queries, got the string {queries[:40]!r}.")
+    input_module(model, "query")  # raises for a path
+    require_index(index)
+    require_queries(queries)
     warn_of_another_model(model, index)
-    if explain and not isinstance(index, ExactSparseIndex):
-        raise ValueError(
-            f"Explanations need the term weights that engine='exact' keeps for sparse vectors, not {index.engine!r}."
-        )
+    if explain:
+        require_explainable(index)
     vectors = encode_texts(model, queries, "query", max_tokens=max_tokens)
     tokenizer = input_module(model, "query").tokenizer
     results = []
@@ -259,6 +281,15 @@ def search_texts(
                 terms = explain_score(vectors[[row]], index.vectors([document]), tokenizer)
             results.append(Result(query, rank, document, score, terms))
     return results
+
+
+def require_explainable(index: Index) -> None:
+    """Raise a ValueError if an index does not keep the term weights that explain a score."""
+    require_index(index)
+    if not isinstance(index, ExactSparseIndex):
+        raise ValueError(
+            f"Explanations need the term weights that engine='exact' keeps for sparse vectors, not {index.engine!r}."
+        )
 
 
 def warn_of_another_model(model: SentenceTransformer | SparseEncoder, index: Index) -> None:

@@ -26,6 +26,7 @@ from sentence_transformers import (
     SparseEncoderTrainingArguments,
 )
 from sentence_transformers.base.modules import Router
+from sentence_transformers.sentence_transformer.modules import WeightedLayerPooling
 from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding
 from torch import Tensor, nn
 
@@ -34,6 +35,7 @@ from lion_st.encoding.encode import encode_texts
 from lion_st.encoding.fingerprints import prompt_for, text_limit
 from lion_st.encoding.vectors import Vectors, to_csr
 from lion_st.exporting import export
+from lion_st.guard import add_guard, name_own_class
 from lion_st.hooks import has_adapter
 from lion_st.losses import dot_scores
 from lion_st.models import paradigm_of
@@ -307,6 +309,7 @@ def save_query_encoder(
     student: SentenceTransformer | SparseEncoder,
     model: SentenceTransformer | SparseEncoder,
     path: str | Path,
+    overwrite: bool = False,
 ) -> Path:
     """Write a query encoder and its full model as one stock Router checkpoint, verified before it takes its place.
 
@@ -317,12 +320,13 @@ def save_query_encoder(
         student: Of `static_query_encoder` or `truncated_query_encoder`, trained or not.
         model: The full model that it was made of.
         path: The folder to make.
+        overwrite: Replace an earlier checkpoint there, once the new one is verified.
 
     Returns:
         The folder.
 
     Raises:
-        FileExistsError: If `path` exists.
+        FileExistsError: If `path` exists and `overwrite` is False, or if it is not a checkpoint.
         ValueError: If student and model do not fit each other, or the saved vectors differ from theirs.
     """
     if student.get_embedding_dimension() != model.get_embedding_dimension():
@@ -331,7 +335,7 @@ def save_query_encoder(
             f"{model.get_embedding_dimension()}: give the model that it was made of."
         )
     stock_class: Any = SparseEncoder if paradigm_of(model) == "sparse" else SentenceTransformer
-    with tempfile.TemporaryDirectory() as scratch, atomic_checkpoint(Path(path)) as folder:
+    with tempfile.TemporaryDirectory() as scratch, atomic_checkpoint(Path(path), overwrite) as folder:
         router = Router.for_query_document(
             _stock_modules(student, Path(scratch) / "query", stock_class),
             _stock_modules(model, Path(scratch) / "document", stock_class),
@@ -340,6 +344,10 @@ def save_query_encoder(
         if stock_class is SparseEncoder:
             options["max_active_dims"] = getattr(model[1], "max_active_dims", None)
         stock_class(modules=[router], **options).save(str(folder))
+        if stock_class is SparseEncoder:
+            name_own_class(folder)
+        else:
+            add_guard(folder)
         saved = stock_class(str(folder), device=str(model.device), local_files_only=True)
         for kind, live in (("query", student), ("document", model)):
             _require_equal(saved, live, kind)
@@ -350,7 +358,8 @@ def _stock_modules(model: SentenceTransformer | SparseEncoder, folder: Path, sto
     if isinstance(model[0], SparseStaticEmbedding):
         return [copy.deepcopy(module).cpu() for module in model]
     export(model, folder, model_type=stock_class.__name__, verify=False)
-    return list(stock_class(str(folder), device="cpu", local_files_only=True))
+    modules = list(stock_class(str(folder), device="cpu", local_files_only=True))
+    return [module for module in modules if not isinstance(module, WeightedLayerPooling)]  # see lion_st.guard
 
 
 def _require_equal(saved: Any, live: Any, kind: Any) -> None:

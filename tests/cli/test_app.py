@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lion_st.cli import app
-from lion_st.cli.options import ENGINE_SETTINGS
+from lion_st.engines import ENGINES, engine_settings
 from lion_st.errors import describe_error
 from lion_st.indexes import _engine_class
 
@@ -64,7 +64,10 @@ def test_a_misspelt_command_or_choice_is_a_usage_error() -> None:
         (["index", "a", "b", "--engine", "lucene"], "'lucene' is not one of 'exact'"),
         (["index", "a", "b", "--threshhold", "1"], "--threshold"),
         (["index", "a"], "Missing argument"),
-        (["index", "a", "b", "--set", "query_cut=5"], "exact has no setting 'query_cut'; --set takes quantization"),
+        (
+            ["index", "a", "b", "--set", "query_cut=5"],
+            "exact has no setting 'query_cut': choose from quantization, dtype",
+        ),
         (["search", "a", "b", "q", "--queries", "c"], "Give one QUERY or a file of --queries"),
         (["search", "a", "b", "--run", "c"], "give --queries with --run"),
         (["evaluate", "bm25"], "give --data or --trec"),
@@ -163,10 +166,9 @@ def test_missing_paths_and_taken_places_are_refused_before_anything_heavy_is_imp
 
 def test_help_lists_the_settings_that_engines_have() -> None:
     shown = " ".join(runner.invoke(app, ["index", "--help"], env={"COLUMNS": "200"}).output.split())
-    for engine, settings in ENGINE_SETTINGS.items():
-        taken: set[str] = set()
-        for paradigm in ("sparse", "dense"):
-            with contextlib.suppress(ValueError, ImportError):
-                taken |= inspect.signature(_engine_class(engine, paradigm).__init__).parameters.keys()
-        assert taken - {"self", "paradigm"} == set(settings)
-        assert f"{engine}: {settings[0]}" in shown
+    for engine, paradigms in ENGINES.items():
+        for paradigm in paradigms:
+            with contextlib.suppress(ImportError):
+                taken = inspect.signature(_engine_class(engine, paradigm).__init__).parameters.keys()
+                assert taken - {"self", "paradigm"} == set(engine_settings(engine, paradigm))
+        assert f"{engine}: {', '.join(engine_settings(engine))}." in shown

@@ -5,13 +5,15 @@ from __future__ import annotations
 import sys
 
 import pytest
+import torch
 from tiny_models import TEXTS
 
 import lion_st
 from lion_st.data import save_beir
 from lion_st.demo import Collection, Document, Explorer, QueryError, build_page, markup, page, read_collection
 from lion_st.demo.terms import Reason, Reasons, Segment
-from lion_st.retrieval import ModelRetriever
+from lion_st.indexes import StorageError, create_index
+from lion_st.retrieval import ModelRetriever, index_corpus
 
 QUERY = "What is the capital of France?"
 
@@ -201,10 +203,28 @@ def test_a_second_start_reads_the_vectors_of_the_first(models, collection, tmp_p
     assert [hit.document.id for hit in given.answer(QUERY).rankings[0].hits] == [
         hit.document.id for hit in first.answer(QUERY).rankings[0].hits
     ]
-    with pytest.raises(ValueError, match="holds vectors, and the page shows texts"):
-        read_collection(folder)
+    index_corpus(folder, tmp_path / "index", sample=0)
+    searched = Explorer(models[0], collection, encoded=tmp_path / "index")
+    for one, other in zip(first.answer(QUERY).rankings[0].hits, searched.answer(QUERY).rankings[0].hits, strict=True):
+        assert (one.document, one.score, one.reasons) == (other.document, other.score, other.reasons)
+    for place in (folder, tmp_path / "index"):
+        with pytest.raises(ValueError, match=r"holds vectors, and the page shows texts.*--encoded"):
+            read_collection(place)
     changed = Collection("one more", {**collection.documents, "new": Document("new", "", "a new text")})
     assert "new" in Explorer(models[0], changed, encoded_dir=tmp_path).index.ids
+    edited = Collection("edited", {**collection.documents, "d0": Document("d0", "", "another text")})
+    for other in (changed, edited):
+        with pytest.raises(StorageError, match="holds other documents than the"):
+            Explorer(models[0], other, encoded=tmp_path / "index")
+    unnamed = create_index("exact", "sparse")
+    unnamed.add(first.index.ids, first.index.vectors(first.index.ids))
+    with pytest.raises(StorageError, match="does not say what its vectors come from"):
+        Explorer(models[0], collection, encoded=unnamed.save(tmp_path / "unnamed"))
+    with torch.no_grad():
+        other_model = lion_st.build(models[0][0].model.name_or_path, "sparse")
+        other_model[0].model.get_input_embeddings().weight.mul_(1.1)
+    with pytest.raises(StorageError, match="with other weights"):
+        Explorer(other_model, collection, encoded=tmp_path / "index")
 
 
 def test_the_server_says_its_address_and_nothing_else(explorer, capsys, monkeypatch) -> None:

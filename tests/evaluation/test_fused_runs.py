@@ -46,7 +46,7 @@ def test_the_command_fuses_files(tmp_path: Path) -> None:
     assert "3 queries, fused by reciprocal ranks" in fuse()
     assert read_run(output)["q1"] == pytest.approx(fuse_runs([SPARSE, DENSE])["q1"])
     weights = ("--weight", "3", "--weight", "1", "-k", "2")
-    assert "replace it with --overwrite" in fuse(*weights)
+    assert "pass --overwrite to replace it" in fuse(*weights)
     assert "weights 3.00, 1.00" in fuse(*weights, "--overwrite")
     assert read_run(output)["q1"] == pytest.approx({"a": 0.75, "b": 0.625})
     development = ("--dev", files[0], "--dev", files[1], "--dev-qrels", qrels, "--metric", "MRR@10")
@@ -55,4 +55,7 @@ def test_the_command_fuses_files(tmp_path: Path) -> None:
     assert "no such file" in fuse(*development[:4], "--dev-qrels", "missing.qrels").lower()
     assert "2 runs need as many --dev runs, got 1" in fuse("--dev", files[0], "--dev-qrels", qrels)
     assert "2 runs need as many --weight, got 1" in fuse("--weight", "1")
-    assert "one weight >= 0 for each of the 2 rankings" in fuse("--weight", "1", "--weight", "-1", "--overwrite")
+    assert "--weight is a finite number of at least 0, got -1.0" in fuse("--weight", "1", "--weight", "-1")
+    for weights in ((1.0, -1.0), (float("nan"), 1.0), (float("inf"), 1.0), (0.0, 0.0)):
+        with pytest.raises(ValueError, match="one finite weight >= 0 for each of the 2 rankings"):
+            fuse_runs([SPARSE, DENSE], weights)

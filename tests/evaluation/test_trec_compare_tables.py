@@ -52,11 +52,11 @@ def test_ids_with_spaces_are_written_with_tabs(tmp_path: Path) -> None:
     assert read_qrels(write_qrels(tmp_path / "qrels", qrels)) == qrels
     for bad in ("a\tb", "a\nb", "", " "):
         with pytest.raises(ValueError, match="id"):
-            write_run(path, {bad: {"d": 1.0}})
+            write_run(tmp_path / "bad", {bad: {"d": 1.0}})
         with pytest.raises(ValueError, match="id"):
-            write_qrels(path, {"q": {bad: 1}})
+            write_qrels(tmp_path / "bad", {"q": {bad: 1}})
     with pytest.raises(ValueError, match="'d' has the score nan for query 'q'"):
-        write_run(path, {"q": {"d": float("nan")}})
+        write_run(tmp_path / "bad", {"q": {"d": float("nan")}})
 
 
 def test_both_layouts_of_judgements_are_read(tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ def test_a_loaded_index_searches_and_grows_like_the_saved_one(
     for one in (index, loaded):
         one.add([f"new{row}" for row in range(100)], vectors[300:])
     assert loaded.search(vectors[:10], 20) == index.search(vectors[:10], 20)
-    loaded.save(tmp_path / "index")
+    loaded.save(tmp_path / "index", overwrite=True)
     assert len(load_index(tmp_path / "index")) == 400
     assert len(list((tmp_path / "index").glob("[!.]*"))) == 2  # header and one data folder: nothing is left behind
 
@@ -189,7 +189,7 @@ def test_a_foreign_or_newer_folder_is_refused(saved: Path, tmp_path: Path) -> No
     for damaged in ("{", "[]", "{}"):
         (saved / "header.json").write_text(damaged)
         with pytest.raises(StorageError, match=r"header\.json cannot be read .* delete"):
-            create_index("exact", "sparse").save(saved)
+            create_index("exact", "sparse").save(saved, overwrite=True)
 
 
 def test_a_folder_with_other_contents_is_not_written_to(tmp_path: Path) -> None:
@@ -208,10 +208,10 @@ def test_a_failed_save_leaves_the_earlier_one(saved: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(np.lib.format, "open_memmap", full_disk)
     with pytest.raises(OSError, match="No space"):
-        bigger.save(saved)
+        bigger.save(saved, overwrite=True)
     monkeypatch.undo()
     assert load_index(saved).ids == before.ids
-    bigger.save(saved)
+    bigger.save(saved, overwrite=True)
     assert len(load_index(saved)) == 51
     assert len(list(saved.glob("[!.]*"))) == 2
 
@@ -233,7 +233,7 @@ def test_the_data_folder_is_on_the_disk_before_the_header_names_it(
     for module in (files, storage):
         monkeypatch.setattr(module, "fsync", watched_fsync)
     monkeypatch.setattr(os, "replace", watched_replace)
-    load_index(saved).save(saved)
+    load_index(saved).save(saved, overwrite=True)
     assert {"values.npy", "data", "index"} <= set(done[: done.index("renamed")])
 
 

@@ -79,7 +79,7 @@ def test_convex_fusion_weighs_normalised_scores() -> None:
     assert [doc for doc, _ in convex_fusion([SPARSE, DENSE], (1, 0))[0][:2]] == ["a", "b"]
     half = dict(convex_fusion([SPARSE, DENSE], (2, 2))[0])
     assert half == pytest.approx({"a": 0.5, "b": 0.5 * 7 / 8 + 0.5 * 7 / 8, "c": 0.5, "d": 0.0})
-    with pytest.raises(ValueError, match="one weight"):
+    with pytest.raises(ValueError, match="one finite weight"):
         convex_fusion([SPARSE, DENSE], (1,))
     with pytest.raises(ValueError, match="same queries"):
         reciprocal_rank_fusion([SPARSE, DENSE[:1]])

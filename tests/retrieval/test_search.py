@@ -139,7 +139,7 @@ def test_a_collection_holds_the_documents_of_one_source(tmp_path, sparse_model, 
     for folder, pruning in ((other_model, None), (other_corpus, None), (encoded, Pruning(top_terms=3))):
         with pytest.raises(StorageError, match="already holds 64 documents"):
             index_corpus(folder, tmp_path / "second", "milvus", pruning=pruning, **engine)
-    index_corpus(encoded, tmp_path / "first", "milvus", **engine)  # the same again, as after an interruption
+    index_corpus(encoded, tmp_path / "first", "milvus", overwrite=True, **engine)  # as after an interruption
     first = load_index(tmp_path / "first")
     assert first.search(queries) == found
     first.delete_collection()

@@ -1,0 +1,26 @@
+"""What retrievers are given: documents by id, and lists of queries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lion_st.errors import require_list, require_type
+
+
+def require_documents(documents: Any) -> None:
+    """Raise a TypeError unless these are texts by id."""
+    remedy = 'pass texts by id, {"d1": "a text"}'
+    require_type(documents, Mapping, "Documents", remedy)
+    for one, text in documents.items():
+        require_type(one, str, "An id of a document", remedy)
+        require_type(text, str, f"A text of the document {one!r}", remedy)
+
+
+def require_queries(queries: Any) -> None:
+    """Raise a TypeError unless this is a list of texts."""
+    require_list(queries, "queries")
+    if isinstance(queries, Mapping):
+        raise TypeError("Give a list of queries, got a mapping: pass list(queries.values()).")
+    for number, query in enumerate(queries):
+        require_type(query, str, f"A text for query {number}", "pass strings")
