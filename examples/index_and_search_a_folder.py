@@ -25,7 +25,7 @@ encoded = encode_corpus(model, TEXTS, f"{OUTPUT}/encoded")
 corpus = EncodedCorpus(encoded)
 print(f"{len(corpus):,} documents in {encoded}")
 
-report = index_corpus(encoded, f"{OUTPUT}/index", ENGINE)
+report = index_corpus(encoded, f"{OUTPUT}/index", ENGINE, overwrite=True)
 megabytes = report.index.stats()["bytes"] / 1e6
 print(f"{ENGINE} index of {megabytes:.1f} MB in {report.seconds:.1f} s, recall {report.recall or 'complete'}")
 

@@ -182,8 +182,10 @@ def compare(
         require_file(run, "a TREC run")
     require_file(qrels, "relevance judgements")
     names = {run.name: run for run in runs}
+    if len(names) < len(runs):
+        raise ValueError(f"Two of the runs have the same file name: {[str(run) for run in runs]}.")
     if len(names) < 2:
-        raise UsageError(f"A comparison needs two runs or more, of different file names, got {len(names)}.")
+        raise UsageError(f"A comparison needs two runs or more, got {len(names)}.")
     if baseline is not None and baseline not in names:
         raise UsageError(f"--baseline {baseline} is not among the runs {', '.join(names)}.")
     from lion_st.evaluation.metrics import metric_depth
@@ -193,8 +195,6 @@ def compare(
             metric_depth(name)
     from lion_st.evaluation import compare_runs, format_table, read_qrels, read_run
 
-    if len(names) < len(runs):
-        raise ValueError(f"Two of the runs have the same file name: {[str(run) for run in runs]}.")
     comparisons = compare_runs(
         read_qrels(qrels),
         {name: read_run(run) for name, run in names.items()},

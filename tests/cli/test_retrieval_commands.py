@@ -203,7 +203,7 @@ def test_runs_are_compared(data, tmp_path) -> None:
     shown = lion("compare", tmp_path / "poor", tmp_path / "good", "--qrels", data / "qrels" / "test.tsv")
     assert "| nDCG@10 | poor | good | 0.250 | 1.000 | 0.750 |" in shown
     assert "worse: no query" in shown
-    assert "two runs" in lion("compare", tmp_path / "poor", "--qrels", data / "qrels" / "test.tsv", exit_code=1)
+    assert "two runs" in lion("compare", tmp_path / "poor", "--qrels", data / "qrels" / "test.tsv", exit_code=2)
     (tmp_path / "foreign").write_text("x1 Q0 d1 1 1.0 t\n")
     runs = (tmp_path / "good", tmp_path / "foreign")
     assert "'foreign' has no query" in lion("compare", *runs, "--qrels", data / "qrels" / "test.tsv", exit_code=1)

@@ -25,7 +25,7 @@ def test_the_bundled_test_sets_read_as_they_are_known(tmp_path):
 
 
 def test_a_saved_collection_is_not_overwritten(folder):
-    with pytest.raises(FileExistsError, match=r"corpus\.jsonl exists"):
+    with pytest.raises(FileExistsError, match=r"corpus\.jsonl' exists"):
         save_beir(folder, CORPUS, QUERIES, QRELS)
 
 

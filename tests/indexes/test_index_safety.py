@@ -164,7 +164,7 @@ def test_texts_and_one_string_as_ids_are_type_errors() -> None:
         index.search("lions")
     with pytest.raises(TypeError, match="encode it"):
         index.search(["lions"])
-    with pytest.raises(TypeError, match="list of one id"):
+    with pytest.raises(TypeError, match="list of ids, one per document"):
         index.add("d1", dense_vectors(2, 0))
 
 
