@@ -15,6 +15,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 from transformers.utils import cached_file
 
+from lion_st.modules import unpadding
 from lion_st.modules.adapters import raise_on_wrong_weights
 from lion_st.modules.lm_head import LMHead
 
@@ -131,6 +132,29 @@ def require_known_logits(model: PreTrainedModel, head: LMHead) -> None:
             f"{type(model).__name__} makes its logits in a way the sparse head does not know (relative difference "
             f"{error:.2g})."
         )
+
+
+@torch.no_grad()
+def packed_states_are_equal(transformer: Any) -> bool:
+    """Whether a `LionTransformer` on `"sdpa"` gives the states of padded texts for packed ones too.
+
+    Args:
+        transformer: Left as it is, on `"sdpa"` and computing its padding.
+    """
+    model = transformer.model
+    probe = probe_ids(model)
+    mask = torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]], device=probe.device)
+    features = {"input_ids": torch.stack([probe, probe]), "attention_mask": mask}
+    with evaluating(model):
+        padded = transformer(dict(features))["token_embeddings"][mask.bool()]
+        model.set_attn_implementation(unpadding.NAME)
+        transformer.runs_packed = True
+        try:
+            packed = transformer(dict(features))["token_embeddings"][mask.bool()]
+        finally:
+            model.set_attn_implementation("sdpa")
+            transformer.runs_packed = False
+    return relative_difference(packed, padded) < tolerance(padded)
 
 
 def probe_ids(model: PreTrainedModel) -> torch.Tensor:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.util import load_file_path
 from transformers import PretrainedConfig, PreTrainedModel
@@ -25,13 +24,10 @@ from lion_st.modules.adapters import (
 )
 from lion_st.modules.backbones import choose_layers, gguf_options, keep_layers
 from lion_st.modules.checks import (
-    evaluating,
-    probe_ids,
-    relative_difference,
+    packed_states_are_equal,
     require_bidirectional,
     require_decoder_only,
     require_known_logits,
-    tolerance,
 )
 from lion_st.modules.folding import RESUME_FILE, final_norm, save_merged, save_unfolded, unfold
 from lion_st.modules.lm_head import LMHead, read_lm_head
@@ -349,7 +345,7 @@ class LionTransformer(Transformer):
         reason = unpadding.why_not(self.model)
         if reason is None:
             if "packed" not in self.checked:
-                self.checked["packed"] = self._packed_states_are_equal()
+                self.checked["packed"] = packed_states_are_equal(self)
             if self.checked["packed"]:
                 self.model.set_attn_implementation(unpadding.NAME)
                 self.runs_packed = True
@@ -358,22 +354,6 @@ class LionTransformer(Transformer):
         if self.unpad_inputs:
             raise ValueError(f"unpad_inputs=True, but {reason}. Leave it out to compute padding as well.")
         logger.info("Padding is computed as well: %s.", reason)
-
-    @torch.no_grad()
-    def _packed_states_are_equal(self) -> bool:
-        probe = probe_ids(self.model)
-        mask = torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]], device=probe.device)
-        features = {"input_ids": torch.stack([probe, probe]), "attention_mask": mask}
-        with evaluating(self.model):
-            padded = self(dict(features))["token_embeddings"][mask.bool()]
-            self.model.set_attn_implementation(unpadding.NAME)
-            self.runs_packed = True
-            try:
-                packed = self(dict(features))["token_embeddings"][mask.bool()]
-            finally:
-                self.model.set_attn_implementation("sdpa")
-                self.runs_packed = False
-        return relative_difference(packed, padded) < tolerance(padded)
 
     def verify_bidirectional(self) -> None:
         """Run tiny inputs and compare the first token's state.

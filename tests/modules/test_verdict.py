@@ -142,9 +142,7 @@ def test_an_adapters_verdict_is_bound_to_its_base(tiny_backbone, tmp_path, passe
 
 
 def test_a_backbone_that_cannot_run_packed_is_asked_once(tiny_backbone, tmp_path, passes, monkeypatch):
-    from lion_st.modules import LionTransformer
-
-    monkeypatch.setattr(LionTransformer, "_packed_states_are_equal", lambda self: False)
+    monkeypatch.setattr("lion_st.modules.lion_transformer.packed_states_are_equal", lambda transformer: False)
     model = lion_st.build(tiny_backbone(), "dense", device="cpu")
     monkeypatch.undo()
     model.save(str(tmp_path / "out"), create_model_card=False)
