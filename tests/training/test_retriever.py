@@ -22,6 +22,7 @@ from tiny_runs import tiny_run, write_tuples
 from transformers import Trainer, TrainerCallback
 
 import lion_st
+from lion_st.data import save_beir
 from lion_st.losses import CachedContrastiveDistillationLoss, ContrastiveDistillationLoss, FlopsRegularizer
 from lion_st.training.arguments import retriever_arguments
 from lion_st.training.cost import TrainingCost
@@ -345,6 +346,19 @@ def test_data_that_fill_no_batch_are_refused_before_training(tiny_backbone, tmp_
     with pytest.raises(ValueError, match=r"8 rows .* fill no batch of 4 in which no text occurs twice"):
         train_retriever(*run)
     assert not any((tmp_path / "out").rglob("*"))
+
+
+@pytest.mark.parametrize("paradigm", ["sparse", "dense"])
+def test_a_folder_of_judgements_is_enough_to_train(tiny_backbone, tmp_path, paradigm):
+    corpus = {f"d{n}": {"text": f"document {n}"} for n in range(16)}
+    queries = {f"q{n}": f"query {n}" for n in range(8)}
+    qrels = {f"q{n}": {f"d{2 * n}": 1, f"d{2 * n + 1}": 1} for n in range(8)}
+    folder = save_beir(tmp_path / "beir", corpus, queries, qrels, "train")
+    options = dict(negatives=0, max_steps=2, save_steps=2)
+    result = train_retriever(*tiny_run(tiny_backbone(), folder, tmp_path / "out", paradigm, "cl", **options))
+    assert json.loads((result / "training.json").read_text())["finished"] and (result / "modules.json").exists()
+    with pytest.raises(ValueError, match="--objective cl --negatives 0, or mine some"):
+        train_retriever(*tiny_run(tiny_backbone(), folder, tmp_path / "other", paradigm, "cl", negatives=1))
 
 
 def test_equal_scores_are_not_equal_texts(tiny_backbone, tmp_path):
