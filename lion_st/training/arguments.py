@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 from lion_st.errors import UsageError
 from lion_st.training.options import merge_layers
 from lion_st.training.recipes import Objective, Paradigm, RetrieverRecipe, get_recipe
-from lion_st.training.released import recipe_options
+from lion_st.training.released import is_released, recipe_options
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -239,6 +239,7 @@ class RetrieverArguments(LoraArguments):
 
     def __post_init__(self) -> None:
         get_recipe(self.backbone, self.paradigm, self.objective)
+        is_released(self.backbone, self.preset)
         if isinstance(self.train_data, str):
             self.train_data = [self.train_data] if self.train_data else []
         for name in ("model", "train_data"):

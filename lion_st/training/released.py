@@ -40,7 +40,7 @@ def recipe_options(recipe: RetrieverRecipe, given: Mapping[str, Any]) -> dict[st
         UsageError: If there is no such preset, or the released code has no such backbone.
     """
     values = recipe.defaults(given.get("train_data"))
-    if not _is_released(recipe.backbone, given):
+    if not is_released(recipe.backbone, given.get("preset")):
         return values
     backbone, distilled = recipe.backbone, recipe.objective == "kd"
     preset: dict[str, Any] = {
@@ -70,7 +70,7 @@ def mntp_options(recipe: MntpRecipe, given: Mapping[str, Any]) -> dict[str, Any]
         UsageError: If there is no such preset, or the released code has no such backbone.
     """
     values = recipe.defaults()
-    if not _is_released(recipe.backbone, given):
+    if not is_released(recipe.backbone, given.get("preset")):
         return values
     preset = {
         "rows_per_document": 1,
@@ -111,8 +111,12 @@ def require_files(train_data: list[str]) -> None:
                     )
 
 
-def _is_released(backbone: str, given: Mapping[str, Any]) -> bool:
-    preset = given.get("preset")
+def is_released(backbone: str, preset: str | None) -> bool:
+    """Whether a preset is named.
+
+    Raises:
+        UsageError: If there is no such preset, or the released code has no such backbone.
+    """
     if preset is None:
         return False
     if preset != "released":

@@ -14,7 +14,7 @@ from torch import nn
 
 import lion_st
 from lion_st.losses import MicroBatchRegularizerWeightSchedulerCallback
-from lion_st.training.arguments import MntpArguments, MntpTrainingArguments, retriever_arguments
+from lion_st.training.arguments import MntpArguments, MntpTrainingArguments, RetrieverArguments, retriever_arguments
 from lion_st.training.command_line import parse_mntp_arguments, parse_retriever_arguments
 from lion_st.training.mntp import adapt_mntp
 from lion_st.training.recipes import get_recipe
@@ -129,6 +129,8 @@ def test_other_backbones_and_presets_are_refused_and_missing_files_named(tmp_pat
     for backbone in ("micro", "smollm2-135m"):
         with pytest.raises(ValueError, match=r"whose backbones are llama-3\.2-1b, llama-3\.2-3b, llama-3-8b"):
             parse_retriever_arguments(["--backbone", backbone, "--preset", "released"])
+        with pytest.raises(ValueError, match="whose backbones are"):
+            RetrieverArguments(backbone=backbone, model="m", train_data=["d"], preset="released")
     with pytest.raises(ValueError, match="'paper'"):
         parse_retriever_arguments(["--backbone", "llama-3-8b", "--preset", "paper"])
     arguments, _ = released("kd")
