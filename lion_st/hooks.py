@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from sentence_transformers.base.model import BaseModel
     from transformers import PreTrainedModel
 
@@ -102,3 +103,8 @@ def without_message(logger_name: str, text: str) -> Iterator[None]:
         yield
     finally:
         logger.removeFilter(drop)
+
+
+def table_fingerprint(table: Dataset) -> str:
+    """What `datasets` tells one state of a table from another by, the same in every process."""
+    return table._fingerprint

@@ -11,7 +11,9 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
+from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     DataCollatorForLanguageModeling,
@@ -25,7 +27,7 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 from trl import TrlParser
 
-from lion_st.data.text import iter_documents, token_blocks
+from lion_st.data.text import iter_blocks, iter_documents
 from lion_st.training.arguments import MAX_SECONDS_HELP
 from lion_st.training.callbacks import SecondsBudget
 
@@ -101,7 +103,8 @@ def main() -> None:
     else:
         tokenizer = train_tokenizer(documents, arguments.vocab_size)
         tokenizer.save_pretrained(output)
-    blocks = token_blocks(documents, tokenizer, arguments.block_size)
+    tokens = np.concatenate(list(iter_blocks(documents, tokenizer, arguments.block_size)))
+    blocks = Dataset.from_dict({"input_ids": tokens})
     split = blocks.train_test_split(test_size=arguments.eval_blocks, seed=training_arguments.seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),

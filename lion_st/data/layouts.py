@@ -98,7 +98,8 @@ def read_scored_pair(row: Row, place: str) -> tuple[str | int, str | int, float]
     if columns is None or field is None:
         raise ValueError(f"{place} has no query, document or score among {dict(row)}: remove the row or fill it in.")
     for column in columns:
-        _check_text(row[column], column, place)
+        if not _is_text(row[column]):
+            raise _not_a_text(row[column], column, place)
     try:
         score = math.nan if isinstance(row[field], bool) else float(row[field])
     except (TypeError, ValueError):
@@ -124,7 +125,8 @@ def read_row(layout: Layout, row: Row, place: str) -> Candidates:
         ) from error
     documents = [*found.positives, *found.negatives]
     for value in (found.query, *documents):
-        _check_text(value, _field_of(row, value), place)
+        if not _is_text(value):
+            raise _not_a_text(value, _field_of(row, value), place)
     if not found.positives:
         raise ValueError(f"{place} has no positive document: remove the row.")
     if found.scores is not None:
@@ -141,12 +143,18 @@ def read_row(layout: Layout, row: Row, place: str) -> Candidates:
     return found
 
 
-def _check_text(value: Any, field: str, place: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, (str, int)) or not str(value).strip():
-        raise ValueError(
-            f"{place} has {value!r} in the field {field!r}, where a query or document belongs: a text or an id, and "
-            "no instruction with it. Remove the row or fill it in."
-        )
+def _is_text(value: Any) -> bool:
+    """Whether a value is a text or an id."""
+    if isinstance(value, str):
+        return bool(value) and not value.isspace()
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _not_a_text(value: Any, field: str, place: str) -> ValueError:
+    return ValueError(
+        f"{place} has {value!r} in the field {field!r}, where a query or document belongs: a text or an id, and "
+        "no instruction with it. Remove the row or fill it in."
+    )
 
 
 def _field_of(row: Row, value: Any) -> str:

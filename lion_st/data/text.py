@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from lion_st.data.cache import cached_table, identity_of
 from lion_st.data.files import READABLE, checked, file_kind, read_lines, read_rows
 from lion_st.data.sources import parse_source
+from lion_st.files import checksum
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
 TEXT_FIELDS = ("text", "title", "query", "question", "pos", "positive")
+SPLIT, ROWS_PER_DOCUMENT = "train", 64
+BLOCKS_FORMAT = 1  # part of the cache's key: raise it when the same texts shall give other blocks
 FORM = f"text in a table needs a header with one of {', '.join(TEXT_FIELDS)}."
 
 
@@ -46,7 +54,9 @@ def iter_documents(path: str | Path, lines_per_document: int = 64) -> Iterator[s
         yield "\n".join(parts)
 
 
-def read_documents(sources: Iterable[str | Path], split: str = "train", rows_per_document: int = 64) -> Iterator[str]:
+def read_documents(
+    sources: Iterable[str | Path], split: str = SPLIT, rows_per_document: int = ROWS_PER_DOCUMENT
+) -> Iterator[str]:
     """Yield the documents of files and data sets.
 
     Args:
@@ -60,54 +70,119 @@ def read_documents(sources: Iterable[str | Path], split: str = "train", rows_per
         ValueError: If a data set has no column `text`.
     """
     for source in sources:
-        found = parse_source(source)
-        if found.path is not None and found.path.is_file():
-            yield from iter_documents(found.path, rows_per_document)
-            continue
-        from datasets import load_dataset
-
-        rows = load_dataset(found.place, found.subset, split=split)
-        if "text" not in rows.column_names:
-            raise ValueError(f"{source} has the columns {rows.column_names}: it needs a column 'text'.")
-        texts = (text.strip() for batch in rows.iter(1000) for text in batch["text"] if text and not text.isspace())
-        while group := list(islice(texts, rows_per_document)):
-            yield "\n".join(group)
+        yield from _documents(_open(source, split), rows_per_document)
 
 
 def token_blocks(
-    documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, block_size: int, batch_size: int = 256
+    sources: Iterable[str | Path],
+    tokenizer: PreTrainedTokenizerBase,
+    block_size: int,
+    rows_per_document: int = ROWS_PER_DOCUMENT,
 ) -> Dataset:
-    """Concatenate tokenized documents and cut them into blocks of equal length.
+    """The texts of files and data sets as blocks of tokens, see `read_documents` and `iter_blocks`.
 
-    Every document is tokenized with the tokenizer's own special tokens, so a BOS token marks where it starts. The
-    tail that does not fill a block is dropped.
+    They are tokenized once, by the first process that asks for them, on all cores; the others wait. The blocks stay in
+    the cache of `datasets` until a text, the tokenizer, the block size or the version of lion_st changes, and are
+    memory-mapped.
 
     Returns:
         A dataset with one int32 column `input_ids`, each row of `block_size` tokens.
 
     Raises:
+        FileNotFoundError: If a source is not there.
+        ValueError: If a source cannot be read, or the texts do not fill a single block.
+    """
+    opened = [_open(source, SPLIT) for source in sources]
+    identity = {
+        "format": BLOCKS_FORMAT,
+        "texts": [identity_of(one) for one in opened],
+        "tokenizer": _tokenizer_identity(tokenizer),
+        "block_size": block_size,
+        "rows_per_document": rows_per_document,
+    }
+
+    def write(path: Path) -> dict[str, int]:
+        documents = (document for one in opened for document in _documents(one, rows_per_document))
+        return {"blocks": _write_blocks(path, iter_blocks(documents, tokenizer, block_size), block_size)}
+
+    return cached_table("tokens", identity, write)[0]
+
+
+def iter_blocks(
+    documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, block_size: int, documents_at_once: int = 256
+) -> Iterator[np.ndarray]:
+    """Concatenate tokenized documents and cut them into blocks of equal length.
+
+    Every document is tokenized with the tokenizer's own special tokens, so a BOS token marks where it starts. The
+    tail that does not fill a block is dropped.
+
+    Yields:
+        int32 [blocks, block_size], as they come.
+
+    Raises:
         ValueError: If the documents do not fill a single block.
     """
-    import numpy as np
-    from datasets import Dataset
     from tqdm.auto import tqdm
 
-    parts: list[np.ndarray] = []
-
-    def flush(batch: list[str]) -> None:
+    stream = iter(tqdm(documents, desc="Tokenize", unit=" documents"))
+    rest = np.empty(0, np.int32)
+    filled = False
+    while batch := list(islice(stream, documents_at_once)):
         encoded = tokenizer(batch, return_attention_mask=False, verbose=False)["input_ids"]
-        parts.extend(np.asarray(ids, dtype=np.int32) for ids in encoded)
+        tokens = np.concatenate([rest, *(np.asarray(ids, dtype=np.int32) for ids in encoded)])
+        count = len(tokens) // block_size
+        rest = tokens[count * block_size :]
+        if count:
+            filled = True
+            yield tokens[: count * block_size].reshape(count, block_size)
+    if not filled:
+        raise ValueError(f"The text has {len(rest)} tokens, fewer than one block of {block_size}: give more text.")
 
-    batch: list[str] = []
-    for document in tqdm(documents, desc="Tokenize", unit=" documents"):
-        batch.append(document)
-        if len(batch) == batch_size:
-            flush(batch)
-            batch = []
-    if batch:
-        flush(batch)
-    tokens = np.concatenate(parts) if parts else np.empty(0, dtype=np.int32)
-    count = len(tokens) // block_size
-    if count == 0:
-        raise ValueError(f"The text has {len(tokens)} tokens, fewer than one block of {block_size}: give more text.")
-    return Dataset.from_dict({"input_ids": tokens[: count * block_size].reshape(count, block_size)})
+
+def _open(source: str | Path, split: str) -> Path | Dataset:
+    """A file to read line by line, or a table."""
+    found = parse_source(source)
+    if found.path is not None and found.path.is_file():
+        return found.path
+    from datasets import load_dataset
+
+    rows = load_dataset(found.place, found.subset, split=split)
+    if "text" not in rows.column_names:
+        raise ValueError(f"{source} has the columns {rows.column_names}: it needs a column 'text'.")
+    return rows.select_columns(["text"])
+
+
+def _documents(opened: Path | Dataset, rows_per_document: int) -> Iterator[str]:
+    if isinstance(opened, Path):
+        yield from iter_documents(opened, rows_per_document)
+        return
+    texts = (text.strip() for batch in opened.iter(1000) for text in batch["text"] if text and not text.isspace())
+    while group := list(islice(texts, rows_per_document)):
+        yield "\n".join(group)
+
+
+def _tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash of all that decides on a tokenizer's tokens."""
+    import xxhash
+
+    if tokenizer.is_fast:
+        state = json.loads(tokenizer.backend_tokenizer.to_str())
+        del state["truncation"], state["padding"]  # of the last call
+        return xxhash.xxh3_128_hexdigest(json.dumps([state, tokenizer.split_special_tokens]).encode())
+    with TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+        return " ".join(f"{file.relative_to(folder)} {checksum(file)}" for file in files)
+
+
+def _write_blocks(path: Path, blocks: Iterator[np.ndarray], block_size: int) -> int:
+    import pyarrow as pa
+
+    schema, count = pa.schema({"input_ids": pa.list_(pa.int32())}), 0
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+        for part in blocks:
+            offsets = pa.array(np.arange(len(part) + 1) * block_size, pa.int32())
+            rows = pa.ListArray.from_arrays(offsets, pa.array(part.reshape(-1)))
+            writer.write_batch(pa.RecordBatch.from_arrays([rows], schema=schema))
+            count += len(part)
+    return count

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
-from lion_st.data.lookup import TextLookup
-from lion_st.data.tables import (
-    drop_equal_texts,
-    drop_relevant_negatives,
-    is_beir,
-    keep_known_pairs,
-    load_candidates,
-    load_lookup,
-)
+import numpy as np
+
+from lion_st.data.joining import join_tuples
+from lion_st.data.lookup import TextTable
+from lion_st.data.tables import load_texts, open_tuples
 
 if TYPE_CHECKING:
-    import numpy as np
+    import pyarrow as pa
     from datasets import Dataset
 
 Sampling: TypeAlias = Literal["random", "first"]
 Normalization: TypeAlias = Literal["none", "zscore", "minmax"]
+ROWS_AT_ONCE = 100_000  # of integers
 SHORTEST_LIST = 3  # of two scores only the sign of their difference is left
 
 
@@ -47,9 +44,11 @@ def load_tuples(
 ) -> Dataset:
     """Load training tuples; ids become texts when a row is read.
 
-    The layout is told by the columns. Ids with their scores are converted once to a common table in the cache of
-    `datasets`, which checks every row; texts are not copied but looked up row by row in the memory-mapped collection
-    (`TextLookup`). Layouts that carry their texts are copied to the cache with them.
+    The layout is told by the columns. Every row and id is checked once, when the tuples are joined with the rows of
+    their texts: the table of integers that this gives stays in the cache of `datasets` until a source, an option that
+    it depends on or the version of lion_st changes. The first process that asks for it makes it, the others wait, and
+    all share it memory-mapped. Texts are not copied but read from the memory-mapped collection when their batch is.
+    Layouts that carry their texts are copied to the cache with them.
 
     | layout | columns |
     |---|---|
@@ -120,20 +119,12 @@ def load_tuples(
         )
     if sampling not in ("random", "first"):
         raise ValueError(f"sampling is {sampling!r}: choose 'random' or 'first'.")
-    table, query_ids, document_ids = load_candidates(
+    opened = open_tuples(
         source, subset, split, queries_given=queries is not None, documents_given=documents is not None
     )
-    query_lookup = load_lookup(source, queries, "query") if query_ids else None
-    document_lookup = load_lookup(source, documents, "document") if document_ids else None
-    margins = absolute_margin is not None or relative_margin is not None
-    if (teacher_scores or margins) and "teacher_scores" not in table.column_names:
-        raise ValueError(
-            f"{source} has no teacher scores: choose a subset or file that has them, or train with the contrastive "
-            "objective alone and without margins."
-        )
     reader = TupleReader(
-        query_lookup,
-        document_lookup,
+        load_texts(source, queries, "query") if opened.query_ids else None,
+        load_texts(source, documents, "document") if opened.document_ids else None,
         negatives,
         teacher_scores,
         teacher_normalization,
@@ -143,18 +134,13 @@ def load_tuples(
         relative_margin,
         seed,
     )
-    if query_lookup is not None:
-        query_lookup.rows(_unique_values(table, "query"))
-    if document_lookup is not None:
-        if is_beir(source, subset):
-            table = keep_known_pairs(table, document_lookup, str(source))
-        ids = list(dict.fromkeys([*_unique_values(table, "positives"), *_unique_values(table, "negatives")]))
-        document_lookup.rows(ids)
-        reader.equals = document_lookup.first_of_equals(ids)
-        table = drop_equal_texts(table, reader.equals, str(source))
-    table = drop_relevant_negatives(table, reader.equals, str(source))
-    table = reader.check(table, str(source), drop_short)
-    return table.with_transform(reader)
+    table = join_tuples(opened, reader.queries, reader.documents)
+    if (teacher_scores or reader.has_margins) and "teacher_scores" not in table.column_names:
+        raise ValueError(
+            f"{source} has no teacher scores: choose a subset or file that has them, or train with the contrastive "
+            "objective alone and without margins."
+        )
+    return reader.check(table, str(source), drop_short).with_transform(reader)
 
 
 def set_epoch(tuples: Dataset, epoch: int) -> None:
@@ -169,8 +155,8 @@ def set_epoch(tuples: Dataset, epoch: int) -> None:
 class TupleReader:
     """Turns a batch of candidates into columns of texts; the transform of `load_tuples`."""
 
-    queries: TextLookup | None
-    documents: TextLookup | None
+    queries: TextTable | None
+    documents: TextTable | None
     negatives: int | None
     scored: bool
     normalization: Normalization
@@ -180,77 +166,73 @@ class TupleReader:
     relative_margin: float | None
     seed: int
     epoch: int = 0
-    equals: dict[str, str] = field(default_factory=dict)  # ids of documents -> another id with the same text
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TupleReader:
-        """The same reader: views of a dataset share the lookups and the epoch."""
+        """The same reader: views of a dataset share the texts and the epoch."""
         return self
+
+    @property
+    def has_margins(self) -> bool:
+        """Whether teacher scores decide on which negatives there are."""
+        return self.absolute_margin is not None or self.relative_margin is not None
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         """Read a batch of candidates."""
-        drawn = self._drawn(batch)
-        width = 1 + (self.negatives or 0)
-        documents = [document for row in drawn for document in row[0]]
+        chosen = self._choose_all(batch)
+        documents = [row[place] for row, places in zip(batch["documents"], chosen, strict=True) for place in places]
         if self.documents is not None:
-            documents = self.documents.texts(documents)
-        columns = {"query": batch["query"] if self.queries is None else self.queries.texts(batch["query"])}
+            documents = self.documents.read(documents)
+        columns = {"query": batch["query"] if self.queries is None else self.queries.read(batch["query_row"])}
+        width = len(chosen[0]) if chosen else 0
         for position in range(width):
             columns["positive" if position == 0 else f"negative_{position}"] = documents[position::width]
         if self.scored:
-            columns["label"] = [scores for _, scores in drawn]
+            columns["label"] = self._labels(batch, chosen)
         return columns
-
-    def _drawn(self, batch: dict[str, list[Any]]) -> list[tuple[list[str], list[float]]]:
-        """The documents of each row in this epoch, the positive first, and the teacher's scores of them."""
-        columns = [batch["query"], batch["positives"], batch["negatives"]]
-        scores = batch.get("teacher_scores") or [None] * len(batch["query"])
-        drawn = []
-        for query, positives, negatives, of_row in zip(*columns, scores, strict=True):
-            places = self._draw(query, len(positives), len(negatives), of_row)
-            documents = [*positives, *negatives]
-            labels = normalize_scores(of_row, self.normalization) if self.scored else []
-            drawn.append(([documents[place] for place in places], [labels[place] for place in places if self.scored]))
-        return drawn
 
     def labels(self, batch: dict[str, list[Any]]) -> list[list[float]]:
         """The teacher's scores of each row in this epoch, as the column `label` has them."""
-        return [labels for _, labels in self._drawn(batch)]
+        return self._labels(batch, self._choose_all(batch)) if self.scored else [[] for _ in batch["query"]]
 
-    def keys(self, batch: dict[str, list[Any]]) -> list[tuple[str, list[str], list[str]]]:
-        """What tells the texts of rows apart, without reading those of documents known by id.
+    def _labels(self, batch: dict[str, list[Any]], chosen: list[list[int]]) -> list[list[float]]:
+        scores = (normalize_scores(row, self.normalization) for row in batch["teacher_scores"])
+        return [[row[place] for place in places] for row, places in zip(scores, chosen, strict=True)]
+
+    def keys(self, table: pa.Table) -> np.ndarray:
+        """What of rows is the same text in this epoch, without reading one.
 
         Args:
-            batch: Candidates, as the table holds them.
+            table: Candidates.
 
         Returns:
-            For each row the query's text, a key of each document that `__call__` reads in this epoch, and of each
-            positive.
+            int64 [rows, 2 + negatives], see `text_keys_of`: of each query, of the positive and of the negatives, the
+            latter in any order.
         """
-        queries = batch["query"] if self.queries is None else self.queries.texts(batch["query"])
-        return [
-            (query.strip(), self.document_keys(documents), self.document_keys(positives))
-            for query, (documents, _), positives in zip(queries, self._drawn(batch), batch["positives"], strict=True)
-        ]
-
-    def document_keys(self, documents: Iterable[str]) -> list[str]:
-        """A key of each document: equal where the texts are."""
-        if self.documents is None:
-            return [document.strip() for document in documents]
-        return [f"\0{self.equals.get(document, document)}" for document in documents]  # no text begins so
+        assert self.negatives is not None
+        queries = table["query_key"].to_numpy()[:, None]
+        lists = table["keys"].combine_chunks()
+        keys, lengths = lists.flatten().to_numpy(), lists.value_lengths().to_numpy()
+        starts = np.cumsum(lengths) - lengths
+        if not self.has_margins and (self._counts(table) == self.negatives).all() and _one_positive(table):
+            # All negatives of the ranks are drawn, in whatever order.
+            places = np.r_[0, 1 + self.ranks[0] + np.arange(self.negatives)][None]
+        else:
+            names = [name for name in table.column_names if name not in ("documents", "query_key")]
+            batch = table.select(names).to_pydict()
+            places = np.array(self._choose_all(batch))
+        return np.hstack([queries, keys[starts[:, None] + places]])
 
     def check(self, table: Dataset, source: str, drop_short: bool) -> Dataset:
         """Settle the number of negatives and drop or refuse rows that have too few."""
-        import numpy as np
-
-        counts = self._available(table)
+        parts = table.with_format("arrow").select_columns(_columns_of_counts(table)).iter(ROWS_AT_ONCE)
+        counts = np.concatenate([np.empty(0, np.int64), *map(self._counts, parts)])
         if not len(counts):
             raise ValueError(f"{source} has no rows.")
         if self.scored and self.normalization != "none":
             self._require_lists(table, source)
         if self.negatives is None:
             self.negatives = int(counts.max())
-        plain = self.ranks[0] == 0 and self.absolute_margin is None and self.relative_margin is None
-        if self.negatives and plain and not counts.any():
+        if self.negatives and self.ranks[0] == 0 and not self.has_margins and not counts.any():
             raise ValueError(
                 f"{source} has no negatives, {self.negatives} are needed: train on those of the batch with "
                 "--objective cl --negatives 0, or mine some, as in docs/train.md."
@@ -277,45 +259,49 @@ class TupleReader:
                 f"{SHORTEST_LIST}. Take 'none', and teacher_temperature for their scale."
             )
 
-    def _available(self, table: Dataset) -> np.ndarray:
+    def _counts(self, table: pa.Table) -> np.ndarray:
         """Number of negatives that ranks and margins leave of each row, [rows]."""
-        import numpy as np
-        import pyarrow.compute as pc
+        lists = table["keys"].combine_chunks()
+        lengths, positives = lists.value_lengths().to_numpy(), table["positives"].to_numpy()
+        start, stop = self.ranks
+        if not self.has_margins:
+            return np.maximum(0, (lengths - positives).clip(max=stop) - start).astype(np.int64)
+        rows = np.repeat(np.arange(len(lengths)), lengths)
+        ranks = np.arange(len(rows)) - np.repeat(
+            np.cumsum(lengths) - lengths + positives, lengths
+        )  # negative: positives
+        scores = table["teacher_scores"].combine_chunks().flatten().to_numpy().astype(np.float64)
+        least = np.full(len(lengths), np.inf)
+        np.minimum.at(least, rows[ranks < 0], scores[ranks < 0])
+        margins = np.maximum(self.absolute_margin or 0.0, (self.relative_margin or 0.0) * np.abs(least))
+        kept = (ranks >= start) & (scores <= (least - margins)[rows])
+        if stop is not None:
+            kept &= ranks < stop
+        return np.bincount(rows[kept], minlength=len(lengths))
 
-        if self.absolute_margin is None and self.relative_margin is None:
-            lengths = pc.list_value_length(table.with_format("arrow")[:]["negatives"]).to_numpy()
-            start, stop = self.ranks
-            return np.maximum(0, lengths.clip(max=stop) - start)
-        return np.asarray(
-            [
-                len(self._pool(len(positives), len(negatives), scores))
-                for batch in table.iter(10_000)
-                for positives, negatives, scores in zip(
-                    batch["positives"], batch["negatives"], batch["teacher_scores"], strict=True
-                )
-            ]
-        )
+    def _choose_all(self, batch: dict[str, list[Any]]) -> list[list[int]]:
+        """Places among the documents of each row: of a positive and of the negatives drawn."""
+        scores = batch["teacher_scores"] if self.has_margins else [None] * len(batch["query"])
+        rows = zip(batch["query"], batch["positives"], map(len, batch["keys"]), scores, strict=True)
+        return [self._choose(*row) for row in rows]
+
+    def _choose(self, query: str, positives: int, documents: int, scores: list[float] | None) -> list[int]:
+        assert self.negatives is not None
+        pool = self._pool(positives, documents - positives, scores)
+        if self.sampling == "first":
+            return [0, *(positives + place for place in pool[: self.negatives])]
+        generator = random.Random(f"{self.seed} {self.epoch} {query}")
+        positive = generator.randrange(positives)
+        return [positive, *(positives + place for place in generator.sample(pool, self.negatives))]
 
     def _pool(self, positives: int, negatives: int, scores: list[float] | None) -> Sequence[int]:
         """Places among the negatives that ranks and margins leave, in the published order."""
         pool: Sequence[int] = range(*slice(*self.ranks).indices(negatives))
-        if scores is None or (self.absolute_margin is None and self.relative_margin is None):
+        if scores is None:
             return pool
         positive = min(scores[:positives])
         margin = max(self.absolute_margin or 0.0, (self.relative_margin or 0.0) * abs(positive))
         return [place for place in pool if scores[positives + place] <= positive - margin]
-
-    def _draw(self, query: str, positives: int, negatives: int, scores: list[float] | None) -> list[int]:
-        """Places of this epoch's positive and negatives among the positives and then the negatives of a row."""
-        assert self.negatives is not None
-        pool = self._pool(positives, negatives, scores)
-        if self.sampling == "random":
-            generator = random.Random(f"{self.seed} {self.epoch} {query}")
-            positive = generator.randrange(positives)
-            pool = generator.sample(pool, self.negatives)
-        else:
-            positive, pool = 0, pool[: self.negatives]
-        return [positive, *(positives + place for place in pool)]
 
 
 def normalize_scores(scores: Sequence[float], normalization: Normalization) -> list[float]:
@@ -335,11 +321,9 @@ def normalize_scores(scores: Sequence[float], normalization: Normalization) -> l
     return [(score - zero) / one if one else 0.0 for score in scores]
 
 
-def _unique_values(table: Dataset, column: str) -> list[str]:
-    import pyarrow as pa
-    import pyarrow.compute as pc
+def _one_positive(table: pa.Table) -> bool:
+    return bool((table["positives"].to_numpy() == 1).all())
 
-    values = table.select_columns([column]).with_format("arrow")[:][column]
-    if pa.types.is_list(values.type):
-        values = pc.list_flatten(values)
-    return pc.unique(values).to_pylist()
+
+def _columns_of_counts(table: Dataset) -> list[str]:
+    return [name for name in ("keys", "positives", "teacher_scores") if name in table.column_names]

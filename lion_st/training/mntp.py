@@ -17,7 +17,7 @@ from transformers import Trainer, set_seed
 from transformers.modeling_outputs import ModelOutput
 
 from lion_st.checkpoints import atomic_files_in
-from lion_st.data.text import read_documents, token_blocks
+from lion_st.data.text import token_blocks
 from lion_st.modules import LionTransformer
 from lion_st.training.callbacks import EpochCallback, SecondsBudget, StopAfter, StopAtNaN, require_all_steps
 from lion_st.training.cost import TrainingCost
@@ -312,9 +312,7 @@ def _build_trainer(
 
 
 def _split_blocks(tokenizer: Any, arguments: MntpArguments, seed: int) -> tuple[Dataset, Dataset]:
-    blocks = token_blocks(
-        read_documents(arguments.texts, rows_per_document=arguments.rows_per_document), tokenizer, arguments.block_size
-    )
+    blocks = token_blocks(arguments.texts, tokenizer, arguments.block_size, arguments.rows_per_document)
     if len(blocks) <= arguments.eval_blocks:
         raise ValueError(
             f"The text has {len(blocks)} blocks of {arguments.block_size} tokens, of which {arguments.eval_blocks} "

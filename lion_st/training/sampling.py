@@ -7,16 +7,18 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from sentence_transformers.base.sampler import DefaultBatchSampler
 
+from lion_st.data.joining import several_positives
 from lion_st.data.tuples import TupleReader
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 ROWS_AT_ONCE = 1024
-CANDIDATE_COLUMNS = ("query", "positives", "negatives", "teacher_scores")
+CANDIDATE_COLUMNS = ("query", "query_key", "keys", "positives", "teacher_scores")
 
 
 @dataclass(frozen=True)
@@ -24,15 +26,15 @@ class _Row:
     """A row by keys: `texts` of what the loss would see, `relevant` of all documents judged relevant to its query."""
 
     index: int
-    texts: frozenset[str]
-    relevant: frozenset[str]
+    texts: frozenset[Any]
+    relevant: frozenset[Any]
 
 
 @dataclass
 class _Batch:
     indices: list[int] = field(default_factory=list)
-    texts: set[str] = field(default_factory=set)
-    relevant: set[str] = field(default_factory=set)
+    texts: set[Any] = field(default_factory=set)
+    relevant: set[Any] = field(default_factory=set)
 
     def add(self, row: _Row) -> bool:
         """Take a row, unless a document of one side is relevant to a query of the other, or a text occurs on both."""
@@ -140,40 +142,31 @@ def _row_reader(dataset: Dataset, labels: Sequence[str]) -> Any:
     if isinstance(reader, TupleReader):
         columns = [name for name in CANDIDATE_COLUMNS if name in dataset.column_names]
         table = dataset.with_format("arrow").select_columns(columns)
-        return partial(_read_candidates, table, reader, _relevant_of_repeated(table, reader))
+        parts = table.select_columns(["query_key", "keys", "positives"]).iter(100 * ROWS_AT_ONCE)
+        return partial(_read_candidates, table, reader, several_positives(map(_arrays, parts)))
     return partial(_read_texts, dataset, frozenset(labels))
 
 
+def _arrays(candidates: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Of a table of candidates: keys of queries and of all documents, how many each row has, how many are positives."""
+    lists = candidates["keys"].combine_chunks()
+    columns = (candidates["query_key"], lists.flatten(), lists.value_lengths(), candidates["positives"])
+    queries, keys, lengths, positives = (column.to_numpy() for column in columns)
+    return queries, keys, lengths, positives
+
+
 def _read_candidates(
-    table: Dataset, reader: TupleReader, relevant: dict[str, list[str]], indices: list[int]
+    table: Dataset, reader: TupleReader, relevant: dict[int, frozenset[int]], indices: list[int]
 ) -> list[_Row]:
-    batch = table[indices].to_pydict()
+    candidates = table[indices]
+    queries, keys, lengths, _ = _arrays(candidates)
+    own = keys[np.cumsum(lengths) - lengths].tolist()  # the only positive, or one of those in `relevant`
     return [
-        _Row(index, frozenset([query, *documents]), frozenset(relevant.get(key, positives)))
-        for index, key, (query, documents, positives) in zip(indices, batch["query"], reader.keys(batch), strict=True)
+        _Row(index, frozenset(texts), relevant.get(query) or frozenset([positive]))
+        for index, query, positive, texts in zip(
+            indices, queries.tolist(), own, reader.keys(candidates).tolist(), strict=True
+        )
     ]
-
-
-def _relevant_of_repeated(table: Dataset, reader: TupleReader) -> dict[str, list[str]]:
-    """The keys of all positives of the queries that have several rows."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    columns = table.select_columns(["query", "positives"])[:].combine_chunks()
-    queries, positives = columns["query"].combine_chunks(), columns["positives"].combine_chunks()
-    counts = pc.value_counts(queries)
-    repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
-    if not len(repeated):
-        return {}
-    pairs = pa.table(
-        [queries.take(pc.list_parent_indices(positives)), pc.list_flatten(positives)], ["query", "positives"]
-    )
-    pairs = pairs.filter(pc.is_in(pairs["query"], repeated))
-    groups = pairs.group_by("query").aggregate([("positives", "list")])
-    return {
-        query: reader.document_keys(documents)
-        for query, documents in zip(groups["query"].to_pylist(), groups["positives_list"].to_pylist(), strict=True)
-    }
 
 
 def _read_texts(dataset: Dataset, labels: frozenset[str], indices: list[int]) -> list[_Row]:

@@ -13,9 +13,10 @@ import pyarrow.parquet
 import pytest
 
 from lion_st.data import load_beir, load_tuples, quickstart_data
+from lion_st.data.lookup import TextLookup
 from lion_st.data.records import BadRecord, Record, read_corpus, read_topics
 from lion_st.data.sources import parse_source
-from lion_st.data.tables import load_lookup
+from lion_st.data.tables import load_texts
 from lion_st.data.text import iter_documents
 from lion_st.data.trec import read_qrels, read_run
 
@@ -56,8 +57,8 @@ DOCUMENT_FILES = {
 
 
 def read_lookup(path: Path, keys: list[str]) -> dict[str, str]:
-    lookup = load_lookup("unused", path, "document")
-    return dict(zip(keys, lookup.texts(keys), strict=True))
+    lookup = TextLookup(load_texts("unused", path, "document"))
+    return dict(zip(keys, lookup.table.read(lookup.rows(keys)), strict=True))
 
 
 @pytest.mark.parametrize("end", COMPRESS)

@@ -8,7 +8,7 @@ import pytest
 from layout_files import TUPLES, read_sample, write_card, write_jsonl, write_parquet, write_tsv
 
 from lion_st.data import load_tuples, quickstart_data, quickstart_test_sets, set_epoch
-from lion_st.data.lookup import TextLookup
+from lion_st.data.lookup import TextLookup, TextTable
 
 
 @pytest.fixture(autouse=True)
@@ -146,10 +146,19 @@ def test_ids_that_are_no_numbers(tmp_path):
 def test_a_lookup_of_numbers_knows_its_ids_only(missing):
     from datasets import Dataset
 
-    lookup = TextLookup(Dataset.from_dict({"pid": ["9", "7"], "passage": ["nine", "seven"]}), "the collection")
-    assert lookup.texts(["7", "9", "7"]) == ["seven", "nine", "seven"]
+    table = Dataset.from_dict({"pid": ["9", "7"], "passage": ["nine", "seven"]})
+    lookup = TextLookup(TextTable(table, "the collection"))
+    assert lookup.table.read(lookup.rows(["7", "9", "7"])) == ["seven", "nine", "seven"]
     with pytest.raises(ValueError, match=f"'{missing}' is not among the 2 of the collection"):
-        lookup.texts(["7", missing])
+        lookup.rows(["7", missing])
+
+
+def texts_of(sample, folder):
+    """Files of the sample's texts, as options of `load_tuples`."""
+    return {
+        "queries": write_tsv(folder / "queries.tsv", sample.queries),
+        "documents": write_tsv(folder / "collection.tsv", sample.documents),
+    }
 
 
 def spoil(column, value, row=4):
@@ -239,7 +248,7 @@ def test_a_bad_row_of_a_parquet_table_is_named(tmp_path, sample):
     scores[2] = [float("nan"), *scores[2][1:]]
     write_parquet(tmp_path / "train.parquet", query_id=query, document_ids=documents, scores=scores)
     with pytest.raises(ValueError, match=r"Row 2 of .*train\.parquet has the teacher score nan"):
-        load_tuples(tmp_path / "train.parquet", queries="x", documents="y", teacher_scores=True)
+        load_tuples(tmp_path / "train.parquet", **texts_of(sample, tmp_path), teacher_scores=True)
 
 
 def test_a_malformed_line_is_named(tmp_path, scored):
