@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from sentence_transformers import SentenceTransformer, SparseEncoder
 from tiny_models import TEXTS
 
 import lion_st
@@ -108,6 +109,8 @@ def test_the_router_checkpoint_is_stock_and_searches_the_full_models_index(
             np.testing.assert_allclose(vectors[str(saved[name]), "SparseEncoder", kind], expected, atol=1e-4)
     with pytest.raises(FileExistsError):
         save_query_encoder(static, sparse_model, saved["static"])
+    with pytest.raises(ValueError, match=r"for sentence_transformers\.SparseEncoder alone"):
+        SentenceTransformer(str(saved["static"]), device="cpu")
 
     documents = {f"d{number}": text for number, text in enumerate(TEXTS)}
     by_router = ModelRetriever(load_encoder(saved["static"]))
@@ -126,6 +129,9 @@ def test_dense_models_have_truncated_query_encoders_alone(tiny_backbone, tmp_pat
     model = lion_st.build(tiny_backbone(), "dense", query_length=16)
     path = save_query_encoder(truncated_query_encoder(model, 1), model, tmp_path / "router")
     assert (path / "query_0_Transformer").is_dir()
+    assert load_encoder(path, device="cpu").encode_query(["a lion"]).shape == (1, 32)
+    with pytest.raises(ValueError, match="Cannot determine the embedding dimension"):
+        SparseEncoder(str(path), device="cpu")
     with pytest.raises(ValueError, match="this one is dense"):
         static_query_encoder(model)
 
