@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import tempfile
 import weakref
 from pathlib import Path
@@ -16,6 +18,17 @@ from lion_st.indexes.base import LocalIndex, Paradigm, require_at_least
 KINDS = ("flat", "hnsw", "ivf_pq")
 TRAINING_DOCUMENTS = 524_288  # of IVF-PQ at most, where 39 a cluster are not more
 BLOCK = 65_536  # documents read back at a time
+
+_process = os.getpid()
+
+
+def _after_fork() -> None:
+    if faiss := sys.modules.get("faiss"):
+        faiss.omp_set_num_threads(1)  # the others stayed in the parent, and would be waited for
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class FaissIndex(LocalIndex):
@@ -125,7 +138,7 @@ class FaissIndex(LocalIndex):
         elif self.kind == "ivf_pq":
             settings = faiss.SearchParametersIVF(nprobe=self.probes)
         before = faiss.omp_get_max_threads()
-        faiss.omp_set_num_threads(threads)
+        faiss.omp_set_num_threads(threads if os.getpid() == _process else 1)
         try:
             scores, rows = index.search(queries, k, params=settings)
         finally:

@@ -20,6 +20,19 @@ KEPT = 0.2  # of the documents' postings, by default
 FEWEST_POSTINGS, MOST_POSTINGS = 100, 6000  # per term, by default
 FILE = "vectors.index.seismic"  # its name begins with what `save` is given
 
+_process: int | None = None  # which has Seismic's threads
+
+
+def _require_threads() -> None:
+    """Raise where Seismic would wait for ever for threads that stayed in the parent process."""
+    global _process
+    if _process not in (None, os.getpid()):
+        raise RuntimeError(
+            "This process was forked from one that had used Seismic, whose threads stayed there: fork before the first "
+            "search, start processes by multiprocessing's 'spawn', or use the engine 'exact'."
+        )
+    _process = os.getpid()
+
 
 class SeismicIndex(LocalIndex):
     """The `SeismicIndexLV` of pyseismic-lsr: 32-bit terms, since LLM vocabularies pass the 65,536 of the plain one.
@@ -92,6 +105,7 @@ class SeismicIndex(LocalIndex):
         seismic = require("seismic")
 
         with self._lock:
+            _require_threads()
             return self._built(seismic)
 
     def _built(self, seismic: Any) -> Any:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 # A cut text is at least this long, and this many times its limit in tokens.
 FEWEST_CHARACTERS = 4096
@@ -20,11 +21,15 @@ _lock = threading.RLock()
 
 
 def _after_fork() -> None:
+    """A forked process has none of its parent's threads: it must not wait for them."""
     global _lock
-    _lock = threading.RLock()  # the thread that held it does not exist in the child
+    _lock = threading.RLock()
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    torch.set_num_threads(1)  # OpenMP's
 
 
-os.register_at_fork(after_in_child=_after_fork)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 @contextmanager
