@@ -76,18 +76,10 @@ def _digest(folder: Path, model: Any) -> str | None:
     """SHA-256 over what decides how a checkpoint, and the base of an adapter, computes; None if that is not there."""
     folders = [folder]
     if has_adapter(model):
-        adapter = model.peft_config["default"]
-        config = cached_file(
-            adapter.base_model_name_or_path,
-            "config.json",
-            revision=adapter.revision,
-            local_files_only=True,  # it was loaded before
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
-        if config is None:
+        base = _base_folder(model.peft_config["default"])
+        if base is None:
             return None
-        folders.append(Path(config).parent)
+        folders.append(base)
     digest = hashlib.sha256()
     for number, place in enumerate(folders):
         files = [place / name for name in (DECISIVE[:1] if number else DECISIVE) if (place / name).is_file()]
@@ -96,6 +88,18 @@ def _digest(folder: Path, model: Any) -> str | None:
             content = _header(file) if file in weights else file.read_bytes()
             digest.update(f"{number} {file.name} {len(content)} ".encode() + content)
     return digest.hexdigest()
+
+
+def _base_folder(adapter: Any) -> Path | None:
+    """Where the files of an adapter's base lie on this machine; None if they do not, or it is a GGUF file."""
+    base = str(adapter.base_model_name_or_path)
+    if Path(base).exists():
+        return Path(base) if Path(base).is_dir() else None
+    try:
+        config = cached_file(base, "config.json", revision=adapter.revision, local_files_only=True)
+    except OSError:
+        return None
+    return None if config is None else Path(config).parent
 
 
 def _header(file: Path) -> bytes:

@@ -137,8 +137,11 @@ def test_an_adapters_verdict_is_bound_to_its_base(tiny_backbone, tmp_path, passe
     lion_st.load(tmp_path / "adapter", base=moved, device="cpu")
     assert not passes
     edit(moved / "config.json", rms_norm_eps=1e-5)
-    lion_st.load(tmp_path / "adapter", base=moved, device="cpu")
+    model = lion_st.load(tmp_path / "adapter", base=moved, device="cpu")
     assert len(passes) >= 6
+    moved.rename(base)  # where nobody looks for it: nothing can be said of it, and the adapter is saved all the same
+    model.save(str(tmp_path / "again"), create_model_card=False)
+    assert not (tmp_path / "again" / VERDICT_FILE).exists()
 
 
 def test_a_backbone_that_cannot_run_packed_is_asked_once(tiny_backbone, tmp_path, passes, monkeypatch):
