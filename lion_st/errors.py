@@ -77,7 +77,8 @@ def describe_error(error: BaseException, flags: Mapping[str, str] | None = None)
         message = re.sub(rf"\b{name}=(?=[\w'\"])", f"{flag} ", message)
         if "_" in name:
             message = re.sub(rf"(?<![\w./'\"-]){name}(?![\w(/]|\.\w)", flag, message)
-    if not isinstance(error, EXPECTED):
+    from_safetensors = type(error).__name__ == "SafetensorError"  # such as of a full disk; the class has no other base
+    if not isinstance(error, EXPECTED) and not from_safetensors:
         message = f"unexpected {type(error).__name__}: {message} ({SHOW_TRACEBACK}=1 shows where)"
     return message or type(error).__name__
 

@@ -143,7 +143,12 @@ def _arrays_checksum(arrays: Mapping[str, np.ndarray]) -> str:
 def write_shard(
     output: Path, number: int, records: Sequence[Record], encoded: EncodedTexts, dtype: Literal["float32", "float16"]
 ) -> Path:
-    """Write records' vectors as one shard, under a temporary name first."""
+    """Write records' vectors as one shard, under a temporary name first.
+
+    Raises:
+        OSError: If it cannot be written, as when the disk is full. No part of it stays.
+    """
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     arrays = strings_to_arrays("ids", [record.id for record in records])
@@ -166,7 +171,10 @@ def write_shard(
     }
     file = shard_path(output, number)
     with atomic_file(file) as temporary:
-        save_file(arrays, temporary, metadata={"shard": json.dumps(metadata, sort_keys=True)})
+        try:
+            save_file(arrays, temporary, metadata={"shard": json.dumps(metadata, sort_keys=True)})
+        except SafetensorError as error:
+            raise OSError(f"{file} cannot be written ({error}): make room, and run the encoding again.") from error
     return file
 
 

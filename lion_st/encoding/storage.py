@@ -50,6 +50,7 @@ def write_folder(
     Raises:
         StorageError: If the folder exists, is not empty and was not written by this function with the same kind, or its
             header is damaged, so that nobody knows what else it holds.
+        OSError: If the disk is full or the folder cannot be written; what it held stays.
     """
     path = Path(path)
     with lock_folder(path):
@@ -57,11 +58,17 @@ def write_folder(
         remove_leftovers(path)
         data = path / f"data-{secrets.token_hex(8)}"
         data.mkdir()
-        for name, array in arrays.items():
-            with (data / f"{name}.npy").open("wb") as file:
-                np.save(file, array, allow_pickle=False)
-        if write_files is not None:
-            write_files(data)
+        try:
+            for name, array in arrays.items():
+                with (data / f"{name}.npy").open("wb") as file:
+                    np.save(file, array, allow_pickle=False)
+            if write_files is not None:
+                write_files(data)
+        except BaseException as error:
+            shutil.rmtree(data, ignore_errors=True)  # which makes room again
+            if isinstance(error, OSError):
+                raise OSError(f"{path} cannot be written ({error}): is the disk full? Its contents stay.") from error
+            raise
         # The names of the files as well, or a crash could leave a header without what it names.
         fsync_tree(data)
         fsync(path)
