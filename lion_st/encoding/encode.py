@@ -21,7 +21,15 @@ from lion_st.encoding.fingerprints import (
 )
 from lion_st.encoding.options import EncodingOptions
 from lion_st.encoding.reading import ShardReader, progress_bar
-from lion_st.encoding.shards import VERSION, claim_output, finish_output, is_finished, locked_output, write_shard
+from lion_st.encoding.shards import (
+    VERSION,
+    claim_output,
+    finish_output,
+    is_finished,
+    locked_output,
+    weights_algorithm,
+    write_shard,
+)
 from lion_st.encoding.vectors import Vectors
 
 if TYPE_CHECKING:
@@ -130,7 +138,7 @@ def encode_corpus(
     output = Path(output)
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     options = EncodingOptions(kind, split, max_tokens, dtype, shard_documents, tokens_per_batch, on_bad_record)
-    settings = corpus_settings(model, options)
+    settings = corpus_settings(model, options, output)
     reader = ShardReader(corpus, options)
     # What an iterator runs may insist on the caller's thread, and a standard input may never end.
     is_file = isinstance(corpus, str | Path) and str(corpus) != "-"
@@ -158,17 +166,20 @@ def encode_corpus(
     return output
 
 
-def corpus_settings(model: SentenceTransformer | SparseEncoder, options: EncodingOptions) -> dict[str, Any]:
-    """Everything besides the corpus that the shards' bytes depend on."""
+def corpus_settings(
+    model: SentenceTransformer | SparseEncoder, options: EncodingOptions, output: Path
+) -> dict[str, Any]:
+    """Everything besides the corpus that the shards' bytes depend on, weights named as `output` already names them."""
     from lion_st.models import paradigm_of
 
+    algorithm = weights_algorithm(output)
     return {
         "kind": "lion_st encoded corpus",
         "version": VERSION,
         "model": model_name(model),
         "revision": model_revision(model),
-        "model_sha256": model_fingerprint(model),
-        "weights_sha256": weights_fingerprint(model),
+        f"model_{algorithm}": model_fingerprint(model, algorithm),
+        f"weights_{algorithm}": weights_fingerprint(model, algorithm),
         "paradigm": paradigm_of(model),
         "texts": options.kind,
         "prompt": prompt_for(model, options.kind),

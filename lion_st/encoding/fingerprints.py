@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from weakref import WeakKeyDictionary
+
+import xxhash
 
 from lion_st.hooks import hub_commit
 
@@ -13,6 +17,9 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer, SparseEncoder
 
 Kind: TypeAlias = Literal["query", "document"]
+Algorithm: TypeAlias = Literal["xxh3", "sha256"]
+
+HASHING_THREADS = 4  # as many tensors of a GPU are on the host at a time
 
 PROMPT_NAMES: dict[Kind, tuple[str, ...]] = {"query": ("query",), "document": ("document", "passage", "corpus")}
 
@@ -32,11 +39,12 @@ def model_revision(model: SentenceTransformer | SparseEncoder) -> str | None:
     return hub_commit(getattr(inner, "config", None))
 
 
-def model_fingerprint(model: SentenceTransformer | SparseEncoder) -> str:
-    """SHA-256 over everything that decides a model's vectors: weights, module settings, prompts and lengths.
+def model_fingerprint(model: SentenceTransformer | SparseEncoder, algorithm: Algorithm = "xxh3") -> str:
+    """A digest of everything that decides a model's vectors: weights, module settings, prompts and lengths.
 
-    The weights are read again only where a tensor was replaced or changed in place, since reading those of a large
-    model takes a minute.
+    Args:
+        model: A sparse or dense model.
+        algorithm: Of its weights' digest, see `weights_fingerprint`.
     """
     settings: dict[str, Any] = {
         "modules": [(type(module).__name__, getattr(module, "get_config_dict", dict)()) for module in model],
@@ -44,30 +52,61 @@ def model_fingerprint(model: SentenceTransformer | SparseEncoder) -> str:
         "max_seq_length": model.max_seq_length,
         "tokenizers": [tokenizer_contract(input_module(model, kind).tokenizer) for kind in ("query", "document")],
     }
-    digest = hashlib.sha256(weights_fingerprint(model).encode())
+    digest = hashlib.sha256(weights_fingerprint(model, algorithm).encode())
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     return digest.hexdigest()
 
 
-_digests: WeakKeyDictionary[Any, tuple[Any, str]] = WeakKeyDictionary()
+_digests: WeakKeyDictionary[Any, dict[str, tuple[Any, str]]] = WeakKeyDictionary()
 
 
-def weights_fingerprint(model: SentenceTransformer | SparseEncoder) -> str:
-    """SHA-256 over the names, types and values of all weights."""
-    import torch
+def weights_fingerprint(model: SentenceTransformer | SparseEncoder, algorithm: Algorithm = "xxh3") -> str:
+    """A digest of the names, types and values of all weights as they are in memory, trained or merged as they may be.
 
+    Every value counts: a sample would miss what an adapter of a few layers changes. They are read again only where a
+    tensor was replaced or changed in place.
+
+    Args:
+        model: A sparse or dense model.
+        algorithm: "xxh3" (128 bits, about as fast as memory) or "sha256" (what earlier versions wrote down, a tenth as
+            fast). It tells models apart, and does not keep out those who would forge one.
+    """
     state = sorted(model.state_dict(keep_vars=True).items())
     versions = [0 if tensor.is_inference() else tensor._version for _, tensor in state]
     key = [(name, t.data_ptr(), version, t.dtype, t.shape) for (name, t), version in zip(state, versions, strict=True)]
-    known = _digests.get(model)
-    if known is not None and known[0] == key:
-        return known[1]
-    digest = hashlib.sha256()
-    for name, tensor in state:
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    _digests[model] = (key, digest.hexdigest())
-    return digest.hexdigest()
+    known = _digests.setdefault(model, {})
+    if algorithm in known and known[algorithm][0] == key:
+        return known[algorithm][1]
+    if algorithm == "sha256":
+        digest: Any = hashlib.sha256()
+        for name, tensor in state:
+            digest.update(_header(name, tensor))
+            digest.update(_contents(tensor))
+    else:
+        with ThreadPoolExecutor(HASHING_THREADS) as threads:  # they run without Python's lock
+            parts = list(threads.map(lambda one: xxhash.xxh3_128_digest(_contents(one[1])), state))
+        digest = xxhash.xxh3_128()
+        for (name, tensor), part in zip(state, parts, strict=True):
+            digest.update(_header(name, tensor))
+            digest.update(part)
+    known[algorithm] = (key, digest.hexdigest())
+    return known[algorithm][1]
+
+
+def has_weights(model: SentenceTransformer | SparseEncoder, settings: Mapping[str, Any]) -> bool:
+    """Whether a model has the weights that settings of an encoding, of this version or an earlier one, name."""
+    algorithm: Algorithm = "sha256" if "weights_sha256" in settings else "xxh3"
+    return settings.get(f"weights_{algorithm}") == weights_fingerprint(model, algorithm)
+
+
+def _header(name: str, tensor: Any) -> bytes:
+    return f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
+
+
+def _contents(tensor: Any) -> Any:
+    import torch
+
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def input_module(model: SentenceTransformer | SparseEncoder, kind: Kind) -> Any:

@@ -15,6 +15,7 @@ import xxhash
 from scipy import sparse
 
 from lion_st.data.records import Record
+from lion_st.encoding.fingerprints import Algorithm
 from lion_st.encoding.reading import CorpusCounts, records_digest
 from lion_st.encoding.storage import StorageError, contents_checksum, strings_to_arrays, unpack_strings
 from lion_st.encoding.vectors import Vectors, to_csr, to_dense
@@ -56,6 +57,15 @@ def locked_output(output: Path, rank: int = 0) -> Iterator[None]:
         yield
     finally:
         lock.__exit__(None, None, None)
+
+
+def weights_algorithm(output: Path) -> Algorithm:
+    """How the settings in a folder name weights; earlier versions named them by SHA-256."""
+    try:
+        settings = json.loads((output / SETTINGS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # there are none, or `claim_output` complains of them
+        return "xxh3"
+    return "sha256" if "weights_sha256" in settings else "xxh3"
 
 
 def claim_output(output: Path, settings: dict[str, Any]) -> None:

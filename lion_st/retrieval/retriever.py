@@ -16,12 +16,12 @@ import numpy as np
 from lion_st.data.records import Record
 from lion_st.encoding.encode import encode_corpus, encode_texts
 from lion_st.encoding.fingerprints import (
+    has_weights,
     input_module,
     model_fingerprint,
     model_name,
     prompt_for,
     text_limit,
-    weights_fingerprint,
 )
 from lion_st.encoding.reading import records_digest
 from lion_st.encoding.shards import EncodedCorpus
@@ -310,7 +310,7 @@ def require_same_encoding(
     Raises:
         StorageError: With what differs: weights, length or prompt.
     """
-    if settings["weights_sha256"] != weights_fingerprint(model):
+    if not has_weights(model, settings):
         raise StorageError(
             f"{place} was encoded by {settings['model']!r} with other weights or in another type than those of "
             f"{model_name(model)!r}: encode the documents with this model."

@@ -15,7 +15,7 @@ import numpy as np
 from scipy import sparse
 
 from lion_st.encoding.encode import encode_texts
-from lion_st.encoding.fingerprints import input_module, model_name, weights_fingerprint
+from lion_st.encoding.fingerprints import has_weights, input_module, model_name
 from lion_st.encoding.shards import EncodedCorpus
 from lion_st.encoding.vectors import Vectors, keep_top_terms
 from lion_st.errors import require_type
@@ -298,7 +298,7 @@ def warn_of_another_model(model: SentenceTransformer | SparseEncoder, index: Ind
 
     if index.source is None or isinstance(model[0], Router):
         return
-    if weights_fingerprint(model) != index.source["weights_sha256"]:
+    if not has_weights(model, index.source):
         warnings.warn(
             f"The index was built with {index.source['model']!r} and queries are encoded by {model_name(model)!r}, "
             "whose weights or their type differ: unless one was made for the other, the results mean nothing.",

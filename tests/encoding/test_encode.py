@@ -147,7 +147,7 @@ def test_a_changed_model_corpus_or_setting_is_refused_and_named(tmp_path, corpus
         encode_corpus(other, corpus, output, shard_documents=20, show_progress=False)
     with torch.no_grad():
         next(other.parameters()).add_(1.0)
-    with pytest.raises(StorageError, match="model_sha256 was"):
+    with pytest.raises(StorageError, match="model_xxh3 was"):
         encode_corpus(other, corpus, output, shard_documents=20, show_progress=False)
     lines = corpus.read_text().splitlines()
     corpus.write_text("\n".join([*lines[:30], lines[30].replace("d30", "d30b"), *lines[31:]]) + "\n")
