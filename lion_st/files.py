@@ -50,7 +50,7 @@ def staging_folder(path: str | Path) -> Iterator[Path]:
     staging = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     lock = staging.with_suffix(".lock")
     with lock_file(lock):
-        _remove_abandoned(path)
+        remove_abandoned(path)
         try:
             staging.mkdir()
             yield staging
@@ -147,6 +147,18 @@ def remove_leftovers(folder: Path) -> None:
                 leftover.unlink(missing_ok=True)
 
 
+def remove_abandoned(path: Path) -> None:
+    """Remove what killed writers of a folder `path` left, whose locks nobody holds; restore what they moved away."""
+    for lock in path.parent.glob(f".{path.name}.????????.lock"):
+        with suppress(OSError), lock_file(lock, wait=False):
+            shutil.rmtree(lock.with_suffix(".tmp"), ignore_errors=True)
+            earlier = lock.with_suffix(EARLIER)
+            if earlier.exists() and not path.exists():
+                os.replace(earlier, path)
+            shutil.rmtree(earlier, ignore_errors=True)
+            lock.unlink(missing_ok=True)
+
+
 def fsync(path: Path) -> None:
     """Wait until a file's contents, or a folder's entries, are on the disk."""
     if os.name == "nt" and path.is_dir():  # Windows opens no folders, and keeps their entries itself
@@ -219,18 +231,6 @@ def _require_free_folder(path: Path, replace: bool) -> None:
     if path.exists() and not path.is_dir():
         raise FileExistsError(f"{str(path)!r} is a file, whose place no folder takes. Name another.")
     require_free(path, replace)
-
-
-def _remove_abandoned(path: Path) -> None:
-    """Remove what dead writers of `path` left, whose locks nobody holds; restore what they had moved away."""
-    for lock in path.parent.glob(f".{path.name}.????????.lock"):
-        with suppress(OSError), lock_file(lock, wait=False):
-            shutil.rmtree(lock.with_suffix(".tmp"), ignore_errors=True)
-            earlier = lock.with_suffix(EARLIER)
-            if earlier.exists() and not path.exists():
-                os.replace(earlier, path)
-            shutil.rmtree(earlier, ignore_errors=True)
-            lock.unlink(missing_ok=True)
 
 
 def _replace_folder(staging: Path, path: Path) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sentence_transformers.base.model import BaseModel
     from transformers import PreTrainedModel
 
-CHECKED = {"sentence-transformers": "6.2.0", "transformers": "5.23.0", "peft": "0.21.2"}
+CHECKED = {"sentence-transformers": "6.2.0", "transformers": "5.24.0", "peft": "0.21.2"}
 
 # Private methods that a class of lion_st overrides: class of lion_st -> class of the dependency -> methods.
 OVERRIDDEN: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -35,6 +35,7 @@ OVERRIDDEN: dict[str, tuple[str, tuple[str, ...]]] = {
         "sentence_transformers.base.modules.Transformer",
         ("_can_flatten_inputs", "_load_config", "_load_model"),
     ),
+    "lion_st.training.trainers.GuardedTrainer": ("transformers.Trainer", ("_save", "_save_checkpoint")),
 }
 # What is called or read, and what is public in name but described nowhere: an attribute of what is imported.
 USED = (
@@ -49,6 +50,7 @@ USED = (
     "transformers.PretrainedConfig._attn_implementation",
     "transformers.integrations.sdpa_attention.sdpa_attention_forward",
     "transformers.utils.peft_utils.find_adapter_config_file",
+    "transformers.trainer_utils.rotate_checkpoints",
     "peft.tuners.tuners_utils.BaseTunerLayer.get_base_layer",
     "peft.tuners.tuners_utils.cast_adapter_dtype",
     "peft.utils.other.ModulesToSaveWrapper",

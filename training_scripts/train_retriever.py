@@ -18,9 +18,9 @@ from lion_st.data import load_tuples, quickstart_data
 from lion_st.data.quickstart import QUICKSTART_REPOSITORY
 from lion_st.errors import one_line_errors
 from lion_st.training import build_loss, build_trainer
+from lion_st.training.checkpoints import checkpoint_to_resume
 from lion_st.training.command_line import parse_retriever_arguments
 from lion_st.training.dry_run import describe_run
-from lion_st.training.record import last_checkpoint
 from lion_st.training.retriever import resolve_batches
 from lion_st.training.runs import export_run, run_log
 
@@ -35,6 +35,7 @@ def main() -> None:
     if record.is_finished:
         print(f"{record.folder} is trained already; nothing to do.")
         return
+    checkpoint = checkpoint_to_resume(record.folder, training_arguments.resume_from_checkpoint)
     set_seed(training_arguments.seed)
 
     # The backbone with bidirectional attention and a sparse or a dense head; an adapter, or all weights in float32.
@@ -80,7 +81,7 @@ def main() -> None:
     # sentence-transformers' trainer, with the task of each column, batches without a text twice, and new negatives in
     # every epoch.
     trainer = build_trainer(model, arguments, training_arguments, tuples, callbacks=[record], loss=loss)
-    trainer.train(resume_from_checkpoint=last_checkpoint(record.folder))
+    trainer.train(resume_from_checkpoint=checkpoint)
 
     # A checkpoint that SentenceTransformer(folder) loads without lion_st.
     folder = export_run(trainer, record)

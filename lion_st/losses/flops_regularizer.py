@@ -66,6 +66,7 @@ class FlopsRegularizer(FlopsLoss):
         self.gather_across_devices = gather_across_devices
         self.released_scaling = released_scaling
         self.columns = columns
+        self.last: Tensor | None = None  # the last value, without its gradient, for the log
 
     def compute_loss_from_embeddings(self, embeddings: Tensor) -> Tensor:
         """FLOPS in float32 of embeddings [N, V]."""
@@ -79,7 +80,9 @@ class FlopsRegularizer(FlopsLoss):
         means = blocks.sum(dim=1, dtype=dtype) / blocks.shape[1]
         if self.gather_across_devices:
             means = mean_across_ranks(means, shrink_gradient=self.released_scaling)
-        return means.square().sum() / self.columns
+        value = means.square().sum() / self.columns
+        self.last = value.detach()
+        return value
 
     def get_config_dict(self) -> dict[str, Any]:
         """The hyperparameters, for the model card."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +14,14 @@ from lion_st.errors import UsageError
 from lion_st.training.options import merge_layers
 from lion_st.training.recipes import Objective, Paradigm, RetrieverRecipe, get_recipe
 from lion_st.training.released import is_released, recipe_options
+from lion_st.training.validation import (
+    UNSHARDED,
+    refuse_unread,
+    require_at_least_0,
+    require_positive,
+    require_share,
+    require_training_ranges,
+)
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -54,13 +62,22 @@ FURTHER_RESULT_ARGUMENTS = (
     "stop_after_steps",
 )
 TRANSFORMERS_EPOCHS = 3.0  # its default, which is not read where max_steps is positive
+_NOT_READ = {
+    "fsdp": UNSHARDED,
+    "fsdp_config": UNSHARDED,
+    "deepspeed": UNSHARDED,
+    "parallelism_config": UNSHARDED,
+    "save_only_model": "a run could not go on from such a checkpoint",
+}
 _UNEVALUATED = "training has no evaluation set; `lion-st evaluate` scores its result"
 _NOT_READ_BY_MNTP = {
+    **_NOT_READ,
     "auto_find_batch_size": "a smaller batch is another run; lower --per_device_train_batch_size",
     "do_predict": "there is no test set",
     "push_to_hub": "`lion-st publish --folder` publishes the finished backbone",
 }
 _NOT_READ_BY_RETRIEVER = {
+    **_NOT_READ,
     "auto_find_batch_size": "a smaller batch is another run; --mini_batch_size bounds memory",
     "do_eval": _UNEVALUATED,
     "do_predict": _UNEVALUATED,
@@ -91,6 +108,15 @@ class LoraArguments:
             lora_dropout=self.lora_dropout,
             target_modules=list(self.lora_target_modules),
         )
+
+    def require_lora_ranges(self) -> None:
+        """Refuse an adapter that cannot be made.
+
+        Raises:
+            UsageError: If a value is out of its range.
+        """
+        require_positive(self, "lora_r", "lora_alpha")
+        require_share(self, "lora_dropout")
 
     def settings(self) -> dict[str, Any]:
         """Every value, for the record of a run."""
@@ -134,6 +160,9 @@ class MntpArguments(LoraArguments):
             raise UsageError("Name the model to adapt with --backbone.")
         if not self.texts:
             raise UsageError("Name the texts to adapt on with --texts.")
+        require_positive(self, "block_size", "eval_blocks")
+        require_at_least_0(self, "z_loss_weight")
+        self.require_lora_ranges()
 
 
 @dataclass
@@ -159,11 +188,12 @@ class MntpTrainingArguments(TrainingArguments):
     use_cpu: bool = not torch.cuda.is_available()
     logging_steps: float = 50
     save_steps: float = 500
-    save_total_limit: int | None = 1
+    save_total_limit: int | None = 2
     report_to: str = "none"
 
     def __post_init__(self) -> None:
-        _refuse(self, _NOT_READ_BY_MNTP)
+        refuse_unread(self, _NOT_READ_BY_MNTP)
+        require_training_ranges(self)
         _steps_or_epochs(self, 10_000)
         self.bf16 = self.bf16 and not self.fp16
         super().__post_init__()
@@ -253,17 +283,12 @@ class RetrieverArguments(LoraArguments):
                 f"--train_weights are {weights}: give a positive one for each of --train_data, "
                 f"{', '.join(self.train_data)}."
             )
-        for name in (
-            "batch_size",
-            "query_length",
-            "document_length",
-            "mini_batch_size",
-            "temperature",
-            "teacher_temperature",
-        ):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise UsageError(f"--{name} must be positive, got {value}.")
+        require_positive(self, "batch_size", "query_length", "document_length", "mini_batch_size")
+        require_positive(self, "temperature", "teacher_temperature")
+        require_at_least_0(self, "query_regularizer_weight", "document_regularizer_weight", "negatives")
+        require_at_least_0(self, "contrastive_weight", "distillation_weight")
+        require_share(self, "regularizer_warmup_ratio")
+        self.require_lora_ranges()
         if self.objective != "cl" and self.negatives < 1:
             raise ValueError(f"The objective {self.objective} needs negatives, got --negatives {self.negatives}.")
 
@@ -291,7 +316,7 @@ class RetrieverTrainingArguments(SparseEncoderTrainingArguments, SentenceTransfo
     use_cpu: bool = not torch.cuda.is_available()
     logging_steps: float = 50
     save_steps: float = 500
-    save_total_limit: int | None = 1
+    save_total_limit: int | None = 2
     report_to: str = "none"
     hub_strategy: str = "end"  # the finished result alone
     num_train_epochs: float | None = field(  # type: ignore[assignment]
@@ -307,7 +332,8 @@ class RetrieverTrainingArguments(SparseEncoderTrainingArguments, SentenceTransfo
     )
 
     def __post_init__(self) -> None:
-        _refuse(self, _NOT_READ_BY_RETRIEVER)
+        refuse_unread(self, _NOT_READ_BY_RETRIEVER)
+        require_training_ranges(self)
         _steps_or_epochs(self, -1)
         if self.warmup_steps and self.warmup_ratio:
             merge_layers({"warmup_steps": self.warmup_steps, "warmup_ratio": self.warmup_ratio})
@@ -382,6 +408,11 @@ def require_read(arguments: RetrieverArguments, given: Iterable[str]) -> None:
             raise UsageError(f"--{name} is read with {setting} alone, which this run is without: leave it out.")
 
 
+def uncacheable(arguments: RetrieverArguments) -> bool:
+    """Whether the setting's loss has no cached form."""
+    return arguments.objective == "kd" and arguments.paradigm == "dense"
+
+
 def _changed(arguments: TrainingArguments, kind: type) -> dict[str, Any]:
     """Further arguments that change the result, where they are not left at their defaults."""
     changed = {}
@@ -392,12 +423,6 @@ def _changed(arguments: TrainingArguments, kind: type) -> dict[str, Any]:
             if value not in (default, None) and value != {}:
                 changed[item.name] = value
     return changed
-
-
-def _refuse(arguments: TrainingArguments, reasons: Mapping[str, str]) -> None:
-    for name, reason in reasons.items():
-        if getattr(arguments, name, None) not in (None, False, "no"):
-            raise UsageError(f"--{name} is not read here: {reason}.")
 
 
 def _steps_or_epochs(arguments: Any, max_steps: int) -> None:

@@ -103,30 +103,6 @@ class SecondsBudget(TrainerCallback):
             self.ramp.warmup_steps = max(1, int(steps * self.ramp.warmup_ratio))
 
 
-class StopAtNaN(TrainerCallback):
-    """Ends a run whose loss is not a number any more, at the first log that shows it: its weights are lost already."""
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: Any,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Look at the logged loss.
-
-        Raises:
-            FloatingPointError: If it is NaN or infinite.
-        """
-        loss = (logs or {}).get("loss")
-        if loss is not None and not math.isfinite(float(loss)):
-            raise FloatingPointError(
-                f"The loss is {loss} at step {state.global_step}. Go on from an earlier checkpoint with a lower "
-                "--learning_rate, or train in bfloat16 or float32 where this run used float16."
-            )
-
-
 class StopAfter(TrainerCallback):
     """Ends a run after a number of steps and leaves its schedule as it is, which is then not at its end.
 

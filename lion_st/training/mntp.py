@@ -13,16 +13,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import Trainer, set_seed
+from transformers import set_seed
 from transformers.modeling_outputs import ModelOutput
 
 from lion_st.checkpoints import atomic_files_in
 from lion_st.data.text import token_blocks
 from lion_st.modules import LionTransformer
-from lion_st.training.callbacks import EpochCallback, SecondsBudget, StopAfter, StopAtNaN, require_all_steps
+from lion_st.training.callbacks import EpochCallback, SecondsBudget, StopAfter, require_all_steps
+from lion_st.training.checkpoints import checkpoint_to_resume, decided_by_first_rank
 from lion_st.training.cost import TrainingCost
 from lion_st.training.recipes import BackboneShape
-from lion_st.training.record import RunLog, checkpoint_to_resume
+from lion_st.training.record import RunLog, files_checksum
+from lion_st.training.trainers import GuardedTrainer
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -115,7 +117,7 @@ class MntpCollator:
         return positions
 
 
-class MntpTrainer(Trainer):
+class MntpTrainer(GuardedTrainer):
     """Transformers' Trainer on blocks masked by `MntpCollator`: other masks in each epoch, fixed ones to evaluate."""
 
     data_collator: MntpCollator
@@ -218,7 +220,9 @@ def adapt_mntp(arguments: MntpArguments, training_arguments: MntpTrainingArgumen
     record = RunLog(
         output / "mntp.json",
         arguments.settings() | training_arguments.settings(),
+        decided_by_first_rank(partial(files_checksum, arguments.texts, output)),
         tokens_a_step=blocks_a_step * training_arguments.world_size * arguments.block_size,
+        accumulates=True,  # its loss is a mean over equally many tokens of each block
     )
     if record.is_finished:
         if training_arguments.process_index == 0:
@@ -229,7 +233,6 @@ def adapt_mntp(arguments: MntpArguments, training_arguments: MntpTrainingArgumen
     transformer, dtype = _load_transformer(arguments)
     trainer = _build_trainer(transformer, arguments, training_arguments)
     trainer.add_callback(record)
-    trainer.add_callback(StopAtNaN())
     if training_arguments.max_seconds is not None:
         trainer.add_callback(SecondsBudget(training_arguments.max_seconds))
     if training_arguments.stop_after_steps is not None:
@@ -240,6 +243,7 @@ def adapt_mntp(arguments: MntpArguments, training_arguments: MntpTrainingArgumen
     record.content["eval_loss_before"] = before
     trainer.train(resume_from_checkpoint=checkpoint)
     require_all_steps(trainer, output)
+    trainer.guard.require_sound(trainer.state)
     after = trainer.evaluate()["eval_loss"]
     if trainer.is_world_process_zero():
         _save(trainer.accelerator.unwrap_model(trainer.model), transformer, arguments, dtype, output)

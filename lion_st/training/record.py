@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from sentence_transformers.util import get_rank
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
 
-from lion_st.files import atomic_write
+from lion_st.data.files import file_kind
+from lion_st.data.sources import parse_source
+from lion_st.files import atomic_write, checksum
+
+logger = logging.getLogger(__name__)
+# How a batch is divided: what may change in a run whose result does not depend on it.
+DIVISION = ("world_size", "per_device_train_batch_size", "gradient_accumulation_steps")
 
 
 class RunLog(TrainerCallback):
@@ -18,22 +26,37 @@ class RunLog(TrainerCallback):
 
     Args:
         path: The JSON file, in the run's output folder.
-        settings: What determines the result of the run. A folder with other settings is refused.
+        settings: What determines the result of the run. A folder with other settings is refused; another number of
+            processes with the same batch is not, but warned of.
+        data_checksum: Of the data's files, see `files_checksum`. A folder of a run on others is refused.
         tokens_a_step: Tokens of an optimizer step, where all steps have as many.
+        accumulates: Whether accumulation steps leave the objective as it is. Where they do not, because the texts of a
+            step are each other's negatives, a run keeps their number.
 
     Raises:
-        ValueError: If the folder belongs to a run with other settings; the message names them.
+        ValueError: If the folder belongs to a run with other settings or data; the message names them.
     """
 
-    def __init__(self, path: Path, settings: dict[str, Any], tokens_a_step: int | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        settings: dict[str, Any],
+        data_checksum: str | None = None,
+        tokens_a_step: int | None = None,
+        accumulates: bool = False,
+    ) -> None:
         self.path = path
         self.tokens_a_step = tokens_a_step
+        self.accumulates = accumulates
         # The way through JSON turns tuples into lists, as they come back from an earlier run.
-        self.content: dict[str, Any] = {"settings": json.loads(json.dumps(settings, default=str))}
+        settings = json.loads(json.dumps(settings, default=str))
+        self.content: dict[str, Any] = {"settings": settings}
         if path.exists():
-            earlier = json.loads(path.read_text(encoding="utf-8"))
-            self._require_same_settings(earlier.get("settings", {}))
-            self.content = earlier
+            self.content = json.loads(path.read_text(encoding="utf-8"))
+            self._require_same_settings(self.content.get("settings", {}), settings)
+            self.content["settings"] = settings
+        if data_checksum is not None:
+            self._require_same_data("checksum", data_checksum)
         self._seconds_before = self.content.get("seconds", 0.0)
         self._start = time.monotonic()
 
@@ -56,7 +79,14 @@ class RunLog(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Write the settings before the first step."""
+        """Write the settings before the first step.
+
+        Raises:
+            ValueError: If the data have another number of rows than when the run was begun.
+        """
+        dataset = getattr(kwargs.get("train_dataloader"), "dataset", None)
+        if dataset is not None:
+            self._require_same_data("rows", len(dataset))
         self._start = time.monotonic()
         self._write(state)
 
@@ -78,56 +108,64 @@ class RunLog(TrainerCallback):
                 figures["tokens"] = state.global_step * self.tokens_a_step
             self.update(**figures, floating_point_operations=state.total_flos)
 
-    def _require_same_settings(self, earlier: dict[str, Any]) -> None:
-        settings = self.content["settings"]
-        changed = [
-            f"{name} was {earlier.get(name)!r} and is {settings.get(name)!r}"
-            for name in sorted(earlier.keys() | settings.keys())
-            if earlier.get(name) != settings.get(name)
-        ]
+    def _require_same_settings(self, earlier: dict[str, Any], settings: dict[str, Any]) -> None:
+        changed = {name for name in earlier.keys() | settings.keys() if earlier.get(name) != settings.get(name)}
+        redivided = changed.intersection(DIVISION)
+        if redivided and self._batches(earlier) == self._batches(settings):
+            changed -= redivided
         if changed:
+            described = [f"{name} was {earlier.get(name)!r} and is {settings.get(name)!r}" for name in sorted(changed)]
             raise ValueError(
-                f"{self.path.parent} holds a run with other settings: {'; '.join(changed)}. Repeat its command to "
+                f"{self.folder} holds a run with other settings: {'; '.join(described)}. Repeat its command to "
                 "resume it, or choose another --output_dir."
+            )
+        if redivided and not self.is_finished and get_rank() == 0:
+            logger.warning(
+                "The run in %s was begun on %s process(es) and goes on on %s. The batch is the same; dropout, order "
+                "and rounding are not: the result will not be equal to the bit.",
+                self.folder,
+                earlier.get("world_size"),
+                settings.get("world_size"),
+            )
+
+    def _batches(self, settings: dict[str, Any]) -> tuple[int, ...]:
+        """The sizes that the objective depends on: of an optimizer step, and of the texts that see each other."""
+        world_size, each, steps = (settings.get(name) or 1 for name in DIVISION)
+        return (world_size * each * steps,) if self.accumulates else (world_size * each, steps)
+
+    def _require_same_data(self, name: str, found: Any) -> None:
+        earlier = self.content.setdefault("data", {}).setdefault(name, found)
+        if earlier != found:
+            raise ValueError(
+                f"{self.folder} holds a run on other data: their {name} was {earlier} and is {found}. Restore them, "
+                "or choose another --output_dir."
             )
 
 
-def checkpoint_to_resume(folder: Path, given: str | bool | None = None) -> str | None:
-    """The checkpoint a run goes on from: the one that was given, else the last in its folder, None to begin.
+def files_checksum(sources: Iterable[str | Path], leave_out: Path) -> str | None:
+    """A checksum of the contents of those sources of data that are files or folders here, None if there are none.
 
     Args:
-        folder: The run's output folder.
-        given: The option `resume_from_checkpoint`: a folder; or whether to resume.
-
-    Raises:
-        FileNotFoundError: If the given folder is not a checkpoint.
-        ValueError: If the run shall begin anew in a folder that holds checkpoints.
+        sources: See `lion_st.data.sources.parse_source`. Data sets of the Hub are not looked at.
+        leave_out: The run's output folder, which may lie in one of them.
     """
-    answer = {"true": True, "false": False}.get(str(given).lower(), given)
-    last = last_checkpoint(folder)
-    if answer is False and last is not None:
-        raise ValueError(
-            f"{folder} holds checkpoints, which --resume_from_checkpoint {given} would write over: delete them, or "
-            "choose another --output_dir."
-        )
-    if isinstance(answer, bool) or answer is None:
-        return last
-    if not (Path(answer) / TRAINER_STATE_NAME).is_file():
-        raise FileNotFoundError(f"--resume_from_checkpoint {answer} is not a checkpoint: it has no trainer_state.json.")
-    return answer
-
-
-def last_checkpoint(folder: Path) -> str | None:
-    """The latest checkpoint of a run that was written to its end, None if there is none.
-
-    The trainer's state is the last file it writes; a checkpoint without it was cut off.
-    """
-    steps = [int(path.name.partition("-")[2]) for path in folder.glob("checkpoint-[0-9]*")]
-    for step in sorted(steps, reverse=True):
-        state = folder / f"checkpoint-{step}" / TRAINER_STATE_NAME
+    found = []
+    for number, source in enumerate(sources):
         try:
-            json.loads(state.read_text(encoding="utf-8"))
-        except (FileNotFoundError, json.JSONDecodeError):
+            path = parse_source(source).path
+        except FileNotFoundError:  # which will be said by who reads it
             continue
-        return str(state.parent)
-    return None
+        if path is not None and path.is_file():
+            found.append((number, path.name, checksum(path)))
+        elif path is not None:
+            files = (file for file in sorted(path.rglob("*")) if file.is_file() and file_kind(file) is not None)
+            found += [
+                (number, file.relative_to(path).as_posix(), checksum(file))
+                for file in files
+                if not file.resolve().is_relative_to(leave_out.resolve())
+            ]
+    if not found:
+        return None
+    import xxhash
+
+    return xxhash.xxh3_128_hexdigest(json.dumps(found).encode())

@@ -40,11 +40,13 @@ from lion_st.losses import (
 )
 from lion_st.models import build
 from lion_st.modules.llama_pooling import PoolingName
-from lion_st.training.callbacks import EpochCallback, SecondsBudget, StopAtNaN
+from lion_st.training.arguments import uncacheable
+from lion_st.training.callbacks import EpochCallback, SecondsBudget
+from lion_st.training.checkpoints import checkpoint_to_resume
+from lion_st.training.collapse import CollapseGuard
 from lion_st.training.cost import TrainingCost
 from lion_st.training.mixing import WeightedBatchSampler
 from lion_st.training.recipes import BACKBONES, BackboneShape, mntp_folder
-from lion_st.training.record import checkpoint_to_resume
 from lion_st.training.released import SHARE, ramp_micro_batches, released_mntp_folder, require_files
 from lion_st.training.runs import export_run, run_log
 from lion_st.training.teacher import report_teacher
@@ -220,7 +222,7 @@ def build_trainer(
     if arguments.train_weights is not None:
         training_arguments.multi_dataset_batch_sampler = partial(WeightedBatchSampler, weights=arguments.train_weights)
     loss = build_loss(model, arguments) if loss is None else loss
-    callbacks = [StopAtNaN(), *(callbacks or [])]
+    callbacks = list(callbacks or [])
     for source in sources.values():
         if source.format["type"] == "custom":
             callbacks.append(EpochCallback(partial(set_epoch, source)))
@@ -232,14 +234,19 @@ def build_trainer(
         callbacks.append(SecondsBudget(training_arguments.max_seconds, ramp))
     trainer_class = SparseRetrieverTrainer if arguments.paradigm == "sparse" else DenseRetrieverTrainer
     trainer = trainer_class(
-        model=model, args=training_arguments, train_dataset=train_dataset, loss=loss, callbacks=callbacks
+        model=model,
+        args=training_arguments,
+        train_dataset=train_dataset,
+        loss=loss,
+        callbacks=callbacks,
+        guard=CollapseGuard(ramp, regularized=arguments.document_regularizer_weight > 0),
     )
     trainer.cost = training_cost(arguments, training_arguments, BackboneShape.from_config(model[0].config))
     return trainer
 
 
 def _ramp(loss: SpladeLoss, arguments: RetrieverArguments) -> SpladeRegularizerWeightSchedulerCallback:
-    ratio = arguments.regularizer_warmup_ratio
+    ratio = arguments.regularizer_warmup_ratio or 1e-9  # one step, the least there is; of 0 it would make 1/3
     if arguments.preset is None:
         return SpladeRegularizerWeightSchedulerCallback(loss, warmup_ratio=ratio)
     micro_batches = ramp_micro_batches(arguments.backbone, arguments.objective, arguments.batch_size)
@@ -318,11 +325,6 @@ def resolve_batches(
     return resolved
 
 
-def uncacheable(arguments: RetrieverArguments) -> bool:
-    """Whether the setting's loss has no cached form."""
-    return arguments.objective == "kd" and arguments.paradigm == "dense"
-
-
 def train_retriever(arguments: RetrieverArguments, training_arguments: RetrieverTrainingArguments) -> Path:
     """Train a retriever and write it as a stock checkpoint.
 
@@ -341,9 +343,10 @@ def train_retriever(arguments: RetrieverArguments, training_arguments: Retriever
         `training.json` with settings, steps, seconds and floating point operations spent.
 
     Raises:
-        ValueError: If the settings do not fit each other, the model or the data, or the output folder belongs to a run
-            with other settings.
+        ValueError: If the settings do not fit each other, the model or the data, the output folder belongs to a run
+            with other settings or data, or all its checkpoints are damaged.
         FileNotFoundError: If the model or the data are not there.
+        TrainingCollapsed: If it ends without a useful model: NaN, or vectors that are empty, alike or never sparse.
         OSError: If the finished result cannot be pushed; how to publish it.
 
     Example:

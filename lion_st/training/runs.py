@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lion_st.checkpoints import atomic_files_in
 from lion_st.exporting import export
+from lion_st.training.arguments import uncacheable
 from lion_st.training.callbacks import require_all_steps
-from lion_st.training.record import RunLog
+from lion_st.training.checkpoints import decided_by_first_rank
+from lion_st.training.record import RunLog, files_checksum
 
 if TYPE_CHECKING:
     from lion_st.training.arguments import RetrieverArguments, RetrieverTrainingArguments
@@ -31,10 +34,17 @@ def run_log(arguments: RetrieverArguments, training_arguments: RetrieverTraining
         training_arguments: Of the run, as `resolve_batches` gives them.
 
     Raises:
-        ValueError: If the folder belongs to a run with other settings.
+        ValueError: If the folder belongs to a run with other settings or data.
     """
     path = Path(training_arguments.output_dir) / "training.json"
-    return RunLog(path, arguments.settings() | training_arguments.settings())
+    sources = [*arguments.train_data, arguments.train_queries, arguments.train_documents]
+    given = [source for source in sources if source is not None]
+    return RunLog(
+        path,
+        arguments.settings() | training_arguments.settings(),
+        decided_by_first_rank(partial(files_checksum, given, path.parent)),
+        accumulates=uncacheable(arguments),
+    )
 
 
 def export_run(trainer: Any, record: RunLog) -> Path:
@@ -49,10 +59,12 @@ def export_run(trainer: Any, record: RunLog) -> Path:
 
     Raises:
         ValueError: If training stopped before its last step, other than by its budget of time.
+        TrainingCollapsed: If the trained weights are of no use.
         OSError: If the result cannot be written, or cannot be pushed; how to publish it.
     """
     output = record.folder
     require_all_steps(trainer, output)
+    trainer.guard.require_sound(trainer.state)
     if trainer.is_world_process_zero():
         with atomic_files_in(output) as folder:
             export(trainer.accelerator.unwrap_model(trainer.model), folder)

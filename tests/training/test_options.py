@@ -17,11 +17,11 @@ from lion_st.training.arguments import (
     RetrieverTrainingArguments,
     retriever_arguments,
 )
+from lion_st.training.checkpoints import checkpoint_to_resume
 from lion_st.training.command_line import parse_mntp_arguments, parse_retriever_arguments
 from lion_st.training.mixing import WeightedBatchSampler
 from lion_st.training.options import read_config
 from lion_st.training.recipes import get_recipe
-from lion_st.training.record import checkpoint_to_resume
 from lion_st.training.retriever import build_model, build_trainer, load_training_tuples, train_retriever
 
 MICRO = ["--backbone", "micro"]
@@ -83,11 +83,48 @@ def test_the_command_line_takes_the_place_of_a_rival_in_the_yaml_file(tmp_path):
         (["--lora_r", "4"], "--lora_r is read with --use_peft alone"),  # micro trains all weights
         (["--train_data", "a", "b", "--train_weights", "1"], "--train_weights are"),
         (["--train_data", "a", "a"], "--train_data names a source twice"),
+        (["--fsdp"], "--fsdp is not read here: sharded training is not built. `torchrun --nproc_per_node N"),
+        (["--fsdp", "full_shard"], "--fsdp is not read here"),
+        (["--deepspeed", "zero3.json"], "--deepspeed is not read here: sharded training is not built"),
+        (["--save_only_model"], "--save_only_model is not read here: a run could not go on"),
+        (["--max_steps", "0"], "--max_steps must be positive, got 0"),
+        (["--max_steps", "-3"], "--max_steps must be positive, got -3"),
+        (["--num_train_epochs", "0"], "--num_train_epochs must be positive, got 0"),
+        (["--learning_rate", "0"], "--learning_rate must be positive, got 0"),
+        (["--learning_rate", "nan"], "--learning_rate must be positive, got nan"),
+        (["--warmup_ratio", "5"], "--warmup_ratio must be at least 0 and below 1, got 5"),
+        (["--regularizer_warmup_ratio", "5"], "--regularizer_warmup_ratio must be at least 0 and below 1, got 5"),
+        (["--query_regularizer_weight", "-1"], "--query_regularizer_weight must be at least 0, got -1"),
+        (["--document_regularizer_weight", "-.1"], "--document_regularizer_weight must be at least 0, got -0.1"),
+        (["--adam_beta2", "1"], "--adam_beta2 must be at least 0 and below 1, got 1"),
+        (["--lora_dropout", "1.5", "--use_peft", "true"], "--lora_dropout must be at least 0 and below 1, got 1.5"),
     ],
 )
 def test_what_cannot_be_heeded_is_refused_by_name(options, message):
     with pytest.raises(UsageError, match=message):
         parse_retriever_arguments([*MICRO, *options])
+
+
+@pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+def test_sharding_that_accelerate_is_configured_for_is_refused(monkeypatch, variable):
+    monkeypatch.setenv(variable, "true")
+    for parse, options in ((parse_retriever_arguments, MICRO), (parse_mntp_arguments, MNTP)):
+        with pytest.raises(UsageError, match=rf"accelerate's configuration asks for .* \({variable}=true\).*torchrun"):
+            parse(options)
+
+
+def test_mntp_refuses_what_is_out_of_range():
+    for options in (["--max_steps", "0"], ["--learning_rate", "-1"], ["--block_size", "0"], ["--lora_r", "0"]):
+        with pytest.raises(UsageError, match=f"{options[0]} must be positive, got {options[1]}"):
+            parse_mntp_arguments([*MNTP, *options])
+
+
+def test_a_regularizer_without_warmup_has_its_full_weight_from_the_second_step_on(tiny_backbone, data, tmp_path):
+    arguments, training = tiny_run(tiny_backbone(), data, tmp_path, regularizer_warmup_ratio=0.0, max_steps=2)
+    trainer = build_trainer(build_model(arguments, "cpu"), arguments, training, load_training_tuples(arguments, 0))
+    trainer.train()
+    _, logs = [log for log in trainer.state.log_history if "loss" in log]
+    assert logs["document_regularizer_loss"] == pytest.approx(0.04 * logs["document_flops"], rel=1e-3)
 
 
 def test_mntp_refuses_to_push_what_is_not_its_result():

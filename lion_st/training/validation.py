@@ -1,0 +1,77 @@
+"""What training arguments may not be: out of range, without effect, or for what is not built."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from lion_st.errors import UsageError
+
+UNSHARDED = (
+    "sharded training is not built. `torchrun --nproc_per_node N ...` trains on N GPUs, each with the whole model, "
+    "whose memory --use_peft, --mini_batch_size and --gradient_checkpointing bound"
+)
+# What `accelerate launch` sets for its processes.
+_SHARDING_VARIABLES = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config",
+}
+
+
+def refuse_unread(arguments: Any, reasons: Mapping[str, str]) -> None:
+    """Refuse options that are given and have no effect, and sharded training.
+
+    Args:
+        arguments: Training arguments.
+        reasons: Why an option has none, or what does it instead.
+
+    Raises:
+        UsageError: If there is one.
+    """
+    for name, reason in reasons.items():
+        value = getattr(arguments, name, None)
+        if value and value != "no":
+            raise UsageError(f"--{name} is not read here: {reason}.")
+    for variable, name in _SHARDING_VARIABLES.items():
+        if os.environ.get(variable, "false").lower() in ("true", "1", "yes"):
+            raise UsageError(f"accelerate's configuration asks for {name} ({variable}=true): {UNSHARDED}.")
+
+
+def require_training_ranges(arguments: Any) -> None:
+    """Refuse training arguments out of their ranges, see `require_positive`."""
+    require_positive(arguments, "learning_rate", "num_train_epochs", "max_seconds", "adam_epsilon")
+    require_positive(arguments, "per_device_train_batch_size", "gradient_accumulation_steps")
+    require_at_least_0(arguments, "weight_decay", "max_grad_norm", "warmup_steps")
+    require_share(arguments, "warmup_ratio", "adam_beta1", "adam_beta2")
+    if arguments.max_steps is not None and arguments.max_steps != -1:
+        require_positive(arguments, "max_steps")
+
+
+def require_positive(arguments: Any, *names: str) -> None:
+    """Refuse options that are not positive numbers; None is left alone.
+
+    Raises:
+        UsageError: Naming the option and its value.
+    """
+    _require(arguments, names, "positive", lambda value: 0 < value < math.inf)
+
+
+def require_at_least_0(arguments: Any, *names: str) -> None:
+    """Refuse options below 0, see `require_positive`."""
+    _require(arguments, names, "at least 0", lambda value: 0 <= value < math.inf)
+
+
+def require_share(arguments: Any, *names: str) -> None:
+    """Refuse options outside of [0, 1), see `require_positive`."""
+    _require(arguments, names, "at least 0 and below 1", lambda value: 0 <= value < 1)
+
+
+def _require(arguments: Any, names: Iterable[str], words: str, accepts: Callable[[float], bool]) -> None:
+    for name in names:
+        value = getattr(arguments, name, None)
+        if value is not None and not accepts(float(value)):
+            raise UsageError(f"--{name} must be {words}, got {value}.")

@@ -1,0 +1,8 @@
+"""The training tests run several ranks as those of the losses do."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "losses"))
