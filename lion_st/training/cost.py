@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lion_st.training.recipes import BackboneShape
+from lion_st.training.recipes import BackboneShape, Objective
 
 LORA_BYTES = 16  # float32 weight, gradient and two Adam moments
 FULL_BYTES = 16
 LOW_PRECISION_BYTES = 2
+FLOAT_BYTES = 4
+# Of each text and term at the peak of a step, without and with gradient caching, measured: float32 values, int32
+# positions, the gradient, and copies that the losses make of them.
+HEAD_BYTES: dict[Objective, tuple[int, int]] = {"cl": (20, 24), "cl_kd": (16, 20), "kd": (16, 17)}
+GATHERED_BYTES = 2 * FLOAT_BYTES  # of the other devices' documents, which the objective cl gathers, and their gradients
+# Operations a second of dense products in bfloat16 by the maker's data sheets, and the share of them that is reached.
+CARDS = {"H100": 989e12, "A100": 312e12}
+UTILISATION = 0.4
 
 
 @dataclass(frozen=True)
@@ -78,12 +86,22 @@ class TrainingCost:
             backward += (1 if frozen else 2) * 2 * self.head_parameters * texts
         return forward + backward + (forward if self.cached else 0.0) + (backbone if self.gradient_checkpointing else 0)
 
-    def memory(self, tokens_at_once: int, embedded_texts: int) -> dict[str, float]:
+    def memory(
+        self,
+        tokens_at_once: int,
+        embedded_texts: int,
+        objective: Objective = "cl_kd",
+        gathered_texts: int = 0,
+        half_precision: bool = True,
+    ) -> dict[str, float]:
         """Bytes on each device that hold whole weights there (no sharding), by what they hold.
 
         Args:
             tokens_at_once: Tokens whose activations are held for the backward pass.
             embedded_texts: Texts of the device's batch, whose embeddings and their gradients are held.
+            objective: Whose loss it is.
+            gathered_texts: Documents of the other devices; only the objective "cl" holds their embeddings.
+            half_precision: Whether activations are bfloat16 or float16, and not float32.
         """
         shape = self.shape
         if self.lora_r is None:
@@ -97,14 +115,23 @@ class TrainingCost:
             # Each adapter keeps its own dropped-out copy of its layer's input.
             block += 5 * shape.hidden_size + query + shape.intermediate_size
         blocks = shape.num_hidden_layers * (shape.hidden_size if self.gradient_checkpointing else block)
-        activations = LOW_PRECISION_BYTES * tokens_at_once * (blocks + (block if self.gradient_checkpointing else 0))
+        size = LOW_PRECISION_BYTES if half_precision else FLOAT_BYTES
+        activations = size * tokens_at_once * (blocks + (block if self.gradient_checkpointing else 0))
+        embeddings = embedded_texts * HEAD_BYTES[objective][self.cached]
+        if objective == "cl":
+            embeddings += GATHERED_BYTES * gathered_texts
         width = shape.vocab_size if self.has_head else shape.hidden_size
         return {
             "frozen weights": weights,
             "trained weights, gradients, optimizer": training,
             "activations": activations,
-            "embeddings and gradients": 2 * LOW_PRECISION_BYTES * width * embedded_texts,
+            "embeddings and gradients": width * embeddings,
         }
+
+    @staticmethod
+    def gpu_hours(operations: float) -> dict[str, float]:
+        """Hours that one card of each of `CARDS` takes for so many operations at `UTILISATION`."""
+        return {card: operations / (UTILISATION * peak) / 3600 for card, peak in CARDS.items()}
 
     def _linear_shapes(self) -> list[tuple[int, int]]:
         """Rows and columns of the linear layers of one block."""

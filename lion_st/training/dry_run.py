@@ -8,6 +8,7 @@ from typing import Any
 from transformers import AutoConfig
 
 from lion_st.training.arguments import RetrieverArguments, RetrieverTrainingArguments
+from lion_st.training.cost import UTILISATION
 from lion_st.training.recipes import BACKBONES, BackboneShape, mntp_folder
 from lion_st.training.released import released_mntp_folder
 from lion_st.training.retriever import resolve_batches, training_cost
@@ -36,10 +37,17 @@ def describe_run(arguments: RetrieverArguments, training_arguments: RetrieverTra
     tokens = arguments.batch_size * sum(lengths)
     squared = arguments.batch_size * sum(length**2 for length in lengths)
     flops = cost.flops(arguments.batch_size * len(lengths), tokens, squared)
-    at_once = each * documents
+    at_once = each * sum(lengths)
     if cost.cached and arguments.mini_batch_size is not None:
-        at_once = arguments.mini_batch_size
-    memory = cost.memory(at_once * max(lengths), each * len(lengths))
+        at_once = arguments.mini_batch_size * max(lengths)
+    devices, accumulated = training_arguments.world_size, training_arguments.gradient_accumulation_steps
+    memory = cost.memory(
+        at_once,
+        each * len(lengths),
+        arguments.objective,
+        gathered_texts=(devices - 1) * each * documents,
+        half_precision=training_arguments.bf16 or training_arguments.fp16,
+    )
     steps = training_arguments.max_steps
     settings = arguments.settings() | training_arguments.settings() | {"mini_batch_size": arguments.mini_batch_size}
     lines = [json.dumps(settings, indent=2), ""]
@@ -47,7 +55,16 @@ def describe_run(arguments: RetrieverArguments, training_arguments: RetrieverTra
         f"Parameters: {cost.parameters / 1e9:.3f} B, adapter {cost.adapter_parameters / 1e6:.1f} M",
         f"Tokens, every text at full length: {tokens:,} a step" + (f", {tokens * steps:,} in all" if steps > 0 else ""),
         f"Floating point operations: {flops:.3g} a step" + (f", {flops * steps:.3g} in all" if steps > 0 else ""),
+        f"Devices: {devices}, {each} queries on each, {accumulated} accumulation step(s)",
         f"Memory of each device, about {sum(memory.values()) / 2**30:.1f} GiB: "
         + ", ".join(f"{name} {size / 2**30:.2f}" for name, size in memory.items()),
     ]
+    if steps > 0:
+        hours = cost.gpu_hours(flops * steps)
+        lines.append(
+            f"GPU hours at {UTILISATION:.0%} of the peak in bfloat16: "
+            + ", ".join(
+                f"{spent:.3g} of {card}s ({spent / devices:.3g} h on {devices})" for card, spent in hours.items()
+            )
+        )
     return "\n".join(lines)

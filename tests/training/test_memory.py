@@ -1,0 +1,72 @@
+"""Memory that a dry run promises, beside what a step takes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from lion_st.training.cost import TrainingCost
+from lion_st.training.recipes import BackboneShape
+
+pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux's peaks of memory")
+ROWS, NEGATIVES, LENGTH, MINI_BATCH, TERMS = 12, 6, 8, 4, 40_000
+STEP = """
+import gc, sys
+import torch
+from lion_st.training.arguments import retriever_arguments
+from lion_st.training.recipes import get_recipe
+from lion_st.training.retriever import build_loss, build_model
+
+torch.set_num_threads(1)
+backbone, objective, mini, rows, negatives, length = *sys.argv[1:3], *map(int, sys.argv[3:])
+arguments, _ = retriever_arguments(
+    get_recipe("micro", "sparse", objective), model=backbone, negatives=negatives, mini_batch_size=mini or None,
+    use_peft=True, attn_implementation=None,
+)
+model = build_model(arguments, "cpu").train()
+loss = build_loss(model, arguments)
+labels = torch.randn(rows, max(1, negatives) + (objective == "cl_kd"))
+
+def step():
+    ids = torch.randint(3, 50, (2 + negatives, rows, length))
+    columns = [{"input_ids": column, "attention_mask": torch.ones_like(column)} for column in ids]
+    terms = loss(columns, None if objective == "cl" else labels)
+    sum(terms.values(), start=torch.zeros(())).backward() if isinstance(terms, dict) else terms.backward()
+    del terms
+    model.zero_grad()
+
+def status(name):
+    lines = open("/proc/self/status").read().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
+
+step()
+step()
+gc.collect()
+before = status("VmRSS:")
+open("/proc/self/clear_refs", "w").write("5")  # begins the peak anew
+step()
+print(status("VmHWM:") - before)
+"""
+
+
+@pytest.mark.parametrize(("objective", "cached"), [("cl_kd", False), ("cl_kd", True), ("cl", False)])
+def test_a_steps_memory_is_within_a_fifth_of_the_estimate(tiny_backbone, objective, cached):
+    backbone = tiny_backbone(vocab_size=TERMS)
+    numbers = map(str, (MINI_BATCH * cached, ROWS, NEGATIVES, LENGTH))
+    # What is freed goes back to the system at once, so that the peak is of what is held.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    command = [sys.executable, "-c", STEP, backbone, objective, *numbers]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    measured = int(done.stdout.split()[-1])
+
+    from transformers import AutoConfig
+
+    shape = BackboneShape.from_config(AutoConfig.from_pretrained(backbone))
+    cost = TrainingCost(shape, has_head=True, lora_r=16, cached=cached)
+    texts = ROWS * (2 + NEGATIVES)
+    parts = cost.memory((MINI_BATCH if cached else texts) * LENGTH, texts, objective, half_precision=False)
+    assert measured == pytest.approx(parts["activations"] + parts["embeddings and gradients"], rel=0.2)
