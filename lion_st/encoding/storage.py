@@ -66,7 +66,7 @@ def write_folder(
                 write_files(data)
         except BaseException as error:
             shutil.rmtree(data, ignore_errors=True)  # which makes room again
-            if isinstance(error, OSError):
+            if isinstance(error, OSError) and not isinstance(error, FileExistsError):
                 raise OSError(f"{path} cannot be written ({error}): is the disk full? Its contents stay.") from error
             raise
         # The names of the files as well, or a crash could leave a header without what it names.
