@@ -9,7 +9,8 @@ import pytest
 from scipy import sparse
 
 import lion_st
-from lion_st import evaluation, indexes, retrieval
+from lion_st import encoding, evaluation, indexes, retrieval
+from lion_st.encoding import fingerprints
 from lion_st.retrieval.explain import expanded_terms
 from lion_st.retrieval.search import require_explainable
 
@@ -78,6 +79,12 @@ CASES = {
     "reciprocal_rank_fusion runs": (lambda g: retrieval.reciprocal_rank_fusion([RUN, RUN]), "fuse_runs takes runs"),
     "convex_fusion": (lambda g: retrieval.convex_fusion(["a", "b"], [1, 1]), "fuse_runs takes runs"),
     "fit_convex_weights": (lambda g: retrieval.fit_convex_weights([HITS, HITS], "path", len), QUERY_IDS),
+    # encoding
+    "encode_corpus": (lambda g: encoding.encode_corpus("path", "corpus", "out"), OPENS_MODEL),
+    "encode_texts": (lambda g: encoding.encode_texts("path", ["a"], "query"), OPENS_MODEL),
+    "model_name": (lambda g: fingerprints.model_name("path"), OPENS_MODEL),
+    "model_fingerprint": (lambda g: fingerprints.model_fingerprint("path"), OPENS_MODEL),
+    "weights_fingerprint": (lambda g: fingerprints.weights_fingerprint(Path("path")), OPENS_MODEL),
     # indexes
     "add texts": (lambda g: indexes.create_index("exact", "sparse").add(["d"], ["a text"]), ENCODE),
     "add one id": (lambda g: indexes.create_index("exact", "sparse").add("path", ROWS), DOCUMENT_IDS),

@@ -26,8 +26,8 @@ PROMPT_NAMES: dict[Kind, tuple[str, ...]] = {"query": ("query",), "document": ("
 
 def model_name(model: SentenceTransformer | SparseEncoder) -> str:
     """The Hub id or folder name that a model was loaded from, else its backbone's name."""
-    card = model.model_card_data
     backbone = getattr(input_module(model, "document"), "model", None)
+    card = model.model_card_data
     name = card.model_id or getattr(backbone, "name_or_path", None) or card.base_model or "unnamed"
     parts = str(name).rstrip("/").split("/")
     return "/".join(parts[-2:]) if len(parts) == 2 and not str(name).startswith((".", "/")) else parts[-1]
@@ -46,6 +46,7 @@ def model_fingerprint(model: SentenceTransformer | SparseEncoder, algorithm: Alg
         model: A sparse or dense model.
         algorithm: Of its weights' digest, see `weights_fingerprint`.
     """
+    require_encoder(model)
     settings: dict[str, Any] = {
         "modules": [(type(module).__name__, getattr(module, "get_config_dict", dict)()) for module in model],
         "prompts": dict(model.prompts),
@@ -71,6 +72,7 @@ def weights_fingerprint(model: SentenceTransformer | SparseEncoder, algorithm: A
         algorithm: "xxh3" (128 bits, about as fast as memory) or "sha256" (what earlier versions wrote down, a tenth as
             fast). It tells models apart, and does not keep out those who would forge one.
     """
+    require_encoder(model)
     state = sorted(model.state_dict(keep_vars=True).items())
     versions = [0 if tensor.is_inference() else tensor._version for _, tensor in state]
     key = [(name, t.data_ptr(), version, t.dtype, t.shape) for (name, t), version in zip(state, versions, strict=True)]
@@ -109,13 +111,23 @@ def _contents(tensor: Any) -> Any:
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 
-def input_module(model: SentenceTransformer | SparseEncoder, kind: Kind) -> Any:
-    """The module that tokenizes texts of a kind: the first one, or the first one of a Router's route."""
+def require_encoder(model: Any) -> None:
+    """Check that a model is one.
+
+    Raises:
+        TypeError: If it is something else, such as its path.
+    """
     from sentence_transformers.base.model import BaseModel
-    from sentence_transformers.base.modules import Router
 
     if not isinstance(model, BaseModel):
         raise TypeError(f"Pass a model, not {model!r}: lion_st.load(path) makes one of a checkpoint.")
+
+
+def input_module(model: SentenceTransformer | SparseEncoder, kind: Kind) -> Any:
+    """The module that tokenizes texts of a kind: the first one, or the first one of a Router's route."""
+    from sentence_transformers.base.modules import Router
+
+    require_encoder(model)
     first = model[0]
     if isinstance(first, Router):
         route: Any = first.sub_modules[kind]
