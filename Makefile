@@ -32,7 +32,7 @@ $(VENV)/.quickstart: pyproject.toml
 	$(PIP) --editable ".[train,eval]"
 	@touch $@
 
-quickstart: $(VENV)/.quickstart  ## Train, evaluate, export and query a sparse and a dense micro retriever
+quickstart: $(VENV)/.quickstart  ## Score a small retriever beside BM25, train one for a minute, search and explain
 	$(BIN)/python training_scripts/quickstart.py
 
 check: install  ## Lint, formatting, types, the way of imports and the size of files

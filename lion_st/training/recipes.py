@@ -247,15 +247,14 @@ def _micro_recipe(paradigm: Paradigm, objective: Objective) -> RetrieverRecipe:
 
 
 def _mini_recipe(paradigm: Paradigm, objective: Objective) -> RetrieverRecipe:
-    """Hours on two CPU cores, minutes on a GPU."""
+    """Minutes on two CPU cores. At a higher rate batches of 32 undo what the backbone knows of its own terms."""
     return replace(
         _micro_recipe(paradigm, objective),
         backbone="mini",
         model=adapted_backbone("mini"),
-        max_steps=1_100,
-        query_length=64,
-        document_length=160,
-        learning_rate=4e-4 if paradigm == "sparse" else 3e-4,
+        max_steps=150,
+        query_length=40,
+        learning_rate=1e-4 if paradigm == "sparse" else 3e-4,
     )
 
 

@@ -39,9 +39,11 @@ def models(tmp_path_factory) -> dict[str, Path]:
     """Where the names that the pages use lead to: the micro model in place of large ones."""
     folder = tmp_path_factory.mktemp("models")
     made = {"meta-llama/Llama-3.2-1B": MICRO}
-    for name, paradigm in (("lion-sp", "sparse"), ("lion-ds", "dense")):
+    named = ("runs/quickstart/lion-sp", "runs/quickstart/trained", "sentence-transformers/all-MiniLM-L6-v2")
+    for number, name in enumerate(named):
+        paradigm = "dense" if "MiniLM" in name else "sparse"
         model = lion_st.build(MICRO, paradigm, query_length=32, document_length=64, device="cpu")
-        made[f"runs/quickstart/{name}"] = lion_st.export(model, folder / name, create_model_card=False, verify=False)
+        made[name] = lion_st.export(model, folder / str(number), create_model_card=False, verify=False)
     return made
 
 
