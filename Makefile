@@ -41,8 +41,11 @@ check: install  ## Lint, formatting, types, the way of imports and the size of f
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_structure.py
 
+# Two processes share the files of the suite; each computes on one thread, as two would wait for each other's.
+WORKERS ?= 2
+
 test: check  ## Run the checks and the test suite
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 # The most telling tests, in one process: gold values, exactness, options, errors, readers.
 FAST := tests/test_structure.py tests/test_package.py tests/test_docstrings.py tests/cli/test_app.py \

@@ -100,3 +100,8 @@ def test_files_are_short_enough_to_read():
         for file in PACKAGE.rglob("*.py")
     }
     assert not {name: f"{size} lines, at most {LONGEST}" for name, size in sizes.items() if size > LONGEST}
+
+
+def test_files_of_tests_have_names_of_their_own():
+    files = [file.name for file in (PACKAGE.parent / "tests").rglob("test_*.py")]
+    assert sorted(files) == sorted(set(files))  # else pytest, which imports them by name, ends before the first test
