@@ -65,7 +65,7 @@ def encode(
         ),
     ],
     output: Annotated[Path, typer.Argument(help="Folder for the shards; the same command goes on where it stopped.")],
-    kind: Annotated[Literal["document", "query"], typer.Option(help="What the records are.")] = "document",
+    task: Annotated[Literal["document", "query"], typer.Option(help="What the records are.")] = "document",
     split: Annotated[str, typer.Option(help="Split of a Hub data set.")] = "train",
     max_tokens: Annotated[
         int | None, typer.Option(min=1, help="Cut texts here; by default at the model's limit.")
@@ -104,7 +104,7 @@ def encode(
         _remove_shards(output)
     load_options: dict[str, Any] = {"dtype": weights, "device": device, "revision": revision}
     settings: dict[str, Any] = {
-        "kind": kind,
+        "task": task,
         "split": split,
         "max_tokens": max_tokens,
         "dtype": vector_dtype,
@@ -150,7 +150,7 @@ def index(
     parameters = read_settings(settings, [engine])
     require_folder(encoded, "what `lion-st encode` wrote")
     if queries is not None:
-        require_folder(queries, "queries that `lion-st encode --kind query` wrote")
+        require_folder(queries, "queries that `lion-st encode --task query` wrote")
     require_new(output, overwrite)
     from lion_st.indexes.pruning import Pruning
 
@@ -269,7 +269,7 @@ def prune(
     Without settings of your own, a default range of each kind is measured.
     """
     require_folder(encoded, "documents that `lion-st encode` wrote")
-    require_folder(queries, "queries that `lion-st encode --kind query` wrote")
+    require_folder(queries, "queries that `lion-st encode --task query` wrote")
     require_file(qrels, "relevance judgements")
     require_new(report, overwrite)
     from lion_st.evaluation.metrics import require_metrics

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 Row: TypeAlias = Mapping[str, Any]
-Kind: TypeAlias = Literal["document", "query"]
+Task: TypeAlias = Literal["document", "query"]
 
 # Of several that are present and not null, the first counts. A passage of MS MARCO v2 has its document's `docid` too.
 QUERY_ID_FIELDS = ("query_id", "query-id", "qid")
@@ -60,7 +60,7 @@ def check_id(value: Any, place: str, field: str) -> str:
     return key
 
 
-def read_fields(row: Row, place: str, kind: Kind = "document") -> Fields:
+def read_fields(row: Row, place: str, task: Task = "document") -> Fields:
     """Read the id, title and text of a row.
 
     A title without a text, or a text that is null beside a title, is an empty text. A query has no title: one beside
@@ -69,7 +69,7 @@ def read_fields(row: Row, place: str, kind: Kind = "document") -> Fields:
     Args:
         row: Values by field.
         place: What error messages call the row.
-        kind: Whether it is a document or a query.
+        task: Whether it is a document or a query.
 
     Raises:
         ValueError: If there is no id or text, or one of another type; the message names the place, the field and the
@@ -80,10 +80,10 @@ def read_fields(row: Row, place: str, kind: Kind = "document") -> Fields:
         raise ValueError(f"{place} has no id among its fields {sorted(row)}: accepted are {', '.join(ID_FIELDS)}.")
     key = check_id(row[id_field], place, id_field)
     title, text_field = row.get(TITLE_FIELD), first_field(row, TEXT_FIELDS)
-    if kind == "query":
+    if task == "query":
         title, text_field = None, text_field or first_field(row, (TITLE_FIELD,))
     text = row[text_field] if text_field is not None else None
-    if text is None and title is None and (kind == "query" or not any(name in row for name in TEXT_FIELDS)):
+    if text is None and title is None and (task == "query" or not any(name in row for name in TEXT_FIELDS)):
         raise ValueError(f"{place} has no text among its fields {sorted(row)}: accepted are {', '.join(TEXT_FIELDS)}.")
     for field, value in ((text_field, text), (TITLE_FIELD, title)):
         if value is not None and not isinstance(value, str):

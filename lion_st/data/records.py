@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-from lion_st.data.fields import Fields, Kind, Row, names_texts, read_fields
+from lion_st.data.fields import Fields, Row, Task, names_texts, read_fields
 from lion_st.data.files import Rows, checked, decode_lines, file_kind, json_rows, read_lines, read_rows
 from lion_st.data.sources import parse_source, stream_rows, text_files
 from lion_st.data.trec import is_topics, read_tagged_topics
@@ -41,7 +41,7 @@ class BadRecord(NamedTuple):
     message: str
 
 
-def read_corpus(corpus: Corpus, split: str = "train", kind: Kind = "document") -> Iterator[Record | BadRecord]:
+def read_corpus(corpus: Corpus, split: str = "train", task: Task = "document") -> Iterator[Record | BadRecord]:
     """Yield the records of a corpus in its own order, never holding more than a few of them.
 
     The names of ids, texts and titles are those of `lion_st.data.fields`; a document's title stands before its text.
@@ -54,14 +54,14 @@ def read_corpus(corpus: Corpus, split: str = "train", kind: Kind = "document") -
             "hf://owner/name/subset"; or any iterable of mappings. Queries also come as TREC topics, and of a folder
             from its `queries` or `topics` file.
         split: Split of a data set.
-        kind: Whether the records are documents or queries.
+        task: Whether the records are documents or queries.
 
     Raises:
         FileNotFoundError: If a path does not exist.
         ValueError: If a file is of an unknown kind, a compressed one ends early or is damaged, or the first record of
             a file names no id or no text; the message says which names are accepted.
     """
-    for place, fields in _read_all(corpus, split, kind):
+    for place, fields in _read_all(corpus, split, task):
         if isinstance(fields, ValueError):
             yield BadRecord("malformed", str(fields))
         elif not fields.content:
@@ -70,19 +70,19 @@ def read_corpus(corpus: Corpus, split: str = "train", kind: Kind = "document") -
             yield Record(fields.id, fields.content)
 
 
-def read_texts(corpus: Corpus, kind: Kind = "document", split: str = "train") -> dict[str, Fields]:
+def read_texts(corpus: Corpus, task: Task = "document", split: str = "train") -> dict[str, Fields]:
     """All records of a corpus by their ids, blank ones too; see `read_corpus`.
 
     Raises:
         ValueError: At the first record that is malformed or repeats an id.
     """
     texts: dict[str, Fields] = {}
-    for place, fields in checked(_read_all(corpus, split, kind)):
+    for place, fields in checked(_read_all(corpus, split, task)):
         if fields.id in texts:
             raise ValueError(f"{place} repeats the id {fields.id!r}: ids must be unique.")
         texts[fields.id] = fields
     if not texts:
-        raise ValueError(f"{corpus} has no {kind}.")
+        raise ValueError(f"{corpus} has no {task}.")
     return texts
 
 
@@ -100,51 +100,51 @@ def read_topics(source: str | Path, split: str = "train") -> dict[str, str]:
     return queries
 
 
-def corpus_files(corpus: str | Path, kind: Kind = "document") -> list[Path]:
+def corpus_files(corpus: str | Path, task: Task = "document") -> list[Path]:
     """The local files that a path stands for, in reading order; none for a data set."""
     source = parse_source(corpus)
-    return text_files(source.path, kind) if source.path is not None and source.subset is None else []
+    return text_files(source.path, task) if source.path is not None and source.subset is None else []
 
 
-def _read_all(corpus: Corpus, split: str, kind: Kind) -> Iterator[tuple[str, Fields | ValueError]]:
+def _read_all(corpus: Corpus, split: str, task: Task) -> Iterator[tuple[str, Fields | ValueError]]:
     if not isinstance(corpus, str | Path):
         rows: Rows = ((f"record {number}", row) for number, row in enumerate(corpus, 1))
-        yield from _as_fields(rows, kind)
+        yield from _as_fields(rows, task)
     elif str(corpus) == "-":
-        yield from _as_fields(json_rows(decode_lines(sys.stdin.buffer, "standard input")), kind)
-    elif files := corpus_files(corpus, kind):
+        yield from _as_fields(json_rows(decode_lines(sys.stdin.buffer, "standard input")), task)
+    elif files := corpus_files(corpus, task):
         for file in files:
-            yield from read_file(file, kind)
+            yield from read_file(file, task)
     else:
-        yield from _as_fields(stream_rows(parse_source(corpus), kind, split), kind)
+        yield from _as_fields(stream_rows(parse_source(corpus), task, split), task)
 
 
-def read_file(file: Path, kind: Kind) -> Iterator[tuple[str, Fields | ValueError]]:
+def read_file(file: Path, task: Task) -> Iterator[tuple[str, Fields | ValueError]]:
     """The records of one file with their places; a bad one comes as the error that says so."""
     what = file_kind(file)
     first = "" if what in (".jsonl", ".parquet") else str(next(checked(read_lines(file)), ("", ""))[1])
-    if kind == "query" and is_topics(first):
-        yield from _as_fields(read_tagged_topics(file), kind)
-    elif what == ".txt" and not (kind == "query" and "\t" in first):
-        logger.warning("%s: one %s a line, with the ids %s:1, %s:2, ...", file, kind, file.name, file.name)
+    if task == "query" and is_topics(first):
+        yield from _as_fields(read_tagged_topics(file), task)
+    elif what == ".txt" and not (task == "query" and "\t" in first):
+        logger.warning("%s: one %s a line, with the ids %s:1, %s:2, ...", file, task, file.name, file.name)
         for place, line in read_lines(file):
             number = place.rpartition(":")[2]
             yield place, line if isinstance(line, ValueError) else Fields(f"{file.name}:{number}", "", line.strip())
     else:
-        yield from _as_fields(read_rows(file, names_texts, ("id", "text"), TABLE_FORMS), kind)
+        yield from _as_fields(read_rows(file, names_texts, ("id", "text"), TABLE_FORMS), task)
 
 
-def _as_fields(rows: Rows, kind: Kind) -> Iterator[tuple[str, Fields | ValueError]]:
+def _as_fields(rows: Rows, task: Task) -> Iterator[tuple[str, Fields | ValueError]]:
     first = next(rows, None)
     if first is None:
         return
     if isinstance(first[1], dict) and not names_texts(first[1]):
-        read_fields(first[1], first[0], kind)  # raises: all other records would be bad, too
+        read_fields(first[1], first[0], task)  # raises: all other records would be bad, too
     for place, row in chain([first], rows):
         if isinstance(row, ValueError):
             yield place, row
             continue
         try:
-            yield place, read_fields(row, place, kind)
+            yield place, read_fields(row, place, task)
         except (ValueError, AttributeError) as error:
             yield place, error if isinstance(error, ValueError) else ValueError(f"{place} is {row!r}, not a mapping.")

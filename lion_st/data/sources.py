@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lion_st.data.fields import Kind
+from lion_st.data.fields import Task
 from lion_st.data.files import COMPRESSED, FILE_KINDS, READABLE, Rows, file_kind, find_file, open_parquet
 
 if TYPE_CHECKING:
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 HUB_NAME = re.compile(r"(?P<repository>[\w-][\w.-]*/[\w-][\w.-]*)(?:[:/](?P<subset>[^/:]+))?")
 SYNTAX = "a file or folder, or a Hub data set: owner/name, owner/name:subset or hf://owner/name/subset"
-TEXT_STEMS: dict[Kind, tuple[str, ...]] = {
+TEXT_STEMS: dict[Task, tuple[str, ...]] = {
     "document": ("corpus", "documents", "collection"),
     "query": ("queries", "topics"),
 }
-TEXT_SUBSETS: dict[Kind, tuple[str, ...]] = {
+TEXT_SUBSETS: dict[Task, tuple[str, ...]] = {
     "document": ("documents", "corpus", "passage"),
     "query": ("queries", "query"),
 }
@@ -76,7 +76,7 @@ def parse_source(source: str | Path, subset: str | None = None) -> Source:
     return Source(found.path, found.repository, subset)
 
 
-def text_files(path: Path, kind: Kind) -> list[Path]:
+def text_files(path: Path, task: Task) -> list[Path]:
     """The files of documents or queries that a file or folder stands for, in reading order.
 
     Raises:
@@ -84,17 +84,17 @@ def text_files(path: Path, kind: Kind) -> list[Path]:
         ValueError: If there is nothing that can be read.
     """
     if path.is_file():
-        if file_kind(path) is None and kind == "document":
+        if file_kind(path) is None and task == "document":
             raise ValueError(f"Cannot read documents from {path}: give {READABLE}.")
         return [path]
-    kinds = (*FILE_KINDS, *TOPIC_KINDS) if kind == "query" else FILE_KINDS
-    found = find_file(path, TEXT_STEMS[kind], kinds)
+    kinds = (*FILE_KINDS, *TOPIC_KINDS) if task == "query" else FILE_KINDS
+    found = find_file(path, TEXT_STEMS[task], kinds)
     if found is not None:
         return [found]
-    other = find_file(path, TEXT_STEMS["document" if kind == "query" else "query"])
+    other = find_file(path, TEXT_STEMS["document" if task == "query" else "query"])
     if other is not None:
         raise FileNotFoundError(
-            f"{path} has {other.name}, but no {' or '.join(TEXT_STEMS[kind])}: put a {TEXT_STEMS[kind][0]}.jsonl there."
+            f"{path} has {other.name}, but no {' or '.join(TEXT_STEMS[task])}: put a {TEXT_STEMS[task][0]}.jsonl there."
         )
     readable = sorted(file for file in path.iterdir() if file.is_file() and file_kind(file) is not None)
     # Beside tables, a text file is a note about them.
@@ -104,11 +104,11 @@ def text_files(path: Path, kind: Kind) -> list[Path]:
     return files
 
 
-def stream_rows(source: Source, kind: Kind, split: str) -> Rows:
+def stream_rows(source: Source, task: Task, split: str) -> Rows:
     """Yield the rows of a data set with their places, downloading as it reads."""
     from datasets import load_dataset
 
-    subset = choose_subset(source, TEXT_SUBSETS[kind])
+    subset = choose_subset(source, TEXT_SUBSETS[task])
     dataset = load_dataset(source.place, subset, split=split, streaming=True)
     for number, row in enumerate(dataset):
         yield f"Row {number} of {source}", row

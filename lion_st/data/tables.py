@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lion_st.data.beir import beir_files
 from lion_st.data.cache import identity_of
-from lion_st.data.fields import DOCUMENT_ID_FIELDS, QUERY_ID_FIELDS, TITLE_FIELD, Kind, Row, first_field
+from lion_st.data.fields import DOCUMENT_ID_FIELDS, QUERY_ID_FIELDS, TITLE_FIELD, Row, Task, first_field
 from lion_st.data.files import checked, find_file, read_rows
 from lion_st.data.layouts import (
     HEADERLESS,
@@ -110,24 +110,24 @@ def is_beir(source: str | Path, subset: str | None = None) -> bool:
     return subset is None and is_collection
 
 
-def load_texts(source: str | Path, given: str | Path | None, kind: Kind) -> TextTable:
+def load_texts(source: str | Path, given: str | Path | None, task: Task) -> TextTable:
     """Find the texts of query or document ids, and memory-map them.
 
     Args:
         source: Source of the tuples, which is searched where nothing is given.
         given: Another source, see `parse_source`.
-        kind: Which texts.
+        task: Which texts.
 
     Raises:
         FileNotFoundError: If a given file or folder does not exist.
         ValueError: If there are no texts there, or a line is malformed.
     """
-    plural = "queries" if kind == "query" else "documents"
+    plural = "queries" if task == "query" else "documents"
     place = parse_source(source if given is None else given)
     try:
         if given is None and place.path is not None and place.path.is_file():
             raise ValueError(f"{place} is a single file")
-        opened = open_source(place, None, TEXT_STEMS[kind], TEXT_SUBSETS[kind], only=given is not None)
+        opened = open_source(place, None, TEXT_STEMS[task], TEXT_SUBSETS[task], only=given is not None)
     except ValueError as error:
         if given is not None:
             raise
@@ -135,17 +135,17 @@ def load_texts(source: str | Path, given: str | Path | None, kind: Kind) -> Text
             f"The {plural} of {source} are ids and their texts are not there ({error}): say where they are, "
             f"{plural}=FILE, FOLDER or DATA SET."
         ) from error
-    return TextTable(_as_table(opened, kind) if isinstance(opened, Path) else opened, str(place))
+    return TextTable(_as_table(opened, task) if isinstance(opened, Path) else opened, str(place))
 
 
-def _as_table(path: Path, kind: Kind) -> Dataset:
+def _as_table(path: Path, task: Task) -> Dataset:
     """The texts of a file as a memory-mapped table, converted once for each state of the file."""
     from datasets import Dataset, Features, Value
     from datasets.exceptions import DatasetGenerationError
 
     features: Features = Features({column: Value("string") for column in ("id", "text", TITLE_FIELD)})
     state = (path.stat().st_size, path.stat().st_mtime_ns, TEXT_FORMAT)
-    read = partial(_texts, kind=kind)
+    read = partial(_texts, task=task)
     try:
         return Dataset.from_generator(read, features, gen_kwargs={"path": str(path), "state": state})
     except DatasetGenerationError as error:
@@ -154,8 +154,8 @@ def _as_table(path: Path, kind: Kind) -> Dataset:
         raise
 
 
-def _texts(path: str, state: tuple[int, ...], *, kind: Kind) -> Iterator[dict[str, Any]]:
-    for _, fields in checked(read_file(Path(path), kind)):
+def _texts(path: str, state: tuple[int, ...], *, task: Task) -> Iterator[dict[str, Any]]:
+    for _, fields in checked(read_file(Path(path), task)):
         yield {"id": fields.id, "text": fields.text, TITLE_FIELD: fields.title}
 
 

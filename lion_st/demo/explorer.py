@@ -11,6 +11,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from lion_st.data.fields import Task
 from lion_st.demo.collection import Collection, Document, quickstart_collection, read_collection
 from lion_st.demo.given_index import is_index, open_index
 from lion_st.demo.terms import (
@@ -25,7 +26,7 @@ from lion_st.demo.terms import (
     word_reasons,
 )
 from lion_st.encoding import encode_texts
-from lion_st.encoding.fingerprints import Kind, input_module, model_name, prompt_for, text_limit
+from lion_st.encoding.fingerprints import input_module, model_name, prompt_for, text_limit
 from lion_st.extras import require
 from lion_st.indexes import Hits
 from lion_st.indexes.exact import ExactSparseIndex
@@ -221,15 +222,15 @@ class Explorer:
             return []
         return [f"The query has {read.tokens:,} tokens; {self.name} reads the first {limit:,} of them."]
 
-    def _read(self, text: str, kind: Kind) -> Pieces:
-        return read_text(text, self._tokenizer(kind), text_limit(self.model, kind), prompt_for(self.model, kind) or "")
+    def _read(self, text: str, task: Task) -> Pieces:
+        return read_text(text, self._tokenizer(task), text_limit(self.model, task), prompt_for(self.model, task) or "")
 
-    def _tokenizer(self, kind: Kind) -> Any:
-        return input_module(self.model, kind).tokenizer
+    def _tokenizer(self, task: Task) -> Any:
+        return input_module(self.model, task).tokenizer
 
     def _check_offsets(self) -> None:
-        for kind in ("query", "document"):
-            tokenizer = self._tokenizer(kind)
+        for task in ("query", "document"):
+            tokenizer = self._tokenizer(task)
             if not tokenizer.is_fast:
                 raise ValueError(
                     f"The tokenizer of {self.name}, a {type(tokenizer).__name__}, does not tell where its tokens stand "

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from lion_st.encoding.fingerprints import Kind, input_module, prompt_for
+from lion_st.data.fields import Task
+from lion_st.encoding.fingerprints import input_module, prompt_for
 from lion_st.encoding.pipeline import HostCopy, computed_ahead, done_behind
 from lion_st.encoding.vectors import Vectors, keep_top_terms, to_csr, to_dense
 from lion_st.model_classes import LionModel
@@ -50,7 +51,7 @@ class BatchEncoder:
 
     Args:
         model: A sparse or dense model.
-        kind: Whether the texts are queries or documents.
+        task: Whether the texts are queries or documents.
         limit: Tokens to which texts are cut.
         tokens_per_batch: Padded tokens per batch.
         progress: A tqdm bar.
@@ -62,24 +63,24 @@ class BatchEncoder:
     def __init__(
         self,
         model: SentenceTransformer | SparseEncoder,
-        kind: Kind,
+        task: Task,
         limit: int,
         tokens_per_batch: int,
         progress: Any = None,
     ) -> None:
         self.model: Any = model
-        self.kind: Kind = kind
+        self.task: Task = task
         self.limit = limit
         self.tokens_per_batch = tokens_per_batch
         self.progress = progress
-        self.prompt = prompt_for(model, kind) or ""
-        self.module = input_module(model, kind)
+        self.prompt = prompt_for(model, task) or ""
+        self.module = input_module(model, task)
         self.is_sparse = paradigm_of(model) == "sparse"
         self.tokens = 0
         self.started = time.monotonic()
-        self._takes_token_ids = _takes_token_ids(model, kind)
+        self._takes_token_ids = _takes_token_ids(model, task)
         if self._takes_token_ids:
-            texts = "Queries" if kind == "query" else "Documents"
+            texts = "Queries" if task == "query" else "Documents"
             require_room(self.module.tokenizer, self.prompt, limit, texts)
 
     def encode(self, texts: Sequence[str]) -> EncodedTexts:
@@ -112,14 +113,14 @@ class BatchEncoder:
             else:
                 with exclusive_tokenizer():
                     features = self.model.preprocess(
-                        [texts[place] for place in places], prompt=self.prompt, task=self.kind, max_length=self.limit
+                        [texts[place] for place in places], prompt=self.prompt, task=self.task, max_length=self.limit
                     )
             batches.append(features)
         return TokenizedTexts(order, batches, lengths, truncated)
 
     def run(self, tokenized: TokenizedTexts) -> list[HostCopy]:
         """Encode the batches; on a GPU this returns before the last of their vectors are there."""
-        options: dict[str, Any] = {"task": self.kind}
+        options: dict[str, Any] = {"task": self.task}
         if any(isinstance(module, SpladeHead) for module in self.model):
             options["output"] = "sparse"
         self.model.eval()
@@ -190,10 +191,10 @@ class BatchEncoder:
             self.progress.set_postfix_str(f"{speed:,.0f} tokens/s", refresh=False)
 
 
-def _takes_token_ids(model: Any, kind: Kind) -> bool:
+def _takes_token_ids(model: Any, task: Task) -> bool:
     """Whether token ids are all that a model reads of a text; stock modules may read more, or other ones."""
-    module = input_module(model, kind)
-    if not isinstance(model, LionModel) or (kind == "query" and module.query_expansion is not None):
+    module = input_module(model, task)
+    if not isinstance(model, LionModel) or (task == "query" and module.query_expansion is not None):
         return False
     settings = {name for part in module.processing_kwargs.values() for name in part}
     return set(module.modality_config) == {"text"} and settings <= {"logits_to_keep"}

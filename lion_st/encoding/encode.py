@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from lion_st.data.fields import Task
 from lion_st.data.records import Corpus, Record
 from lion_st.encoding.fingerprints import (
-    Kind,
     input_module,
     model_fingerprint,
     model_name,
@@ -37,13 +37,13 @@ if TYPE_CHECKING:
 
     from lion_st.encoding.pipeline import HostCopy
 
-PLURAL: dict[Kind, str] = {"query": "queries", "document": "documents"}
+PLURAL: dict[Task, str] = {"query": "queries", "document": "documents"}
 
 
 def encode_texts(
     model: SentenceTransformer | SparseEncoder,
     texts: Sequence[str],
-    kind: Kind,
+    task: Task,
     *,
     max_tokens: int | None = None,
     tokens_per_batch: int = 8192,
@@ -56,7 +56,7 @@ def encode_texts(
     Args:
         model: A sparse or dense model.
         texts: N texts.
-        kind: Whether they are queries or documents: their prompts and lengths may differ.
+        task: Whether they are queries or documents: their prompts and lengths may differ.
         max_tokens: Length to cut texts to, in place of the model's own.
         tokens_per_batch: Padded tokens per batch.
         show_progress: Show a progress bar.
@@ -76,13 +76,13 @@ def encode_texts(
         raise TypeError(f"Give a list of texts, got the string {texts[:40]!r}.")
     for row, text in enumerate(texts):
         if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"The {kind} at position {row} is {text!r}: give a string that is not blank.")
+            raise ValueError(f"The {task} at position {row} is {text!r}: give a string that is not blank.")
     if not texts:
-        raise ValueError(f"There is no {kind} to encode.")
+        raise ValueError(f"There is no {task} to encode.")
     check_texts(texts)
-    limit = text_limit(model, kind, max_tokens)
-    with tqdm(total=len(texts), desc=f"Encoding {PLURAL[kind]}", unit=kind, disable=not show_progress) as progress:
-        return BatchEncoder(model, kind, limit, tokens_per_batch, progress).encode(texts).vectors
+    limit = text_limit(model, task, max_tokens)
+    with tqdm(total=len(texts), desc=f"Encoding {PLURAL[task]}", unit=task, disable=not show_progress) as progress:
+        return BatchEncoder(model, task, limit, tokens_per_batch, progress).encode(texts).vectors
 
 
 def encode_corpus(
@@ -90,7 +90,7 @@ def encode_corpus(
     corpus: Corpus,
     output: str | Path,
     *,
-    kind: Kind = "document",
+    task: Task = "document",
     split: str = "train",
     max_tokens: int | None = None,
     dtype: Literal["float32", "float16"] = "float32",
@@ -115,7 +115,7 @@ def encode_corpus(
         model: A sparse or dense model.
         corpus: See `read_corpus`; of a folder, queries are its `queries` file.
         output: Folder for the shards.
-        kind: Whether the records are documents or queries.
+        task: Whether the records are documents or queries.
         split: Split of a Hub dataset.
         max_tokens: Length to cut texts to, in place of the model's own.
         dtype: How values are stored.
@@ -137,15 +137,15 @@ def encode_corpus(
 
     output = Path(output)
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    options = EncodingOptions(kind, split, max_tokens, dtype, shard_documents, tokens_per_batch, on_bad_record)
+    options = EncodingOptions(task, split, max_tokens, dtype, shard_documents, tokens_per_batch, on_bad_record)
     settings = corpus_settings(model, options, output)
     reader = ShardReader(corpus, options)
     # What an iterator runs may insist on the caller's thread, and a standard input may never end.
     is_file = isinstance(corpus, str | Path) and str(corpus) != "-"
     shards = read_ahead(enumerate(reader)) if is_file else enumerate(reader)
-    with locked_output(output, rank), progress_bar(corpus, show_progress and rank == 0, kind) as progress:
+    with locked_output(output, rank), progress_bar(corpus, show_progress and rank == 0, task) as progress:
         claim_output(output, settings)
-        encoder = BatchEncoder(model, kind, settings["max_tokens"], tokens_per_batch, progress)
+        encoder = BatchEncoder(model, task, settings["max_tokens"], tokens_per_batch, progress)
 
         def prepare(shard: tuple[int, list[Record]]) -> tuple[int, list[Record], TokenizedTexts | None]:
             number, records = shard
@@ -181,10 +181,10 @@ def corpus_settings(
         f"model_{algorithm}": model_fingerprint(model, algorithm),
         f"weights_{algorithm}": weights_fingerprint(model, algorithm),
         "paradigm": paradigm_of(model),
-        "texts": options.kind,
-        "prompt": prompt_for(model, options.kind),
-        "max_tokens": text_limit(model, options.kind, options.max_tokens),
-        "tokenizer": tokenizer_contract(input_module(model, options.kind).tokenizer),
+        "texts": options.task,
+        "prompt": prompt_for(model, options.task),
+        "max_tokens": text_limit(model, options.task, options.max_tokens),
+        "tokenizer": tokenizer_contract(input_module(model, options.task).tokenizer),
         "dtype": options.dtype,
         "shard_documents": options.shard_documents,
         "tokens_per_batch": options.tokens_per_batch,

@@ -11,17 +11,17 @@ from weakref import WeakKeyDictionary
 
 import xxhash
 
+from lion_st.data.fields import Task
 from lion_st.hooks import hub_commit
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer, SparseEncoder
 
-Kind: TypeAlias = Literal["query", "document"]
 Algorithm: TypeAlias = Literal["xxh3", "sha256"]
 
 HASHING_THREADS = 4  # as many tensors of a GPU are on the host at a time
 
-PROMPT_NAMES: dict[Kind, tuple[str, ...]] = {"query": ("query",), "document": ("document", "passage", "corpus")}
+PROMPT_NAMES: dict[Task, tuple[str, ...]] = {"query": ("query",), "document": ("document", "passage", "corpus")}
 
 
 def model_name(model: SentenceTransformer | SparseEncoder) -> str:
@@ -51,7 +51,7 @@ def model_fingerprint(model: SentenceTransformer | SparseEncoder, algorithm: Alg
         "modules": [(type(module).__name__, getattr(module, "get_config_dict", dict)()) for module in model],
         "prompts": dict(model.prompts),
         "max_seq_length": model.max_seq_length,
-        "tokenizers": [tokenizer_contract(input_module(model, kind).tokenizer) for kind in ("query", "document")],
+        "tokenizers": [tokenizer_contract(input_module(model, task).tokenizer) for task in ("query", "document")],
     }
     digest = hashlib.sha256(weights_fingerprint(model, algorithm).encode())
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
@@ -123,24 +123,24 @@ def require_encoder(model: Any) -> None:
         raise TypeError(f"Pass a model, not {model!r}: lion_st.load(path) makes one of a checkpoint.")
 
 
-def input_module(model: SentenceTransformer | SparseEncoder, kind: Kind) -> Any:
+def input_module(model: SentenceTransformer | SparseEncoder, task: Task) -> Any:
     """The module that tokenizes texts of a kind: the first one, or the first one of a Router's route."""
     from sentence_transformers.base.modules import Router
 
     require_encoder(model)
     first = model[0]
     if isinstance(first, Router):
-        route: Any = first.sub_modules[kind]
+        route: Any = first.sub_modules[task]
         return route[0]
     return first
 
 
-def text_limit(model: SentenceTransformer | SparseEncoder, kind: Kind, max_tokens: int | None = None) -> int:
+def text_limit(model: SentenceTransformer | SparseEncoder, task: Task, max_tokens: int | None = None) -> int:
     """Tokens, special ones included, to which a text is cut.
 
     Args:
         model: A sparse or dense model.
-        kind: Whether the text is a query or a document.
+        task: Whether the text is a query or a document.
         max_tokens: The limit of one call, in place of the model's own; it is passed on, never set on the model, which
             other threads may be using.
 
@@ -151,16 +151,16 @@ def text_limit(model: SentenceTransformer | SparseEncoder, kind: Kind, max_token
         if max_tokens < 1:
             raise ValueError(f"max_tokens is at least 1, got {max_tokens}.")
         return max_tokens
-    module = input_module(model, kind)
-    limit = getattr(module, f"{kind}_length", None) or module.max_seq_length
+    module = input_module(model, task)
+    limit = getattr(module, f"{task}_length", None) or module.max_seq_length
     if limit is None:
         raise ValueError("The model has no length limit: set model.max_seq_length.")
     return int(limit)
 
 
-def prompt_for(model: SentenceTransformer | SparseEncoder, kind: Kind) -> str | None:
+def prompt_for(model: SentenceTransformer | SparseEncoder, task: Task) -> str | None:
     """The prompt that `encode_query` or `encode_document` would put in front of a text."""
-    name = next((name for name in PROMPT_NAMES[kind] if name in model.prompts), model.default_prompt_name)
+    name = next((name for name in PROMPT_NAMES[task] if name in model.prompts), model.default_prompt_name)
     return model.prompts.get(name) if name is not None else None
 
 

@@ -55,7 +55,7 @@ def encode_corpus_on_ray(
         cpus_per_worker: CPUs that each actor reserves; a fraction leaves room for other work on small machines.
         load_options: Further arguments of `lion_st.load`.
         show_progress: Show documents/s and, where the size of the corpus is known, the time left.
-        **options: Those of `encode_corpus`: `kind`, `split`, `max_tokens`, `dtype`, `shard_documents`,
+        **options: Those of `encode_corpus`: `task`, `split`, `max_tokens`, `dtype`, `shard_documents`,
             `tokens_per_batch` and `on_bad_record`.
 
     Raises:
@@ -95,7 +95,7 @@ def encode_corpus_on_ray(
             num_cpus=cpus_per_worker,
             num_gpus=gpus_per_worker if gpus_per_worker is not None else float(gpus > 0),
         )
-        with progress_bar(corpus, show_progress, chosen.kind) as progress:
+        with progress_bar(corpus, show_progress, chosen.task) as progress:
             for row in shards.iter_rows():
                 contents = json.loads(row["contents"])
                 if row["what"] == ERROR:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from lion_st.encoding.fingerprints import Kind
+from lion_st.data.fields import Task
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class EncodingOptions:
         ValueError: If one has a value that it cannot have.
     """
 
-    kind: Kind = "document"
+    task: Task = "document"
     split: str = "train"
     max_tokens: int | None = None
     dtype: Literal["float32", "float16"] = "float32"
@@ -25,8 +25,8 @@ class EncodingOptions:
     on_bad_record: Literal["skip", "raise"] = "skip"
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            raise ValueError(f"kind is 'query' or 'document', got {self.kind!r}.")
+        if self.task not in get_args(Task):
+            raise ValueError(f"task is 'query' or 'document', got {self.task!r}.")
         if self.dtype not in ("float32", "float16"):
             raise ValueError(f"dtype is 'float32' or 'float16', got {self.dtype!r}.")
         if self.on_bad_record not in ("skip", "raise"):

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from lion_st.data.fields import Task
 from lion_st.data.files import file_kind
 from lion_st.data.records import BadRecord, Corpus, Record, corpus_files, read_corpus
-from lion_st.encoding.fingerprints import Kind
 from lion_st.encoding.options import EncodingOptions
 
 MAX_EXAMPLES = 20  # skipped records that the manifest names
@@ -44,7 +44,7 @@ class ShardReader:
     def __iter__(self) -> Iterator[list[Record]]:
         earlier = _SeenIds()
         records: dict[str, Record] = {}
-        for item in read_corpus(self.corpus, self.options.split, self.options.kind):
+        for item in read_corpus(self.corpus, self.options.split, self.options.task):
             if isinstance(item, BadRecord):
                 self._skip(item.reason, item.message)
             elif item.id in records or item.id in earlier:
@@ -104,16 +104,16 @@ def records_digest(records: Iterable[Record]) -> str:
     return digest.hexdigest()
 
 
-def progress_bar(corpus: Corpus, show: bool, kind: Kind = "document") -> Any:
+def progress_bar(corpus: Corpus, show: bool, task: Task = "document") -> Any:
     """A bar over the documents of a corpus, with a total where that is cheap to know."""
     from tqdm.auto import tqdm
 
-    return tqdm(total=_count_documents(corpus, kind) if show else None, desc="Encoding", unit="doc", disable=not show)
+    return tqdm(total=_count_documents(corpus, task) if show else None, desc="Encoding", unit="doc", disable=not show)
 
 
-def _count_documents(corpus: Corpus, kind: Kind) -> int | None:
+def _count_documents(corpus: Corpus, task: Task) -> int | None:
     """Lines or rows of plain files; None for compressed or remote ones, whose counting would read them twice."""
-    files = corpus_files(corpus, kind) if isinstance(corpus, str | Path) and str(corpus) != "-" else []
+    files = corpus_files(corpus, task) if isinstance(corpus, str | Path) and str(corpus) != "-" else []
     total = 0
     for file in files:
         if file.suffix == ".parquet":

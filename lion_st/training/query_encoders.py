@@ -349,8 +349,8 @@ def save_query_encoder(
         else:
             add_guard(folder)
         saved = stock_class(str(folder), device=str(model.device), local_files_only=True)
-        for kind, live in (("query", student), ("document", model)):
-            _require_equal(saved, live, kind)
+        for task, live in (("query", student), ("document", model)):
+            _require_equal(saved, live, task)
     return Path(path)
 
 
@@ -362,15 +362,15 @@ def _stock_modules(model: SentenceTransformer | SparseEncoder, folder: Path, sto
     return [module for module in modules if not isinstance(module, WeightedLayerPooling)]  # see lion_st.guard
 
 
-def _require_equal(saved: Any, live: Any, kind: Any) -> None:
-    difference = abs(_probe(saved, kind) - _probe(live, kind)).max()
+def _require_equal(saved: Any, live: Any, task: Any) -> None:
+    difference = abs(_probe(saved, task) - _probe(live, task)).max()
     tolerance = 1e-4 if live.dtype in (torch.float32, None) else 0.2
     if not difference <= tolerance:
-        raise ValueError(f"The saved {kind} encoder's vectors differ from the live one's by {difference:.2g}.")
+        raise ValueError(f"The saved {task} encoder's vectors differ from the live one's by {difference:.2g}.")
 
 
-def _probe(model: Any, kind: Any) -> Any:
-    vectors = encode_texts(model, PROBES, kind)
+def _probe(model: Any, task: Any) -> Any:
+    vectors = encode_texts(model, PROBES, task)
     return vectors if isinstance(vectors, np.ndarray) else vectors.toarray()
 
 

@@ -56,7 +56,7 @@ def encoded(models, data, tmp_path_factory) -> Path:
     assert "32 texts in 1 shards" in shown
     assert "skipped: 1 malformed" in shown
     assert "standard input:33" in shown
-    lion("encode", models["sparse"], data / "queries.jsonl", folder / "queries", "--kind", "query", "--quiet")
+    lion("encode", models["sparse"], data / "queries.jsonl", folder / "queries", "--task", "query", "--quiet")
     return folder
 
 
@@ -291,5 +291,5 @@ def test_every_form_of_queries_is_searched_and_encoded(models, encoded, tmp_path
     lion("search", models["sparse"], tmp_path / "index", "--queries", tmp_path / name, "--run", tmp_path / "run")
     assert read_run(tmp_path / "run").keys() == {"1"}
     assert "1 texts in 1 shards" in lion(
-        "encode", models["sparse"], tmp_path / name, tmp_path / "encoded", "--kind", "query", "--quiet"
+        "encode", models["sparse"], tmp_path / name, tmp_path / "encoded", "--task", "query", "--quiet"
     )

@@ -107,7 +107,7 @@ def test_queries_read_alike_in_searching_encoding_and_evaluation(tmp_path, name,
     file = tmp_path / f"{name}{end}"
     file.write_bytes(COMPRESS[end](QUERY_FILES[name].encode()))
     assert read_topics(file) == expected
-    assert list(read_corpus(file, kind="query")) == [Record(*query) for query in expected.items()]
+    assert list(read_corpus(file, task="query")) == [Record(*query) for query in expected.items()]
 
 
 RUN = {"q1": {"d1": 9.5, "d2": 3.25}, "q2": {"d 2": 8.0}}
@@ -240,7 +240,7 @@ def test_the_bundled_documents_are_read_by_their_own_name():
     first = next(iter(read_corpus(data / "documents.parquet")))
     assert first == next(iter(read_corpus(data))) == next(iter(read_corpus(f"{data}:documents")))
     assert first.id == "d0"
-    assert next(iter(read_corpus(data, kind="query"))).id == next(iter(read_topics(data / "queries.parquet")))
+    assert next(iter(read_corpus(data, task="query"))).id == next(iter(read_topics(data / "queries.parquet")))
     corpus, queries, qrels = load_beir(data / "scifact")
     assert (len(corpus), len(queries), len(qrels)) == (5183, 300, 300)
 
@@ -269,4 +269,4 @@ def test_one_syntax_names_local_and_remote_sources(tmp_path):
 def test_a_folder_without_queries_does_not_give_its_documents_for_them(tmp_path):
     (tmp_path / "corpus.jsonl").write_text(JSONL)
     with pytest.raises(FileNotFoundError, match=r"has corpus\.jsonl, but no queries or topics"):
-        list(read_corpus(tmp_path, kind="query"))
+        list(read_corpus(tmp_path, task="query"))

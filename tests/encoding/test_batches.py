@@ -67,14 +67,14 @@ def test_the_tokens_are_those_of_truncation(name, prompt, limit):
 
 @pytest.fixture(scope="module", params=["sparse", "dense"])
 def model(request, tiny_backbone):
-    prompts = {f"{kind}_prompt": prompt for kind, prompt in PROMPTS.items()}
+    prompts = {f"{task}_prompt": prompt for task, prompt in PROMPTS.items()}
     return lion_st.build(tiny_backbone(), request.param, query_length=12, document_length=40, device="cpu", **prompts)
 
 
-@pytest.mark.parametrize("kind", ["query", "document"])
-def test_each_text_is_tokenized_once_and_gets_the_models_own_vector(model, kind, monkeypatch):
-    expected = getattr(model, f"encode_{kind}")(MANY, convert_to_numpy=True)
-    encode_texts(model, MANY[:2], kind)
+@pytest.mark.parametrize("task", ["query", "document"])
+def test_each_text_is_tokenized_once_and_gets_the_models_own_vector(model, task, monkeypatch):
+    expected = getattr(model, f"encode_{task}")(MANY, convert_to_numpy=True)
+    encode_texts(model, MANY[:2], task)
     read: Counter[str] = Counter()
     tokenize = type(model.tokenizer).__call__
 
@@ -83,19 +83,19 @@ def test_each_text_is_tokenized_once_and_gets_the_models_own_vector(model, kind,
         return tokenize(self, texts, *arguments, **options)
 
     monkeypatch.setattr(type(model.tokenizer), "__call__", counted)
-    found = encode_texts(model, MANY, kind, tokens_per_batch=100)
-    read -= Counter(["a", PROMPTS[kind]])  # what finds special tokens, and the room that the prompt leaves
-    expected_reads = Counter(PROMPTS[kind] + text[:FEWEST_CHARACTERS] for text in MANY)
-    expected_reads[PROMPTS[kind] + ONE_WORD] += 1  # a cut is not safe in it
+    found = encode_texts(model, MANY, task, tokens_per_batch=100)
+    read -= Counter(["a", PROMPTS[task]])  # what finds special tokens, and the room that the prompt leaves
+    expected_reads = Counter(PROMPTS[task] + text[:FEWEST_CHARACTERS] for text in MANY)
+    expected_reads[PROMPTS[task] + ONE_WORD] += 1  # a cut is not safe in it
     assert read == expected_reads
     np.testing.assert_allclose(found if isinstance(found, np.ndarray) else found.toarray(), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["query", "document"])
-def test_the_models_features_are_those_of_its_own_preprocessing(model, kind):
-    limit = model[0].token_limit(kind)
-    own = packed(model.preprocess(MANY, prompt=PROMPTS[kind], task=kind))
-    encoder = BatchEncoder(model, kind, limit, tokens_per_batch=10**6)
+@pytest.mark.parametrize("task", ["query", "document"])
+def test_the_models_features_are_those_of_its_own_preprocessing(model, task):
+    limit = model[0].token_limit(task)
+    own = packed(model.preprocess(MANY, prompt=PROMPTS[task], task=task))
+    encoder = BatchEncoder(model, task, limit, tokens_per_batch=10**6)
     tokenized = encoder.tokenize(MANY)
     rows = own["input_ids"][0].split(own["cu_seq_lens_q"].diff().tolist())
     expected = torch.cat([rows[place] for place in tokenized.order])
@@ -109,7 +109,7 @@ def test_the_models_features_are_those_of_its_own_preprocessing(model, kind):
         assert (features[name] == value) is True or torch.equal(features[name], value)
     model[0].runs_packed = False
     try:
-        padded = model.preprocess([MANY[place] for place in tokenized.order], prompt=PROMPTS[kind], task=kind)
+        padded = model.preprocess([MANY[place] for place in tokenized.order], prompt=PROMPTS[task], task=task)
         (features,) = encoder.tokenize(MANY).batches
         assert all(torch.equal(features[name], padded[name]) for name in ("input_ids", "attention_mask"))
     finally:

@@ -422,6 +422,6 @@ def test_one_machine_and_a_cluster_take_the_same_options(tmp_path) -> None:
     options = {field.name: (field.type, field.default) for field in dataclasses.fields(EncodingOptions)}
     assert options == {name: (of_one_machine[name].annotation, of_one_machine[name].default) for name in options}
     assert of_one_machine.keys() - options.keys() == {"model", "corpus", "output", "show_progress"}
-    for name, wrong in (("kind", "passage"), ("dtype", "int8"), ("on_bad_record", "drop"), ("shard_documents", 0)):
+    for name, wrong in (("task", "passage"), ("dtype", "int8"), ("on_bad_record", "drop"), ("shard_documents", 0)):
         with pytest.raises(ValueError, match=f"{name} is .*, got {wrong!r}"):
             encode_corpus_on_ray("no/model", [], tmp_path, **{name: wrong})

@@ -99,8 +99,8 @@ def test_queries_of_a_beir_folder_are_its_queries(model, tmp_path: Path) -> None
     (tmp_path / "beir").mkdir()
     for name in ("corpus", "queries"):
         (tmp_path / "beir" / f"{name}.jsonl").write_text(json.dumps({"_id": name, "text": f"lions in {name}"}) + "\n")
-    for kind, name in (("query", "queries"), ("document", "corpus")):
-        encoded = encode_corpus(model, tmp_path / "beir", tmp_path / name, kind=kind, show_progress=False)
+    for task, name in (("query", "queries"), ("document", "corpus")):
+        encoded = encode_corpus(model, tmp_path / "beir", tmp_path / name, task=task, show_progress=False)
         assert EncodedCorpus(encoded).whole()[0] == [name]
 
 
@@ -110,8 +110,8 @@ def test_a_router_is_opened_as_the_class_that_saved_it(model, tiny_backbone, tmp
         student = truncated_query_encoder(full, 1)
         router = load_encoder(save_query_encoder(student, full, tmp_path / stock.__name__))
         assert isinstance(router, stock)
-        for kind, live in (("query", student), ("document", full)):
-            difference = abs(encode_texts(router, TEXTS, kind) - encode_texts(live, TEXTS, kind)).max()
+        for task, live in (("query", student), ("document", full)):
+            difference = abs(encode_texts(router, TEXTS, task) - encode_texts(live, TEXTS, task)).max()
             assert difference < 1e-4
         assert_same(search(ModelRetriever(router)), search(ModelRetriever(full, query_model=student)))
 

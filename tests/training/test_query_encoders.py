@@ -104,9 +104,9 @@ def test_the_router_checkpoint_is_stock_and_searches_the_full_models_index(
     saved = {name: save_query_encoder(student, sparse_model, tmp_path / name) for name, student in students.items()}
     vectors = stock_vectors([(path, "SparseEncoder") for path in saved.values()], TEXTS)
     for name, student in students.items():
-        for kind, live in (("query", student), ("document", sparse_model)):
-            expected = encode_texts(live, TEXTS, kind).toarray()
-            np.testing.assert_allclose(vectors[str(saved[name]), "SparseEncoder", kind], expected, atol=1e-4)
+        for task, live in (("query", student), ("document", sparse_model)):
+            expected = encode_texts(live, TEXTS, task).toarray()
+            np.testing.assert_allclose(vectors[str(saved[name]), "SparseEncoder", task], expected, atol=1e-4)
     with pytest.raises(FileExistsError):
         save_query_encoder(static, sparse_model, saved["static"])
     with pytest.raises(ValueError, match=r"for sentence_transformers\.SparseEncoder alone"):

@@ -66,14 +66,14 @@ class TestSet:
         )
 
 
-def vectors(model: Any, texts: Mapping[str, str], folder: Path, arguments: Arguments, kind: str) -> tuple[list, Any]:
+def vectors(model: Any, texts: Mapping[str, str], folder: Path, arguments: Arguments, task: str) -> tuple[list, Any]:
     """Ids and vectors of texts, encoded unless they are there."""
     encode_corpus(
         model,
         ({"id": key, "text": text} for key, text in texts.items()),
         folder,
-        kind=kind,  # type: ignore[arg-type]
-        max_tokens=arguments.query_length if kind == "query" else arguments.document_length,
+        task=task,  # type: ignore[arg-type]
+        max_tokens=arguments.query_length if task == "query" else arguments.document_length,
         tokens_per_batch=arguments.tokens_per_batch,
         show_progress=False,
     )
