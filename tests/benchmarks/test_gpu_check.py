@@ -65,7 +65,8 @@ def bare(tmp_path) -> dict[str, str]:
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(WITHOUT)
     folders = [tmp_path / "site", ROOT, ROOT / "benchmarks", ROOT / "benchmarks" / "gpu"]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(map(str, folders)), "OMP_NUM_THREADS": "1"}
+    own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}  # as a worker of xdist
+    return own | {"PYTHONPATH": os.pathsep.join(map(str, folders)), "OMP_NUM_THREADS": "1"}
 
 
 def run(environment: dict[str, str], *arguments: str) -> str:

@@ -272,12 +272,12 @@ def test_the_quickstart_leaves_its_results_where_the_card_finds_them(checkpoint,
     quickstart = importlib.util.module_from_spec(specification)
     monkeypatch.setitem(sys.modules, "quickstart", quickstart)
     specification.loader.exec_module(quickstart)
-    monkeypatch.setattr(quickstart, "quickstart_test_sets", lambda _: {"toy": checkpoint.parent / "toy"})
     folder = shutil.copytree(checkpoint, tmp_path / "lion-sp-tiny", ignore=shutil.ignore_patterns("results"))
     arguments = quickstart.QuickstartArguments(output_dir=str(tmp_path))
-    _, lexical = quickstart.evaluate(arguments, "bm25", None)
+    data = [checkpoint.parent / "toy"]
+    _, lexical = quickstart.evaluate(arguments, "bm25", data)
     for _ in range(2):  # the second model of this name takes the first one's place
-        rows, own = quickstart.evaluate(arguments, folder, "cl_kd")
+        rows, own = quickstart.evaluate(arguments, lion_st.load(folder, dtype=quickstart.DTYPE), data)
         quickstart.keep_results(folder, [own, lexical], rows)
         results = section(render_card(folder, "org/lion-sp-tiny"), "Results")
         cells = dict(zip(re.findall(r"[^|]+", results.splitlines()[1]), rows_of(results)[0], strict=True))
