@@ -25,7 +25,7 @@ def test_importing_the_package_imports_nothing_heavy():
     assert printed.split()[0] == "[]"
 
 
-@pytest.mark.parametrize("package", ["", ".encoding", ".evaluation", ".hub", ".retrieval", ".training"])
+@pytest.mark.parametrize("package", ["", ".encoding", ".evaluation", ".hub", ".retrieval", ".supervision", ".training"])
 def test_every_public_name_can_be_imported(package):
     module = import_module(f"lion_st{package}")
     assert all(getattr(module, name) is not None for name in module.__all__)

@@ -18,7 +18,7 @@ LAYERS = (
     ("encoding",),
     ("indexes",),
     ("training", "retrieval"),
-    ("evaluation",),
+    ("evaluation", "supervision"),
     ("hub",),
     ("demo", "cli"),
 )

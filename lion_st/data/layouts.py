@@ -18,6 +18,7 @@ PAIR_DOCUMENTS = (
     "answer", "answers", "passage", "document", "document_text", "response", "sentence2", *DOCUMENT_ID_FIELDS,
 )  # fmt: skip
 PAIR_SCORES = (*GRADE_FIELDS, "labels", "similarity_score")
+DOCUMENT_LISTS = ("positive_document_ids", "negative_document_ids")
 HEADERLESS = ("question", "answers")
 TUPLE_FORMS = (
     "tuples need a header that names the columns of a layout, such as query, positive, negative or question, answer; "
@@ -232,7 +233,7 @@ def _passages(row: Row) -> Candidates:
 
 
 def _document_ids(row: Row) -> Candidates:
-    query = row["query_text"] if "query_text" in row else row["query"]
+    query = next(row[name] for name in ("query_text", "query", "query_id") if name in row)
     return Candidates(query, row["positive_document_ids"], row["negative_document_ids"] or [])
 
 
@@ -281,7 +282,10 @@ LAYOUTS = (
     Layout("triplets of ids", ("query_id", "positive_id", "negative_id"), _id_triplet, True, True),
     Layout("negatives by system", ("qid", "pos", "neg"), _mined_by_systems, True, True),
     Layout("passages", ("query", "positive_passages", "negative_passages"), _passages, False, False),
-    Layout("ids of documents", ("positive_document_ids", "negative_document_ids"), _document_ids, False, True),
+    *(
+        Layout("ids of documents", (query, *DOCUMENT_LISTS), _document_ids, query == "query_id", True)
+        for query in ("query_text", "query", "query_id")
+    ),
     Layout("lists of texts", ("query", "pos"), _pos_neg, False, False),
     Layout("columns", ("query", "positive"), _columns, None, None),
     Layout("columns", ("anchor", "positive"), _columns, None, None),

@@ -57,6 +57,7 @@ def load_tuples(
     | mined by sentence-transformers, ids or texts | query, positive, negative or negative_1 ... negative_n[, label] |
     | sentence-transformers/msmarco-hard-negatives | qid, pos, neg (a list for each system) |
     | Tevatron/msmarco-passage | query, positive_passages, negative_passages or lists of document ids |
+    | `lion-st mine` | query_id, positive_document_ids, negative_document_ids |
     | the paper's contrastive and KL files | question, pos_pid, neg_pids[, pos_score, neg_scores] |
     | the paper's MarginMSE file | query, docids, scores; the first is positive |
     | JSONL pairs and lists | query, pos[, neg, pos_scores, neg_scores] |
