@@ -19,6 +19,7 @@ LAYERS = (
     ("indexes",),
     ("training", "retrieval"),
     ("evaluation", "supervision"),
+    ("study",),
     ("hub",),
     ("demo", "cli"),
 )

@@ -1,0 +1,48 @@
+"""The command that reruns the paper's comparison: study."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lion_st.cli.options import TableStyle, require_file, require_writable
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(rich_help_panel="Evaluate")(study)
+
+
+def study(
+    file: Annotated[Path, typer.Argument(help="YAML file of the study, such as training_scripts/studies/micro.yaml.")],
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of data, cells and results; by default runs/NAME-OF-THE-FILE.")
+    ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Print every cell's steps, tokens, FLOPs, time and memory; run nothing.")
+    ] = False,
+    style: TableStyle = "markdown",
+) -> None:
+    """Compare sparse and dense retrievers by size and objective under one budget of training FLOPs.
+
+    Cells run one after another, each in a process of its own. Repeat the command to go on: finished cells are skipped,
+    interrupted ones resume, failed ones are tried again.
+    """
+    require_file(file, "a study")
+    output = output or Path("runs") / file.stem
+    require_writable(output)
+    from lion_st.evaluation import format_table
+    from lion_st.study import plan_study, read_study, run_study
+
+    planned = plan_study(read_study(file))
+    if plan:
+        typer.echo(format_table(planned.rows(), style=style))
+        hours = planned.flops / planned.study.flops_per_second / 3600
+        typer.echo(
+            f"\n{len(planned.cells)} cells, {planned.flops:.3g} FLOPs, about {hours:.3g} hours of training at "
+            f"{planned.study.flops_per_second:.3g} FLOPs a second, without start and evaluation of each cell."
+        )
+        return
+    typer.echo(run_study(planned, output, lambda line: typer.echo(line)))

@@ -1,0 +1,30 @@
+"""The paper's comparison under a fixed budget of training FLOPs: sparse or dense, by objective, by size.
+
+The names below are imported on first use: a plan is made without importing what trains.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lion_st.lazy import attach
+
+if TYPE_CHECKING:
+    from lion_st.study.grid import Cell, Plan, plan_study
+    from lion_st.study.jobs import contrastive_entropies
+    from lion_st.study.run import StudyIncomplete, run_study
+    from lion_st.study.settings import Study, parse_study, read_study
+
+__all__ = [
+    "Cell",
+    "Plan",
+    "Study",
+    "StudyIncomplete",
+    "contrastive_entropies",
+    "parse_study",
+    "plan_study",
+    "read_study",
+    "run_study",
+]
+
+__getattr__, __dir__ = attach(__name__)

@@ -1,0 +1,345 @@
+"""The data of a study: training tuples without the test sets, shuffled labels, and the proof of no overlap."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shutil
+import unicodedata
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lion_st.data.beir import Corpus, Qrels, Queries, load_beir, save_beir
+from lion_st.data.quickstart import QUICKSTART_REPOSITORY, quickstart_data
+from lion_st.data.text import read_documents
+from lion_st.data.tuples import load_tuples
+from lion_st.files import atomic_folder, atomic_write, checksum
+from lion_st.study.grid import digest
+from lion_st.study.settings import HELD_OUT, OWN_TEXTS, Study, TestSet
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+SEED = 0  # of what is held out and of what is shuffled: the same in every cell
+FORMAT = 1  # of the folder: raise it when the same settings shall give other files
+ROWS_AT_ONCE = 2000
+
+
+class OverlapError(ValueError):
+    """Texts of a test set are trained on."""
+
+
+@dataclass(frozen=True)
+class StudyData:
+    """Where the data of a study are, all of them local files or names of data sets.
+
+    Attributes:
+        options: Of `lion-st train`, by share of shuffled labels.
+        texts: The study's own training documents, for MNTP; None where the training data are used as they are.
+        tests: Source of each test set, by name.
+        overlap: What `check_overlap` found.
+    """
+
+    options: Mapping[float, Mapping[str, Any]]
+    texts: Path | None
+    tests: Mapping[str, str]
+    overlap: list[dict[str, Any]]
+
+
+def local(source: str) -> str:
+    """The bundled data set by its folder, any other source as it is."""
+    if source.partition(":")[0] != QUICKSTART_REPOSITORY:
+        return source
+    return str(quickstart_data() / source.partition(":")[2])
+
+
+def open_training_tuples(data: Mapping[str, Any]) -> Dataset:
+    """All candidates of the training tuples of `Study.data`, in the published order.
+
+    Returns:
+        Rows of `query`, `positive`, `negative_1` ... and, where there are scores, `label`. Rows that have fewer
+        negatives than others are left out.
+    """
+    values = {"split": "train", **data}
+    source = local(values.pop("train"))
+    settings: dict[str, Any] = {"negatives": None, "sampling": "first", "drop_short": True, **values}
+    try:
+        return load_tuples(source, teacher_scores=True, **settings)
+    except ValueError as error:
+        if "no teacher scores" not in str(error):
+            raise
+    return load_tuples(source, teacher_scores=False, **settings)
+
+
+def prepare_data(study: Study, folder: Path) -> StudyData:
+    """Make what the study asks for, unless it is there: held-out and cut test sets, shuffled labels, and the check.
+
+    Args:
+        study: The study.
+        folder: Folder of the data.
+
+    Raises:
+        OverlapError: If a text of a test set is trained on, and `overlap` is "refuse".
+        FileNotFoundError: If a source is not there.
+        ValueError: If a source cannot be read.
+    """
+    made = study.hold_out > 0 or any(study.label_noise) or OWN_TEXTS in _mntp_texts(study)
+    wanted = digest({"format": FORMAT, **study.of_data(), "mntp": _mntp_texts(study), "files": _checksums(study)})
+    manifest = folder / "data.json"
+    content = json.loads(manifest.read_text(encoding="utf-8")) if manifest.exists() else {}
+    if content.get("settings") != wanted:
+        shutil.rmtree(folder, ignore_errors=True)
+        with atomic_folder(folder) as staging:
+            _make(study, staging, made)
+            overlap = check_overlap(study, _placed(study, staging, made))
+            content = {"settings": wanted, "overlap": overlap}
+            atomic_write(staging / "data.json", json.dumps(content, indent=1) + "\n")
+    found = _placed(study, folder, made)
+    refuse_overlap(study, content["overlap"])
+    return StudyData(found.options, found.texts, found.tests, content["overlap"])
+
+
+def normalise(text: str) -> str:
+    """A text without what a copy of it may differ in: case, forms of characters, punctuation and white space.
+
+    Example:
+        >>> normalise("  Lions' PREY,\\non zebras. ")
+        'lions prey on zebras'
+    """
+    return re.sub(r"[\W_]+", " ", unicodedata.normalize("NFKC", text).casefold()).strip()
+
+
+def check_overlap(study: Study, data: StudyData) -> list[dict[str, Any]]:
+    """Count the texts of each test set that are trained on, exactly and after `normalise`.
+
+    Returns:
+        A row for each test set: queries and documents, and how many of each are among the training queries, the
+        training documents or the texts of the MNTP stage.
+    """
+    exact: set[int] = set()
+    normal: set[int] = set()
+    for text in _training_texts(study, data):
+        exact.add(hash(text.strip()))
+        normal.add(hash(normalise(text)))
+    rows = []
+    for test in study.tests:
+        corpus, queries, qrels = load_test(data.tests[test.name], test.split)
+        asked = [queries[query] for query in qrels]
+        # With its title in front, as a document is read, or without.
+        documents = [(row["text"], f"{row.get('title') or ''} {row['text']}") for row in corpus.values()]
+        row: dict[str, Any] = {"test set": test.name, "domain": test.domain.replace("_", " "), "queries": len(asked),
+                               "documents": len(corpus)}  # fmt: skip
+        for what, forms in (("queries", [(query,) for query in asked]), ("documents", documents)):
+            row[f"{what} trained on, exact"] = sum(any(hash(one.strip()) in exact for one in text) for text in forms)
+            row[f"{what} trained on, normalised"] = sum(
+                any(hash(plain) in normal for plain in map(normalise, text) if plain) for text in forms
+            )
+        rows.append(row)
+    return rows
+
+
+def refuse_overlap(study: Study, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Refuse test sets whose texts are trained on, where the study does not merely report them.
+
+    In domain the queries alone count: a collection such as MS MARCO's is searched in training and in the test.
+
+    Raises:
+        OverlapError: With the test set and the number of texts.
+    """
+    if study.overlap == "report":
+        return
+    for row in rows:
+        kinds = (
+            ("queries",) if row["domain"] == "in domain" and row["test set"] != HELD_OUT else ("queries", "documents")
+        )
+        for kind in kinds:
+            count = row[f"{kind} trained on, normalised"]
+            if count:
+                raise OverlapError(
+                    f"{count:,} {kind} of the test set {row['test set']!r} are trained on: take them out of the "
+                    "training data (data.hold_out makes a test set without any), or say `overlap: report` under data."
+                )
+
+
+def load_test(source: str, split: str) -> tuple[Corpus, Queries, Qrels]:
+    """Documents, queries and judgements of a test set: a folder, a data set with such files, or one of mteb's tasks."""
+    from lion_st.evaluation.tasks import get_task, loaded
+
+    if Path(source).is_dir():
+        return load_beir(source, split)
+    task = get_task(source, split)
+    corpus: Corpus = {}
+    queries: Queries = {}
+    qrels: Qrels = {}
+    with loaded(task) as dataset:
+        for part in (part for splits in dataset.values() for part in splits.values()):
+            corpus |= {row["id"]: {"title": row.get("title") or "", "text": row["text"]} for row in part["corpus"]}
+            queries |= {row["id"]: row["text"] for row in part["queries"]}
+            qrels |= {query: dict(grades) for query, grades in part["relevant_docs"].items() if grades}
+    return corpus, queries, qrels
+
+
+def part_of(
+    corpus: Corpus, queries: Queries, qrels: Qrels, documents: int | None, asked: int | None
+) -> tuple[Corpus, Queries, Qrels]:
+    """The first queries of a test set, all their documents, and the first of the others up to a number."""
+    chosen = {query: qrels[query] for query in islice(qrels, asked)}
+    kept = dict.fromkeys(one for grades in chosen.values() for one in grades if one in corpus)
+    size = len(corpus) if documents is None else documents
+    kept |= dict.fromkeys(islice((one for one in corpus if one not in kept), max(0, size - len(kept))))
+    return {one: row for one, row in corpus.items() if one in kept}, {one: queries[one] for one in chosen}, chosen
+
+
+def shuffle_labels(rows: list[dict[str, Any]], share: float, seed: int = SEED) -> list[dict[str, Any]]:
+    """Give a share of the queries the documents and scores of another of them.
+
+    Args:
+        rows: Training tuples with a column `question`; the others go together.
+        share: From 0 to 1.
+        seed: Of the choice. What a smaller share shuffles, a larger one does too.
+    """
+    generator = random.Random(seed)
+    order = generator.sample(range(len(rows)), len(rows))
+    chosen = sorted(order[: round(share * len(rows))])
+    if len(chosen) < 2:
+        return rows
+    # A cycle in random order: nobody keeps their own.
+    cycle = generator.sample(chosen, len(chosen))
+    shuffled = list(rows)
+    for one, other in zip(cycle, [*cycle[1:], cycle[0]], strict=True):
+        shuffled[one] = {**rows[other], "question": rows[one]["question"]}
+    return shuffled
+
+
+def _placed(study: Study, folder: Path, made: bool) -> StudyData:
+    """Where everything is, once it is made."""
+    if made:
+        texts: Path | None = folder / "documents.parquet"
+        options = {
+            noise: {"train_data": str(folder / f"train-noise{noise:g}.parquet"), "train_documents": str(texts)}
+            for noise in study.label_noise
+        }
+    else:
+        texts = None
+        names = {"train": "train_data", "subset": "train_subset", "split": "train_split", "queries": "train_queries",
+                 "documents": "train_documents"}  # fmt: skip
+        options = {0.0: {names[name]: value for name, value in study.data.items()}}
+    tests = {test.name: str(folder / "tests" / test.name) if _is_made(test) else local(test.source)
+             for test in study.tests}  # fmt: skip
+    return StudyData(options, texts, tests, [])
+
+
+def _is_made(test: TestSet) -> bool:
+    return test.source == HELD_OUT or test.documents is not None or test.queries is not None
+
+
+def _mntp_texts(study: Study) -> list[str]:
+    texts = (study.mntp or {}).get("texts", [])
+    return [texts] if isinstance(texts, str) else list(texts)
+
+
+def _checksums(study: Study) -> list[str]:
+    """Of the files and folders that the data come from, so that changed ones are read again."""
+    sources = [study.data["train"], *_mntp_texts(study), *(test.source for test in study.tests)]
+    files = [
+        file
+        for source in map(local, dict.fromkeys(map(str, sources)))
+        for file in ([Path(source)] if Path(source).is_file() else sorted(Path(source).rglob("*")))
+        if Path(source).exists() and file.is_file()
+    ]
+    return [f"{file.name} {checksum(file)}" for file in files]
+
+
+def _make(study: Study, folder: Path, made: bool) -> None:
+    held: tuple[Corpus, Queries, Qrels] = {}, {}, {}
+    if made:
+        rows, documents = _rows_of(open_training_tuples(study.data))
+        if study.hold_out:
+            rows, held = _hold_out(rows, documents, study.hold_out)
+        used = {one for row in rows for one in (row["pos_pid"], *row["neg_pids"])}
+        _write(folder / "documents.parquet", [{"id": one, "text": text} for one, text in documents.items()
+                                              if one in used])  # fmt: skip
+        for noise in study.label_noise:
+            _write(folder / f"train-noise{noise:g}.parquet", shuffle_labels(rows, noise))
+    for test in filter(_is_made, study.tests):
+        whole = held if test.source == HELD_OUT else load_test(local(test.source), test.split)
+        save_beir(folder / "tests" / test.name, *part_of(*whole, test.documents, test.queries), split=test.split)
+
+
+def _rows_of(tuples: Dataset) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Tuples with ids in the place of documents, and the documents by id."""
+    ids: dict[str, str] = {}
+    rows = []
+    for batch in tuples.iter(ROWS_AT_ONCE):
+        columns = ["positive", *(name for name in batch if name.startswith("negative"))]
+        for number, query in enumerate(batch["query"]):
+            found = [ids.setdefault(batch[name][number], f"d{len(ids)}") for name in columns]
+            row: dict[str, Any] = {"question": query, "pos_pid": found[0], "neg_pids": found[1:]}
+            if "label" in batch:
+                scores = batch["label"][number]
+                row |= {"pos_score": float(scores[0]), "neg_scores": [float(score) for score in scores[1:]]}
+            rows.append(row)
+    return rows, {one: text for text, one in ids.items()}
+
+
+def _hold_out(
+    rows: list[dict[str, Any]], documents: Mapping[str, str], count: int
+) -> tuple[list[dict[str, Any]], tuple[Corpus, Queries, Qrels]]:
+    """Take documents and their queries out of the training tuples, and make a test set of them."""
+    answers = list(dict.fromkeys(row["pos_pid"] for row in rows))
+    if count >= len(answers):
+        raise ValueError(
+            f"data.hold_out is {count}, and the training data have {len(answers):,} relevant documents: hold out fewer."
+        )
+    chosen = random.Random(SEED).sample(answers, count)
+    held = {normalise(documents[one]) for one in chosen}
+    hidden = {one for one, text in documents.items() if normalise(text) in held}  # copies of them too
+    asked = [row for row in rows if row["pos_pid"] in hidden]
+    said = {normalise(row["question"]) for row in asked}
+    kept = []
+    for row in rows:
+        if row["pos_pid"] in hidden or normalise(row["question"]) in said:
+            continue
+        places = [place for place, one in enumerate(row["neg_pids"]) if one not in hidden]
+        row = {**row, "neg_pids": [row["neg_pids"][place] for place in places]}
+        if "neg_scores" in row:
+            row["neg_scores"] = [row["neg_scores"][place] for place in places]
+        kept.append(row)
+    first = {normalise(documents[one]): one for one in reversed(chosen)}  # of copies one is searched
+    queries: Queries = {f"q{number}": row["question"] for number, row in enumerate(asked)}
+    qrels = {f"q{number}": {first[normalise(documents[row["pos_pid"]])]: 1} for number, row in enumerate(asked)}
+    order = random.Random(SEED).sample(list(qrels), len(qrels))  # the first ones are then of all sources
+    return kept, (
+        {one: {"title": "", "text": documents[one]} for one in first.values()},
+        queries,
+        {query: qrels[query] for query in order},
+    )
+
+
+def _write(path: Path, rows: Collection[Mapping[str, Any]]) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    parquet.write_table(pa.Table.from_pylist(list(rows)), path)
+
+
+def _training_texts(study: Study, data: StudyData) -> Iterator[str]:
+    """Every text that a cell may be trained on, its backbone's MNTP stage included."""
+    if data.texts is not None:
+        from pyarrow import parquet
+
+        yield from parquet.read_table(data.texts, columns=["text"])["text"].to_pylist()
+        path = data.options[study.label_noise[0]]["train_data"]
+        yield from parquet.read_table(path, columns=["question"])["question"].to_pylist()
+    else:
+        for batch in open_training_tuples(study.data).iter(ROWS_AT_ONCE):
+            for name in batch:
+                if name != "label":
+                    yield from batch[name]
+    for text in read_documents([source for source in map(local, _mntp_texts(study)) if source != OWN_TEXTS]):
+        yield text
+        yield from text.split("\n")

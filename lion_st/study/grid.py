@@ -1,0 +1,359 @@
+"""The cells of a study, and what a budget of training FLOPs buys each of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from copy import copy
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from lion_st.errors import UsageError
+from lion_st.study.settings import BackboneChoice, Study
+from lion_st.training.cost import TrainingCost
+from lion_st.training.recipes import BACKBONES, MNTP_RECIPES, BackboneShape, adapted_backbone
+
+if TYPE_CHECKING:
+    from lion_st.training.arguments import (
+        MntpArguments,
+        MntpTrainingArguments,
+        RetrieverArguments,
+        RetrieverTrainingArguments,
+    )
+
+
+class Lengths(NamedTuple):
+    """Mean tokens of a text, and the mean of their squares, to which attention is proportional."""
+
+    query: float
+    query_squared: float
+    document: float
+    document_squared: float
+
+
+@dataclass(frozen=True)
+class MntpStage:
+    """The MNTP stage of one backbone: options of `lion-st adapt` and what it costs."""
+
+    backbone: str
+    options: Mapping[str, Any]
+    steps: int
+    tokens: int
+    flops: float
+    configuration: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training of the grid, with what its budget buys.
+
+    Attributes:
+        options: Of `lion-st train`, without the places of model, data and output.
+        tokens: Of all steps, by the plan's lengths.
+        flops: Of all steps, by the plan's lengths.
+        mntp_flops: Of its backbone's MNTP stage.
+        memory: Bytes on each device at the peak, every text at full length.
+        non_embedding_parameters: Weights of the linear layers of all blocks.
+        temperature: Divisor of its scores in training, and in the contrastive entropy.
+        configuration: Hash of all that decides on its result.
+    """
+
+    name: str
+    backbone: str
+    paradigm: str
+    objective: str
+    seed: int
+    label_noise: float
+    options: Mapping[str, Any]
+    steps: int
+    tokens: int
+    flops: float
+    mntp_flops: float
+    memory: float
+    non_embedding_parameters: int
+    parameters: int
+    temperature: float
+    configuration: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cells of a study and the MNTP stages of their backbones."""
+
+    study: Study
+    stages: tuple[MntpStage, ...]
+    cells: tuple[Cell, ...]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each stage and cell, for a table."""
+        speed = self.study.flops_per_second
+        rows: list[dict[str, Any]] = [
+            {"cell": f"MNTP of {stage.backbone}", "steps": stage.steps, "tokens": stage.tokens,
+             "FLOPs": f"{stage.flops:.3g}", "hours": stage.flops / speed / 3600}
+            for stage in self.stages
+        ]  # fmt: skip
+        rows += [
+            {
+                "cell": cell.name,
+                "steps": cell.steps,
+                "tokens": cell.tokens,
+                "FLOPs": f"{cell.flops:.3g}",
+                "hours": cell.flops / speed / 3600,
+                "memory, GiB": cell.memory / 2**30,
+                "non-embedding parameters": cell.non_embedding_parameters,
+            }
+            for cell in self.cells
+        ]
+        return rows
+
+    @property
+    def flops(self) -> float:
+        """Of everything."""
+        return sum(stage.flops for stage in self.stages) + sum(cell.flops for cell in self.cells)
+
+
+def plan_study(study: Study) -> Plan:
+    """Fix the steps of every cell by the budget.
+
+    Lengths are measured, where the study asks for it, on the study's own training tuples with the backbone's tokenizer.
+
+    Raises:
+        UsageError: If an option of the training is unknown or not read by a cell, or the budget does not buy a step.
+        OSError: If a backbone's configuration, or what is to be measured, cannot be reached.
+    """
+    shapes = {choice.name: shape_of(choice) for choice in study.backbones}
+    stages = {choice.name: _stage(study, choice, shapes[choice.name]) for choice in study.backbones if study.mntp}
+    cells = tuple(
+        _cell(study, choice, shapes[choice.name], stages.get(choice.name), paradigm, objective, seed, noise)
+        for choice in study.backbones
+        for paradigm in study.paradigms
+        for objective in study.objectives
+        for noise in study.label_noise
+        for seed in study.seeds
+    )
+    return Plan(study, tuple(stages.values()), cells)
+
+
+def shape_of(choice: BackboneChoice) -> BackboneShape:
+    """The shape of a backbone: the recipe's where it names the recipe's model, else of the model's configuration."""
+    known = BACKBONES[choice.recipe]
+    if choice.model == known.model:
+        shape = known.shape
+    else:
+        from transformers import AutoConfig
+
+        shape = BackboneShape.from_config(AutoConfig.from_pretrained(choice.model))
+    layers = len(choice.layers) if choice.layers is not None else choice.num_layers
+    if layers is None:
+        return shape
+    deepest = max(choice.layers) + 1 if choice.layers is not None else layers
+    if deepest > shape.num_hidden_layers:
+        raise UsageError(
+            f"The backbone {choice.name!r} asks for layer {deepest - 1} of {choice.model}, which has "
+            f"{shape.num_hidden_layers}: layers are numbered from 0."
+        )
+    return replace(shape, num_hidden_layers=layers)
+
+
+def place_of(choice: BackboneChoice) -> str:
+    """Where a backbone is: the folder of a source checkout, for those of the project's own, else what was named."""
+    return adapted_backbone(choice.recipe) if choice.model == BACKBONES[choice.recipe].model else choice.model
+
+
+def words_of(options: Mapping[str, Any]) -> list[str]:
+    """Options as a command line."""
+    words: list[str] = []
+    for name, value in options.items():
+        if value is None:
+            continue
+        values = value if isinstance(value, list | tuple) else [value]
+        words += [f"--{name}", *(json.dumps(one) if isinstance(one, dict) else str(one) for one in values)]
+    return words
+
+
+def _cell(
+    study: Study,
+    choice: BackboneChoice,
+    shape: BackboneShape,
+    stage: MntpStage | None,
+    paradigm: str,
+    objective: str,
+    seed: int,
+    noise: float,
+) -> Cell:
+    from lion_st.training.retriever import training_cost
+
+    noisy = f"-noise{noise:g}" if len(study.label_noise) > 1 or noise else ""
+    name = f"{choice.name}-{paradigm}-{objective}{noisy}-seed{seed}"
+    options: dict[str, Any] = {"backbone": choice.recipe, "paradigm": paradigm, "objective": objective, "seed": seed}
+    options |= study.training
+    for condition in study.where:
+        if condition.holds(choice.name, paradigm, objective):
+            options |= condition.options
+    if stage is None:
+        options |= {"num_layers": choice.num_layers, "layers": choice.layers}
+    arguments, training_arguments = read_options(options, name)
+    cost = training_cost(arguments, training_arguments, shape)
+    documents = 1 + arguments.negatives
+    lengths = _lengths(study, choice, arguments.query_length, arguments.document_length)
+    batch = arguments.batch_size
+    tokens = batch * (lengths.query + documents * lengths.document)
+    squared = batch * (lengths.query_squared + documents * lengths.document_squared)
+    each = cost.flops(batch * (1 + documents), tokens, squared)
+    spent = stage.flops if stage is not None else 0.0
+    steps = int((study.flops - (spent if study.includes_mntp else 0.0)) // each)
+    if steps < 1:
+        taken = f" less the {spent:.3g} of its MNTP stage" if study.includes_mntp and spent else ""
+        raise UsageError(
+            f"The budget of {study.flops:.3g} FLOPs{taken} does not buy a step of {name}, which takes {each:.3g}: "
+            "raise budget.flops, or lower training's batch_size, negatives or document_length."
+        )
+    # Where an interrupted cell goes on; at most four checkpoints are written.
+    options = {"logging_steps": max(1, steps // 20), "save_steps": max(10, steps // 4), **options, "max_steps": steps}
+    base = {"model": choice.model, "layers": choice.layers or choice.num_layers, "data": study.of_data()}
+    decides = {"options": options, "evaluation": study.of_evaluation(), "noise": noise, **base}
+    if stage is not None:
+        decides["mntp"] = stage.configuration
+    return Cell(
+        name=name,
+        backbone=choice.name,
+        paradigm=paradigm,
+        objective=objective,
+        seed=seed,
+        label_noise=noise,
+        options={key: value for key, value in options.items() if value is not None},
+        steps=steps,
+        tokens=round(tokens * steps),
+        flops=each * steps,
+        mntp_flops=spent,
+        memory=_memory(arguments, training_arguments, cost),
+        non_embedding_parameters=cost.linear_parameters,
+        parameters=cost.parameters,
+        temperature=arguments.temperature,
+        configuration=digest(decides),
+    )
+
+
+def _stage(study: Study, choice: BackboneChoice, shape: BackboneShape) -> MntpStage:
+    options: dict[str, Any] = {"num_layers": choice.num_layers, "layers": choice.layers, **(study.mntp or {})}
+    known = choice.recipe in MNTP_RECIPES and choice.model == MNTP_RECIPES[choice.recipe].model
+    options = {"backbone": choice.recipe if known else choice.model, **options}
+    arguments, training_arguments = read_mntp_options(options, f"MNTP of {choice.name}")
+    steps = int(training_arguments.max_steps or 0)
+    blocks = training_arguments.train_batch_size * training_arguments.gradient_accumulation_steps
+    blocks *= training_arguments.world_size
+    cost = TrainingCost(
+        shape,
+        has_head=False,
+        lora_r=arguments.lora_r if arguments.use_peft else None,
+        gradient_checkpointing=bool(training_arguments.gradient_checkpointing),
+    )
+    size = arguments.block_size
+    masked = blocks * max(1, round(arguments.mask_probability * size))
+    # The LM head reads the states of masked tokens alone; a frozen one has no gradient of its own.
+    head = 2 * (2 if arguments.use_peft else 3) * cost.head_parameters * masked
+    flops = steps * (cost.flops(blocks, blocks * size, blocks * size**2) + head)
+    base = {"model": choice.model, "layers": choice.layers or choice.num_layers, "data": study.of_data()["data"]}
+    kept = {name: value for name, value in options.items() if value is not None}
+    configuration = digest({"options": kept, "hold_out": study.hold_out, **base})
+    return MntpStage(choice.name, kept, steps, steps * blocks * size, flops, configuration)
+
+
+def read_options(options: Mapping[str, Any], name: str) -> tuple[RetrieverArguments, RetrieverTrainingArguments]:
+    """The arguments of a cell.
+
+    Raises:
+        UsageError: What `lion-st train` says of its options, with the cell's name.
+    """
+    from lion_st.training.command_line import parse_retriever_arguments
+
+    try:
+        arguments, training_arguments = parse_retriever_arguments(words_of({"model": "-", **options}), "training")
+    except ValueError as error:
+        raise UsageError(f"The cell {name} cannot be trained: {error}") from None
+    return arguments, training_arguments
+
+
+def read_mntp_options(options: Mapping[str, Any], name: str) -> tuple[MntpArguments, MntpTrainingArguments]:
+    """The arguments of an MNTP stage; see `read_options`."""
+    from lion_st.training.command_line import parse_mntp_arguments
+
+    try:
+        return parse_mntp_arguments(words_of(options), "mntp")
+    except ValueError as error:
+        raise UsageError(f"{name} cannot be run: {error}") from None
+
+
+def digest(value: Any) -> str:
+    """Twelve hexadecimal digits that change with a value of JSON."""
+    import hashlib
+
+    text = json.dumps(value, sort_keys=True, default=lambda one: asdict(one))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _memory(arguments: Any, training_arguments: Any, cost: TrainingCost) -> float:
+    """Bytes of each device at the peak, every text at full length."""
+    from lion_st.training.retriever import resolve_batches
+
+    training_arguments = resolve_batches(arguments, copy(training_arguments))
+    each = training_arguments.per_device_train_batch_size
+    documents, devices = 1 + arguments.negatives, training_arguments.world_size
+    at_once = each * (arguments.query_length + documents * arguments.document_length)
+    if cost.cached:
+        at_once = arguments.mini_batch_size * max(arguments.query_length, arguments.document_length)
+    parts = cost.memory(
+        at_once,
+        each * (1 + documents),
+        arguments.objective,
+        gathered_texts=(devices - 1) * each * documents,
+        half_precision=training_arguments.bf16 or training_arguments.fp16,
+    )
+    return sum(parts.values())
+
+
+def _lengths(study: Study, choice: BackboneChoice, query_length: int, document_length: int) -> Lengths:
+    if study.lengths == "full":
+        return Lengths(query_length, query_length**2, document_length, document_length**2)
+    if not isinstance(study.lengths, str):
+        query, document = study.lengths
+        return Lengths(query, query**2, document, document**2)
+    return measured_lengths(place_of(choice), tuple(sorted(study.data.items())), query_length, document_length)
+
+
+@lru_cache
+def measured_lengths(
+    model: str, data: Sequence[tuple[str, Any]], query_length: int, document_length: int, sample: int = 2000
+) -> Lengths:
+    """Mean lengths of texts of the training data, in tokens of a model, cut to what is read.
+
+    Args:
+        model: Whose tokenizer it is.
+        data: `Study.data`, as pairs.
+        query_length: Longest query.
+        document_length: Longest document.
+        sample: Tuples that are looked at, evenly spread.
+    """
+    import numpy as np
+    from transformers import AutoTokenizer
+
+    from lion_st.study.data import open_training_tuples
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tuples = open_training_tuples(dict(data))
+    rows = tuples[list(range(0, len(tuples), max(1, len(tuples) // sample)))]
+    texts = {"query": rows["query"], "document": [text for name in rows if name.startswith(("pos", "neg"))
+                                                  for text in rows[name]]}  # fmt: skip
+    found: list[float] = []
+    for task, limit in (("query", query_length), ("document", document_length)):
+        ids = tokenizer(texts[task], truncation=True, max_length=limit, verbose=False)["input_ids"]
+        counts = np.array([len(one) for one in ids], dtype=float)
+        found += [float(counts.mean()), float((counts**2).mean())]
+    return Lengths(*found)
+
+
+def output_place(folder: Path, cell: str) -> Path:
+    """The folder of a cell in a study's output."""
+    return folder / "cells" / cell

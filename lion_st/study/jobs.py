@@ -1,0 +1,201 @@
+"""One job of a study, in a process of its own: an MNTP stage, or a cell's training and evaluation.
+
+python -m lion_st.study.jobs FOLDER
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lion_st.data.beir import Corpus, Qrels, Queries
+from lion_st.errors import one_line_errors
+from lion_st.files import atomic_write
+from lion_st.study.settings import TestSet
+
+JOB, ROWS, LOG = "job.json", "rows.json", "log.txt"
+SEED = 0
+ENTROPY = "contrastive entropy"
+FIGURES = ("query_terms", "document_terms", "index_bytes", "encode_ms_per_query", "search_ms_per_query")
+
+
+def run_job(folder: Path) -> None:
+    """Do what a folder's `job.json` says; what an interrupted process has finished is not done again.
+
+    Raises:
+        ValueError: Of the training or the evaluation, as they say.
+    """
+    job = json.loads((folder / JOB).read_text(encoding="utf-8"))
+    if job["stage"] == "mntp":
+        from lion_st.study.grid import read_mntp_options
+        from lion_st.training.mntp import adapt_mntp
+
+        arguments, training_arguments = read_mntp_options(job["options"], job["name"])
+        adapt_mntp(arguments, training_arguments)
+        _remove_checkpoints(folder)
+        return
+    from lion_st.study.grid import read_options
+    from lion_st.training.retriever import train_retriever
+
+    trained = train_retriever(*read_options(job["options"], job["name"]))
+    record = json.loads((trained / "training.json").read_text(encoding="utf-8"))
+    rows = evaluate_cell(trained, job, folder)
+    cost = {
+        "steps": record["steps"],
+        "flops": record["floating_point_operations"],
+        "training_seconds": record["seconds"],
+    }
+    described = [job["description"] | cost | row for row in rows]
+    atomic_write(folder / ROWS, json.dumps(described, indent=1) + "\n")
+    if not job["keep_weights"]:
+        shutil.rmtree(trained)
+
+
+def evaluate_cell(model: Path, job: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
+    """A row for each test set and metric; runs and values of single queries are left in the cell's folder.
+
+    Args:
+        model: The trained checkpoint.
+        job: What the cell is.
+        folder: Of the cell.
+    """
+    from lion_st.evaluation.evaluate import evaluate_retrieval, open_retriever
+    from lion_st.study.data import load_test
+
+    settings = job["evaluation"]
+    rows: list[dict[str, Any]] = []
+    for test in (TestSet(**values) for values in settings["tests"]):
+        source, output = job["tests"][test.name], folder / "evaluation" / test.name
+        done = output / ROWS
+        if not done.exists():
+            encoded = output / "encoded"
+            shutil.rmtree(output, ignore_errors=True)
+            retriever: Any = open_retriever(
+                model,
+                settings["engine"],
+                encoded_dir=encoded,
+                name=job["name"],
+                load_options={"dtype": settings["dtype"]},
+            )
+            (figures,) = evaluate_retrieval(
+                retriever,
+                source,
+                output_dir=output,
+                split=test.split,
+                top_k=settings["top_k"],
+                metrics=settings["metrics"],
+            )
+            entropies = contrastive_entropies(
+                retriever.model,
+                next(encoded.iterdir()),
+                *load_test(source, test.split),
+                negatives=settings["entropy_negatives"],
+                temperature=job["temperature"],
+            )
+            shutil.rmtree(encoded)
+            atomic_write(output / "entropies.json", json.dumps(entropies) + "\n")
+            places = {name: Path(figures[name]).relative_to(folder).as_posix() for name in ("run", "qrels")}
+            shared = {
+                "test_set": test.name,
+                "domain": test.domain,
+                "documents": figures["documents"],
+                "queries": figures["queries"],
+                **{name: figures.get(name) for name in FIGURES},
+                **places,
+            }
+            values = {metric: figures[metric] for metric in settings["metrics"]}
+            values[ENTROPY] = float(np.mean(list(entropies.values())))
+            found = [{**shared, "metric": metric, "value": value} for metric, value in values.items()]
+            atomic_write(done, json.dumps(found, indent=1) + "\n")
+        rows += json.loads(done.read_text(encoding="utf-8"))
+    return rows
+
+
+def contrastive_entropies(
+    model: Any,
+    encoded: Path,
+    corpus: Corpus,
+    queries: Queries,
+    qrels: Qrels,
+    negatives: int = 256,
+    temperature: float = 1.0,
+    seed: int = SEED,
+) -> dict[str, float]:
+    """How surprised a model is, in nats, that a relevant document is the relevant one among random others.
+
+    -log of the softmax of the best graded document against documents that are drawn from the collection, of the scores
+    as the model is trained on them. Unlike a metric of rankings it changes smoothly with every improvement.
+
+    Args:
+        model: Encodes the queries.
+        encoded: Folder of `encode_corpus` with the documents' vectors.
+        corpus: The documents.
+        queries: The queries.
+        qrels: The judgements.
+        negatives: Documents drawn, the same for all queries; those that are relevant to a query are left out of its.
+        temperature: Divisor of the scores.
+        seed: Of the draw.
+
+    Returns:
+        The entropy of each query with a relevant document in the collection.
+
+    References:
+        Fang et al., Scaling Laws For Dense Retrieval, SIGIR 2024, section 3.3: https://arxiv.org/abs/2403.18684.
+    """
+    from scipy.special import logsumexp
+
+    from lion_st.encoding.encode import encode_texts
+    from lion_st.encoding.shards import EncodedCorpus
+
+    there = [one for one, row in corpus.items() if f"{row.get('title', '')} {row['text']}".strip()]
+    drawn = np.random.default_rng(seed).permutation(len(there))[:negatives]
+    best = {
+        query: max(sorted(found), key=lambda one: grades[one])
+        for query, grades in qrels.items()
+        if (found := [one for one, grade in grades.items() if grade > 0 and one in corpus])
+    }
+    needed = list(dict.fromkeys([*(there[place] for place in drawn), *best.values()]))
+    rows = {one: number for number, one in enumerate(needed)}
+    vectors = _rows_of(EncodedCorpus(encoded), rows)
+    asked = encode_texts(model, [queries[query] for query in best], "query")
+    product = asked @ vectors.T
+    scores = np.asarray(product if isinstance(product, np.ndarray) else product.toarray(), dtype=np.float64)
+    scores /= temperature
+    entropies: dict[str, float] = {}
+    for number, (query, document) in enumerate(best.items()):
+        relevant = {one for one, grade in qrels[query].items() if grade > 0}
+        others = [rows[there[place]] for place in drawn if there[place] not in relevant]
+        own = scores[number, rows[document]]
+        entropies[query] = float(logsumexp([own, *scores[number, others]]) - own)
+    return entropies
+
+
+def _rows_of(encoded: Any, rows: Mapping[str, int]) -> Any:
+    """Vectors of some documents of an encoded corpus, in the order of `rows`."""
+    from scipy import sparse
+
+    parts: list[Any] = []
+    order: list[int] = []
+    for ids, vectors in encoded:
+        chosen: Sequence[int] = [place for place, one in enumerate(ids) if one in rows]
+        parts.append(vectors[chosen])
+        order += [rows[ids[place]] for place in chosen]
+    whole = np.vstack(parts) if isinstance(parts[0], np.ndarray) else sparse.vstack(parts, format="csr")
+    return whole[np.argsort(order)]
+
+
+def _remove_checkpoints(folder: Path) -> None:
+    """Of a finished run, which nobody goes on with."""
+    for checkpoint in folder.rglob("checkpoint-*"):
+        shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    with one_line_errors("job"):
+        run_job(Path(sys.argv[1]))

@@ -1,0 +1,195 @@
+"""Runs a study cell by cell, each in a process of its own, and goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from lion_st.files import atomic_write, lock_folder
+from lion_st.study.data import StudyData, prepare_data
+from lion_st.study.grid import Cell, MntpStage, Plan, output_place, place_of
+from lion_st.study.jobs import JOB, LOG, ROWS
+from lion_st.study.settings import OWN_TEXTS, BackboneChoice
+
+QUIET = {"disable_tqdm": True, "report_to": "none"}
+
+
+class StudyIncomplete(RuntimeError):
+    """Some cells of a study have failed; the others are finished."""
+
+
+def run_study(plan: Plan, output: str | Path, say: Callable[[str], Any] = print) -> Path:
+    """Run the cells of a plan one after another.
+
+    A finished cell is skipped and an interrupted one goes on from its last checkpoint. One that fails, or whose process
+    dies, is named in the end and tried again by the next run; the others are not held up by it.
+
+    Args:
+        plan: See `plan_study`.
+        output: Folder of everything: data, backbones, cells.
+        say: Takes a line for every cell.
+
+    Returns:
+        The folder.
+
+    Raises:
+        StudyIncomplete: If a cell has failed, after all others were run.
+        OverlapError: If a test set is trained on.
+        ValueError: If the folder holds a cell of this name with other settings.
+        FolderInUse: If another process runs a study there.
+    """
+    folder = Path(output).resolve()
+    require_same_cells(plan, folder)
+    with lock_folder(folder, wait=False):
+        data = prepare_data(plan.study, folder / "data")
+        failed: dict[str, str] = {}
+        for stage in plan.stages:
+            place = folder / "backbones" / stage.backbone
+            name = f"MNTP of {stage.backbone}"
+            job = {"stage": "mntp", "name": name, "options": _stage_options(plan, stage, data, place)}
+            error = _run(place, job, stage.configuration, place / "finished", say)
+            if error is not None:
+                failed[name] = error
+        for cell in plan.cells:
+            place = output_place(folder, cell.name)
+            if f"MNTP of {cell.backbone}" in failed:
+                failed[cell.name] = "its backbone's MNTP stage failed"
+                say(f"{cell.name}: skipped, {failed[cell.name]}.")
+                continue
+            error = _run(place, _cell_job(plan, cell, data, folder), cell.configuration, place / ROWS, say)
+            if error is not None:
+                failed[cell.name] = error
+    if failed:
+        described = "; ".join(f"{name}: {error}" for name, error in failed.items())
+        raise StudyIncomplete(
+            f"{len(failed)} of {len(plan.stages) + len(plan.cells)} jobs failed, the others are finished. {described}. "
+            f"The logs are {folder / '*' / 'NAME' / LOG}; the same command tries again."
+        )
+    return folder
+
+
+def require_same_cells(plan: Plan, folder: Path) -> None:
+    """Refuse a folder with cells of these names and other settings.
+
+    Raises:
+        ValueError: With the first of them.
+    """
+    jobs = [(output_place(folder, cell.name), cell.name, cell.configuration) for cell in plan.cells]
+    jobs += [(folder / "backbones" / one.backbone, f"MNTP of {one.backbone}", one.configuration) for one in plan.stages]
+    for place, name, configuration in jobs:
+        file = place / JOB
+        if file.exists() and json.loads(file.read_text(encoding="utf-8"))["configuration"] != configuration:
+            raise ValueError(
+                f"{folder} holds {name} with other settings than the study now has. Choose another --output, or remove "
+                f"{place} to run it again."
+            )
+
+
+def commit() -> str:
+    """The commit of the checkout that lion_st is imported from, "+" where files differ from it; else its version."""
+    place = Path(__file__).parents[2]
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(place), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() == place.resolve():
+            return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        pass
+    try:
+        return version("lion-st")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _run(place: Path, job: dict[str, Any], configuration: str, done: Path, say: Callable[[str], Any]) -> str | None:
+    """Run a job in a process; what was wrong, or None."""
+    name = job["name"]
+    if done.exists():
+        say(f"{name}: finished already.")
+        return None
+    place.mkdir(parents=True, exist_ok=True)
+    atomic_write(place / JOB, json.dumps(job | {"configuration": configuration}, indent=1) + "\n")
+    say(f"{name}: runs, {place / LOG}")
+    with (place / LOG).open("a", encoding="utf-8") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "lion_st.study.jobs", str(place)], stdout=log, stderr=subprocess.STDOUT
+        )
+        try:
+            code = process.wait()
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
+    if code == 0:
+        if not done.exists():
+            done.touch()
+        return None
+    lines = (place / LOG).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    reason = (
+        f"ended by signal {-code}" if code < 0 else (lines[-1].removeprefix("job: ") if lines else f"exit code {code}")
+    )
+    say(f"{name}: FAILED, {reason}")
+    return reason
+
+
+def _choice(plan: Plan, name: str) -> BackboneChoice:
+    return next(choice for choice in plan.study.backbones if choice.name == name)
+
+
+def _stage_options(plan: Plan, stage: MntpStage, data: StudyData, place: Path) -> dict[str, Any]:
+    choice = _choice(plan, stage.backbone)
+    options = dict(stage.options)
+    if options["backbone"] == choice.model:
+        options["backbone"] = place_of(choice)
+    texts = options.get("texts")
+    if texts is not None:
+        texts = [texts] if isinstance(texts, str) else texts
+        options["texts"] = [str(data.texts) if one == OWN_TEXTS else one for one in texts]
+    return options | QUIET | {"output_dir": str(place)}
+
+
+def _cell_job(plan: Plan, cell: Cell, data: StudyData, folder: Path) -> dict[str, Any]:
+    study = plan.study
+    model = str(folder / "backbones" / cell.backbone) if plan.stages else place_of(_choice(plan, cell.backbone))
+    place = output_place(folder, cell.name)
+    options: Mapping[str, Any] = {
+        **cell.options,
+        **data.options[cell.label_noise],
+        **QUIET,
+        "model": model,
+        "output_dir": str(place / "trained"),
+    }
+    description = {
+        "study": study.name,
+        "cell": cell.name,
+        "backbone": cell.backbone,
+        "non_embedding_parameters": cell.non_embedding_parameters,
+        "parameters": cell.parameters,
+        "paradigm": cell.paradigm,
+        "objective": cell.objective,
+        "label_noise": cell.label_noise,
+        "seed": cell.seed,
+        "tokens": cell.tokens,
+        "budget_flops": study.flops,
+        "mntp_flops": cell.mntp_flops,
+        "configuration": cell.configuration,
+        "commit": commit(),
+    }
+    return {
+        "stage": "cell",
+        "name": cell.name,
+        "options": options,
+        "temperature": cell.temperature,
+        "keep_weights": study.keep_weights,
+        "evaluation": study.of_evaluation(),
+        "tests": dict(data.tests),
+        "description": description,
+    }

@@ -1,0 +1,155 @@
+"""A study runs, goes on, and survives a cell that fails."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import Result
+from tiny_study import tiny_study, write_test
+from typer.testing import CliRunner
+
+from lion_st.cli import app
+from lion_st.data import load_beir
+from lion_st.study import parse_study, plan_study, run_study
+from lion_st.study.data import OverlapError, normalise, prepare_data, shuffle_labels
+from lion_st.training.checkpoints import CHECKSUMS, checkpoint_to_resume
+
+
+@dataclass
+class Finished:
+    """A study of two cells: the dense one failed at first, was then killed behind its first checkpoint, and went on."""
+
+    values: dict[str, Any]
+    output: Path
+    failed: Result
+    again: Result
+    sparse_rows: int  # when they were written, in nanoseconds
+    killed_at: int  # step of the last checkpoint
+
+    def rows(self, paradigm: str) -> Path:
+        return self.output / "cells" / f"small-{paradigm}-cl_kd-seed1" / "rows.json"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny_backbone) -> Finished:
+    folder = tmp_path_factory.mktemp("study")
+    values = tiny_study(folder, tiny_backbone())
+    file, output = folder / "tiny.yaml", folder / "out"
+    file.write_text(yaml.safe_dump(values))
+    cell = output / "cells" / "small-dense-cl_kd-seed1"
+    # A record that cannot be read stands where the dense cell writes its own.
+    obstacle = cell / "trained" / "training.json"
+    obstacle.parent.mkdir(parents=True)
+    obstacle.write_text("not JSON")
+    failed = CliRunner().invoke(app, ["study", str(file), "--output", str(output)])
+    sparse_rows = (output / "cells" / "small-sparse-cl_kd-seed1" / "rows.json").stat().st_mtime_ns
+    obstacle.unlink()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lion_st.study.jobs", str(cell)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 500
+    while process.poll() is None and not list(cell.glob(f"trained/checkpoint-*/{CHECKSUMS}")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    (cell / "log.txt").unlink()
+    killed_at = int(str(checkpoint_to_resume(cell / "trained")).rpartition("-")[2])
+    again = CliRunner().invoke(app, ["study", str(file), "--output", str(output)])
+    return Finished(values, output, failed, again, sparse_rows, killed_at)
+
+
+def test_a_failing_cell_is_named_and_does_not_stop_the_others(finished: Finished) -> None:
+    failed = finished.failed
+    assert failed.exit_code == 1
+    assert "small-dense-cl_kd-seed1: FAILED" in failed.stdout
+    line = "lion-st study: 1 of 2 jobs failed, the others are finished. small-dense-cl_kd-seed1: "
+    assert failed.stderr.startswith(line)
+    assert failed.stderr.count("\n") == 1
+    assert finished.rows("sparse").exists()
+
+
+def test_the_same_command_skips_what_is_finished(finished: Finished) -> None:
+    assert finished.again.exit_code == 0, finished.again.output
+    assert "small-sparse-cl_kd-seed1: finished already." in finished.again.stdout
+    assert finished.rows("sparse").stat().st_mtime_ns == finished.sparse_rows
+
+
+def test_a_killed_cell_goes_on_from_its_checkpoint(finished: Finished) -> None:
+    (row, *_) = json.loads(finished.rows("dense").read_text())
+    log = (finished.rows("dense").parent / "log.txt").read_text()
+    assert 0 < finished.killed_at < row["steps"]
+    assert log.count("'loss': ") == row["steps"] - finished.killed_at
+
+
+def test_rows_say_what_a_cell_was_and_what_it_spent(finished: Finished) -> None:
+    cell = plan_study(parse_study(finished.values)).cells[0]
+    place = finished.rows("sparse")
+    found = json.loads(place.read_text())
+    assert {(row["test_set"], row["metric"]) for row in found} == {
+        (test, metric) for test in ("held_out", "notes") for metric in ("nDCG@10", "MRR@10", "contrastive entropy")
+    }
+    for row in found:
+        assert row["configuration"] == cell.configuration and row["steps"] == cell.steps
+        assert row["flops"] == pytest.approx(cell.flops, rel=0.1)  # texts of the batches, not of the sample
+        assert row["domain"] == ("in_domain" if row["test_set"] == "held_out" else "zero_shot")
+        assert row["index_bytes"] > 0 and row["query_terms"] > 0
+        assert (place.parent / row["run"]).is_file() and (place.parent / row["qrels"]).is_file()
+    assert not (place.parent / "trained").exists()
+
+
+def test_a_folder_of_other_settings_is_refused(finished: Finished) -> None:
+    changed = finished.values | {"budget": {"flops": 3e8}}
+    with pytest.raises(ValueError, match="holds small-sparse-cl_kd-seed1 with other settings"):
+        run_study(plan_study(parse_study(changed)), finished.output)
+
+
+def test_held_out_documents_and_copies_of_them_are_not_trained_on(tmp_path: Path, tiny_backbone) -> None:
+    values = tiny_study(tmp_path, tiny_backbone(), label_noise=[0, 0.5])
+    data = prepare_data(parse_study(values), tmp_path / "data")
+    from pyarrow import parquet
+
+    corpus, queries, qrels = load_beir(data.tests["held_out"])
+    assert len(corpus) == 6 and len(qrels) == 6
+    trained = parquet.read_table(data.options[0.0]["train_data"]).to_pylist()
+    documents = {row["id"]: row["text"] for row in parquet.read_table(data.texts).to_pylist()}
+    assert len(trained) == 32 - 6
+    hidden = {normalise(row["text"]) for row in corpus.values()}
+    assert hidden.isdisjoint(map(normalise, documents.values()))
+    assert {one for row in trained for one in (row["pos_pid"], *row["neg_pids"])} <= documents.keys()
+    assert set(queries.values()).isdisjoint(row["question"] for row in trained)
+    assert all(row[key] == 0 for row in data.overlap for key in row if "trained on" in key)
+    noisy = parquet.read_table(data.options[0.5]["train_data"]).to_pylist()
+    assert sum(a["pos_pid"] != b["pos_pid"] for a, b in zip(trained, noisy, strict=True)) == 13
+    assert sorted(row["pos_pid"] for row in trained) == sorted(row["pos_pid"] for row in noisy)
+
+
+def test_a_test_set_that_is_trained_on_is_refused_or_reported(tmp_path: Path, tiny_backbone) -> None:
+    values = tiny_study(tmp_path, tiny_backbone())
+    copied = write_test(tmp_path / "copied")
+    with (copied / "corpus.jsonl").open("a") as file:
+        file.write('{"_id": "x", "title": "", "text": "LIONS of group 8 -- were seen on day 8"}\n')
+    values["evaluation"] = values["evaluation"] | {"zero_shot": [str(copied)], "in_domain": []}
+    values["data"] = {"train": values["data"]["train"]}
+    with pytest.raises(OverlapError, match="1 documents of the test set 'copied' are trained on"):
+        prepare_data(parse_study(values), tmp_path / "data")
+    values["data"]["overlap"] = "report"
+    (row,) = prepare_data(parse_study(values), tmp_path / "data").overlap
+    assert row["documents trained on, normalised"] == 1 and row["documents trained on, exact"] == 0
+
+
+def test_a_larger_share_of_noise_shuffles_what_a_smaller_one_does() -> None:
+    rows = [{"question": str(n), "pos_pid": n} for n in range(100)]
+    moved = [
+        {n for n, row in enumerate(shuffle_labels(rows, share)) if row["pos_pid"] != n} for share in (0.1, 0.25, 1.0)
+    ]
+    assert [len(one) for one in moved] == [10, 25, 100]
+    assert moved[0] < moved[1] < moved[2]
