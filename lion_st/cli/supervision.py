@@ -1,7 +1,8 @@
-"""Commands that make training data: mine."""
+"""Commands that make training data: mine, teach."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,13 +25,19 @@ from lion_st.errors import UsageError
 
 if TYPE_CHECKING:
     from lion_st.supervision.mining import Searcher
+    from lion_st.supervision.teachers import Teacher
 
 BM25 = "bm25"
+MODEL_SETTINGS: dict[str, type] = {
+    "batch_size": int, "max_tokens": int, "prompt": str, "yes": str, "no": str, "dtype": str, "revision": str
+}  # fmt: skip
+BM25_SETTINGS: dict[str, type] = {"k1": float, "b": float, "coverage": bool}
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command(rich_help_panel="Train")(mine)
+    for command in (mine, teach):
+        app.command(rich_help_panel="Train")(command)
 
 
 def mine(
@@ -107,6 +114,118 @@ def mine(
             f"{output}: {mined.tuples:,} tuples with {mined.negatives / mined.tuples:.1f} negatives on average; "
             f"{mined.without:,} judged queries have none."
         )
+
+
+def teach(
+    tuples: Annotated[str, typer.Argument(help="Training tuples: whatever `lion-st train` reads.")],
+    output: Annotated[Path, typer.Argument(help="Parquet file of scored tuples; the same command goes on.")],
+    teacher: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=MODEL",
+            help="A teacher: the name of its scores, and a CrossEncoder, a causal language model, a "
+            "SentenceTransformer or a SparseEncoder (folder or Hub repository), or bm25. Repeatable.",
+        ),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME.SETTING=VALUE",
+            help=f"A setting of a teacher; repeatable. Models: {', '.join(MODEL_SETTINGS)}. bm25: "
+            f"{', '.join(BM25_SETTINGS)}. A prompt holds {{query}} and {{document}}; @FILE reads it from a file.",
+        ),
+    ] = None,
+    queries: Annotated[str | None, typer.Option(help="Texts of query ids, if not in TUPLES.")] = None,
+    documents: Annotated[str | None, typer.Option(help="Texts of document ids, if not in TUPLES.")] = None,
+    subset: Annotated[str | None, typer.Option(help="Subset of TUPLES.")] = None,
+    split: Annotated[str, typer.Option(help="Split of TUPLES.")] = "train",
+    rows_at_once: Annotated[int, typer.Option(min=1, help="Tuples of a block, after which it is saved.")] = 256,
+    device: Device = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Score training tuples with one teacher or several, each a named list in a Parquet file; resumable.
+
+    On the GPUs of one machine: torchrun --nproc-per-node 8 -m lion_st teach TUPLES OUTPUT ...
+    """
+    named = _named_teachers(teacher)
+    by_teacher = _teacher_settings(settings, named)
+    for source in (tuples, queries, documents):
+        require_source(source)
+    for model in named.values():
+        if model != BM25:
+            require_model(model)
+    require_writable(output)
+    from lion_st.supervision import Bm25, load_teacher
+    from lion_st.supervision import teach as score
+
+    teachers: dict[str, Teacher] = {
+        name: Bm25(**by_teacher[name]) if model == BM25 else load_teacher(model, device=device, **by_teacher[name])
+        for name, model in named.items()
+    }
+    taught = score(
+        tuples,
+        output,
+        teachers,
+        split=split,
+        subset=subset,
+        queries=queries,
+        documents=documents,
+        rows_at_once=rows_at_once,
+        overwrite=overwrite,
+        show_progress=not quiet,
+    )
+    if taught.tuples:  # the process that ends last of several will say it
+        typer.echo(
+            f"{output}: {taught.documents:,} documents of {taught.tuples:,} tuples, scored by {', '.join(teachers)}."
+        )
+
+
+def _named_teachers(given: list[str] | None) -> dict[str, str]:
+    named: dict[str, str] = {}
+    for one in given or []:
+        name, equals, model = one.partition("=")
+        if not (name and equals and model):
+            raise UsageError(
+                f"--teacher takes NAME=MODEL, such as minilm=cross-encoder/ms-marco-MiniLM-L6-v2: {one!r}."
+            )
+        if name in named:
+            raise UsageError(f"--teacher names {name!r} twice: give each its own name.")
+        named[name] = model
+    if not named:
+        raise UsageError("Name a teacher with --teacher NAME=MODEL, or --teacher bm25=bm25.")
+    return named
+
+
+def _teacher_settings(given: list[str] | None, named: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """The settings of each teacher, of the types that they have."""
+    settings: dict[str, dict[str, Any]] = {name: {} for name in named}
+    for one in given or []:
+        key, equals, value = one.partition("=")
+        name, _, setting = key.rpartition(".")
+        if not equals or name not in named:
+            raise UsageError(f"--set takes NAME.SETTING=VALUE with a NAME of --teacher, {', '.join(named)}: {one!r}.")
+        kinds = BM25_SETTINGS if named[name] == BM25 else MODEL_SETTINGS
+        if setting not in kinds:
+            raise UsageError(f"--set {one}: {named[name]} has no {setting!r}; it has {', '.join(kinds)}.")
+        settings[name][setting] = _read_setting(one, kinds[setting], value)
+    return settings
+
+
+def _read_setting(given: str, kind: type, value: str) -> Any:
+    if kind is str:
+        if value.startswith("@"):
+            require_file(Path(value[1:]), "a prompt")
+            return Path(value[1:]).read_text(encoding="utf-8")
+        return value
+    try:
+        read = json.loads(value)
+    except ValueError:
+        read = value
+    if not isinstance(read, bool if kind is bool else (int, kind)) or isinstance(read, bool) != (kind is bool):
+        raise UsageError(f"--set {given}: that is not {'true or false' if kind is bool else 'a number'}.")
+    return read
 
 
 def _require_searcher(name: str) -> None:

@@ -15,12 +15,13 @@ from lion_st.data.cache import cached_table, identity_of
 from lion_st.data.layouts import Candidates
 from lion_st.data.lookup import TextLookup, TextTable, text_keys_of
 from lion_st.data.tables import TupleSource
+from lion_st.data.teachers import column_of, teachers_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset
 
-TABLE_FORMAT = 1  # part of the cache's key: raise it when the same source shall give another table
+TABLE_FORMAT = 2  # part of the cache's key: raise it when the same source shall give another table
 TUPLES_AT_ONCE = 1000
 LEFT_OUT = {
     "pairs": "pairs whose document the corpus lacks",
@@ -39,7 +40,7 @@ def join_tuples(source: TupleSource, queries: TextTable | None, documents: TextT
     | query_key, keys | see `text_keys_of`, of the query and of each document |
     | documents | rows in `documents`, or texts without; positives first |
     | positives | how many of them are positives, at least 1 |
-    | teacher_scores | of each document, where the source has scores |
+    | teacher_scores | of each document, where the source has scores; teacher_scores:NAME of a teacher with a name |
 
     Documents whose text repeats that of an earlier one of their row are left out, and so are negatives whose text is
     that of a positive of the same query in another row.
@@ -116,7 +117,7 @@ def _find_rows(
     first = next(candidates, None)
     if first is None:
         raise ValueError(f"{source.name} has no rows.")
-    scored = first.scores is not None
+    teachers = list(first.scores or ())
     candidates, total = chain([first], candidates), 0
     while chunk := list(islice(candidates, TUPLES_AT_ONCE)):
         total += len(chunk)
@@ -124,14 +125,16 @@ def _find_rows(
             known = documents.knows([one.positives[0] for one in chunk])
             left_out["pairs"] += int((~known).sum())
             chunk = [one for one, there in zip(chunk, known, strict=True) if there]
-        yield _batch(chunk, queries, documents, scored)
+        yield _batch(chunk, queries, documents, teachers)
     if left_out["pairs"] == total and documents is not None:
         raise ValueError(
             f"None of the {total:,} documents that {source.name} judges as relevant is in {documents.name}."
         )
 
 
-def _batch(chunk: list[Candidates], queries: _Rows | None, documents: _Rows | None, scored: bool) -> pa.RecordBatch:
+def _batch(
+    chunk: list[Candidates], queries: _Rows | None, documents: _Rows | None, teachers: list[str]
+) -> pa.RecordBatch:
     import pyarrow as pa
 
     names = [one.query for one in chunk]
@@ -148,9 +151,9 @@ def _batch(chunk: list[Candidates], queries: _Rows | None, documents: _Rows | No
         "documents": pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values),
         "positives": pa.array([len(one.positives) for one in chunk], pa.int32()),
     }
-    if scored:
-        scores = np.array([score for one in chunk for score in one.scores or ()], np.float32)
-        columns["teacher_scores"] = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(scores))
+    for teacher in teachers:
+        scores = np.array([score for one in chunk for score in one.scores[teacher]], np.float32)
+        columns[column_of(teacher)] = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(scores))
     return pa.RecordBatch.from_pydict(columns)
 
 
@@ -227,8 +230,8 @@ def _drop_repeats(
         "keys": pa.ListArray.from_arrays(ends, pa.array(keys[kept], pa.int64())),
         "positives": pa.array(positives, pa.int32()),
     }
-    if "teacher_scores" in batch.schema.names:
-        columns["teacher_scores"] = pa.ListArray.from_arrays(ends, batch["teacher_scores"].flatten().take(places))
+    for name in map(column_of, teachers_of(batch.schema.names)):
+        columns[name] = pa.ListArray.from_arrays(ends, batch[name].flatten().take(places))
     return pa.RecordBatch.from_pydict(columns)
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import ast
 import math
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from lion_st.data.fields import DOCUMENT_ID_FIELDS, GRADE_FIELDS, QUERY_ID_FIELDS, Row
+from lion_st.data.teachers import UNNAMED
 
 # A row with one column of each is a pair, and with a score of a third a pair with a score.
 PAIR_QUERIES = ("query", "question", "anchor", "sentence1", *QUERY_ID_FIELDS)
@@ -30,13 +31,14 @@ TUPLE_FORMS = (
 class Candidates:
     """A query with its relevant and other documents, as ids or as texts.
 
-    `scores` are the teacher's, of the positives and then of the negatives; None where the layout has none.
+    `scores` are those of each teacher by name, of the positives and then of the negatives; None where the layout has
+    none. A list is of one teacher without a name, and `read_row` makes a mapping of it.
     """
 
     query: Any
     positives: list[Any]
     negatives: list[Any]
-    scores: list[float] | None = None
+    scores: Any = None
 
 
 @dataclass(frozen=True)
@@ -130,18 +132,29 @@ def read_row(layout: Layout, row: Row, place: str) -> Candidates:
             raise _not_a_text(value, _field_of(row, value), place)
     if not found.positives:
         raise ValueError(f"{place} has no positive document: remove the row.")
-    if found.scores is not None:
-        if len(found.scores) != len(documents):
+    if found.scores is None:
+        return found
+    by_teacher = found.scores if isinstance(found.scores, Mapping) else {UNNAMED: found.scores}
+    for teacher, scores in by_teacher.items():
+        _check_scores(scores, teacher, len(documents), row, place)
+    return replace(found, scores=dict(by_teacher))
+
+
+def _check_scores(scores: Any, teacher: str, documents: int, row: Row, place: str) -> None:
+    of_teacher = f" of the teacher {teacher!r}" if teacher else ""
+    if scores is None:
+        raise ValueError(f"{place} has no scores{of_teacher}: score it with `lion-st teach`, or remove the row.")
+    if len(scores) != documents:
+        raise ValueError(
+            f"{place} has {len(scores)} teacher scores{of_teacher} for {documents} documents: they must pair up."
+        )
+    for score in scores:
+        if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
+            field = _field_of(row, score)
             raise ValueError(
-                f"{place} has {len(found.scores)} teacher scores for {len(documents)} documents: they must pair up."
+                f"{place} has the teacher score {score!r}{of_teacher} in the field {field!r}: score it again or remove "
+                "the row."
             )
-        for score in found.scores:
-            if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
-                field = _field_of(row, score)
-                raise ValueError(
-                    f"{place} has the teacher score {score!r} in the field {field!r}: score it again or remove the row."
-                )
-    return found
 
 
 def _is_text(value: Any) -> bool:
@@ -187,7 +200,10 @@ def _pair(row: Row, *, query: str, document: str) -> Candidates:
 
 
 def _scored_list(row: Row) -> Candidates:
-    """Documents in any order with a score each: the best scored is the positive."""
+    """Documents in any order with a score each: the best scored is the positive; of several teachers, the first is."""
+    if isinstance(row["scores"], Mapping):
+        documents = _list(row["document_ids"])
+        return Candidates(row["query_id"], documents[:1], documents[1:], row["scores"])
     documents, scores = _list(row["document_ids"]), _list(row["scores"])
     if len(documents) != len(scores) or any(score is None or score != score for score in scores):
         return Candidates(row["query_id"], documents[:1], documents[1:], scores)  # refused by `read_row`
@@ -221,26 +237,39 @@ def _id_triplet(row: Row) -> Candidates:
 
 
 def _mined_by_systems(row: Row) -> Candidates:
-    """Negatives in a list for each system that found them: rank by rank, each document once."""
+    """Negatives in a list for each system that found them, rank by rank, each document once; or in one list."""
+    if not isinstance(row["neg"], Mapping):
+        scores = [*row["pos.score"], *row["neg.score"]] if row.get("pos.score") is not None else None
+        return Candidates(row["qid"], row["pos"], row["neg"] or [], scores)
     lists = [[_pid(item) for item in found] for found in row["neg"].values()]
     ranks = [found[rank] for rank in range(max(map(len, lists), default=0)) for found in lists if rank < len(found)]
     return Candidates(row["qid"], [_pid(item) for item in row["pos"]], list(dict.fromkeys(ranks)))
 
 
 def _passages(row: Row) -> Candidates:
-    positives, negatives = ([_titled(item) for item in row[f"{kind}_passages"]] for kind in ("positive", "negative"))
-    return Candidates(row["query"], positives, negatives)
+    positives, negatives = row["positive_passages"], row["negative_passages"]
+    scores = _scores_inside([*positives, *negatives])
+    return Candidates(row["query"], list(map(_titled, positives)), list(map(_titled, negatives)), scores)
+
+
+def _scores_inside(passages: Sequence[Mapping[str, Any]]) -> Any:
+    """Scores that stand in the passages themselves: `score`, or `scores` of several teachers by name."""
+    first = passages[0].get("scores") if passages else None
+    if isinstance(first, Mapping):
+        return {teacher: [(passage.get("scores") or {}).get(teacher) for passage in passages] for teacher in first}
+    scores = [passage.get("score") for passage in passages]
+    return None if all(score is None for score in scores) else scores
 
 
 def _document_ids(row: Row) -> Candidates:
     query = next(row[name] for name in ("query_text", "query", "query_id") if name in row)
-    return Candidates(query, row["positive_document_ids"], row["negative_document_ids"] or [])
+    return Candidates(query, row["positive_document_ids"], row["negative_document_ids"] or [], row.get("scores"))
 
 
 def _pos_neg(row: Row) -> Candidates:
     positives, negatives = ([row[k]] if isinstance(row.get(k), str) else row.get(k) or [] for k in ("pos", "neg"))
-    scores = [*row["pos_scores"], *(row.get("neg_scores") or [])] if row.get("pos_scores") else None
-    return Candidates(row["query"], positives, negatives, scores)
+    scores = [*row["pos_scores"], *(row.get("neg_scores") or [])] if row.get("pos_scores") else row.get("scores")
+    return Candidates(row["query"] if "query" in row else row["query_id"], positives, negatives, scores)
 
 
 def _columns(row: Row) -> Candidates:
@@ -287,6 +316,7 @@ LAYOUTS = (
         for query in ("query_text", "query", "query_id")
     ),
     Layout("lists of texts", ("query", "pos"), _pos_neg, False, False),
+    Layout("lists of texts", ("query_id", "pos"), _pos_neg, True, False),
     Layout("columns", ("query", "positive"), _columns, None, None),
     Layout("columns", ("anchor", "positive"), _columns, None, None),
     Layout("columns", ("question", "positive"), _columns, None, None),

@@ -29,6 +29,7 @@ from lion_st.data.layouts import (
 from lion_st.data.lookup import TextTable
 from lion_st.data.records import read_file
 from lion_st.data.sources import TEXT_STEMS, TEXT_SUBSETS, open_source, parse_source
+from lion_st.data.teachers import UNNAMED
 from lion_st.data.trec import iter_qrels
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def open_tuples(
         return TupleSource(name, identity, partial(_scored_pairs, opened, name), any(query_ids), any(document_ids))
     layout = detect_layout(first)
     candidates = read_row(layout, first, place)
-    read = partial(_tuples, opened, name, layout, candidates.scores is not None)
+    read = partial(_tuples, opened, name, layout, tuple(candidates.scores or ()))
     by_values = (
         queries_given or isinstance(candidates.query, int),
         documents_given or isinstance(candidates.positives[0], int),
@@ -171,13 +172,17 @@ def _rows(opened: Path | Dataset, name: str) -> Iterator[tuple[str, Row]]:
             number += 1
 
 
-def _tuples(opened: Path | Dataset, name: str, layout: Layout, scored: bool) -> Iterator[Candidates]:
+def _tuples(opened: Path | Dataset, name: str, layout: Layout, teachers: tuple[str, ...]) -> Iterator[Candidates]:
     for place, row in _rows(opened, name):
         found = read_row(layout, row, place)
-        if scored and found.scores is None:
-            raise ValueError(f"{place} has no teacher scores, other rows have: score it or remove the row.")
+        scores = found.scores or {}
+        missing = next((teacher for teacher in teachers if teacher not in scores), None)
+        if missing is not None:
+            of_teacher = f" of the teacher {missing!r}" if missing else ""
+            raise ValueError(f"{place} has no teacher scores{of_teacher}, other rows have: score it or remove the row.")
         positives, negatives = (list(map(str, documents)) for documents in (found.positives, found.negatives))
-        yield Candidates(str(found.query), positives, negatives, found.scores if scored else None)
+        kept = {teacher: scores[teacher] for teacher in teachers} or None
+        yield Candidates(str(found.query), positives, negatives, kept)
 
 
 def _scored_pairs(opened: Path | Dataset, name: str) -> Iterator[Candidates]:
@@ -207,7 +212,7 @@ def _by_score(query: str, documents: list[str], scores: list[float], *, labels: 
     order = sorted(range(len(scores)), key=lambda place: -scores[place])
     positives = sum(score > 0 for score in scores) if labels else 1
     ranked = [documents[place] for place in order]
-    teacher = None if labels else [scores[place] for place in order]
+    teacher = None if labels else {UNNAMED: [scores[place] for place in order]}
     return Candidates(query, ranked[:positives], ranked[positives:], teacher)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,13 +13,24 @@ import numpy as np
 from lion_st.data.joining import join_tuples
 from lion_st.data.lookup import TextTable
 from lion_st.data.tables import load_texts, open_tuples
+from lion_st.data.teachers import (
+    COLUMN,
+    Combination,
+    Normalization,
+    TeacherMixture,
+    Teachers,
+    choose_teachers,
+    column_of,
+    normalize_scores,
+    require_combination,
+    teachers_of,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset
 
 Sampling: TypeAlias = Literal["random", "first"]
-Normalization: TypeAlias = Literal["none", "zscore", "minmax"]
 ROWS_AT_ONCE = 100_000  # of integers
 SHORTEST_LIST = 3  # of two scores only the sign of their difference is left
 
@@ -30,6 +40,9 @@ def load_tuples(
     *,
     negatives: int | None = None,
     teacher_scores: bool = False,
+    teachers: Teachers | None = None,
+    combine: Combination = "zscore",
+    teachers_apart: bool = False,
     teacher_normalization: Normalization = "none",
     split: str = "train",
     subset: str | None = None,
@@ -57,10 +70,12 @@ def load_tuples(
     | mined by sentence-transformers, ids or texts | query, positive, negative or negative_1 ... negative_n[, label] |
     | sentence-transformers/msmarco-hard-negatives | qid, pos, neg (a list for each system) |
     | Tevatron/msmarco-passage | query, positive_passages, negative_passages or lists of document ids |
-    | `lion-st mine` | query_id, positive_document_ids, negative_document_ids |
+    | Tevatron's form with scores inside, as a reranker leaves them | the same, each passage with score or scores |
+    | hotchpotch/mmarco-hard-negatives-reranker-score | qid, pos, neg, pos.score, neg.score |
+    | `lion-st mine`, `lion-st teach` | query_id, positive_document_ids, negative_document_ids[, scores (by teacher)] |
     | the paper's contrastive and KL files | question, pos_pid, neg_pids[, pos_score, neg_scores] |
     | the paper's MarginMSE file | query, docids, scores; the first is positive |
-    | JSONL pairs and lists | query, pos[, neg, pos_scores, neg_scores] |
+    | JSONL pairs and lists | query, pos[, neg, pos_scores, neg_scores or scores (by teacher)] |
     | pairs | query, question or sentence1 with answer, answers (DPR), passage, document or sentence2; or of ids |
     | pairs with scores | the same with score or label, a row each; of labels 0 and 1, the 1 are positives |
     | BEIR folder | pairs from qrels/<split>.tsv |
@@ -76,7 +91,12 @@ def load_tuples(
         negatives: Negatives of each tuple; None takes all, of which every row must then have equally many.
         teacher_scores: Whether to add the column `label`, a list of 1 + negatives scores, the positive's first. Where
             only the margin of a triplet is published, it reads [margin, 0].
-        teacher_normalization: What `label` holds of the teacher's scores: "none", the scores as they are; "zscore",
+        teachers: Of data with the scores of several, the teachers to learn from: names, or weights by name.
+        combine: How several become one, see `lion_st.data.teachers.TeacherMixture`. With "separate", `label` has a
+            list for each of them.
+        teachers_apart: Have lists for each of several with other rules too, after the rule's transformation.
+        teacher_normalization: What `label` holds of the teacher's scores, or of what the teachers were combined to:
+            "none", the scores as they are; "zscore",
             less their mean and over their standard deviation; "minmax", from 0 for the lowest to 1 for the highest.
             Both are over all scores of the row's query, those of documents that are not drawn included. A list of
             equal scores becomes zeros.
@@ -118,6 +138,9 @@ def load_tuples(
         raise ValueError(
             f"teacher_normalization is {teacher_normalization!r}: choose one of {', '.join(get_args(Normalization))}."
         )
+    require_combination(combine)
+    if teachers_apart and combine == "random":
+        raise ValueError("combine='random' draws one teacher, so that teachers_apart has no others: leave one out.")
     if sampling not in ("random", "first"):
         raise ValueError(f"sampling is {sampling!r}: choose 'random' or 'first'.")
     opened = open_tuples(
@@ -136,12 +159,30 @@ def load_tuples(
         seed,
     )
     table = join_tuples(opened, reader.queries, reader.documents)
-    if (teacher_scores or reader.has_margins) and "teacher_scores" not in table.column_names:
-        raise ValueError(
-            f"{source} has no teacher scores: choose a subset or file that has them, or train with the contrastive "
-            "objective alone and without margins."
-        )
+    if teacher_scores or reader.has_margins:
+        table = _with_teachers(table, reader, str(source), teachers, combine, teachers_apart)
     return reader.check(table, str(source), drop_short).with_transform(reader)
+
+
+def _with_teachers(
+    table: Dataset, reader: TupleReader, source: str, wanted: Teachers | None, combine: Combination, apart: bool
+) -> Dataset:
+    """The table with the scores that were asked for alone; those of one teacher are called `COLUMN`."""
+    present = teachers_of(table.column_names)
+    if not present:
+        raise ValueError(
+            f"{source} has no teacher scores: score it with `lion-st teach`, choose a subset or file that has them, or "
+            "train with the contrastive objective alone and without margins."
+        )
+    weights = choose_teachers(source, present, wanted)
+    table = table.remove_columns([column_of(name) for name in present if name not in weights])
+    if len(weights) == 1:
+        (name,) = weights
+        return table.rename_column(column_of(name), COLUMN) if name else table
+    if reader.has_margins:
+        raise ValueError(f"Margins are those of one teacher's scores, and there are {', '.join(weights)}: name one.")
+    reader.mixture = TeacherMixture(weights, combine, apart)
+    return table
 
 
 def set_epoch(tuples: Dataset, epoch: int) -> None:
@@ -167,6 +208,7 @@ class TupleReader:
     relative_margin: float | None
     seed: int
     epoch: int = 0
+    mixture: TeacherMixture | None = None  # of several teachers
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TupleReader:
         """The same reader: views of a dataset share the texts and the epoch."""
@@ -191,13 +233,23 @@ class TupleReader:
             columns["label"] = self._labels(batch, chosen)
         return columns
 
-    def labels(self, batch: dict[str, list[Any]]) -> list[list[float]]:
+    def labels(self, batch: dict[str, list[Any]]) -> list[list[Any]]:
         """The teacher's scores of each row in this epoch, as the column `label` has them."""
         return self._labels(batch, self._choose_all(batch)) if self.scored else [[] for _ in batch["query"]]
 
-    def _labels(self, batch: dict[str, list[Any]], chosen: list[list[int]]) -> list[list[float]]:
-        scores = (normalize_scores(row, self.normalization) for row in batch["teacher_scores"])
-        return [[row[place] for place in places] for row, places in zip(scores, chosen, strict=True)]
+    def _labels(self, batch: dict[str, list[Any]], chosen: list[list[int]]) -> list[list[Any]]:
+        if self.mixture is None:
+            return list(map(self._label, batch[COLUMN], chosen))
+        by_teacher = zip(*(batch[name] for name in self.mixture.columns), strict=True)
+        draws = (f"{self.seed} {self.epoch} {query} teacher" for query in batch["query"])
+        combined = map(self.mixture.combine, by_teacher, draws)
+        if not self.mixture.is_nested:
+            return list(map(self._label, combined, chosen))
+        return [[self._label(row, places) for row in rows] for rows, places in zip(combined, chosen, strict=True)]
+
+    def _label(self, scores: Sequence[float], places: list[int]) -> list[float]:
+        normalized = normalize_scores(scores, self.normalization)
+        return [normalized[place] for place in places]
 
     def keys(self, table: pa.Table) -> np.ndarray:
         """What of rows is the same text in this epoch, without reading one.
@@ -229,7 +281,8 @@ class TupleReader:
         counts = np.concatenate([np.empty(0, np.int64), *map(self._counts, parts)])
         if not len(counts):
             raise ValueError(f"{source} has no rows.")
-        if self.scored and self.normalization != "none":
+        rule = self.normalization if self.mixture is None else self.mixture.rule
+        if self.scored and ("zscore" in (rule, self.normalization) or "minmax" in (rule, self.normalization)):
             self._require_lists(table, source)
         if self.negatives is None:
             self.negatives = int(counts.max())
@@ -252,12 +305,15 @@ class TupleReader:
     def _require_lists(self, table: Dataset, source: str) -> None:
         import pyarrow.compute as pc
 
-        lengths = pc.list_value_length(table.with_format("arrow")[:]["teacher_scores"]).to_numpy()
+        lengths = pc.list_value_length(table.with_format("arrow")[:]["keys"]).to_numpy()
         if lengths.min() < SHORTEST_LIST:
+            setting, other = f"teacher_normalization={self.normalization!r}", "'none'"
+            if self.normalization == "none" and self.mixture is not None:
+                setting, other = f"combine={self.mixture.rule!r}", "'weighted'"
             raise ValueError(
                 f"Row {lengths.argmin()} of {source} has {lengths.min()} teacher scores, of which "
-                f"teacher_normalization={self.normalization!r} would leave no more than which is higher; it needs "
-                f"{SHORTEST_LIST}. Take 'none', and teacher_temperature for their scale."
+                f"{setting} would leave no more than which is higher; it needs {SHORTEST_LIST}. Take {other}, and "
+                "teacher_temperature for their scale."
             )
 
     def _counts(self, table: pa.Table) -> np.ndarray:
@@ -303,23 +359,6 @@ class TupleReader:
         positive = min(scores[:positives])
         margin = max(self.absolute_margin or 0.0, (self.relative_margin or 0.0) * abs(positive))
         return [place for place in pool if scores[positives + place] <= positive - margin]
-
-
-def normalize_scores(scores: Sequence[float], normalization: Normalization) -> list[float]:
-    """The teacher's scores of a query's documents, brought to the same scale for all queries.
-
-    Example:
-        >>> normalize_scores([4.0, 1.0, 2.5], "minmax")
-        [1.0, 0.0, 0.5]
-    """
-    if normalization == "none":
-        return list(scores)
-    if normalization == "minmax":
-        zero, one = min(scores), max(scores) - min(scores)
-    else:
-        zero = sum(scores) / len(scores)
-        one = math.sqrt(sum((score - zero) ** 2 for score in scores) / len(scores))
-    return [(score - zero) / one if one else 0.0 for score in scores]
 
 
 def _one_positive(table: pa.Table) -> bool:

@@ -26,8 +26,9 @@ def write_in_blocks(
     output: str | Path,
     settings: Mapping[str, Any],
     blocks: Callable[[], Iterator[list[T]]],
-    compute: Callable[[list[T]], Any],
+    compute: Callable[[list[Any]], Any],
     *,
+    prepare: Callable[[list[T]], list[Any]] = list,
     overwrite: bool = False,
 ) -> Path:
     """Compute a table from blocks of rows and write it as one Parquet file.
@@ -41,8 +42,9 @@ def write_in_blocks(
         output: The file.
         settings: All that the table depends on besides the rows, as JSON. They stand in the schema's metadata, beside
             a digest of the rows, under "lion_st".
-        blocks: Yields the rows in blocks, the same ones each time, as lists of what JSON can hold.
+        blocks: Yields the rows in blocks, the same ones each time.
         compute: Makes a pyarrow table, with the same columns for every block, from a block.
+        prepare: Reads what a block's rows lack, such as their texts, into lists of what JSON can hold.
         overwrite: Replace a file in `output`, once the new one stands.
 
     Returns:
@@ -55,19 +57,20 @@ def write_in_blocks(
     output = Path(output)
     settings = json.loads(json.dumps(settings))
     if output.exists():
-        if _is_made_of(output, settings, blocks):
+        if _is_made_of(output, settings, map(prepare, blocks())):
             return output
         require_free(output, overwrite)
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     parts = output.with_name(f"{output.name}.parts")
     _claim(parts, settings)
     count = 0
-    for number, rows in enumerate(blocks()):
+    for number, block in enumerate(blocks()):
         count += 1
         if number % world_size != rank:
             continue
         if not parts.is_dir():  # another process found all parts there and put them together
             return output
+        rows = prepare(block)
         digest = _digest(rows)
         if not _is_done(parts / _name(number), digest):
             table = compute(rows).replace_schema_metadata({DIGEST: digest})
@@ -107,16 +110,16 @@ def _metadata(output: Path) -> dict[str, Any]:
         return {}
 
 
-def _is_made_of(output: Path, settings: Mapping[str, Any], blocks: Callable[[], Iterator[Any]]) -> bool:
+def _is_made_of(output: Path, settings: Mapping[str, Any], blocks: Iterator[list[Any]]) -> bool:
     found = _metadata(output)
-    return found.get("settings") == settings and found.get(DIGEST) == _digest_of_all(map(_digest, blocks()))
+    return found.get("settings") == settings and found.get(DIGEST) == _digest_of_all(map(_digest, blocks))
 
 
 def _claim(parts: Path, settings: Mapping[str, Any]) -> None:
-    """Write the settings into a new folder, or check that an earlier run had the same ones."""
+    """Write the settings into a folder without parts, or check that those that are there have the same ones."""
     parts.mkdir(parents=True, exist_ok=True)
     file = parts / SETTINGS
-    if not file.exists():
+    if not file.exists() or not any(parts.glob("part-*.parquet")):
         atomic_write(file, json.dumps(settings, ensure_ascii=False, indent=1))
         return
     try:
