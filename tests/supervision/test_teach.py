@@ -259,13 +259,16 @@ def test_two_processes_write_what_one_writes(models, data, tmp_path):
     options += [part for name, place in texts_at(data).items() for part in (f"--{name}", str(place))]
     one, two = tmp_path / "one.parquet", tmp_path / "two.parquet"
     assert CliRunner().invoke(app, [*command, str(one), *options]).exit_code == 0
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
     environment = os.environ | ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    environment["HF_DATASETS_CACHE"] = str(tmp_path / "shared-cache")
-    run = [*launcher, "-m", "lion_st", *command, str(two), *options]
-    result = subprocess.run(run, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("scored by cross, lexical") == 1
+    environment |= {"HF_DATASETS_CACHE": str(tmp_path / "shared-cache"), "WORLD_SIZE": "2"}
+    words = [sys.executable, "-m", "lion_st", *command, str(two), *options]
+    ranks = [
+        subprocess.Popen(words, env=environment | {"RANK": rank, "LOCAL_RANK": rank}, stdout=subprocess.PIPE, text=True)
+        for rank in ("0", "1")
+    ]  # as torchrun starts them
+    printed = [rank.communicate()[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0]
+    assert any("scored by cross, lexical" in text for text in printed)
     assert one.read_bytes() == two.read_bytes()
     assert not list(tmp_path.glob("two.parquet.parts")) and not list(tmp_path.glob(".two*"))
 
