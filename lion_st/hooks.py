@@ -35,7 +35,10 @@ OVERRIDDEN: dict[str, tuple[str, tuple[str, ...]]] = {
         "sentence_transformers.base.modules.Transformer",
         ("_can_flatten_inputs", "_load_config", "_load_model"),
     ),
-    "lion_st.training.trainers.GuardedTrainer": ("transformers.Trainer", ("_save", "_save_checkpoint")),
+    "lion_st.training.trainers.GuardedTrainer": (
+        "transformers.Trainer",
+        ("_init_training_state", "_load_best_model", "_save", "_save_checkpoint"),
+    ),
 }
 # What is called or read, and what is public in name but described nowhere: an attribute of what is imported.
 USED = (
@@ -50,7 +53,9 @@ USED = (
     "transformers.PretrainedConfig._attn_implementation",
     "transformers.integrations.sdpa_attention.sdpa_attention_forward",
     "transformers.utils.peft_utils.find_adapter_config_file",
+    "transformers.Trainer._load_from_checkpoint",
     "transformers.trainer_utils.rotate_checkpoints",
+    "transformers.trainer_utils.sort_checkpoints",
     "peft.tuners.tuners_utils.BaseTunerLayer.get_base_layer",
     "peft.tuners.tuners_utils.cast_adapter_dtype",
     "peft.utils.other.ModulesToSaveWrapper",

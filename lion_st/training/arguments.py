@@ -11,6 +11,7 @@ from sentence_transformers import SentenceTransformerTrainingArguments, SparseEn
 from transformers import TrainingArguments
 
 from lion_st.errors import UsageError
+from lion_st.training.evaluation import EvaluationArguments
 from lion_st.training.options import merge_layers
 from lion_st.training.recipes import Objective, Paradigm, RetrieverRecipe, get_recipe
 from lion_st.training.released import is_released, recipe_options
@@ -53,9 +54,14 @@ FURTHER_RESULT_ARGUMENTS = (
     "batch_sampler",
     "data_seed",
     "dataloader_drop_last",
+    "early_stopping_patience",
+    "eval_data",
+    "eval_share",
+    "eval_split",
     "learning_rate_mapping",
     "lr_scheduler_kwargs",
     "max_seconds",
+    "metric_for_best_model",
     "neftune_noise_alpha",
     "optim_args",
     "router_mapping",
@@ -69,7 +75,6 @@ _NOT_READ = {
     "parallelism_config": UNSHARDED,
     "save_only_model": "a run could not go on from such a checkpoint",
 }
-_UNEVALUATED = "training has no evaluation set; `lion-st evaluate` scores its result"
 _NOT_READ_BY_MNTP = {
     **_NOT_READ,
     "auto_find_batch_size": "a smaller batch is another run; lower --per_device_train_batch_size",
@@ -79,9 +84,7 @@ _NOT_READ_BY_MNTP = {
 _NOT_READ_BY_RETRIEVER = {
     **_NOT_READ,
     "auto_find_batch_size": "a smaller batch is another run; --mini_batch_size bounds memory",
-    "do_eval": _UNEVALUATED,
-    "do_predict": _UNEVALUATED,
-    "eval_strategy": _UNEVALUATED,
+    "do_predict": "`lion-st evaluate` scores the result on a test set",
     "prompts": "--query_prompt and --document_prompt are, and are saved with the model",
 }
 
@@ -304,11 +307,14 @@ class RetrieverArguments(LoraArguments):
 
 
 @dataclass
-class RetrieverTrainingArguments(SparseEncoderTrainingArguments, SentenceTransformerTrainingArguments):
+class RetrieverTrainingArguments(
+    EvaluationArguments, SparseEncoderTrainingArguments, SentenceTransformerTrainingArguments
+):
     """sentence-transformers' training arguments; batch and accumulation follow from `batch_size` where left out."""
 
     output_dir: str = "runs/retriever"
     per_device_train_batch_size: int | None = None  # type: ignore[assignment]
+    per_device_eval_batch_size: int = 32
     gradient_accumulation_steps: int | None = None  # type: ignore[assignment]
     dataloader_drop_last: bool = True
     max_seconds: float | None = field(default=None, metadata={"help": MAX_SECONDS_HELP})
@@ -337,6 +343,7 @@ class RetrieverTrainingArguments(SparseEncoderTrainingArguments, SentenceTransfo
         _steps_or_epochs(self, -1)
         if self.warmup_steps and self.warmup_ratio:
             merge_layers({"warmup_steps": self.warmup_steps, "warmup_ratio": self.warmup_ratio})
+        self.complete_evaluation(self)
         super().__post_init__()
 
     def settings(self) -> dict[str, Any]:

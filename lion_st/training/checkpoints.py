@@ -18,13 +18,14 @@ from sentence_transformers.util import get_rank, get_world_size
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from lion_st.files import atomic_write, checksum, fsync_tree, has_checksum, inside, remove_abandoned
+from lion_st.files import atomic_write, checksum, fsync_tree, has_checksum, inside, lock_folder, remove_abandoned
 from lion_st.modules.folding import RESUME_FILE
 
 logger = logging.getLogger(__name__)
 Decision = TypeVar("Decision")
 CHECKSUMS = "checksums.json"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
+UNSEALED = ".unsealed"  # is in a checkpoint until its checksums are
 DAMAGED = "damaged-"  # put in front of the name of a checkpoint that is not gone on from
 
 
@@ -34,16 +35,22 @@ def seal_checkpoint(folder: Path) -> None:
     files = {
         file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "xxh3": checksum(file)}
         for file in sorted(folder.rglob("*"))
-        if file.is_file()
+        if file.is_file() and file.name != UNSEALED
     }
     atomic_write(folder / CHECKSUMS, json.dumps({"version": 1, "files": files}, indent=2) + "\n")
+    (folder / UNSEALED).unlink(missing_ok=True)
 
 
-def discard_checkpoint(folder: Path) -> None:
-    """Remove what stands where a checkpoint is to be written: of its files none may be taken for one of the new."""
+def begin_checkpoint(folder: Path) -> None:
+    """Make the folder of a checkpoint, empty but for a mark that goes when it is sealed.
+
+    What stood there is removed: of its files none may be taken for one of the new.
+    """
     (folder / CHECKSUMS).unlink(missing_ok=True)
     if folder.exists():
         shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    (folder / UNSEALED).touch()
 
 
 def checkpoint_damage(folder: Path) -> str | None:
@@ -52,6 +59,8 @@ def checkpoint_damage(folder: Path) -> str | None:
     Weights or an adapter, optimizer, learning rate schedule, random states and the trainer's state have to be there and
     whole: by their checksums, or by their own structure in a checkpoint of an earlier version, which has none.
     """
+    if _is_unsealed(folder):
+        return "it was not written to its end"
     try:
         found = _missing_part(folder)
         if found is None:
@@ -74,6 +83,7 @@ def checkpoint_to_resume(folder: Path, given: str | bool | None = None) -> str |
 
     Raises:
         FileNotFoundError: If the given folder is not a checkpoint.
+        FolderInUse: If another process trains into the folder.
         ValueError: If the given checkpoint is damaged, or all that the folder holds; or if the run shall begin anew in
             a folder that holds checkpoints.
     """
@@ -100,11 +110,18 @@ def _choose(folder: Path, given: str | bool | None) -> str | None:
     answer = {"true": True, "false": False}.get(str(given).lower(), given)
     if answer is not None and not isinstance(answer, bool):
         return _require_whole(Path(answer))
+    if not folder.is_dir():
+        return None
+    with lock_folder(folder, wait=False):
+        return _last_whole(folder, given if answer is False else None)
+
+
+def _last_whole(folder: Path, refused: Any) -> str | None:
     _remove_leftovers(folder)
     checkpoints = _checkpoints(folder)
-    if answer is False and checkpoints:
+    if refused is not None and checkpoints:
         raise ValueError(
-            f"{folder} holds checkpoints, which --resume_from_checkpoint {given} would write over: delete them, or "
+            f"{folder} holds checkpoints, which --resume_from_checkpoint {refused} would write over: delete them, or "
             "choose another --output_dir."
         )
     damaged: dict[Path, str] = {}
@@ -166,13 +183,17 @@ def _remove_leftovers(folder: Path) -> None:
 
 def _is_unfinished(checkpoint: Path) -> bool:
     """Whether a process was killed while it wrote the checkpoint: before its checksums the trainer's state comes."""
-    if (checkpoint / CHECKSUMS).exists():
-        return False
+    if (checkpoint / CHECKSUMS).exists() or _is_unsealed(checkpoint):
+        return _is_unsealed(checkpoint)
     try:
         json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return True
     return False
+
+
+def _is_unsealed(checkpoint: Path) -> bool:
+    return (checkpoint / UNSEALED).exists() and not (checkpoint / CHECKSUMS).exists()
 
 
 def _missing_part(folder: Path) -> str | None:

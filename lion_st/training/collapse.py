@@ -6,9 +6,11 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
+from lion_st.losses import dot_scores
 from lion_st.losses.distributed import mean_across_ranks
 
 EVERY = 20  # steps from one look to the next
@@ -35,26 +37,37 @@ class VectorStatistics:
         self.counts_terms = counts_terms
         self.width = 0
         self.rows: dict[str, int] = {}
+        self.uses: dict[str, Tensor] = {}  # by task, int64 [V + 1]: of how many texts each term is, and their number
         self._sums: dict[str, dict[str, Tensor]] = {}
+        self._ranking: Ranking | None = None
         self._is_open = False
         model.register_forward_hook(self._observe)
 
     def begin(self) -> None:
-        """Forget what was seen and look at what is embedded from now on."""
-        self.rows, self._sums, self._is_open = {}, {}, True
+        """Forget what was seen, but for `uses`, and look at what is embedded from now on."""
+        self.rows, self._sums, self._ranking, self._is_open = {}, {}, Ranking(), True
 
     def end(self) -> None:
         """Look no more: gradient caching embeds every text again in its backward pass."""
         self._is_open = False
+        if self._ranking is not None:
+            self._ranking.forget_queries()
+
+    def take_uses(self) -> dict[str, Tensor]:
+        """`uses` since this was last called, a tensor for each of queries and documents, also if there were none."""
+        uses, self.uses = self.uses, {}
+        return uses
 
     def means(self) -> dict[str, Tensor]:
         """What was seen since `begin`, as scalars on the device.
 
         Of queries and of documents: `..._active_terms` of a text and `..._empty`, the share of texts without any, both
         of sparse vectors alone; and `..._spread`, the share of the vectors' squared length by which they differ from
-        their mean: 0 if all are identical.
+        their mean: 0 if all are identical. Of both: `in_batch_accuracy`, see `Ranking`.
         """
         means = {}
+        if self._ranking is not None and self._ranking.is_complete:
+            means["in_batch_accuracy"] = self._ranking.accuracy()
         for task, sums in self._sums.items():
             rows = self.rows[task]
             if self.counts_terms:
@@ -77,12 +90,68 @@ class VectorStatistics:
             "squares": torch.linalg.vector_norm(vectors, dtype=torch.float32).square(),
         }
         if self.counts_terms:
-            active = (vectors != 0).sum(dim=1)
+            is_active = vectors != 0
+            active = is_active.sum(dim=1)
             found |= {"active": active.sum(dtype=torch.float32), "empty": (active == 0).sum(dtype=torch.float32)}
+            used = F.pad(is_active.sum(dim=0), (0, 1), value=len(vectors))
+            self.uses[task] = self.uses[task] + used if task in self.uses else used
         before = self._sums.get(task)
         self._sums[task] = found if before is None else {name: before[name] + value for name, value in found.items()}
         self.rows[task] = self.rows.get(task, 0) + len(vectors)
         self.width = vectors.shape[1]
+        if self._ranking is not None:
+            self._ranking.add(vectors, task)
+
+
+class Ranking:
+    """How many queries of a batch find their positive, among all documents of the batch on this device.
+
+    Queries are embedded before documents, and positives before negatives, as all losses do; the scores are computed
+    again, documents by documents, so that nothing of them is kept.
+    """
+
+    def __init__(self) -> None:
+        self._queries: list[Tensor] = []
+        self._count = self._documents = 0
+        self._own: Tensor | None = None  # [B] score of each query's positive
+        self._best: Tensor | None = None  # [B] best score of any other document
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every query's positive was seen."""
+        return 0 < self._count <= self._documents
+
+    def add(self, vectors: Tensor, task: str) -> None:
+        """Look at queries or documents [N, V]."""
+        if task == "query" and self._best is None:
+            self._queries.append(vectors)
+            self._count += len(vectors)
+        elif task == "document" and self._queries:
+            if self._best is None:
+                self._queries = [torch.cat(self._queries)]
+                self._best = vectors.new_full((self._count,), -math.inf, dtype=torch.float32)
+                self._own = self._best.clone()
+            self._rank(self._queries[0], vectors)
+
+    def accuracy(self) -> Tensor:
+        """Share of queries whose positive scores above every other document."""
+        assert self._own is not None and self._best is not None
+        return (self._own > self._best).float().mean()
+
+    def forget_queries(self) -> None:
+        """Let go of the queries' vectors."""
+        self._queries = []
+
+    def _rank(self, queries: Tensor, documents: Tensor) -> None:
+        assert self._own is not None and self._best is not None
+        scores = dot_scores(queries, documents).float()  # [B, N]
+        first, self._documents = self._documents, self._documents + len(documents)
+        positives = min(self._count, self._documents) - first
+        if positives > 0:
+            rows = torch.arange(first, first + positives, device=scores.device)
+            self._own[rows] = scores[rows, rows - first]
+            scores[rows, rows - first] = -math.inf
+        torch.maximum(self._best, scores.amax(dim=1), out=self._best)
 
 
 class CollapseGuard(TrainerCallback):

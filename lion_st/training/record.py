@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
+import math
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,18 +13,22 @@ from typing import Any
 
 from sentence_transformers.util import get_rank
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 
 from lion_st.data.files import file_kind
 from lion_st.data.sources import parse_source
 from lion_st.files import atomic_write, checksum
 
 logger = logging.getLogger(__name__)
+SECONDS_BETWEEN_STATES = 30.0
 # How a batch is divided: what may change in a run whose result does not depend on it.
 DIVISION = ("world_size", "per_device_train_batch_size", "gradient_accumulation_steps")
 
 
 class RunLog(TrainerCallback):
     """A JSON file with a run's settings, kept up to date at every checkpoint, so that a run resumes only itself.
+
+    Beside it `trainer_state.json` holds what was logged, also since the last checkpoint, for `lion-st report`.
 
     Args:
         path: The JSON file, in the run's output folder.
@@ -59,6 +65,7 @@ class RunLog(TrainerCallback):
             self._require_same_data("checksum", data_checksum)
         self._seconds_before = self.content.get("seconds", 0.0)
         self._start = time.monotonic()
+        self._last_state = -math.inf
 
     @property
     def folder(self) -> Path:
@@ -90,6 +97,11 @@ class RunLog(TrainerCallback):
         self._start = time.monotonic()
         self._write(state)
 
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Keep what was logged on the disk, not more often than `SECONDS_BETWEEN_STATES`."""
+        if state.is_world_process_zero and time.monotonic() - self._last_state >= SECONDS_BETWEEN_STATES:
+            self._write_state(state)
+
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write what the run has cost up to this checkpoint."""
         self._write(state)
@@ -97,8 +109,20 @@ class RunLog(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Write what the whole run has cost."""
+        """Write what the whole run has cost, and the last of what was logged."""
         self._write(state)
+        if state.is_world_process_zero:
+            self._write_state(state)
+
+    def finish(self, state: TrainerState, **figures: Any) -> None:
+        """Say that the run has written its result, and what it has cost."""
+        self.update(steps=state.global_step, floating_point_operations=state.total_flos, **figures, finished=True)
+
+    def _write_state(self, state: TrainerState) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        content = json.dumps(dataclasses.asdict(state), indent=2, sort_keys=True)
+        atomic_write(self.folder / TRAINER_STATE_NAME, content + "\n")
+        self._last_state = time.monotonic()
 
     def _write(self, state: TrainerState) -> None:
         if state.is_world_process_zero:

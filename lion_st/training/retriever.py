@@ -45,6 +45,7 @@ from lion_st.training.callbacks import EpochCallback, SecondsBudget
 from lion_st.training.checkpoints import checkpoint_to_resume
 from lion_st.training.collapse import CollapseGuard
 from lion_st.training.cost import TrainingCost
+from lion_st.training.evaluation import EarlyStopping, build_evaluator, hold_out_share
 from lion_st.training.mixing import WeightedBatchSampler
 from lion_st.training.recipes import BACKBONES, BackboneShape, mntp_folder
 from lion_st.training.released import SHARE, ramp_micro_batches, released_mntp_folder, require_files
@@ -187,16 +188,23 @@ def build_trainer(
         training_arguments: Those of sentence-transformers' trainers. What is left out is filled in, in a copy: column
             tasks (`router_mapping`) and prompts, batch sampler, batch and accumulation.
         train_dataset: As `load_tuples` makes it, or with such columns; the former draws other negatives each epoch.
-            With several, as `load_training_tuples` makes them, each batch is of one.
+            With several, as `load_training_tuples` makes them, each batch is of one. `eval_share` of it is held out.
         callbacks: Of the trainer.
         loss: In place of the objective's own, see `build_loss`.
 
     Raises:
-        ValueError: If the batch cannot be divided as asked, or the data are fewer than one batch.
+        ValueError: If the batch cannot be divided as asked, the data are fewer than one batch, or what to evaluate on
+            cannot be read.
+        FileNotFoundError: If a collection to evaluate on is not there.
     """
     training_arguments = resolve_batches(arguments, training_arguments)
     needed = training_arguments.per_device_train_batch_size * training_arguments.world_size
     sources = train_dataset if isinstance(train_dataset, dict) else {" and ".join(arguments.train_data): train_dataset}
+    sources, held_out = hold_out_share(sources, training_arguments)
+    if held_out is not None:
+        is_one = not isinstance(train_dataset, dict)
+        train_dataset = next(iter(sources.values())) if is_one else type(train_dataset)(sources)
+    evaluator = build_evaluator(training_arguments, arguments.paradigm == "sparse", held_out)
     for name, source in sources.items():
         if len(source) < needed:
             raise ValueError(
@@ -232,12 +240,15 @@ def build_trainer(
         callbacks.insert(0, ramp)
     if training_arguments.max_seconds is not None:
         callbacks.append(SecondsBudget(training_arguments.max_seconds, ramp))
+    if training_arguments.early_stopping_patience is not None:
+        callbacks.append(EarlyStopping(training_arguments.early_stopping_patience))
     trainer_class = SparseRetrieverTrainer if arguments.paradigm == "sparse" else DenseRetrieverTrainer
     trainer = trainer_class(
         model=model,
         args=training_arguments,
         train_dataset=train_dataset,
         loss=loss,
+        evaluator=evaluator,
         callbacks=callbacks,
         guard=CollapseGuard(ramp, regularized=arguments.document_regularizer_weight > 0),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from lion_st.training.record import RunLog, files_checksum
 if TYPE_CHECKING:
     from lion_st.training.arguments import RetrieverArguments, RetrieverTrainingArguments
 
+logger = logging.getLogger(__name__)
 # What the trainer may have pushed of a checkpoint, and the result must not be read with.
 REPLACED_BY_RESULT = (
     "model*.safetensors",
@@ -69,11 +71,22 @@ def export_run(trainer: Any, record: RunLog) -> Path:
         with atomic_files_in(output) as folder:
             export(trainer.accelerator.unwrap_model(trainer.model), folder)
             files = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
-        record.update(finished=True)
+        record.finish(trainer.state, **_best(trainer))
     trainer.accelerator.wait_for_everyone()
     if trainer.args.push_to_hub and trainer.is_world_process_zero():
         _push(trainer, output, files)
     return output
+
+
+def _best(trainer: Any) -> dict[str, Any]:
+    """Which checkpoint the result is of, if it is that of the best one."""
+    if not trainer.args.load_best_model_at_end:
+        return {}
+    if trainer.state.best_model_checkpoint is None:
+        logger.warning("No checkpoint was evaluated: the result is the last state, not the best. Lower --eval_steps.")
+        return {}
+    metric, value = trainer.args.metric_for_best_model, trainer.state.best_metric
+    return {"exported": {"checkpoint": Path(trainer.state.best_model_checkpoint).name, metric: value}}
 
 
 def _push(trainer: Any, folder: Path, files: list[str]) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -10,14 +13,18 @@ from sentence_transformers import SentenceTransformerTrainer, SparseEncoderTrain
 from sentence_transformers.base.sampler import BatchSamplers
 from sentence_transformers.base.trainer import BaseTrainer
 from torch import Tensor, nn
-from transformers import Trainer
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers import Trainer, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints, sort_checkpoints
 
+from lion_st.files import lock_folder
 from lion_st.losses import FlopsRegularizer
-from lion_st.training.checkpoints import discard_checkpoint, seal_checkpoint
+from lion_st.training.callbacks import StopAfter
+from lion_st.training.checkpoints import begin_checkpoint, checkpoint_damage, decided_by_first_rank, seal_checkpoint
 from lion_st.training.collapse import CollapseGuard, VectorStatistics
 from lion_st.training.cost import TrainingCost
 from lion_st.training.sampling import NoFalseNegativesBatchSampler
+from lion_st.training.throughput import Throughput, peak_memory
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -28,7 +35,9 @@ class GuardedTrainer(Trainer):
     """transformers' Trainer whose checkpoints are whole and of a sound state, or are not there.
 
     One process writes weights, whichever trainer this is mixed into. A checkpoint ends with the checksums of its files,
-    and only then an earlier one makes room for it. A training that has collapsed ends with an error before it writes.
+    and only then an earlier one makes room for it; the best one is kept beside the last `save_total_limit`. A training
+    that has collapsed ends with an error before it writes. One that goes on from its last step takes no further one.
+    Evaluations draw no random numbers of the training's.
 
     Args:
         arguments: Of the trainer.
@@ -48,6 +57,72 @@ class GuardedTrainer(Trainer):
         self.guard.loss = (result[0] if isinstance(result, tuple) else result).detach()
         return result
 
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """Train, with the output folder locked against other runs.
+
+        Args:
+            resume_from_checkpoint: Folder of a checkpoint to go on from.
+            trial: Of a search for hyperparameters.
+            ignore_keys_for_eval: See transformers' Trainer.
+
+        Raises:
+            FolderInUse: If another process trains into the folder.
+        """
+        with _locked(Path(str(self.args.output_dir))):
+            if isinstance(resume_from_checkpoint, str):
+                state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / TRAINER_STATE_NAME))
+                if _is_over(state, getattr(self.args, "stop_after_steps", None)):
+                    return self._end_again(state, resume_from_checkpoint)
+            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
+        """Evaluate, and leave the random states as they were: what follows is the same as without."""
+        with torch.random.fork_rng(devices=[]):
+            return super().evaluate(*arguments, **options)
+
+    def _end_again(self, state: TrainerState, checkpoint: str) -> TrainOutput:
+        """Take the state of a training that was killed after its last checkpoint, before its result was written."""
+        self.state = state
+        state.is_world_process_zero = self.is_world_process_zero()
+        self._find_best()
+        self._load_from_checkpoint(checkpoint)
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
+            self._load_best_model()
+        for callback in self.callback_handler.callbacks:
+            restored = _saved_callback(state, type(callback).__name__)
+            for name, value in restored.get("attributes", {}).items():
+                setattr(callback, name, value)
+            if isinstance(callback, StopAfter):
+                callback.is_over = True
+        return TrainOutput(state.global_step, 0.0, {})
+
+    def _init_training_state(self, *arguments: Any, **options: Any) -> tuple[int, int]:
+        found = super()._init_training_state(*arguments, **options)
+        self._find_best()
+        return found
+
+    def _find_best(self) -> None:
+        """Name the best checkpoint by where it is now, should the run's folder have moved."""
+        if self.state.best_model_checkpoint is not None or self.state.best_global_step:
+            step = Path(self.state.best_model_checkpoint or f"-{self.state.best_global_step}").name.rpartition("-")[2]
+            best = Path(str(self.args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+            self.state.best_model_checkpoint = str(best) if best.is_dir() else None
+
+    def _load_best_model(self) -> None:
+        best = str(self.state.best_model_checkpoint)
+        problem = decided_by_first_rank(partial(checkpoint_damage, Path(best)))
+        if problem is not None:
+            raise ValueError(
+                f"The best checkpoint, {best}, is damaged: {problem}. Restore it from a copy, or repeat the command "
+                "with --load_best_model_at_end false to export the last state instead."
+            )
+        self._load_from_checkpoint(best)
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         # sentence-transformers expects to be called on the first process alone.
         if self.args.should_save:
@@ -58,7 +133,7 @@ class GuardedTrainer(Trainer):
         output = str(self.args.output_dir)
         folder = Path(output) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         if self.args.should_save:
-            discard_checkpoint(folder)
+            begin_checkpoint(folder)
         self.accelerator.wait_for_everyone()
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
@@ -68,7 +143,33 @@ class GuardedTrainer(Trainer):
         self.accelerator.wait_for_everyone()  # each process writes its own random states
         if self.args.should_save:
             seal_checkpoint(folder)
-            rotate_checkpoints(output, limit, self.state.best_model_checkpoint, use_mtime=True)
+            best = self.state.best_model_checkpoint
+            if limit and best is not None and str(Path(best)) not in sort_checkpoints(output, use_mtime=True)[-limit:]:
+                limit += 1
+            rotate_checkpoints(output, limit, best, use_mtime=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a run's folder on the first process; if it is held by another run, all of them say so."""
+    with ExitStack() as held:
+        decided_by_first_rank(lambda: held.enter_context(lock_folder(folder, wait=False)))
+        yield
+
+
+def _saved_callback(state: TrainerState, name: str) -> dict[str, Any]:
+    """What a saved state keeps of a callback: `args` and `attributes`."""
+    saved: Any = state.stateful_callbacks
+    return saved.get(name, {}) if isinstance(saved, dict) else {}
+
+
+def _is_over(state: TrainerState, stop_after: int | None) -> bool:
+    """Whether a training had taken its last step when this state was saved."""
+    last_step = state.max_steps if stop_after is None else min(state.max_steps, stop_after)
+    stopping = _saved_callback(state, "EarlyStopping")
+    patience = stopping.get("args", {}).get("early_stopping_patience")
+    counted = stopping.get("attributes", {}).get("early_stopping_patience_counter", 0)
+    return state.global_step >= last_step > 0 or (patience is not None and counted >= patience)
 
 
 class RetrieverTrainerMixin(GuardedTrainer, BaseTrainer):
@@ -85,6 +186,7 @@ class RetrieverTrainerMixin(GuardedTrainer, BaseTrainer):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.guard.statistics = VectorStatistics(cast(nn.Module, self.model), self.has_sparse_vectors)
+        self.throughput = Throughput()
         self._has_logged = False
 
     def compute_loss(self, *arguments: Any, **options: Any) -> Any:
@@ -106,8 +208,26 @@ class RetrieverTrainerMixin(GuardedTrainer, BaseTrainer):
         statistics: Any = self.guard.statistics
         super().track_loss_components(loss | statistics.means() | self._flops())
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log the loss with what else was seen since the last log, of all processes; see docs/watch.md."""
+        if "loss" in logs:
+            logs = logs | self._seen()
+        super().log(logs, start_time)
+
+    def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
+        """Evaluate; the time is not that of training."""
+        with self.throughput.paused():
+            return super().evaluate(*arguments, **options)
+
+    def store_flos(self) -> None:
+        """Add the operations since the last call to `state.total_flos`."""
+        trainer: Any = self  # whose count transformers declares to be whole
+        trainer.current_flos += self.cost.flops(*self.throughput.take())
+        super().store_flos()
+
     def get_train_dataloader(self) -> DataLoader:
         """The batches of this device."""
+        self.throughput = Throughput()
         configuration = self.accelerator.dataloader_config
         if configuration.split_batches:
             raise ValueError(
@@ -154,10 +274,33 @@ class RetrieverTrainerMixin(GuardedTrainer, BaseTrainer):
         return super().get_batch_sampler(dataset, **settings)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Operations of a step over these inputs."""
-        lengths = [mask.sum(1) for name, mask in inputs.items() if name.endswith("attention_mask")]
-        tokens = torch.cat(lengths).double()
-        return int(self.cost.flops(len(tokens), tokens.sum().item(), tokens.square().sum().item()))
+        """Count the texts of a step; their operations are added up in `store_flos`, without waiting for the device."""
+        self.throughput.add(
+            torch.cat([mask.sum(1) for name, mask in inputs.items() if name.endswith("attention_mask")])
+        )
+        return 0
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        with self.throughput.paused():
+            super()._save_checkpoint(model, trial)
+
+    def _seen(self) -> dict[str, float]:
+        """Tokens a second, peak memory and, of sparse vectors, the shares of terms that no text or every text has."""
+        statistics: Any = self.guard.statistics
+        pace, peak = self.throughput.tokens_per_second(), peak_memory()
+        figures = self._of_all_ranks(torch.tensor([[pace, peak or 0.0]], dtype=torch.float32))
+        seen = {"tokens_per_second": round(figures[:, 0].sum().item(), 1)}
+        if peak is not None:
+            seen["peak_memory_gib"] = round(figures[:, 1].max().item(), 3)
+        for task, uses in sorted(statistics.take_uses().items()):
+            *_, texts = counts = self._of_all_ranks(uses[None]).sum(dim=0)
+            seen[f"{task}_dead_terms"] = round((counts[:-1] == 0).double().mean().item(), 4)
+            seen[f"{task}_always_active_terms"] = round((counts[:-1] == texts).double().mean().item(), 4)
+        return seen
+
+    def _of_all_ranks(self, row: Tensor) -> Tensor:
+        """Rows [1, N] of all processes, [W, N]."""
+        return self.accelerator.gather(row.to(self.args.device))
 
     def _flops(self) -> dict[str, Tensor]:
         """FLOPS of queries and documents as the regularizers saw them, before their weights."""

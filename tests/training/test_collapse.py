@@ -125,6 +125,26 @@ def test_each_log_says_what_the_vectors_are_like(tiny_backbone, data, tmp_path, 
         assert logs[f"{task}_flops"] == pytest.approx(mean.square().sum().item(), rel=1e-3)
         spread = 1 - mean.square().sum() / rows.square().sum(1).mean()
         assert logs[f"{task}_spread"] == pytest.approx(spread.item(), abs=1e-3)
+        uses = (rows > 0).sum(0)
+        assert logs[f"{task}_dead_terms"] == pytest.approx((uses == 0).float().mean().item(), abs=1e-4)
+        assert logs[f"{task}_always_active_terms"] == pytest.approx((uses == len(rows)).float().mean().item(), abs=1e-4)
+    found = (vectors[0] @ torch.cat(vectors[1:]).T).argmax(1) == torch.arange(8)
+    assert logs["in_batch_accuracy"] == pytest.approx(found.float().mean().item(), abs=1e-4)
+    assert {"contrastive_loss", "distillation_loss"} <= logs.keys()
+    assert logs["tokens_per_second"] > 0 and logs["peak_memory_gib"] > 0.1
+    assert {type(value) for value in logs.values()} <= {int, float}  # what every reporter takes
+
+
+def test_terms_are_dead_or_always_active_over_all_steps_since_the_last_log(tiny_backbone, data, tmp_path):
+    trainer = trainer_of(tiny_backbone(), data, tmp_path, max_steps=4, logging_steps=2, batch_size=8)
+    seen = []
+    trainer.model.register_forward_hook(lambda model, inputs, output: seen.append(output))
+    trainer.train()
+    logs = [log for log in trainer.state.log_history if "loss" in log]
+    calls = [output["sentence_embedding"] for output in seen if output.get("task") == "document"]
+    for log, part in zip(logs, (calls[: len(calls) // 2], calls[len(calls) // 2 :]), strict=True):
+        uses = (torch.cat(part) > 0).sum(0)
+        assert log["document_dead_terms"] == pytest.approx((uses == 0).float().mean().item(), abs=1e-4)
 
 
 def test_dense_vectors_have_no_terms_to_log(tiny_backbone, data, tmp_path):
@@ -133,6 +153,7 @@ def test_dense_vectors_have_no_terms_to_log(tiny_backbone, data, tmp_path):
     logs = next(log for log in trainer.state.log_history if "loss" in log)
     assert 0 < logs["document_spread"] < 1
     assert not {name for name in logs if "terms" in name or "empty" in name or "flops" in name}
+    assert 0 <= logs["in_batch_accuracy"] <= 1
 
 
 def test_empty_vectors_are_counted():

@@ -1,0 +1,133 @@
+"""A share of the training data held out, to be searched while the rest trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lion_st.data.tuples import TupleReader
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+ROWS_AT_ONCE = 10_000
+COLUMNS = ["query_key", "keys", "positives"]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Queries that were held out, and the documents to search for them; ids are keys of the texts.
+
+    Attributes:
+        corpus: Text of each document: positives of the queries and as many of their negatives as training draws.
+        queries: Text of each query.
+        relevant: Ids of the positives of each query.
+        left_out: Further rows that are not trained on, since one of their documents is a positive of a held-out query.
+    """
+
+    corpus: dict[str, str]
+    queries: dict[str, str]
+    relevant: dict[str, set[str]]
+    left_out: int
+
+
+def hold_out(sources: Mapping[str, Dataset], share: float, seed: int = 0) -> tuple[dict[str, Dataset], HeldOut]:
+    """Split training tuples into what trains and what is held out.
+
+    Of what trains, no row has the text of a held-out query, nor names a document with the text of one of its positives,
+    be it as a positive or as a negative, in any of the sources and under any id. Negatives of held-out queries may be
+    documents of training.
+
+    Args:
+        sources: Tuples of `load_tuples`, by name.
+        share: Share of each source's queries to hold out, above 0 and below 1; at least one query.
+        seed: Seed of the choice, which does not depend on the order of the rows.
+
+    Returns:
+        The tuples that train, by name, and what is held out.
+
+    Raises:
+        ValueError: If the share is out of range, the tuples are not of `load_tuples`, or nothing is left to train on.
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"The share to hold out is {share}: give one above 0 and below 1.")
+    readers = {name: _reader(tuples, name) for name, tuples in sources.items()}
+    chosen = np.concatenate([_choose(tuples, share, seed) for tuples in sources.values()])
+    relevant = np.unique(np.concatenate([_positives(tuples, chosen) for tuples in sources.values()]))
+    held = HeldOut({}, {}, {}, 0)
+    training, left_out = {}, 0
+    for name, tuples in sources.items():
+        own, touched = _rows(tuples, chosen, relevant)
+        _add(held, tuples, readers[name], np.flatnonzero(own))
+        rows = np.flatnonzero(~(own | touched))
+        if not len(rows):
+            raise ValueError(
+                f"Holding out a share of {share} leaves no row of {name} that shares no query or positive with what "
+                "is held out. Give a smaller share, or another test collection."
+            )
+        left_out += int((touched & ~own).sum())
+        training[name] = tuples.select(rows)
+    return training, HeldOut(held.corpus, held.queries, held.relevant, left_out)
+
+
+def _reader(tuples: Dataset, name: str) -> TupleReader:
+    reader = tuples.format["format_kwargs"].get("transform")
+    if not isinstance(reader, TupleReader):
+        raise ValueError(f"{name} does not come from load_tuples (or was converted since): it cannot be split here.")
+    return reader
+
+
+def _parts(tuples: Dataset) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """Keys of queries [rows], keys of documents [documents], the row of each document, and whether it is a positive."""
+    for part in tuples.with_format("arrow").select_columns(COLUMNS).iter(ROWS_AT_ONCE):
+        lists = part["keys"].combine_chunks()
+        lengths, positives = lists.value_lengths().to_numpy(), part["positives"].to_numpy()
+        rows = np.repeat(np.arange(len(lengths)), lengths)
+        ranks = np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        yield part["query_key"].to_numpy(), lists.flatten().to_numpy(), rows, ranks < positives[rows]
+
+
+def _choose(tuples: Dataset, share: float, seed: int) -> np.ndarray:
+    """Keys of the queries to hold out."""
+    queries = np.unique(np.concatenate([keys for keys, *_ in _parts(tuples)]))
+    return np.random.default_rng(seed).choice(queries, max(1, round(share * len(queries))), replace=False)
+
+
+def _positives(tuples: Dataset, chosen: np.ndarray) -> np.ndarray:
+    """Keys of the positives of some queries."""
+    found = [keys[is_positive & np.isin(queries, chosen)[rows]] for queries, keys, rows, is_positive in _parts(tuples)]
+    return np.concatenate(found)
+
+
+def _rows(tuples: Dataset, chosen: np.ndarray, relevant: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each row, whether its query is held out, and whether it names a document that is relevant to one that is."""
+    own, touched = [], []
+    for queries, keys, rows, _ in _parts(tuples):
+        own.append(np.isin(queries, chosen))
+        touched.append(np.bincount(rows[np.isin(keys, relevant)], minlength=len(queries)) > 0)
+    return np.concatenate(own), np.concatenate(touched)
+
+
+def _add(held: HeldOut, tuples: Dataset, reader: TupleReader, rows: np.ndarray) -> None:
+    """Add the texts of held-out rows."""
+    names = [name for name in tuples.column_names if name != "teacher_scores"]
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        batch = tuples.with_format("arrow").select_columns(names)[rows[start : start + ROWS_AT_ONCE]].to_pydict()
+        queries = batch["query"] if reader.queries is None else reader.queries.read(batch["query_row"])
+        kept: list[tuple[str, Any]] = []
+        for query_key, text, keys, documents, positives in zip(
+            batch["query_key"], queries, batch["keys"], batch["documents"], batch["positives"], strict=True
+        ):
+            held.queries[str(query_key)] = text
+            held.relevant.setdefault(str(query_key), set()).update(map(str, keys[:positives]))
+            last = positives + (reader.negatives or 0)
+            kept += zip(map(str, keys[:last]), documents[:last], strict=True)
+        new = {key: document for key, document in kept if key not in held.corpus}
+        held.corpus.update(zip(new, _texts(new.values(), reader), strict=True))
+
+
+def _texts(documents: Iterable[Any], reader: TupleReader) -> list[str]:
+    return list(documents) if reader.documents is None else reader.documents.read(list(documents))
