@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any
 
 EXTRAS = {
-    "train": ("datasets", "trl"),
+    "train": ("datasets", "matplotlib", "trl"),
     "retrieval": ("bm25s", "faiss", "pyarrow", "seismic"),
     "eval": ("evaluate", "mteb", "pytrec_eval"),
     "serve": ("milvus_lite", "pymilvus", "ray"),

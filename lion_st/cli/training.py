@@ -1,12 +1,14 @@
-"""Commands that train: train, adapt, recipes."""
+"""Commands that train: train, adapt, report, recipes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
-from lion_st.cli.options import TableStyle
+from lion_st.cli.options import Overwrite, TableStyle, require_folder, require_new
 
 # Their options are fields of dataclasses, which lion_st.training reads from the command line and YAML files.
 OWN_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -16,6 +18,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command(rich_help_panel="Train", context_settings=OWN_OPTIONS)(train)
     app.command(rich_help_panel="Train", context_settings=OWN_OPTIONS)(adapt)
+    app.command(rich_help_panel="Train")(report)
     app.command(rich_help_panel="Train")(recipes)
 
 
@@ -42,6 +45,33 @@ def adapt(context: typer.Context) -> None:
     folder = adapt_mntp(arguments, training_arguments)
     if training_arguments.process_index == 0:
         typer.echo(f"{folder / 'mntp.json'}\n{(folder / 'mntp.json').read_text(encoding='utf-8')}", nl=False)
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="Output folder of a training: finished, interrupted or still going.")],
+    output: Annotated[
+        Path | None, typer.Option(help="Figure without its ending; by default RUN/report, which is drawn anew.")
+    ] = None,
+    figure: Annotated[bool, typer.Option(help="Draw the figure, as .svg and .png.")] = True,
+    style: TableStyle = "markdown",
+    overwrite: Overwrite = False,
+) -> None:
+    """Show how a training goes: a table, and a figure of loss, nDCG and active terms over steps."""
+    require_folder(run, "the output folder of a training")
+    files = [Path(f"{output or run / 'report'}.{kind}") for kind in ("svg", "png")]
+    for file in files if figure and output is not None else ():
+        require_new(file, overwrite)
+    from lion_st.tables import format_table
+    from lion_st.training.report import draw_history, history_rows, read_history
+
+    history = read_history(run)
+    typer.echo(history.describe())
+    rows = history_rows(history)
+    if rows:
+        typer.echo(format_table(rows, style=style))
+    if figure:
+        for file in draw_history(history, files):
+            typer.echo(file)
 
 
 def recipes(style: TableStyle = "markdown") -> None:

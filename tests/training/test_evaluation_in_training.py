@@ -82,7 +82,9 @@ def test_the_best_checkpoint_is_kept_and_exported(evaluated):
 
 def test_evaluating_changes_no_weight(tiny_backbone, data, evaluated, tmp_path):
     folder = train_retriever(*tiny_run(tiny_backbone(), data, tmp_path / "out", **OPTIONS))
-    one, other = (load_file(next(run.glob("checkpoint-10/**/adapter_model.safetensors"))) for run in (folder, evaluated))
+    one, other = (
+        load_file(next(run.glob("checkpoint-10/**/adapter_model.safetensors"))) for run in (folder, evaluated)
+    )
     assert all((tensor == other[name]).all() for name, tensor in one.items())
 
 
