@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart check test test-fast docs bench clean
+.PHONY: help install quickstart check test test-fast soak docs bench clean
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,12 @@ SLOW := two_processes or no_extra or nothing_as_large or screened or gradcheck o
 
 test-fast: install  ## Run the most telling tests, in a minute or so
 	$(BIN)/python -m pytest $(FAST) -k "not ($(SLOW))"
+
+KILLS ?= 20
+
+soak: install  ## Kill trainings at random, of one process and of two, and compare what they end with
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py --kills $(KILLS)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py --kills $(KILLS) --processes 2
 
 docs: install  ## Build the documentation into build/docs
 	$(BIN)/mkdocs build --strict --site-dir build/docs

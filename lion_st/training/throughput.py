@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -59,6 +60,10 @@ def peak_memory() -> float | None:
     """Most memory that was in use at a time, in GiB: of the GPU where there is one, else of the process, if known."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / GIB
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage would name the largest of this process and the one that started it
+        lines = status.read_text().splitlines()
+        return next((float(line.split()[1]) * 1024 / GIB for line in lines if line.startswith("VmHWM:")), None)
     try:
         import resource
     except ImportError:  # on Windows

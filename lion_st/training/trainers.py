@@ -12,12 +12,13 @@ import torch
 from sentence_transformers import SentenceTransformerTrainer, SparseEncoderTrainer
 from sentence_transformers.base.sampler import BatchSamplers
 from sentence_transformers.base.trainer import BaseTrainer
+from sentence_transformers.util import get_rank
 from torch import Tensor, nn
 from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints, sort_checkpoints
 
-from lion_st.files import lock_folder
+from lion_st.files import LOCK, lock_folder
 from lion_st.losses import FlopsRegularizer
 from lion_st.training.callbacks import StopAfter
 from lion_st.training.checkpoints import begin_checkpoint, checkpoint_damage, decided_by_first_rank, seal_checkpoint
@@ -154,7 +155,11 @@ def _locked(folder: Path) -> Iterator[None]:
     """Hold the lock of a run's folder on the first process; if it is held by another run, all of them say so."""
     with ExitStack() as held:
         decided_by_first_rank(lambda: held.enter_context(lock_folder(folder, wait=False)))
-        yield
+        try:
+            yield
+        finally:
+            if get_rank() == 0 and [path.name for path in folder.iterdir()] == [LOCK]:  # nothing was written
+                (folder / LOCK).unlink()
 
 
 def _saved_callback(state: TrainerState, name: str) -> dict[str, Any]:

@@ -245,7 +245,7 @@ def test_a_full_disk_leaves_the_checkpoint_to_go_on_from(tiny_backbone, text_fil
         patch.setattr(LionTransformer, "save_merged", full)
         adapt_mntp(*run)
     left = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert left == ["checkpoint-2", "mntp.json"]
+    assert left == [".lock", "checkpoint-2", "mntp.json", "trainer_state.json"]
     adapt_mntp(*run)
     assert (tmp_path / "out" / "model.safetensors").exists()
     shutil.rmtree(tmp_path / "out")
