@@ -23,6 +23,7 @@ from lion_st.training.command_line import parse_retriever_arguments
 from lion_st.training.dry_run import describe_run
 from lion_st.training.retriever import resolve_batches
 from lion_st.training.runs import export_run, run_log
+from lion_st.training.teacher import teacher_weights
 
 
 def main() -> None:
@@ -69,6 +70,9 @@ def main() -> None:
         documents=arguments.train_documents,
         negatives=arguments.negatives,
         teacher_scores=arguments.objective != "cl",
+        teachers=teacher_weights(arguments.teachers) or None,
+        combine=arguments.combine,
+        teachers_apart=arguments.weight_by_agreement,
         teacher_normalization=arguments.teacher_normalization,
         sampling=arguments.sampling,
         drop_short=arguments.drop_short,

@@ -7,12 +7,14 @@ from lion_st.losses.contrastive_distillation import ContrastiveDistillationLoss
 from lion_st.losses.flops_regularizer import FlopsRegularizer
 from lion_st.losses.micro_batch_scheduler import MicroBatchRegularizerWeightSchedulerCallback
 from lion_st.losses.scoring import dot_scores, pairwise_dot_scores
+from lion_st.losses.teachers import TeacherTerms
 
 __all__ = [
     "CachedContrastiveDistillationLoss",
     "ContrastiveDistillationLoss",
     "FlopsRegularizer",
     "MicroBatchRegularizerWeightSchedulerCallback",
+    "TeacherTerms",
     "dot_scores",
     "pairwise_dot_scores",
 ]

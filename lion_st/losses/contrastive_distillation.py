@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lion_st.losses.distributed import mean_across_ranks, scores_of_all_documents
 from lion_st.losses.scoring import dot_scores_of_columns
+from lion_st.losses.teachers import TeacherTerms
 
 Distillation = Literal["kl_div", "margin_mse"]
 
@@ -41,6 +42,7 @@ class ContrastiveDistillationLoss(nn.Module):
         scale: Factor on the student's scores, 1 / temperature: 1.0 for sparse models, 100.0 for dense ones, whose
             temperature in the paper is 0.01.
         teacher_temperature: Divisor of the teacher's scores.
+        teachers: How several teachers count, whose labels are [B, T, 1 + n].
         gather_across_devices: Candidates of the other ranks are negatives too. If False, those of this rank alone.
         released_scaling: Reproduce the paper's released code, whose gradient of L_NCE is divided by the number of
             ranks while that of L_KL is not.
@@ -77,6 +79,7 @@ class ContrastiveDistillationLoss(nn.Module):
         distillation: Distillation = "kl_div",
         scale: float = 1.0,
         teacher_temperature: float = 1.0,
+        teachers: TeacherTerms | None = None,
         gather_across_devices: bool = True,
         released_scaling: bool = False,
     ) -> None:
@@ -99,6 +102,7 @@ class ContrastiveDistillationLoss(nn.Module):
         self.distillation = distillation
         self.scale = scale
         self.teacher_temperature = teacher_temperature
+        self.teachers = teachers
         self.gather_across_devices = gather_across_devices
         self.released_scaling = released_scaling
         # Checks that wait for the GPU are made at the first step, and that of shapes again whenever they change.
@@ -116,7 +120,8 @@ class ContrastiveDistillationLoss(nn.Module):
 
         Args:
             embeddings: Queries, positives and n columns of negatives, [B, D] each.
-            labels: [B, 1 + n] the teacher's scores of the positive and of each negative, in the order of the columns.
+            labels: [B, 1 + n] the teacher's scores of the positive and of each negative, in the order of the columns;
+                [B, T, 1 + n] of several teachers.
 
         Returns:
             `"contrastive_loss"` and `"distillation_loss"`, float32 scalars with the weights applied; a term with
@@ -125,7 +130,8 @@ class ContrastiveDistillationLoss(nn.Module):
         self._check_embeddings(embeddings)
         queries, *columns = embeddings
         if self.distillation_weight > 0:
-            self._check_labels(labels, (len(queries), len(columns)))
+            several = () if self.teachers is None else (len(self.teachers.weights),)
+            self._check_labels(labels, (len(queries), *several, len(columns)))
         gather = self.gather_across_devices and self.contrastive_weight > 0
         shape = (*queries.shape, len(columns))
         if gather:
@@ -150,12 +156,21 @@ class ContrastiveDistillationLoss(nn.Module):
         return loss
 
     def _distil(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """The distillation term from both sides' scores [B, 1 + n]."""
+        """The distillation term from both sides' scores [B, 1 + n]; of several teachers [B, T, 1 + n]."""
         teacher = teacher / self.teacher_temperature
+        if self.teachers is not None:
+            return self.teachers(self._distil_rows, student, teacher)
         if self.distillation == "margin_mse":
             return F.mse_loss(student[:, :1] - student[:, 1:], teacher[:, :1] - teacher[:, 1:])
         target = F.log_softmax(teacher, dim=1)
         return F.kl_div(F.log_softmax(student, dim=1), target, log_target=True, reduction="batchmean")
+
+    def _distil_rows(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The distillation term of each row, [B]."""
+        if self.distillation == "margin_mse":
+            return (student[:, :1] - student[:, 1:] - teacher[:, :1] + teacher[:, 1:]).square().mean(1)
+        target = F.log_softmax(teacher, dim=1)
+        return F.kl_div(F.log_softmax(student, dim=1), target, log_target=True, reduction="none").sum(1)
 
     def _check_embeddings(self, embeddings: list[Tensor]) -> None:
         needed = 3 if self.distillation_weight > 0 else 2
@@ -172,24 +187,26 @@ class ContrastiveDistillationLoss(nn.Module):
                 "Give every query the same number of negatives."
             )
 
-    def _check_labels(self, labels: Tensor | None, shape: tuple[int, int]) -> None:
+    def _check_labels(self, labels: Tensor | None, shape: tuple[int, ...]) -> None:
         if labels is None:
             raise ValueError(
                 f"{type(self).__name__} needs teacher scores as the label, but the batch has none. Add a column "
-                f'"label" with {shape[1]} scores a row (the positive first), or set distillation_weight=0.'
+                f'"label" with {shape[-1]} scores a row (the positive first), or set distillation_weight=0.'
             )
         if labels.shape != shape:
             raise ValueError(
-                f"{type(self).__name__} needs teacher scores of shape [B, 1 + n] = {list(shape)}, one for the positive "
-                f"and each negative column, got {list(labels.shape)}. Make the label as wide as there are documents."
+                f"{type(self).__name__} needs teacher scores of shape "
+                f"{'[B, 1 + n]' if self.teachers is None else '[B, teachers, 1 + n]'} = {list(shape)}, one for the "
+                f"positive and each negative column, got {list(labels.shape)}. Make the label as wide as there are "
+                "documents."
             )
         if self._labels_were_finite and labels.device.type != "cpu":
             return
         if not labels.isfinite().all():
-            row, column = (~labels.isfinite()).nonzero()[0].tolist()
+            place = (~labels.isfinite()).nonzero()[0]
             raise ValueError(
-                f"{type(self).__name__}: the teacher score of row {row}, document {column} is "
-                f"{labels[row, column].item()}. Score it again or drop the row from the data set."
+                f"{type(self).__name__}: the teacher score of row {place[0]}, document {place[-1]} is "
+                f"{labels[tuple(place)].item()}. Score it again or drop the row from the data set."
             )
         self._labels_were_finite = True
 
@@ -201,6 +218,7 @@ class ContrastiveDistillationLoss(nn.Module):
             "distillation": self.distillation,
             "scale": self.scale,
             "teacher_temperature": self.teacher_temperature,
+            **({} if self.teachers is None else {"teachers": vars(self.teachers)}),
             "gather_across_devices": self.gather_across_devices,
             "released_scaling": self.released_scaling,
         }

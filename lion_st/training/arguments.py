@@ -15,6 +15,7 @@ from lion_st.training.evaluation import EvaluationArguments
 from lion_st.training.options import merge_layers
 from lion_st.training.recipes import Objective, Paradigm, RetrieverRecipe, get_recipe
 from lion_st.training.released import is_released, recipe_options
+from lion_st.training.teacher import TeacherArguments
 from lion_st.training.validation import (
     UNSHARDED,
     refuse_unread,
@@ -208,7 +209,7 @@ class MntpTrainingArguments(TrainingArguments):
 
 
 @dataclass
-class RetrieverArguments(LoraArguments):
+class RetrieverArguments(TeacherArguments, LoraArguments):
     """The fine-tuning of a retriever: model, data and objective."""
 
     backbone: str = field(default="", metadata={"help": "Backbone of the recipe, as `lion-st recipes` lists them."})
@@ -255,12 +256,6 @@ class RetrieverArguments(LoraArguments):
         default=None, metadata={"help": "Texts embedded at a time (gradient caching). Bounds memory, not the batch."}
     )
     temperature: float = field(default=1.0, metadata={"help": "Divisor of the student's scores."})
-    teacher_normalization: Literal["none", "zscore", "minmax"] = field(
-        default="none", metadata={"help": "Bring the teacher's scores of each query's documents to one scale first."}
-    )
-    teacher_temperature: float = field(
-        default=1.0, metadata={"help": "Divisor of the teacher's scores: smaller makes it surer."}
-    )
     contrastive_weight: float = field(default=0.5, metadata={"help": "Weight of the contrastive term in cl_kd."})
     distillation_weight: float = field(default=0.5, metadata={"help": "Weight of the KL term in cl_kd."})
     query_regularizer_weight: float = field(default=0.05, metadata={"help": "Sparse: FLOPS weight of queries."})
@@ -288,6 +283,7 @@ class RetrieverArguments(LoraArguments):
             )
         require_positive(self, "batch_size", "query_length", "document_length", "mini_batch_size")
         require_positive(self, "temperature", "teacher_temperature")
+        self.require_teachers()
         require_at_least_0(self, "query_regularizer_weight", "document_regularizer_weight", "negatives")
         require_at_least_0(self, "contrastive_weight", "distillation_weight")
         require_share(self, "regularizer_warmup_ratio")
@@ -303,6 +299,8 @@ class RetrieverArguments(LoraArguments):
             values["train_data"] = self.train_data[0]
         if self.train_weights is None:
             del values["train_weights"]
+        if self.teachers is None:
+            del values["teachers"], values["combine"], values["weight_by_agreement"]
         return values
 
 
@@ -359,6 +357,9 @@ _READ_BY = {
     "query_regularizer_weight": ("--paradigm sparse", lambda values: values["paradigm"] == "sparse"),
     "document_regularizer_weight": ("--paradigm sparse", lambda values: values["paradigm"] == "sparse"),
     "regularizer_warmup_ratio": ("--paradigm sparse", lambda values: values["paradigm"] == "sparse"),
+    "teachers": ("--objective kd or cl_kd", lambda values: values["objective"] != "cl"),
+    "combine": ("several --teachers", lambda values: len(values["teachers"] or ()) > 1),
+    "weight_by_agreement": ("several --teachers", lambda values: len(values["teachers"] or ()) > 1),
     "teacher_normalization": ("--objective kd or cl_kd", lambda values: values["objective"] != "cl"),
     "teacher_temperature": ("--objective kd or cl_kd", lambda values: values["objective"] != "cl"),
     "contrastive_weight": ("--objective cl_kd", lambda values: values["objective"] == "cl_kd"),

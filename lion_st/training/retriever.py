@@ -50,7 +50,7 @@ from lion_st.training.mixing import WeightedBatchSampler
 from lion_st.training.recipes import BACKBONES, BackboneShape, mntp_folder
 from lion_st.training.released import SHARE, ramp_micro_batches, released_mntp_folder, require_files
 from lion_st.training.runs import export_run, run_log
-from lion_st.training.teacher import report_teacher
+from lion_st.training.teacher import report_teacher, teacher_weights
 from lion_st.training.trainers import DenseRetrieverTrainer, SparseRetrieverTrainer
 
 if TYPE_CHECKING:
@@ -105,8 +105,9 @@ def build_loss(model: Any, arguments: RetrieverArguments) -> nn.Module:
     | kd | MarginMSELoss | SpladeLoss of SparseMarginMSELoss |
     | cl_kd, or kd at a temperature | ContrastiveDistillationLoss | SpladeLoss of ContrastiveDistillationLoss |
 
-    "At a temperature" is with another `teacher_temperature` than 1. Negatives and FLOPS are over all devices. Dense
-    `kd` has no cached form and needs none: it has no terms across queries, so that accumulation steps are as good.
+    "At a temperature" is with another `teacher_temperature` than 1, or with several teachers that the loss tells apart.
+    Negatives and FLOPS are over all devices. Dense `kd` has no cached form and needs none: it has no terms across
+    queries, so that accumulation steps are as good.
 
     With `preset="released"` the terms have the weights that the released code's gradients come out with on its four
     GPUs, on any number here: (NCE / 4 + KL) / 2 + FLOPS / 4 in place of (NCE + KL) / 2 + FLOPS, and `kd` has FLOPS of
@@ -124,7 +125,8 @@ def build_loss(model: Any, arguments: RetrieverArguments) -> nn.Module:
         cached["mini_batch_size"] = arguments.mini_batch_size
     sparse = arguments.paradigm == "sparse"
     loss: nn.Module
-    if arguments.objective == "kd" and arguments.teacher_temperature != 1:
+    teachers = arguments.teacher_terms()
+    if arguments.objective == "kd" and (arguments.teacher_temperature != 1 or teachers is not None):
         loss = ContrastiveDistillationLoss(
             model,
             contrastive_weight=0.0,
@@ -132,6 +134,7 @@ def build_loss(model: Any, arguments: RetrieverArguments) -> nn.Module:
             distillation="margin_mse",
             scale=scale,
             teacher_temperature=arguments.teacher_temperature,
+            teachers=teachers,
         )
     elif arguments.objective == "kd":
         similarity = partial(pairwise_dot_scores, scale=scale)
@@ -155,6 +158,7 @@ def build_loss(model: Any, arguments: RetrieverArguments) -> nn.Module:
             distillation_weight=0.0 if alone else arguments.distillation_weight,
             scale=scale,
             teacher_temperature=arguments.teacher_temperature,
+            teachers=None if alone else teachers,
         )
     if not sparse:
         return loss
@@ -392,6 +396,9 @@ def load_training_tuples(arguments: RetrieverArguments, seed: int) -> Dataset | 
             quickstart_data() if source == QUICKSTART_REPOSITORY else source,
             negatives=arguments.negatives,
             teacher_scores=arguments.objective != "cl",
+            teachers=teacher_weights(arguments.teachers) or None,
+            combine=arguments.combine,
+            teachers_apart=arguments.weight_by_agreement,
             teacher_normalization=arguments.teacher_normalization,
             split=arguments.train_split,
             subset=arguments.train_subset,

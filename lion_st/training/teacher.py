@@ -1,15 +1,19 @@
-"""Whether a teacher's scores have something to teach: what the loss will see of them, measured before training."""
+"""The teachers of a run, and whether their scores have something to teach, measured before training."""
 
 from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lion_st.data.teachers import Combination, Normalization, require_combination
 from lion_st.data.tuples import TupleReader
+from lion_st.errors import UsageError
+from lion_st.losses.teachers import TeacherTerms
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -19,6 +23,77 @@ ROWS = 1_000
 FLAT = 0.9  # share of the entropy of a uniform distribution from which a teacher is nearly flat
 ONE_HOT = 0.02  # and up to which it is nearly one-hot
 SMALLEST_MARGIN, LARGEST_MARGIN = 1.0, 50.0  # means in units of the student's scores
+
+
+def teacher_weights(teachers: Sequence[str] | None) -> dict[str, float]:
+    """The teachers of a command line, NAME or NAME:WEIGHT, with their weights; none for None.
+
+    Raises:
+        UsageError: If one has no name, a weight is not positive, or a name is there twice.
+
+    Example:
+        >>> teacher_weights(["minilm", "bm25:0.5"])
+        {'minilm': 1.0, 'bm25': 0.5}
+    """
+    weights: dict[str, float] = {}
+    for given in teachers or ():
+        name, colon, number = given.partition(":")
+        try:
+            weight = float(number) if colon else 1.0
+        except ValueError:
+            weight = math.nan
+        if not name or not 0 < weight < math.inf:
+            raise UsageError(f"--teachers takes NAME or NAME:WEIGHT, with a weight above 0, got {given!r}.")
+        if name in weights:
+            raise UsageError(f"--teachers names {name!r} twice.")
+        weights[name] = weight
+    return weights
+
+
+@dataclass
+class TeacherArguments:
+    """The teachers that are learned from, and how their scores are read."""
+
+    teachers: list[str] | None = field(
+        default=None, metadata={"help": "Teachers to learn from, where the data name theirs: NAME or NAME:WEIGHT each."}
+    )
+    combine: Combination = field(
+        default="zscore", metadata={"help": "How several --teachers become one, or separate: each its own loss."}
+    )
+    weight_by_agreement: bool = field(
+        default=False, metadata={"help": "Learn less from the scores of queries on which --teachers disagree."}
+    )
+    teacher_normalization: Normalization = field(
+        default="none", metadata={"help": "Bring the teacher's scores of each query's documents to one scale first."}
+    )
+    teacher_temperature: float = field(
+        default=1.0, metadata={"help": "Divisor of the teacher's scores: smaller makes it surer."}
+    )
+
+    def require_teachers(self) -> None:
+        """Refuse teachers that do not fit.
+
+        Raises:
+            UsageError: With the option.
+        """
+        teacher_weights(self.teachers)
+        require_combination(self.combine)
+        if not self.weight_by_agreement:
+            return
+        if self.combine == "random":
+            raise UsageError("--weight_by_agreement needs all teachers of a row; --combine random takes one of them.")
+        if self.combine != "separate" and self.teacher_normalization != "none":
+            raise UsageError(
+                "--weight_by_agreement reads the teachers before they are combined, where --teacher_normalization "
+                f"{self.teacher_normalization} has no place: leave it out, or take --combine separate."
+            )
+
+    def teacher_terms(self) -> TeacherTerms | None:
+        """How the loss counts several teachers; None where it is given one score for each document."""
+        weights = teacher_weights(self.teachers)
+        if len(weights) < 2 or (self.combine != "separate" and not self.weight_by_agreement):
+            return None
+        return TeacherTerms(list(weights.values()), self.combine == "separate", self.weight_by_agreement)
 
 
 @dataclass(frozen=True)
@@ -69,10 +144,12 @@ def teacher_statistics(tuples: Dataset, temperature: float = 1.0, rows: int = RO
     scores = torch.tensor(labels, dtype=torch.float64) / temperature
     if scores.ndim == 1:  # margins of triplets
         scores = torch.stack([scores, torch.zeros_like(scores)], dim=1)
+    if scores.ndim == 3:  # of several teachers
+        scores = scores.flatten(0, 1)
     logarithms = scores.log_softmax(1)
     margins = scores[:, :1] - scores[:, 1:]
     return TeacherStatistics(
-        rows=len(scores),
+        rows=len(labels),
         documents=scores.shape[1],
         entropy=-(logarithms.exp() * logarithms).sum(1).mean().item(),
         positive=logarithms[:, 0].exp().mean().item(),
