@@ -206,12 +206,20 @@ def _fast_modules(modules: list[Module], source: str, max_active_dims: int | Non
             return _fast_modules(computing, source, max_active_dims)
         case [LionTransformer(), SpladeHead() | LlamaPooling()]:
             return modules
-        case [LionTransformer() as transformer, SpladePooling(pooling_strategy="max", activation_function="relu")]:
-            saved = {"scale": 1.0, "max_active_dims": max_active_dims}
+        case [LionTransformer() as transformer, SpladePooling(pooling_strategy="max", activation_function=function)]:
+            activation = "log1p" if function == "relu" else "double_log1p"
+            saved = {"scale": 1.0, "max_active_dims": max_active_dims, "activation": activation}
             return [transformer, SpladeHead(**(saved | transformer.resumed_head))]
         case [
             LionTransformer(),
-            Normalize(module_input_name="token_embeddings"),
+            *pooling,
+            Normalize(module_input_name="sentence_embedding", module_output_name="sentence_embedding"),
+        ]:
+            before: Any = _fast_modules([modules[0], *pooling], source, max_active_dims)[1]
+            return [modules[0], LlamaPooling(before.embedding_dimension, before.mode, normalize=True)]
+        case [
+            LionTransformer(),
+            Normalize(module_input_name="token_embeddings", module_output_name="token_embeddings"),
             Pooling(pooling_mode="mean", include_prompt=True),
         ]:
             mode: PoolingName = "mean_normalized"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
 import torch
 from sentence_transformers import SparseEncoder
@@ -20,96 +20,64 @@ from lion_st.model_classes import LionSentenceTransformer, LionSparseEncoder
 from lion_st.modules import LionTransformer, LlamaPooling, SpladeHead, adapters
 from lion_st.modules.backbones import gguf_options
 from lion_st.modules.llama_pooling import PoolingName
+from lion_st.modules.splade_head import Activation
 
 if TYPE_CHECKING:
     from peft import LoraConfig
+    from typing_extensions import Unpack
 
 Paradigm = Literal["sparse", "dense"]
 
 JSON_FILES = ("modules.json", "config_sentence_transformers.json", "config.json", "adapter_config.json")
 
 
+class BuildOptions(TypedDict, total=False):
+    """The options of `build` that decide nothing about its type."""
+
+    query_length: int | None
+    document_length: int | None
+    lora: LoraConfig | None
+    train_adapter: bool
+    dtype: str | torch.dtype
+    scale: float | None
+    activation: Activation
+    pooling: PoolingName
+    normalize: bool
+    max_active_dims: int | None
+    query_max_active_dims: int | None
+    document_max_active_dims: int | None
+    query_prompt: str | None
+    document_prompt: str | None
+    add_bos: bool | None
+    add_eos: bool
+    causal: bool
+    num_layers: int | None
+    layers: Sequence[int] | None
+    device: str | None
+    attn_implementation: str | None
+    revision: str | None
+    token: bool | str | None
+
+
 @overload
 def build(
     backbone: str | Path,
     paradigm: Paradigm,
     *,
-    query_length: int | None = ...,
-    document_length: int | None = ...,
-    lora: LoraConfig | None = ...,
-    train_adapter: bool = ...,
-    dtype: str | torch.dtype = ...,
-    scale: float | None = ...,
-    pooling: PoolingName = ...,
-    max_active_dims: int | None = ...,
-    query_max_active_dims: int | None = ...,
-    document_max_active_dims: int | None = ...,
-    query_prompt: str | None = ...,
-    document_prompt: str | None = ...,
-    add_bos: bool | None = ...,
-    num_layers: int | None = ...,
-    layers: Sequence[int] | None = ...,
     as_sparse_encoder: Literal[False] = ...,
-    device: str | None = ...,
-    attn_implementation: str | None = ...,
-    revision: str | None = ...,
-    token: bool | str | None = ...,
+    **options: Unpack[BuildOptions],
 ) -> LionSentenceTransformer: ...
 
 
 @overload
 def build(
-    backbone: str | Path,
-    paradigm: Paradigm,
-    *,
-    query_length: int | None = ...,
-    document_length: int | None = ...,
-    lora: LoraConfig | None = ...,
-    train_adapter: bool = ...,
-    dtype: str | torch.dtype = ...,
-    scale: float | None = ...,
-    pooling: PoolingName = ...,
-    max_active_dims: int | None = ...,
-    query_max_active_dims: int | None = ...,
-    document_max_active_dims: int | None = ...,
-    query_prompt: str | None = ...,
-    document_prompt: str | None = ...,
-    add_bos: bool | None = ...,
-    num_layers: int | None = ...,
-    layers: Sequence[int] | None = ...,
-    as_sparse_encoder: Literal[True],
-    device: str | None = ...,
-    attn_implementation: str | None = ...,
-    revision: str | None = ...,
-    token: bool | str | None = ...,
+    backbone: str | Path, paradigm: Paradigm, *, as_sparse_encoder: Literal[True], **options: Unpack[BuildOptions]
 ) -> LionSparseEncoder: ...
 
 
 @overload
 def build(
-    backbone: str | Path,
-    paradigm: Paradigm,
-    *,
-    query_length: int | None = ...,
-    document_length: int | None = ...,
-    lora: LoraConfig | None = ...,
-    train_adapter: bool = ...,
-    dtype: str | torch.dtype = ...,
-    scale: float | None = ...,
-    pooling: PoolingName = ...,
-    max_active_dims: int | None = ...,
-    query_max_active_dims: int | None = ...,
-    document_max_active_dims: int | None = ...,
-    query_prompt: str | None = ...,
-    document_prompt: str | None = ...,
-    add_bos: bool | None = ...,
-    num_layers: int | None = ...,
-    layers: Sequence[int] | None = ...,
-    as_sparse_encoder: bool = ...,
-    device: str | None = ...,
-    attn_implementation: str | None = ...,
-    revision: str | None = ...,
-    token: bool | str | None = ...,
+    backbone: str | Path, paradigm: Paradigm, *, as_sparse_encoder: bool = ..., **options: Unpack[BuildOptions]
 ) -> LionSentenceTransformer | LionSparseEncoder: ...
 
 
@@ -123,13 +91,17 @@ def build(
     train_adapter: bool = False,
     dtype: str | torch.dtype = "auto",
     scale: float | None = None,
+    activation: Activation = "log1p",
     pooling: PoolingName = "mean_normalized",
+    normalize: bool = False,
     max_active_dims: int | None = None,
     query_max_active_dims: int | None = None,
     document_max_active_dims: int | None = None,
     query_prompt: str | None = None,
     document_prompt: str | None = None,
     add_bos: bool | None = None,
+    add_eos: bool = False,
+    causal: bool = False,
     num_layers: int | None = None,
     layers: Sequence[int] | None = None,
     as_sparse_encoder: bool = False,
@@ -140,6 +112,8 @@ def build(
 ) -> LionSentenceTransformer | LionSparseEncoder:
     """Make a retriever of a decoder-only backbone: a bidirectional transformer with a sparse or a dense head.
 
+    All that decides on its vectors is saved with the model and part of what `lion_st.export` writes.
+
     Args:
         backbone: Hub name, folder or GGUF file of a causal LM, or of a PEFT adapter of one (MNTP), which is merged.
         paradigm: `"sparse"` (Lion-SP, one weight per vocabulary term) or `"dense"` (Lion-DS).
@@ -149,13 +123,17 @@ def build(
         train_adapter: Train the backbone's own adapter on, instead of merging it.
         dtype: Of the weights; `"auto"` is the backbone's own, bfloat16 of a GGUF file. An adapter's are always float32.
         scale: Sparse: factor on the logits, `hidden_size ** -0.25` by default.
+        activation: Sparse: see `SpladeHead`.
         pooling: Dense: see `LlamaPooling`.
+        normalize: Dense: bring each vector to length 1 (RepLLaMA).
         max_active_dims: Sparse: largest number of terms a text keeps when encoded; see `SpladeHead`.
         query_max_active_dims: The same for queries.
         document_max_active_dims: The same for documents.
         query_prompt: Put in front of queries by `encode_query`, and saved.
         document_prompt: Put in front of documents by `encode_document`, and saved.
         add_bos: See `LionTransformer`.
+        add_eos: Append the end-of-sequence token to each text (RepLLaMA).
+        causal: Leave the attention causal (RepLLaMA, ablations): a token sees those before it alone.
         num_layers: Keep the backbone's first so many layers alone.
         layers: Keep these layers alone, such as `[0, 4, 8, 29]`.
         as_sparse_encoder: Return a `SparseEncoder` (sparse tensors) instead of a `SentenceTransformer`.
@@ -191,6 +169,8 @@ def build(
         query_length=query_length,
         document_length=document_length,
         add_bos=add_bos,
+        add_eos=add_eos,
+        causal=causal,
         num_layers=num_layers,
         layers=layers,
         model_kwargs={"dtype": dtype, "token": token, "revision": revision, "is_trainable": train_adapter}
@@ -213,9 +193,9 @@ def build(
         adapters.attach_adapter(transformer.model, lora, revision=revision)
     head: Module
     if paradigm == "sparse":
-        head = SpladeHead(scale, max_active_dims, query_max_active_dims, document_max_active_dims)
+        head = SpladeHead(scale, max_active_dims, query_max_active_dims, document_max_active_dims, activation)
     else:
-        head = LlamaPooling(transformer.get_embedding_dimension(), pooling)
+        head = LlamaPooling(transformer.get_embedding_dimension(), pooling, normalize)
     prompts = {"query": query_prompt or "", "document": document_prompt or ""}
     model_class = LionSparseEncoder if as_sparse_encoder else LionSentenceTransformer
     model = model_class(modules=[transformer, head], prompts=prompts, similarity_fn_name="dot", device=device)
@@ -225,57 +205,36 @@ def build(
     return model
 
 
+class LoadOptions(TypedDict, total=False):
+    """The options of `load` that decide nothing about its type."""
+
+    paradigm: Paradigm | None
+    device: str | None
+    dtype: str | torch.dtype
+    attn_implementation: str | None
+    base: str | Path | None
+    merge_adapter: bool
+    is_trainable: bool
+    revision: str | None
+    token: bool | str | None
+    local_files_only: bool
+
+
 @overload
 def load(
-    path_or_repo: str | Path,
-    *,
-    paradigm: Paradigm | None = ...,
-    as_sparse_encoder: Literal[False] = ...,
-    device: str | None = ...,
-    dtype: str | torch.dtype = ...,
-    attn_implementation: str | None = ...,
-    base: str | Path | None = ...,
-    merge_adapter: bool = ...,
-    is_trainable: bool = ...,
-    revision: str | None = ...,
-    token: bool | str | None = ...,
-    local_files_only: bool = ...,
+    path_or_repo: str | Path, *, as_sparse_encoder: Literal[False] = ..., **options: Unpack[LoadOptions]
 ) -> LionSentenceTransformer: ...
 
 
 @overload
 def load(
-    path_or_repo: str | Path,
-    *,
-    paradigm: Paradigm | None = ...,
-    as_sparse_encoder: Literal[True],
-    device: str | None = ...,
-    dtype: str | torch.dtype = ...,
-    attn_implementation: str | None = ...,
-    base: str | Path | None = ...,
-    merge_adapter: bool = ...,
-    is_trainable: bool = ...,
-    revision: str | None = ...,
-    token: bool | str | None = ...,
-    local_files_only: bool = ...,
+    path_or_repo: str | Path, *, as_sparse_encoder: Literal[True], **options: Unpack[LoadOptions]
 ) -> LionSparseEncoder: ...
 
 
 @overload
 def load(
-    path_or_repo: str | Path,
-    *,
-    paradigm: Paradigm | None = ...,
-    as_sparse_encoder: bool = ...,
-    device: str | None = ...,
-    dtype: str | torch.dtype = ...,
-    attn_implementation: str | None = ...,
-    base: str | Path | None = ...,
-    merge_adapter: bool = ...,
-    is_trainable: bool = ...,
-    revision: str | None = ...,
-    token: bool | str | None = ...,
-    local_files_only: bool = ...,
+    path_or_repo: str | Path, *, as_sparse_encoder: bool = ..., **options: Unpack[LoadOptions]
 ) -> LionSentenceTransformer | LionSparseEncoder: ...
 
 

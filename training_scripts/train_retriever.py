@@ -10,10 +10,8 @@ and those before the recipe. `--dry_run` prints the settings and their estimated
 
 from __future__ import annotations
 
-import torch
 from transformers import set_seed
 
-import lion_st
 from lion_st.data import load_tuples, quickstart_data
 from lion_st.data.quickstart import QUICKSTART_REPOSITORY
 from lion_st.errors import one_line_errors
@@ -23,6 +21,7 @@ from lion_st.training.command_line import parse_retriever_arguments
 from lion_st.training.dry_run import describe_run
 from lion_st.training.retriever import resolve_batches
 from lion_st.training.runs import export_run, run_log
+from lion_st.training.starting import build_model
 from lion_st.training.teacher import teacher_weights
 
 
@@ -39,26 +38,9 @@ def main() -> None:
     checkpoint = checkpoint_to_resume(record.folder, training_arguments.resume_from_checkpoint)
     set_seed(training_arguments.seed)
 
-    # The backbone with bidirectional attention and a sparse or a dense head; an adapter, or all weights in float32.
-    model = lion_st.build(
-        arguments.model,
-        arguments.paradigm,
-        query_length=arguments.query_length,
-        document_length=arguments.document_length,
-        query_prompt=arguments.query_prompt,
-        document_prompt=arguments.document_prompt,
-        add_bos=arguments.add_bos,
-        num_layers=arguments.num_layers,
-        layers=arguments.layers,
-        scale=arguments.scale,
-        pooling=arguments.pooling,
-        lora=arguments.lora_config() if arguments.use_peft and not arguments.train_adapter else None,
-        train_adapter=arguments.train_adapter,
-        dtype="auto" if arguments.use_peft else torch.float32,
-        as_sparse_encoder=arguments.paradigm == "sparse",
-        attn_implementation=arguments.attn_implementation,
-        device=str(training_arguments.device),
-    )
+    # A backbone with bidirectional attention and a sparse or a dense head (lion_st.build), or a retriever to train on
+    # (lion_st.load); an adapter, or all weights in float32.
+    model = build_model(arguments, training_arguments.device, record.folder)
 
     # Rows of query, positive, negative_1, ..., negative_n and label, the teacher's scores of these documents.
     (source,) = arguments.train_data

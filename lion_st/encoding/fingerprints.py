@@ -53,6 +53,8 @@ def model_fingerprint(model: SentenceTransformer | SparseEncoder, algorithm: Alg
         "max_seq_length": model.max_seq_length,
         "tokenizers": [tokenizer_contract(input_module(model, task).tokenizer) for task in ("query", "document")],
     }
+    if getattr(input_module(model, "document"), "causal", False):  # which the same weights need not be
+        settings["causal"] = True
     digest = hashlib.sha256(weights_fingerprint(model, algorithm).encode())
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     return digest.hexdigest()

@@ -68,6 +68,9 @@ class CardData:
     document_length: int | None
     prompts: dict[str, str]
     pooling: str | None = None
+    causal: bool = False
+    normalized: bool = False
+    activation: str = "log1p"
     sparsity: Sparsity | None = None
     expansion: tuple[TextTerm, ...] = ()
 
@@ -104,14 +107,16 @@ def card_data(model: BaseModel) -> CardData:
     measured: dict[str, Any] = {}
     if paradigm == "sparse":
         measured = {"sparsity": measured_sparsity(model), "expansion": tuple(expanded_query(model))}
+        measured["activation"] = head.activation
     else:
-        measured["pooling"] = head.mode
+        measured |= {"pooling": head.mode, "normalized": head.normalize}
     return CardData(
         paradigm=paradigm,
         dimensions=head.get_embedding_dimension(),
         parameters=sum(unique.values()),
         dtype=str(transformer.model.dtype).removeprefix("torch."),
         architecture=type(transformer.model).__name__,
+        causal=bool(transformer.causal),
         query_length=transformer.query_length,
         document_length=transformer.document_length,
         prompts={name: prompt for name, prompt in model.prompts.items() if prompt},

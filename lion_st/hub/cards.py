@@ -40,6 +40,10 @@ POOLING = {
     "mean": "and the vector is the mean of its tokens' states",
     "last_token": "and the vector is the last token's state",
 }
+ACTIVATION = {
+    "log1p": "log1p(relu(its largest scaled logit over the text's tokens))",
+    "double_log1p": "log1p(log1p(relu(its largest scaled logit over the text's tokens)))",
+}
 
 
 def render_card(
@@ -237,7 +241,7 @@ def _model_context(data: CardData, base: BaseModelData | None, metadata: ModelCa
     names = base.names if base else ()
     properties = [
         ("Base model", ", ".join(map(hub_link, names))),
-        ("Architecture", f"{data.architecture}, bidirectional"),
+        ("Architecture", f"{data.architecture}, {'causal' if data.causal else 'bidirectional'}"),
         ("Parameters", f"{data.parameters:,}"),
         ("Weights", f"{data.dtype}, safetensors"),
         ("Vector", vector_description(data.paradigm, data.dimensions)),
@@ -250,12 +254,19 @@ def _model_context(data: CardData, base: BaseModelData | None, metadata: ModelCa
         **card_frame(data.paradigm, data.dimensions, names, repo_id, limit),
         "metadata": metadata.to_yaml(),
         "properties": [(label, value) for label, value in properties if value],
-        "pooling": POOLING[data.pooling or "mean"],
+        "reads": "from left to right alone" if data.causal else "in both directions",
+        "pooling": _pooling(data),
+        "activation": ACTIVATION[data.activation],
         "sparsity": data.sparsity,
         "sample_size": len(SAMPLE_QUERIES),
         "expansion": data.expansion,
         "expanded_query": EXPANDED_QUERY,
     }
+
+
+def _pooling(data: CardData) -> str:
+    text = POOLING[data.pooling or "mean"]
+    return text.replace(", itself not normalized again", "") + ", brought to length 1" if data.normalized else text
 
 
 def card_frame(

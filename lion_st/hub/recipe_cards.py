@@ -7,7 +7,16 @@ from typing import Any
 
 from lion_st.files import atomic_write, require_free
 from lion_st.hub.card_data import BaseModelData
-from lion_st.hub.cards import POOLING, card_frame, card_metadata, hub_link, render, setting_value, vector_description
+from lion_st.hub.cards import (
+    ACTIVATION,
+    POOLING,
+    card_frame,
+    card_metadata,
+    hub_link,
+    render,
+    setting_value,
+    vector_description,
+)
 from lion_st.training.cost import TrainingCost
 from lion_st.training.recipes import BACKBONES, MNTP_RECIPES, PARADIGMS, Paradigm, get_recipe
 
@@ -66,7 +75,9 @@ def render_recipe_card(backbone: str, paradigm: Paradigm) -> str:
     parameters = TrainingCost(shape, has_head=paradigm == "sparse", lora_r=None).parameters
     context = card_frame(paradigm, dimensions, base.names, repo_id, lengths) | {
         "metadata": metadata.to_yaml(),
+        "reads": "in both directions",
         "pooling": POOLING["mean_normalized"],
+        "activation": ACTIVATION["log1p"],
         "properties": [
             ("Base model", hub_link(BACKBONES[backbone].model)),
             ("Parameters", f"about {parameters / 1e9:.1f} billion"),

@@ -11,7 +11,6 @@ from typing import Any, Literal, TypeAlias
 import torch
 from sentence_transformers.base.model import BaseModel
 from sentence_transformers.util import load_file_path
-from tokenizers.processors import TemplateProcessing
 
 from lion_st.exporting import export
 from lion_st.files import require_free
@@ -19,6 +18,7 @@ from lion_st.hub.card_data import BaseModelData, Place, is_hub_name, merged_base
 from lion_st.hub.cards import render_card
 from lion_st.models import LionSentenceTransformer, Paradigm, load
 from lion_st.modules import LionTransformer, LlamaPooling, SpladeHead
+from lion_st.modules.llama_pooling import PoolingName
 
 ADAPTER_CONFIG = "adapter_config.json"
 LIBRARY_OF_THE_PAPER = "scaling_retriever"
@@ -35,6 +35,10 @@ class Contract:
         document_prompt: Put in front of documents.
         query_length: Longest query in tokens, as evaluated by its authors.
         document_length: Longest document in tokens.
+        add_eos: Whether texts end with the end-of-sequence token.
+        causal: Whether attention is causal.
+        pooling: Dense: see `LlamaPooling`.
+        normalize: Dense: whether vectors have length 1.
     """
 
     scale: float | None = None
@@ -43,14 +47,29 @@ class Contract:
     document_prompt: str = ""
     query_length: int = 64
     document_length: int = 192
+    add_eos: bool = False
+    causal: bool = False
+    pooling: PoolingName = "mean_normalized"
+    normalize: bool = False
 
 
-ContractName: TypeAlias = Literal["lion", "laconic"]
+ContractName: TypeAlias = Literal["lion", "laconic", "repllama"]
 CONTRACTS: dict[str, Contract] = {
     # Zeng et al., 2025: https://arxiv.org/abs/2502.15526.
     "lion": Contract(),
     # Xu et al., 2026: https://arxiv.org/abs/2601.01684. With the beginning-of-sequence token all texts get one vector.
     "laconic": Contract(1.0, False, "query: ", "passage: ", 256, 256),
+    # Ma et al., 2023: https://arxiv.org/abs/2310.08319, with the lengths that they train with.
+    "repllama": Contract(
+        query_prompt="query: ",
+        document_prompt="passage: ",
+        query_length=32,
+        document_length=196,
+        add_eos=True,
+        causal=True,
+        pooling="last_token",
+        normalize=True,
+    ),
 }
 
 
@@ -81,7 +100,7 @@ def import_released(
             merged model without a tokenizer: where its tokenizer is.
         output: Folder to make; by default one of the checkpoint's name in runs/.
         paradigm: `"sparse"` or `"dense"`, where the configuration does not say.
-        contract: `"lion"`, `"laconic"`, or your own; by default `"lion"` for the paper's adapters.
+        contract: `"lion"`, `"laconic"`, `"repllama"`, or your own; by default `"lion"` for the paper's adapters.
         model_type: See `export`.
         dtype: Of the weights: `"auto"` is the base's own. Merging is exact in float32.
         license: Hub identifier of the licence, where the cards of the checkpoint and its base name none, or two.
@@ -218,6 +237,8 @@ def _build(
             query_length=contract.query_length,
             document_length=contract.document_length,
             add_bos=contract.add_bos,
+            add_eos=contract.add_eos,
+            causal=contract.causal,
             model_kwargs=options,
             config_kwargs=dict(hub),
             processor_kwargs=dict(hub),
@@ -228,26 +249,9 @@ def _build(
             f"The weights of {source!r} hold more than tensors, and loading them could run any code. Ask its authors "
             "for safetensors."
         ) from error
-    if not contract.add_bos:
-        leave_out_bos(transformer.tokenizer)
-    head = SpladeHead(contract.scale) if paradigm == "sparse" else LlamaPooling(transformer.get_embedding_dimension())
+    if paradigm == "sparse":
+        head: Any = SpladeHead(contract.scale)
+    else:
+        head = LlamaPooling(transformer.get_embedding_dimension(), contract.pooling, contract.normalize)
     prompts = {"query": contract.query_prompt, "document": contract.document_prompt}
     return LionSentenceTransformer(modules=[transformer, head], prompts=prompts, similarity_fn_name="dot")
-
-
-def leave_out_bos(tokenizer: Any) -> None:
-    """Have a tokenizer put no beginning-of-sequence token in front of texts, in place.
-
-    Raises:
-        ValueError: If it adds other special tokens as well.
-    """
-    if tokenizer("a")["input_ids"][0] != tokenizer.bos_token_id:
-        return
-    if tokenizer.num_special_tokens_to_add() != 1:
-        raise ValueError(
-            f"{type(tokenizer).__name__} adds {tokenizer.num_special_tokens_to_add()} special tokens to a text, not "
-            "the beginning-of-sequence token alone. Save a tokenizer without it, and name it as the base."
-        )
-    if getattr(tokenizer, "add_bos_token", False):
-        tokenizer.add_bos_token = False
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A", pair="$A $B:1", special_tokens=[])

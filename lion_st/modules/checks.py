@@ -73,11 +73,16 @@ def require_layers(config: PretrainedConfig, source: str, options: dict[str, Any
 
 
 @torch.no_grad()
-def require_bidirectional(model: PreTrainedModel) -> None:
+def require_attention(model: PreTrainedModel, causal: bool = False) -> None:
     """Run tiny inputs and compare the first token's state.
 
+    Args:
+        model: The model of transformers.
+        causal: Whether it is meant to be causal.
+
     Raises:
-        ValueError: Naming the architecture, if a state does not see later tokens or depends on left padding.
+        ValueError: Naming the architecture, if a state does not see later tokens, or does in a causal model, or depends
+            on left padding.
     """
     decoder = model.get_decoder()
     first = probe_ids(model)
@@ -90,7 +95,9 @@ def require_bidirectional(model: PreTrainedModel) -> None:
         ).last_hidden_state[:, 0]
         noise = (states[1] - states[0]).abs().max()
         change = (states[2] - states[0]).abs().max()
-        if not change > 10 * noise:
+        if causal and change > 10 * noise:
+            raise ValueError(f"{type(model).__name__} is not causal: the first token sees the last one.")
+        if not causal and not change > 10 * noise:
             raise ValueError(
                 f"{type(model).__name__} stays causal with is_causal=False: the first token does not see the last one. "
                 "Use an architecture whose attention transformers can make bidirectional, such as Llama, Qwen3, "

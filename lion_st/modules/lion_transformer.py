@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ from lion_st.modules.adapters import (
 from lion_st.modules.backbones import choose_layers, gguf_options, keep_layers
 from lion_st.modules.checks import (
     packed_states_are_equal,
-    require_bidirectional,
+    require_attention,
     require_decoder_only,
     require_known_logits,
 )
@@ -73,9 +74,11 @@ class LionTransformer(Transformer):
             (dense) does not load it.
         query_length: Longest query in tokens (`task="query"`), special tokens and prompt included.
         document_length: Longest document in tokens (`task="document"`).
-        add_bos: What to do when the backbone has a beginning-of-sequence token that its tokenizer does not add: True
-            adds it, False accepts the tokenizer as it is. By default that is an error, because the wrong choice
-            costs most of a retriever's quality and shows nowhere. `"saved"` also keeps the tokenizer's length.
+        add_bos: Whether texts begin with the beginning-of-sequence token, where the backbone has one; by default as its
+            tokenizer does. If that leaves it out this is an error, because the wrong choice costs most of a
+            retriever's quality and shows nowhere. `"saved"` keeps the beginning, end and length of the tokenizer.
+        add_eos: Append the end-of-sequence token to each text.
+        causal: Leave attention causal, as in RepLLaMA and for ablations. `"saved"` is what the checkpoint says.
         num_layers: Keep the backbone's first so many layers alone.
         layers: Keep these layers alone, numbered from 0, in ascending order.
         model_kwargs: Passed to `from_pretrained`. Two keys are for adapters: `base` (path or name of the base model,
@@ -110,6 +113,8 @@ class LionTransformer(Transformer):
         query_length: int | None = 64,
         document_length: int | None = 128,
         add_bos: bool | Literal["saved"] | None = None,
+        add_eos: bool = False,
+        causal: bool | Literal["saved"] = False,
         num_layers: int | None = None,
         layers: Sequence[int] | None = None,
         model_kwargs: dict[str, Any] | None = None,
@@ -125,6 +130,7 @@ class LionTransformer(Transformer):
         self.is_trainable: bool = model_kwargs.pop("is_trainable", False)
         self.wanted_layers = (num_layers, layers)
         self.kept_layers: tuple[int, ...] | None = None
+        self.causal = causal
         folder, gguf = gguf_options(model_name_or_path)
         if gguf:
             kwargs["tokenizer_name_or_path"] = folder
@@ -154,7 +160,7 @@ class LionTransformer(Transformer):
                 model_kwargs=model_kwargs,
                 **(copy.deepcopy(stock) | kwargs),
             )
-        configure_tokenizer(self.tokenizer, self.model, (self.query_length, self.document_length), add_bos)
+        configure_tokenizer(self.tokenizer, self.model, (self.query_length, self.document_length), add_bos, add_eos)
         self.loaded_attention = attention_implementation(self.model)
 
     @classmethod
@@ -162,11 +168,11 @@ class LionTransformer(Transformer):
         """Load a saved module; its tokenizer and lengths are taken as saved.
 
         Raises:
-            ValueError: If the checkpoint is a causal model, which this class would silently make another model of.
+            ValueError: If the checkpoint may be a causal model, which this class would silently make another model of.
         """
-        kwargs["init_defaults"] = {"query_length": None, "document_length": None, "add_bos": "saved"}
+        kwargs["init_defaults"] = {"query_length": None, "document_length": None, "add_bos": "saved", "causal": "saved"}
         module = super().load(model_name_or_path, *args, **kwargs)
-        if module.loaded_causal and not has_adapter(module.model):
+        if module.stated_causal is None and not has_adapter(module.model):
             raise ValueError(
                 f"The checkpoint {model_name_or_path!r} is a causal model: its config.json does not say "
                 '"is_causal": false. Load it with SentenceTransformer, or make a Lion retriever of its backbone with '
@@ -203,9 +209,12 @@ class LionTransformer(Transformer):
             config = read_config(model_name_or_path, config_kwargs)
         require_decoder_only(config, model_name_or_path)
         text_config = config.get_text_config()
-        self.loaded_causal = getattr(text_config, "is_causal", True) is not False
+        # Stated by models of ours, and by few others.
+        self.stated_causal: bool | None = getattr(text_config, "is_causal", None)
+        if self.causal == "saved":  # an adapter, whose base may be of any kind, says so in its own configuration
+            self.causal = self.stated_causal is True and not is_adapter
         # As a config_kwarg it would be dropped without a word.
-        text_config.is_causal = config.is_causal = False
+        text_config.is_causal = config.is_causal = self.causal
         return config, is_adapter
 
     def _load_model(
@@ -323,7 +332,7 @@ class LionTransformer(Transformer):
     # ---- checks by running ----
 
     def on_model_ready(self, model: BaseModel) -> None:
-        """Check by running that the backbone reads in both directions and not its padding, then leave padding out.
+        """Check by running in which directions the backbone reads, and that not its padding, then leave padding out.
 
         What the checkpoint's verdict says, see `lion_st.modules.verdict`, is not run again.
 
@@ -334,7 +343,7 @@ class LionTransformer(Transformer):
             task = {"query": "query", "document": "document", "passage": "document", "corpus": "document"}.get(name)
             if (limit := self.token_limit(task)) is not None:
                 self._require_room(prompt or "", limit, task)
-        if not self.checked.get("bidirectional"):
+        if not self.checked.get("bidirectional"):  # or causal, as it is meant to be
             self.verify_bidirectional()
         self._configure_unpadding()
 
@@ -359,9 +368,10 @@ class LionTransformer(Transformer):
         """Run tiny inputs and compare the first token's state.
 
         Raises:
-            ValueError: Naming the architecture, if a state does not see later tokens or depends on left padding.
+            ValueError: Naming the architecture, if a state does not see later tokens, or does in a causal model, or
+                depends on left padding.
         """
-        require_bidirectional(self.model)
+        require_attention(self.model, causal=bool(self.causal))
         self.checked["bidirectional"] = True
 
     def verify_lm_head(self) -> None:
@@ -383,7 +393,7 @@ class LionTransformer(Transformer):
         """
         if has_adapter(self.model):
             save_adapter(self.model, output_path)
-            self._save_contract(output_path)
+            self._save_contract(output_path, self.get_config_dict())
         else:
             self.save_stock(output_path)
 
@@ -399,23 +409,25 @@ class LionTransformer(Transformer):
         self.save_merged(output_path, scale=scale)
         if resume is not None:
             save_unfolded(self.model, output_path, resume)
-        self._save_contract(output_path)
+        self._save_contract(output_path, super().get_config_dict())
 
     def get_config_dict(self) -> dict[str, Any]:
-        """What is saved of the module; with an adapter also the dtype and layers of its base, which it does not say."""
+        """What is saved of the module; with an adapter also what that does not say of the model that it is on."""
         config = super().get_config_dict()
         if has_adapter(self.model):
             config["model_kwargs"] = {"dtype": str(self.model.dtype).removeprefix("torch.")}
             if self.kept_layers is not None:
                 config["layers"] = list(self.kept_layers)
+            if self.causal:
+                config["causal"] = True
         return config
 
     def __repr__(self) -> str:
         return super().__repr__().replace("Transformer(", "LionTransformer(", 1)
 
-    def _save_contract(self, output_path: str) -> None:
+    def _save_contract(self, output_path: str, config: dict[str, Any]) -> None:
         self.processor.save_pretrained(output_path)
-        self.save_config(output_path)
+        Path(output_path, self.config_file_name).write_text(json.dumps(config, indent=4), encoding="utf-8")
         write_verdict(Path(output_path), self.model, self.checked, self.loaded_attention)
 
     def save_merged(self, output_path: str, scale: float = 1.0) -> None:

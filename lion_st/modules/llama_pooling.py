@@ -19,6 +19,7 @@ class LlamaPooling(Module):
         embedding_dimension: D, the backbone's hidden size.
         mode: `"mean_normalized"` is the mean of the L2-normalised states, itself not normalised again (Lion-DS);
             `"mean"` the plain mean; `"last_token"` the state of the last token (RepLLaMA).
+        normalize: Bring each vector to length 1, so that its inner products are cosines.
 
     Raises:
         ValueError: If `mode` is none of these.
@@ -36,15 +37,18 @@ class LlamaPooling(Module):
             features["sentence_embedding"]  # [B, 2048]
     """
 
-    config_keys: list[str] = ["embedding_dimension", "mode"]  # noqa: RUF012
+    config_keys: list[str] = ["embedding_dimension", "mode", "normalize"]  # noqa: RUF012
 
-    def __init__(self, embedding_dimension: int, mode: PoolingName = "mean_normalized") -> None:
+    def __init__(
+        self, embedding_dimension: int, mode: PoolingName = "mean_normalized", normalize: bool = False
+    ) -> None:
         super().__init__()
         if mode not in get_args(PoolingName):
             raise ValueError(f"mode must be one of {get_args(PoolingName)}, got {mode!r}.")
         self.embedding_dimension = embedding_dimension
         self.mode = mode
-        self.pooling = self.stock_modules()[-1]
+        self.normalize = normalize
+        self.pooling = Pooling(embedding_dimension, "lasttoken" if mode == "last_token" else "mean")
 
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Writes `features["sentence_embedding"]` [B, D] from the last hidden states.
@@ -63,6 +67,8 @@ class LlamaPooling(Module):
             eps = max(1e-12, torch.finfo(states.dtype).tiny)
             features["token_embeddings"] = normalize(states, dim=-1, eps=eps)
         features = self.pooling(features)
+        if self.normalize:
+            features["sentence_embedding"] = normalize(features["sentence_embedding"], dim=-1)
         encodes = not self.training and not torch.is_grad_enabled()
         if encodes and not torch.compiler.is_compiling():
             _check_finite(features["sentence_embedding"])
@@ -70,12 +76,19 @@ class LlamaPooling(Module):
 
     def stock_modules(self) -> list[Module]:
         """The sentence-transformers modules that compute the same vectors."""
-        if self.mode == "last_token":
-            return [Pooling(self.embedding_dimension, "lasttoken")]
-        pooling = Pooling(self.embedding_dimension, "mean")
-        if self.mode == "mean":
-            return [pooling]
-        return [Normalize(module_input_name="token_embeddings"), pooling]
+        modules: list[Module] = [Pooling(self.embedding_dimension, self.pooling.pooling_mode)]
+        if self.mode == "mean_normalized":
+            modules.insert(0, Normalize(module_input_name="token_embeddings"))
+        if self.normalize:
+            modules.append(Normalize())
+        return modules
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """What is saved of the pooling, `normalize` only where it is set."""
+        config = super().get_config_dict()
+        if not self.normalize:
+            del config["normalize"]
+        return config
 
     def get_embedding_dimension(self) -> int:
         """Width D of the vectors."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import torch
 from sentence_transformers.base.modules import Module
@@ -14,6 +14,8 @@ from lion_st.modules.lion_transformer import LionTransformer
 
 if TYPE_CHECKING:
     from sentence_transformers.base.model import BaseModel
+
+Activation: TypeAlias = Literal["log1p", "double_log1p"]
 
 
 class SpladeHead(Module):
@@ -29,14 +31,17 @@ class SpladeHead(Module):
             never truncated.
         query_max_active_dims: The same for `task="query"` alone (`model.encode_query`).
         document_max_active_dims: The same for `task="document"` alone (`model.encode_document`).
+        activation: `"log1p"` as above, or `"double_log1p"`, log1p once more, which flattens large weights. It grows
+            with its argument, so that the maximum is taken before it all the same.
 
     Raises:
-        ValueError: If a limit is not a positive integer, if the backbone has no LM head that can be read, or if its
-            own logits are not what this head computes.
+        ValueError: If a limit is not a positive integer, if the activation is none of these, if the backbone has no LM
+            head that can be read, or if its own logits are not what this head computes.
 
     References:
         Zeng et al., Scaling Sparse and Dense Retrieval in Decoder-Only LLMs, 2025, section 3.1:
-        https://arxiv.org/abs/2502.15526. Formal et al., SPLADE v2, 2021: https://arxiv.org/abs/2109.10086.
+        https://arxiv.org/abs/2502.15526. Formal et al., SPLADE v2, 2021: https://arxiv.org/abs/2109.10086. Geng et al.,
+        2025: https://arxiv.org/abs/2504.14839 (the double log1p).
 
     Example:
         ::
@@ -51,6 +56,7 @@ class SpladeHead(Module):
         "max_active_dims",
         "query_max_active_dims",
         "document_max_active_dims",
+        "activation",
     ]
     forward_kwargs: set[str] = {"task", "max_active_dims", "output"}  # noqa: RUF012
 
@@ -60,8 +66,11 @@ class SpladeHead(Module):
         max_active_dims: int | None = None,
         query_max_active_dims: int | None = None,
         document_max_active_dims: int | None = None,
+        activation: Activation = "log1p",
     ) -> None:
         super().__init__()
+        if activation not in get_args(Activation):
+            raise ValueError(f"activation must be one of {get_args(Activation)}, got {activation!r}.")
         limits = {
             "max_active_dims": max_active_dims,
             "query_max_active_dims": query_max_active_dims,
@@ -76,6 +85,7 @@ class SpladeHead(Module):
         self.max_active_dims = max_active_dims
         self.query_max_active_dims = query_max_active_dims
         self.document_max_active_dims = document_max_active_dims
+        self.activation: Activation = activation
         # A tuple keeps the sibling out of this module's own parameters.
         self._siblings: tuple[LionTransformer, ...] = ()
 
@@ -134,6 +144,8 @@ class SpladeHead(Module):
             k=limit if output == "sparse" else None,
             cu_seqlens=features.get("cu_seq_lens_q"),
         )
+        if self.activation == "double_log1p":
+            embeddings = _log1p(embeddings)
         encodes = not self.training and not torch.is_grad_enabled()
         if encodes and output == "dense" and not _is_recorded(embeddings):
             check_finite(embeddings)
@@ -147,17 +159,33 @@ class SpladeHead(Module):
         by_task = {"query": self.query_max_active_dims, "document": self.document_max_active_dims}
         return by_task.get(task or "") or self.max_active_dims
 
+    def get_config_dict(self) -> dict[str, Any]:
+        """What is saved of the head, the usual activation left out as before there were others."""
+        config = super().get_config_dict()
+        if self.activation == "log1p":
+            del config["activation"]
+        return config
+
     def get_embedding_dimension(self) -> int:
         """Width V of the vectors, the rows of the LM head."""
         return self.transformer.lm_head.weight.shape[0]
 
     def stock_modules(self) -> list[Module]:
         """The sentence-transformers module that pools a causal LM's own logits the same way, at scale 1."""
-        return [SpladePooling("max", embedding_dimension=self.get_embedding_dimension())]
+        function: Literal["relu", "log1p_relu"] = "relu" if self.activation == "log1p" else "log1p_relu"
+        return [SpladePooling("max", function, embedding_dimension=self.get_embedding_dimension())]
 
     def save(self, output_path: str, *args, safe_serialization: bool = True, **kwargs) -> None:
         """Save the configuration; the weights are the backbone's."""
         self.save_config(output_path)
+
+
+def _log1p(rows: torch.Tensor) -> torch.Tensor:
+    """log1p of dense rows or of a CSR tensor, which keeps zeros zero."""
+    if rows.layout != torch.sparse_csr:
+        return rows.log1p()
+    parts = (rows.crow_indices(), rows.col_indices(), rows.values().log1p())
+    return torch.sparse_csr_tensor(*parts, size=rows.shape, check_invariants=False)
 
 
 def _is_recorded(tensor: torch.Tensor) -> bool:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from tokenizers.processors import ByteLevel, TemplateProcessing
 from tokenizers.processors import Sequence as PostProcessors
-from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedModel
 
 
@@ -15,18 +16,21 @@ def configure_tokenizer(
     model: PreTrainedModel,
     lengths: Sequence[int | None],
     add_bos: bool | Literal["saved"] | None,
+    add_eos: bool = False,
 ) -> None:
-    """Have a tokenizer pad on the left with a token that the model knows, begin texts as told, and cut them.
+    """Have a tokenizer pad on the left with a token that the model knows, begin and end texts as told, and cut them.
 
     Args:
         tokenizer: Of transformers, changed in place; None if the model has none.
         model: The model that reads its ids.
         lengths: Longest query and document, in tokens.
-        add_bos: As for `LionTransformer`; `"saved"` leaves beginning and length as they are.
+        add_bos: As for `LionTransformer`; `"saved"` leaves beginning, end and length as they are.
+        add_eos: Append the end-of-sequence token.
 
     Raises:
-        ValueError: If there is no tokenizer or no token to pad with, if it has more tokens than the model, or if it
-            leaves out the beginning-of-sequence token and `add_bos` does not say what to do.
+        ValueError: If there is no tokenizer or no token to pad with, if it has more tokens than the model, if it
+            leaves out the beginning-of-sequence token and `add_bos` does not say what to do, or if it cannot begin or
+            end texts as told.
     """
     name = model.name_or_path
     if tokenizer is None:
@@ -52,6 +56,8 @@ def configure_tokenizer(
         # Without a task a text is cut like the longer of the two, not at the backbone's 128k tokens.
         tokenizer.model_max_length = max(limits)
     _configure_bos(tokenizer, model, add_bos)
+    if add_eos:
+        append_eos(tokenizer)
 
 
 def _configure_bos(tokenizer: Any, model: PreTrainedModel, add_bos: bool | None) -> None:
@@ -59,7 +65,10 @@ def _configure_bos(tokenizer: Any, model: PreTrainedModel, add_bos: bool | None)
     # A "beginning" token that is really the padding or end token (Qwen, GPT-2) is never put in front.
     if bos is None or bos in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         return
-    if tokenizer("a")["input_ids"][0] == bos or add_bos is False:
+    if add_bos is False:
+        leave_out_bos(tokenizer)
+        return
+    if tokenizer("a")["input_ids"][0] == bos:
         return
     token = tokenizer.convert_ids_to_tokens(bos)
     if add_bos is None:
@@ -68,9 +77,75 @@ def _configure_bos(tokenizer: Any, model: PreTrainedModel, add_bos: bool | None)
             "not add it. Pass add_bos=True to add it to every text, or add_bos=False if the model was trained without "
             "it."
         )
+    before, after = _special_ids(tokenizer)
+    _surround(tokenizer, [bos, *before], after)
+
+
+def leave_out_bos(tokenizer: Any) -> None:
+    """Have a tokenizer put no beginning-of-sequence token in front of texts, in place.
+
+    Raises:
+        ValueError: If it adds other special tokens as well.
+    """
+    if tokenizer("a")["input_ids"][0] != tokenizer.bos_token_id:
+        return
+    if tokenizer.num_special_tokens_to_add() != 1:
+        raise ValueError(
+            f"{type(tokenizer).__name__} adds {tokenizer.num_special_tokens_to_add()} special tokens to a text, not "
+            "the beginning-of-sequence token alone. Save a tokenizer without it, and name it as the base."
+        )
+    if getattr(tokenizer, "add_bos_token", False):
+        tokenizer.add_bos_token = False
+    _surround(tokenizer, [], [])
+
+
+def append_eos(tokenizer: Any) -> None:
+    """Have a tokenizer put the end-of-sequence token behind each text, also behind one that is cut, in place.
+
+    Raises:
+        ValueError: If it has no such token, or does not do so.
+    """
+    eos, token = tokenizer.eos_token_id, tokenizer.eos_token
+    if eos is None:
+        raise ValueError("add_eos=True, but the tokenizer has no end-of-sequence token; set tokenizer.eos_token first.")
+    before = tokenizer("a")["input_ids"]
+    if before[-1] == eos:
+        return
+    if {"add_bos_token", "add_eos_token"} & tokenizer.init_kwargs.keys():
+        tokenizer.add_eos_token = True  # such a tokenizer makes its post-processor of its flags whenever it is loaded
+    else:
+        in_front, behind = _special_ids(tokenizer)
+        _surround(tokenizer, in_front, [*behind, eos])
+    if tokenizer("a")["input_ids"] != [*before, eos]:
+        raise ValueError(
+            f"{type(tokenizer).__name__} does not append {token!r} (id {eos}) when told to: 'a' becomes "
+            f"{tokenizer('a')['input_ids']}, was {before}. Save a tokenizer that does beside the weights."
+        )
+
+
+def _special_ids(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Ids of the special tokens that a tokenizer puts before and behind a text."""
+    encoded = tokenizer("a", return_special_tokens_mask=True)
+    ids, mask = encoded["input_ids"], encoded["special_tokens_mask"]
+    first, last = mask.index(0), len(mask) - mask[::-1].index(0)
+    return ids[:first], ids[last:]
+
+
+def _surround(tokenizer: Any, before: Sequence[int], after: Sequence[int]) -> None:
+    """Have a tokenizer put these special tokens before and behind each text, and no others.
+
+    Of the post-processors, `TemplateProcessing` adds tokens and only one of them may; `ByteLevel` moves offsets alone.
+    """
     backend = tokenizer.backend_tokenizer
-    put_in_front = TemplateProcessing(
-        single=f"{token} $A", pair=f"{token} $A {token} $B:1", special_tokens=[(token, bos)]
+    names = {number: tokenizer.convert_ids_to_tokens(number) for number in (*before, *after)}
+    parts = [" ".join(names[number] for number in numbers) for numbers in (before, after)]
+    single = f"{parts[0]} $A {parts[1]}".strip()
+    template = TemplateProcessing(
+        single=single,
+        pair=f"{single} {single.replace('$A', '$B:1')}",
+        special_tokens=[(name, number) for number, name in names.items()],
     )
-    processors = [processor for processor in (backend.post_processor, put_in_front) if processor is not None]
-    backend.post_processor = PostProcessors(processors)
+    earlier = json.loads(backend.post_processor.__getstate__()) if backend.post_processor is not None else {}
+    byte_level = [one for one in earlier.get("processors", [earlier]) if one.get("type") == "ByteLevel"]
+    kept = [ByteLevel(trim_offsets=one.get("trim_offsets", True)) for one in byte_level]
+    backend.post_processor = PostProcessors([*kept, template])

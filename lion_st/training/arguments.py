@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from sentence_transformers import SentenceTransformerTrainingArguments, SparseEncoderTrainingArguments
@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 
 from lion_st.errors import UsageError
 from lion_st.training.evaluation import EvaluationArguments
+from lion_st.training.model_arguments import LoraArguments, ModelArguments
 from lion_st.training.options import merge_layers
 from lion_st.training.recipes import Objective, Paradigm, RetrieverRecipe, get_recipe
 from lion_st.training.released import is_released, recipe_options
@@ -25,10 +26,6 @@ from lion_st.training.validation import (
     require_training_ranges,
 )
 
-if TYPE_CHECKING:
-    from peft import LoraConfig
-
-LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # Training arguments that change the result of a run; the others change its speed, its logs or its place.
 RESULT_ARGUMENTS = (
     "learning_rate",
@@ -88,43 +85,6 @@ _NOT_READ_BY_RETRIEVER = {
     "do_predict": "`lion-st evaluate` scores the result on a test set",
     "prompts": "--query_prompt and --document_prompt are, and are saved with the model",
 }
-
-
-@dataclass
-class LoraArguments:
-    """Whether and how a low-rank adapter is trained in place of all weights."""
-
-    use_peft: bool = field(default=True, metadata={"help": "Train a LoRA adapter instead of all weights."})
-    lora_r: int = field(default=16, metadata={"help": "Rank of the adapter."})
-    lora_alpha: int = field(default=32, metadata={"help": "The adapter's update is scaled by alpha / r."})
-    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout of the adapter's input."})
-    lora_target_modules: list[str] = field(
-        default_factory=lambda: list(LORA_TARGETS), metadata={"help": "Names of the linear layers with an adapter."}
-    )
-
-    def lora_config(self) -> LoraConfig:
-        """The adapter's PEFT configuration."""
-        from peft import LoraConfig
-
-        return LoraConfig(
-            r=self.lora_r,
-            lora_alpha=self.lora_alpha,
-            lora_dropout=self.lora_dropout,
-            target_modules=list(self.lora_target_modules),
-        )
-
-    def require_lora_ranges(self) -> None:
-        """Refuse an adapter that cannot be made.
-
-        Raises:
-            UsageError: If a value is out of its range.
-        """
-        require_positive(self, "lora_r", "lora_alpha")
-        require_share(self, "lora_dropout")
-
-    def settings(self) -> dict[str, Any]:
-        """Every value, for the record of a run."""
-        return {item.name: getattr(self, item.name) for item in fields(self)}
 
 
 @dataclass
@@ -209,7 +169,7 @@ class MntpTrainingArguments(TrainingArguments):
 
 
 @dataclass
-class RetrieverArguments(TeacherArguments, LoraArguments):
+class RetrieverArguments(TeacherArguments, ModelArguments):
     """The fine-tuning of a retriever: model, data and objective."""
 
     backbone: str = field(default="", metadata={"help": "Backbone of the recipe, as `lion-st recipes` lists them."})
@@ -218,20 +178,6 @@ class RetrieverArguments(TeacherArguments, LoraArguments):
         default="cl_kd", metadata={"help": "Contrastive, distillation of a teacher's margins, or both."}
     )
     preset: Literal["released"] | None = field(default=None, metadata={"help": PRESET_HELP})
-    model: str = field(default="", metadata={"help": "Folder, Hub name or GGUF file of the backbone to fine-tune."})
-    train_adapter: bool = field(
-        default=False, metadata={"help": "Train the adapter that the backbone has on, instead of merging it."}
-    )
-    add_bos: bool | None = field(default=None, metadata={"help": "See lion_st.build."})
-    num_layers: int | None = field(default=None, metadata={"help": "Keep the backbone's first so many layers alone."})
-    layers: list[int] | None = field(default=None, metadata={"help": "Keep these layers alone, numbered from 0."})
-    scale: float | None = field(default=None, metadata={"help": "Sparse: factor on the logits; see lion_st.build."})
-    pooling: str = field(default="mean_normalized", metadata={"help": "Dense: see lion_st.LlamaPooling."})
-    attn_implementation: str | None = field(default=None, metadata={"help": "See lion_st.build."})
-    query_length: int = field(default=64, metadata={"help": "Longest query, in tokens."})
-    document_length: int = field(default=128, metadata={"help": "Longest document, in tokens."})
-    query_prompt: str | None = field(default=None, metadata={"help": "Put in front of queries, and saved."})
-    document_prompt: str | None = field(default=None, metadata={"help": "Put in front of documents, and saved."})
     train_data: list[str] = field(
         default_factory=list,
         metadata={"help": "Source of training tuples, or several; see lion_st.data.load_tuples."},
@@ -295,6 +241,7 @@ class RetrieverArguments(TeacherArguments, LoraArguments):
         """The values that change the result, for the record of a run."""
         values = super().settings()
         del values["dry_run"], values["mini_batch_size"]
+        values["pooling"] = self.pooling or "mean_normalized"
         if len(self.train_data) == 1:
             values["train_data"] = self.train_data[0]
         if self.train_weights is None:
@@ -353,7 +300,9 @@ class RetrieverTrainingArguments(
 # Options of `RetrieverArguments` that only some settings read, and what such a setting is.
 _READ_BY = {
     "scale": ("--paradigm sparse", lambda values: values["paradigm"] == "sparse"),
+    "activation": ("--paradigm sparse", lambda values: values["paradigm"] == "sparse"),
     "pooling": ("--paradigm dense", lambda values: values["paradigm"] == "dense"),
+    "normalize": ("--paradigm dense", lambda values: values["paradigm"] == "dense"),
     "query_regularizer_weight": ("--paradigm sparse", lambda values: values["paradigm"] == "sparse"),
     "document_regularizer_weight": ("--paradigm sparse", lambda values: values["paradigm"] == "sparse"),
     "regularizer_warmup_ratio": ("--paradigm sparse", lambda values: values["paradigm"] == "sparse"),

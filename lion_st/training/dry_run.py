@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from transformers import AutoConfig
-
 from lion_st.training.arguments import RetrieverArguments, RetrieverTrainingArguments
+from lion_st.training.contract import backbone_config
 from lion_st.training.cost import UTILISATION
 from lion_st.training.recipes import BACKBONES, BackboneShape, mntp_folder
 from lion_st.training.released import released_mntp_folder
@@ -28,10 +27,8 @@ def describe_run(arguments: RetrieverArguments, training_arguments: RetrieverTra
     documents = 1 + arguments.negatives
     backbone = BACKBONES[arguments.backbone]
     own = (backbone.model, mntp_folder(arguments.backbone), released_mntp_folder(arguments.backbone))
-    if arguments.model in own:
-        shape = backbone.shape
-    else:
-        shape = BackboneShape.from_config(AutoConfig.from_pretrained(arguments.model))
+    is_own = arguments.model in own
+    shape = backbone.shape if is_own else BackboneShape.from_config(backbone_config(arguments.model))
     cost = training_cost(arguments, training_arguments, shape)
     lengths = [arguments.query_length, *[arguments.document_length] * documents]
     tokens = arguments.batch_size * sum(lengths)

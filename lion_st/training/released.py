@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lion_st.errors import UsageError
+from lion_st.training.contract import start_options
 from lion_st.training.options import merge_layers
 from lion_st.training.recipes import MntpRecipe, RetrieverRecipe, mntp_folder
 
@@ -34,14 +35,15 @@ TRAIN_DATA = {
 
 
 def recipe_options(recipe: RetrieverRecipe, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a fine-tuning before what was given: those of the recipe, under those of the preset, if one is.
+    """The options of a fine-tuning before what was given: those of the recipe, under those of the preset, if one is,
+    under those of the retriever that is trained on, if it is one.
 
     Raises:
         UsageError: If there is no such preset, or the released code has no such backbone.
     """
     values = recipe.defaults(given.get("train_data"))
     if not is_released(recipe.backbone, given.get("preset")):
-        return values
+        return start_options(values, given)
     backbone, distilled = recipe.backbone, recipe.objective == "kd"
     preset: dict[str, Any] = {
         "model": released_mntp_folder(backbone),
@@ -60,7 +62,7 @@ def recipe_options(recipe: RetrieverRecipe, given: Mapping[str, Any]) -> dict[st
         preset["gradient_accumulation_steps"] = ACCUMULATION[backbone]
     if recipe.paradigm == "dense":
         preset["num_train_epochs"] = (DISTILLED_EPOCHS if distilled else EPOCHS)[backbone]
-    return merge_layers(values, preset)
+    return start_options(merge_layers(values, preset), given)
 
 
 def mntp_options(recipe: MntpRecipe, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,10 +8,8 @@ from collections.abc import Sequence
 from copy import copy
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-import torch
-from sentence_transformers.base.model import BaseModel
 from sentence_transformers.base.sampler import BatchSamplers
 from sentence_transformers.sentence_transformer.losses import (
     CachedMultipleNegativesRankingLoss,
@@ -38,8 +36,6 @@ from lion_st.losses import (
     dot_scores,
     pairwise_dot_scores,
 )
-from lion_st.models import build
-from lion_st.modules.llama_pooling import PoolingName
 from lion_st.training.arguments import uncacheable
 from lion_st.training.callbacks import EpochCallback, SecondsBudget
 from lion_st.training.checkpoints import checkpoint_to_resume
@@ -47,9 +43,10 @@ from lion_st.training.collapse import CollapseGuard
 from lion_st.training.cost import TrainingCost
 from lion_st.training.evaluation import EarlyStopping, build_evaluator, hold_out_share
 from lion_st.training.mixing import WeightedBatchSampler
-from lion_st.training.recipes import BACKBONES, BackboneShape, mntp_folder
-from lion_st.training.released import SHARE, ramp_micro_batches, released_mntp_folder, require_files
+from lion_st.training.recipes import BackboneShape
+from lion_st.training.released import SHARE, ramp_micro_batches, require_files
 from lion_st.training.runs import export_run, run_log
+from lion_st.training.starting import build_model
 from lion_st.training.teacher import report_teacher, teacher_weights
 from lion_st.training.trainers import DenseRetrieverTrainer, SparseRetrieverTrainer
 
@@ -59,41 +56,6 @@ if TYPE_CHECKING:
     from lion_st.training.arguments import RetrieverArguments, RetrieverTrainingArguments
 
 logger = logging.getLogger(__name__)
-
-
-def build_model(arguments: RetrieverArguments, device: str | torch.device | None = None) -> BaseModel:
-    """The model to train: an adapter on the backbone in its own dtype, or all weights in float32.
-
-    Raises:
-        FileNotFoundError: If the model is not there; after which stage it will be, if a recipe's own.
-    """
-    own = {mntp_folder(arguments.backbone): "", released_mntp_folder(arguments.backbone): " --preset released"}
-    if arguments.model in own and not Path(arguments.model).is_dir():
-        base = BACKBONES[arguments.backbone].model
-        raise FileNotFoundError(
-            f"There is no adapted backbone in {arguments.model!r}. Make it with `lion-st adapt --backbone "
-            f"{arguments.backbone}{own[arguments.model]}`, or fine-tune the unadapted model with --model {base}."
-        )
-    return build(
-        arguments.model,
-        arguments.paradigm,
-        query_length=arguments.query_length,
-        document_length=arguments.document_length,
-        lora=arguments.lora_config() if arguments.use_peft and not arguments.train_adapter else None,
-        train_adapter=arguments.train_adapter,
-        # Optimizer steps are smaller than bfloat16's rounding of the weights.
-        dtype="auto" if arguments.use_peft else torch.float32,
-        scale=arguments.scale,
-        pooling=cast(PoolingName, arguments.pooling),
-        query_prompt=arguments.query_prompt,
-        document_prompt=arguments.document_prompt,
-        add_bos=arguments.add_bos,
-        num_layers=arguments.num_layers,
-        layers=arguments.layers,
-        as_sparse_encoder=arguments.paradigm == "sparse",
-        attn_implementation=arguments.attn_implementation,
-        device=None if device is None else str(device),
-    )
 
 
 def build_loss(model: Any, arguments: RetrieverArguments) -> nn.Module:
@@ -380,7 +342,7 @@ def train_retriever(arguments: RetrieverArguments, training_arguments: Retriever
     checkpoint = checkpoint_to_resume(record.folder, training_arguments.resume_from_checkpoint)
     require_files(arguments.train_data)
     set_seed(training_arguments.seed)
-    model = build_model(arguments, training_arguments.device)
+    model = build_model(arguments, training_arguments.device, record.folder)
     tuples = load_training_tuples(arguments, training_arguments.seed)
     trainer = build_trainer(model, arguments, training_arguments, tuples, callbacks=[record])
     trainer.train(resume_from_checkpoint=checkpoint)

@@ -1,0 +1,73 @@
+"""What a retriever that is trained on brings along, read without its weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+# Options that decide what a retriever is: given for one that is there already, they would make another of it.
+FIXED = ("add_bos", "add_eos", "causal", "num_layers", "layers", "scale", "activation", "pooling", "normalize")
+# Options that may change when it is trained on; where they are not given they stay.
+KEPT = ("query_length", "document_length", "query_prompt", "document_prompt")
+
+
+def is_retriever(source: str) -> bool:
+    """Whether a folder or Hub repository holds a retriever, and not a backbone or an adapter of one."""
+    return _file(source, "modules.json") is not None
+
+
+def start_options(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options under those that were given, with a retriever's own in place of a recipe's where it is trained on.
+
+    Args:
+        values: Of a recipe.
+        given: By the user.
+    """
+    model = str(given.get("model") or values.get("model") or "")
+    # A recipe's own folder may be one that is not made yet, whose name the Hub need not be asked for.
+    if not model or not (Path(model).is_dir() or given.get("model")) or not is_retriever(model):
+        return dict(values)
+    return {name: value for name, value in values.items() if name not in FIXED + KEPT} | _saved(model)
+
+
+def backbone_config(source: str) -> Any:
+    """The configuration of the backbone in a retriever, in an adapter of one, or of one.
+
+    Raises:
+        OSError: If it cannot be reached.
+    """
+    from transformers import AutoConfig
+
+    folder = transformer_folder(source) if is_retriever(source) else ""
+    if (adapter := _file(source, "adapter_config.json", folder)) is not None:
+        base = json.loads(Path(adapter).read_text(encoding="utf-8"))
+        return AutoConfig.from_pretrained(base["base_model_name_or_path"], revision=base.get("revision"))
+    return AutoConfig.from_pretrained(source, subfolder=folder)
+
+
+def _saved(source: str) -> dict[str, Any]:
+    settings = _read(source, "config_sentence_transformers.json")
+    transformer = _read(source, "sentence_bert_config.json", transformer_folder(source))
+    lengths = {name: transformer[name] for name in KEPT[:2] if transformer.get(name)}
+    prompts = {f"{task}_prompt": settings.get("prompts", {}).get(task) or None for task in ("query", "document")}
+    return lengths | prompts
+
+
+def transformer_folder(source: str) -> str:
+    """Where in a retriever's folder its transformer lies: empty for the top."""
+    return str(_read(source, "modules.json")[0]["path"])
+
+
+def _read(source: str, name: str, subfolder: str = "") -> Any:
+    file = _file(source, name, subfolder)
+    return {} if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
+
+
+def _file(source: str, name: str, subfolder: str = "") -> str | None:
+    from sentence_transformers.util import load_file_path
+
+    if Path(source).is_file() or not (Path(source).is_dir() or source.count("/") == 1):
+        return None
+    return load_file_path(source, name, subfolder=subfolder)

@@ -1,0 +1,86 @@
+"""What the training scripts take about the model itself: where it starts from, its contract, its adapter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+from lion_st.modules.llama_pooling import PoolingName
+from lion_st.modules.splade_head import Activation
+from lion_st.training.validation import require_positive, require_share
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass
+class LoraArguments:
+    """Whether and how a low-rank adapter is trained in place of all weights."""
+
+    use_peft: bool = field(default=True, metadata={"help": "Train a LoRA adapter instead of all weights."})
+    lora_r: int = field(default=16, metadata={"help": "Rank of the adapter."})
+    lora_alpha: int = field(default=32, metadata={"help": "The adapter's update is scaled by alpha / r."})
+    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout of the adapter's input."})
+    lora_target_modules: list[str] = field(
+        default_factory=lambda: list(LORA_TARGETS), metadata={"help": "Names of the linear layers with an adapter."}
+    )
+
+    def lora_config(self) -> LoraConfig:
+        """The adapter's PEFT configuration."""
+        from peft import LoraConfig
+
+        return LoraConfig(
+            r=self.lora_r,
+            lora_alpha=self.lora_alpha,
+            lora_dropout=self.lora_dropout,
+            target_modules=list(self.lora_target_modules),
+        )
+
+    def require_lora_ranges(self) -> None:
+        """Refuse an adapter that cannot be made.
+
+        Raises:
+            UsageError: If a value is out of its range.
+        """
+        require_positive(self, "lora_r", "lora_alpha")
+        require_share(self, "lora_dropout")
+
+    def settings(self) -> dict[str, Any]:
+        """Every value, for the record of a run."""
+        return {item.name: getattr(self, item.name) for item in fields(self)}
+
+
+@dataclass
+class ModelArguments(LoraArguments):
+    """The model to fine-tune: a backbone and what is made of it, or a retriever, which has all that already."""
+
+    model: str = field(
+        default="",
+        metadata={
+            "help": "What is fine-tuned: folder, Hub name or GGUF file of a backbone; or a retriever, which keeps "
+            "its prompts, lengths and all that follows here unless another is given."
+        },
+    )
+    train_adapter: bool = field(
+        default=False, metadata={"help": "Train the adapter that the model has on, instead of merging it."}
+    )
+    add_bos: bool | None = field(default=None, metadata={"help": "See lion_st.build."})
+    add_eos: bool | None = field(default=None, metadata={"help": "Append the end-of-sequence token to each text."})
+    causal: bool | None = field(default=None, metadata={"help": "Leave attention causal: RepLLaMA, ablations."})
+    num_layers: int | None = field(default=None, metadata={"help": "Keep the backbone's first so many layers alone."})
+    layers: list[int] | None = field(default=None, metadata={"help": "Keep these layers alone, numbered from 0."})
+    scale: float | None = field(default=None, metadata={"help": "Sparse: factor on the logits; see lion_st.build."})
+    activation: Activation | None = field(
+        default=None, metadata={"help": "Sparse: log1p (the default) or double_log1p; see lion_st.SpladeHead."}
+    )
+    pooling: PoolingName | None = field(
+        default=None, metadata={"help": "Dense: mean_normalized (the default), mean or last_token."}
+    )
+    normalize: bool | None = field(default=None, metadata={"help": "Dense: bring each vector to length 1."})
+    attn_implementation: str | None = field(default=None, metadata={"help": "See lion_st.build."})
+    query_length: int = field(default=64, metadata={"help": "Longest query, in tokens."})
+    document_length: int = field(default=128, metadata={"help": "Longest document, in tokens."})
+    query_prompt: str | None = field(default=None, metadata={"help": "Put in front of queries, and saved."})
+    document_prompt: str | None = field(default=None, metadata={"help": "Put in front of documents, and saved."})
