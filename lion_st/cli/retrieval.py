@@ -202,6 +202,9 @@ def search(
     corpus: Annotated[
         str | None, typer.Option(help="The documents that were encoded, to show the text of each one found.")
     ] = None,
+    allowed: Annotated[
+        Path | None, typer.Option(help="Find none but the documents whose ids are in this file, one a line.")
+    ] = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
@@ -216,6 +219,8 @@ def search(
     require_folder(index, "what `lion-st index` wrote")
     for source in (queries, corpus):
         require_source(None if source is None else str(source))
+    if allowed is not None:
+        require_file(allowed, "ids of documents, one a line")
     require_new(run, overwrite)
     from lion_st.data.records import read_topics
     from lion_st.encoding import load_encoder
@@ -224,26 +229,27 @@ def search(
     from lion_st.retrieval.search import require_explainable
 
     asked = read_topics(queries) if queries is not None else {}
+    among = None if allowed is None else [one for one in allowed.read_text(encoding="utf-8").splitlines() if one]
     loaded = load_index(index, memory_map=True, verify=verify)
     if explain:
         require_explainable(loaded)
     encoder = load_encoder(model, device=device, dtype=weights, revision=revision)
-    options: dict[str, Any] = {"threads": threads, "explain": explain, "max_tokens": max_tokens}
+    options: dict[str, Any] = {"threads": threads, "max_tokens": max_tokens, "allowed": among}
     if run is not None:
         from lion_st.evaluation import write_run
 
-        found = search_run(encoder, loaded, asked, k, threads=threads, max_tokens=max_tokens)
+        found = search_run(encoder, loaded, asked, k, **options)
         write_run(run, found, index.resolve().name, overwrite)
         typer.echo(f"{run}: {sum(map(len, found.values())):,} documents for {len(found):,} queries.")
     elif asked or query is not None:
         searched = [query] if query is not None else list(asked.values())
-        results = search_texts(encoder, loaded, searched, k, **options)
+        results = search_texts(encoder, loaded, searched, k, explain=explain, **options)
         texts = _read_texts(corpus, {result.document for result in results})
         _show(results, texts, many=query is None)
     else:
         texts = _read_texts(corpus, None)
         for text in _asked_queries():
-            _show(search_texts(encoder, loaded, [text], k, **options), texts, many=False)
+            _show(search_texts(encoder, loaded, [text], k, explain=explain, **options), texts, many=False)
 
 
 def prune(

@@ -6,7 +6,7 @@ import math
 import shutil
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
@@ -32,6 +32,7 @@ Hits: TypeAlias = list[tuple[str, float]]  # (document id, score), best first
 
 KIND = "lion_st index"
 VERSION = 2  # since 2 with xxh3 checksums
+CAN_CHANGE = "exact"  # the engines that delete, and search among some documents alone
 
 
 class Index(ABC):
@@ -78,14 +79,31 @@ class Index(ABC):
             ValueError: If lengths, dimensions or ids do not fit; nothing is added then.
         """
 
+    def delete(self, ids: Sequence[str]) -> None:
+        """Take documents out of the index.
+
+        Args:
+            ids: Their ids.
+
+        Raises:
+            KeyError: If one is not in the index; none is deleted then.
+            NotImplementedError: If the engine cannot delete.
+        """
+        raise NotImplementedError(f"The engine {self.engine!r} cannot delete documents, {CAN_CHANGE} can.")
+
     @abstractmethod
-    def search(self, queries: Any, k: int = 10, threads: int = 1) -> list[Hits]:
+    def search(self, queries: Any, k: int = 10, threads: int = 1, allowed: Collection[str] | None = None) -> list[Hits]:
         """Find the k documents of highest inner product with each query.
 
         Args:
             queries: [Q, dimensions].
             k: Documents per query.
             threads: CPU threads.
+            allowed: Find none but these documents, by id; ids that are not in the index are left out, all of them not.
+
+        Raises:
+            ValueError: If none of the allowed documents is in the index.
+            NotImplementedError: If the engine cannot search among some documents alone.
 
         Returns:
             Q lists of (document id, score), best first. A sparse search returns only documents that share a term with
@@ -221,7 +239,8 @@ class LocalIndex(Index):
     """An index in this process: ids, checks and files live here; `_add`, `_search` and the like are the engine's.
 
     Attributes:
-        ids: Document ids in the order they were added; equal scores are ranked in that order.
+        ids: Document ids in the order they were added; equal scores are ranked in that order. Deleted documents keep
+            their place until `compact`, which `save` calls.
         dimensions: V or D, known from the first `add` on.
     """
 
@@ -230,10 +249,12 @@ class LocalIndex(Index):
         self.ids: list[str] = []
         self.dimensions: int | None = None
         self._known: set[str] = set()
+        self._alive: np.ndarray | None = None  # bool [len(ids)], once documents were deleted
+        self._rows: dict[str, int] | None = None  # of the documents by id, filled in by `_rows_of`
         self._lock = threading.RLock()  # held while the structure changes, which a first search may do
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self._known)
 
     def add(self, ids: Sequence[str], vectors: Any) -> None:
         """Add documents whose ids are new; see `Index.add`."""
@@ -250,36 +271,96 @@ class LocalIndex(Index):
                 raise ValueError(f"The document id {duplicate!r} occurs twice: ids must be unique in an index.")
             self._add(matrix)
             self.dimensions = matrix.shape[1]
+            if self._rows is not None:
+                self._rows.update(zip(ids, range(len(self.ids), len(self.ids) + len(ids)), strict=True))
             self.ids.extend(ids)
             self._known |= fresh
+            if self._alive is not None:
+                self._alive = np.concatenate([self._alive, np.ones(len(ids), dtype=np.bool_)])
 
-    def search(self, queries: Any, k: int = 10, threads: int = 1) -> list[Hits]:
+    def delete(self, ids: Sequence[str]) -> None:
+        """Take documents out of the index; see `Index.delete`. Their space is freed by `compact`."""
+        if not self._can_change():
+            super().delete(ids)
+        ids = as_ids(ids)
+        with self._lock:
+            rows = self._rows_of(ids)
+            assert self._rows is not None
+            if self._alive is None:
+                self._alive = np.ones(len(self.ids), dtype=np.bool_)
+            self._alive[rows] = False
+            self._known.difference_update(ids)
+            for one in ids:
+                self._rows.pop(one, None)
+
+    def compact(self) -> None:
+        """Free what deleted documents take up; the others keep their order."""
+        with self._lock:
+            if self._alive is not None:
+                self._keep(self._alive)
+                self.ids = [one for one, alive in zip(self.ids, self._alive.tolist(), strict=True) if alive]
+                self._alive = self._rows = None
+
+    def search(self, queries: Any, k: int = 10, threads: int = 1, allowed: Collection[str] | None = None) -> list[Hits]:
         """Find the k documents of highest inner product; see `Index.search`."""
-        rows, scores = self.search_rows(queries, k, threads)
+        rows, scores = self.search_rows(queries, k, threads, allowed)
         return [
             [(self.ids[row], score) for row, score in zip(row_list, score_list, strict=True) if row >= 0]
             for row_list, score_list in zip(rows.tolist(), scores.tolist(), strict=True)
         ]
 
-    def search_rows(self, queries: Any, k: int = 10, threads: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    def search_rows(
+        self, queries: Any, k: int = 10, threads: int = 1, allowed: Collection[str] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Like `search`, as arrays.
 
         Returns:
-            Positions in `ids`, int64 [Q, min(k, N)] for N documents, -1 where fewer are found, and scores, float32, of
-            the same shape.
+            Positions in `ids`, int64 [Q, min(k, N)] for N documents to find, -1 where fewer are found, and scores,
+            float32, of the same shape.
         """
         if k < 1 or threads < 1:
             raise ValueError(f"k and threads are at least 1, got k={k} and threads={threads}.")
         matrix = self._check(queries)
-        k = min(k, len(self))
-        if not self.ids or matrix.shape[0] == 0:
+        mask = self._alive if allowed is None else self._mask(allowed)
+        k = min(k, len(self) if mask is None else int(mask.sum()))
+        if not k or matrix.shape[0] == 0:
             return np.full((matrix.shape[0], k), -1), np.zeros((matrix.shape[0], k), dtype=np.float32)
-        return self._search(matrix, k, threads)
+        return self._search(matrix, k, threads, mask)
+
+    def _can_change(self) -> bool:
+        return type(self)._keep is not LocalIndex._keep
+
+    def _mask(self, allowed: Collection[str]) -> np.ndarray:
+        """Which of `ids` may be found."""
+        if not self._can_change():
+            raise NotImplementedError(
+                f"The engine {self.engine!r} cannot search among some documents alone, {CAN_CHANGE} can."
+            )
+        wanted = set(as_ids(allowed if isinstance(allowed, Sequence) else list(allowed)))
+        known = sorted(wanted & self._known)
+        if wanted and self._known and not known:
+            raise ValueError(
+                f"None of the {len(wanted):,} allowed documents, {min(wanted)!r} for example, is in the index."
+            )
+        mask = np.zeros(len(self.ids), dtype=np.bool_)
+        mask[self._rows_of(known)] = True
+        return mask
+
+    def _rows_of(self, ids: Sequence[str]) -> list[int]:
+        """Places of documents in `ids`; raises a KeyError for one that is not in the index."""
+        with self._lock:
+            if self._rows is None:
+                self._rows = {one: row for row, one in enumerate(self.ids)}
+        try:
+            return [self._rows[one] for one in ids]
+        except KeyError as error:
+            raise KeyError(f"The document {error.args[0]!r} is not in the index.") from None
 
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
         """Write the index into a folder; see `Index.save`."""
         _require_no_index(path, overwrite)  # before a structure is built to be saved
         with self._lock:
+            self.compact()
             arrays = self._save_arrays() | strings_to_arrays("ids", self.ids)
             return self._write(path, overwrite, {"dimensions": self.dimensions}, arrays, self._save_files)
 
@@ -316,7 +397,13 @@ class LocalIndex(Index):
     def _add(self, vectors: Any) -> None: ...
 
     @abstractmethod
-    def _search(self, queries: Any, k: int, threads: int) -> tuple[np.ndarray, np.ndarray]: ...
+    def _search(
+        self, queries: Any, k: int, threads: int, allowed: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]: ...
+
+    def _keep(self, kept: np.ndarray) -> None:
+        """Drop all rows but those of a mask [len(ids)]; an engine without it neither deletes nor takes `allowed`."""
+        raise NotImplementedError
 
     @abstractmethod
     def _load(self, data: Path, memory_map: bool, verify: bool) -> None:

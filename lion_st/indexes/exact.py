@@ -55,7 +55,6 @@ class ExactSparseIndex(LocalIndex):
         self._windows: list[_Window] = []
         self._pending: list[sparse.csr_array] = []
         self._pending_rows = 0
-        self._rows: dict[str, int] = {}  # of the documents by id, filled in by `vectors`
         self._local = threading.local()
         self._pool: ThreadPoolExecutor | None = None
         self._pool_key = (0, 0)
@@ -96,14 +95,16 @@ class ExactSparseIndex(LocalIndex):
             inverted.quantize(indptr, weights, upper, LEVELS[self.quantization], values)
         return _Window(indptr, documents, values, upper, rows.shape[0])
 
-    def _search(self, queries: sparse.csr_array, k: int, threads: int) -> tuple[np.ndarray, np.ndarray]:
+    def _search(
+        self, queries: sparse.csr_array, k: int, threads: int, allowed: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
         windows = self._ready()
         count = queries.shape[0]
         step = min(BLOCK, -(-count // threads))
         blocks = [slice(start, min(start + step, count)) for start in range(0, count, step)]
 
         def search_block(block: slice) -> tuple[np.ndarray, np.ndarray]:
-            return self._search_block(windows, queries, block, k)
+            return self._search_block(windows, queries, block, k, allowed)
 
         if len(blocks) == 1:
             return search_block(blocks[0])
@@ -119,7 +120,7 @@ class ExactSparseIndex(LocalIndex):
             return self._pool
 
     def _search_block(
-        self, windows: list[_Window], queries: sparse.csr_array, block: slice, k: int
+        self, windows: list[_Window], queries: sparse.csr_array, block: slice, k: int, allowed: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
         from lion_st.indexes import inverted
 
@@ -129,12 +130,15 @@ class ExactSparseIndex(LocalIndex):
         accumulators, touched = self._scratch(max(window.rows for window in windows))
         levels = LEVELS[self.quantization] if self.quantization else 0
         first_row = 0
+        every = np.empty(0, dtype=np.bool_)
         for window in windows:
-            inverted.search_window(
-                window.indptr, window.documents, window.values, window.upper, levels, first_row,
-                queries.indptr[block.start : block.stop + 1], queries.indices, queries.data, best, sizes,
-                accumulators[: window.rows], touched,
-            )  # fmt: skip
+            mask = every if allowed is None else allowed[first_row : first_row + window.rows]
+            if allowed is None or mask.any():
+                inverted.search_window(
+                    window.indptr, window.documents, window.values, window.upper, levels, first_row,
+                    queries.indptr[block.start : block.stop + 1], queries.indices, queries.data, mask, best, sizes,
+                    accumulators[: window.rows], touched,
+                )  # fmt: skip
             first_row += window.rows
         best.sort(axis=1)
         best = best[:, ::-1]
@@ -157,19 +161,13 @@ class ExactSparseIndex(LocalIndex):
         """
         from lion_st.indexes import inverted
 
-        ids = as_ids(ids)
+        found = self._rows_of(as_ids(ids))
         windows = self._ready()
         assert self.dimensions is not None
-        with self._lock:
-            if len(self._rows) < len(self.ids):
-                self._rows = {one: row for row, one in enumerate(self.ids)}
         ends = np.cumsum([window.rows for window in windows])
         levels = LEVELS[self.quantization] if self.quantization else 0
         rows = []
-        for one in ids:
-            row = self._rows.get(one)
-            if row is None:
-                raise KeyError(f"The document {one!r} is not in the index.")
+        for row in found:
             number = int(np.searchsorted(ends, row, side="right"))
             window = windows[number]
             terms, weights = inverted.document_terms(
@@ -177,6 +175,20 @@ class ExactSparseIndex(LocalIndex):
             )
             rows.append(sparse.csr_array((weights, terms, [0, len(terms)]), shape=(1, self.dimensions)))
         return sparse.vstack(rows, format="csr")
+
+    def _keep(self, kept: np.ndarray) -> None:
+        from lion_st.indexes import inverted
+
+        first_row = 0
+        windows, self._windows = self._ready(), []
+        for window in windows:
+            own = kept[first_row : first_row + window.rows]
+            first_row += window.rows
+            if own.all():
+                self._windows.append(window)
+            elif own.any():
+                indptr, documents, values = inverted.keep(window.indptr, window.documents, window.values, own)
+                self._windows.append(_Window(indptr, documents, values, window.upper, int(own.sum())))
 
     def _bytes(self) -> int:
         return sum(part.nbytes for window in self._ready() for part in window[:4])
@@ -247,7 +259,9 @@ class ExactDenseIndex(LocalIndex):
     def _add(self, vectors: np.ndarray) -> None:
         self._blocks.append(vectors.astype(self.dtype))
 
-    def _search(self, queries: np.ndarray, k: int, threads: int) -> tuple[np.ndarray, np.ndarray]:
+    def _search(
+        self, queries: np.ndarray, k: int, threads: int, allowed: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
         count = len(queries)
         rows = np.full((count, k), -1, dtype=np.int64)
         scores = np.full((count, k), -np.inf, dtype=np.float32)
@@ -258,12 +272,19 @@ class ExactDenseIndex(LocalIndex):
                     block = vectors[start : start + WINDOW].astype(np.float32, copy=False)
                     for query in range(0, count, 256):
                         part = slice(query, query + 256)
-                        rows[part], scores[part] = _merge_best(
-                            rows[part], scores[part], queries[part] @ block.T, first_row + start
-                        )
+                        products = queries[part] @ block.T
+                        if allowed is not None:
+                            products[:, ~allowed[first_row + start : first_row + start + len(block)]] = -np.inf
+                        rows[part], scores[part] = _merge_best(rows[part], scores[part], products, first_row + start)
                 first_row += len(vectors)
+        rows[scores == -np.inf] = -1
         scores[rows < 0] = 0.0
         return rows, scores
+
+    def _keep(self, kept: np.ndarray) -> None:
+        stops = np.cumsum([len(block) for block in self._blocks])
+        parts = np.split(kept, stops[:-1])
+        self._blocks = [block[own] for block, own in zip(self._blocks, parts, strict=True) if own.any()]
 
     def _bytes(self) -> int:
         return sum(block.nbytes for block in self._blocks)

@@ -128,7 +128,9 @@ class FaissIndex(LocalIndex):
             self._untrained = None
         return self._index
 
-    def _search(self, queries: np.ndarray, k: int, threads: int) -> tuple[np.ndarray, np.ndarray]:
+    def _search(
+        self, queries: np.ndarray, k: int, threads: int, allowed: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
         faiss = require("faiss")
 
         index = self._ready()

@@ -63,6 +63,30 @@ def document_terms(indptr, documents, values, upper, levels, document):
     return terms[:count], weights[:count]
 
 
+@compiled(nogil=True)
+def keep(indptr, documents, values, kept):
+    """The postings of the documents of a mask [rows], numbered anew: their indptr, documents and values.
+
+    Upper bounds stay valid, and quantised weights, which are parts of them, stay as they are.
+    """
+    numbers = np.cumsum(kept) - 1
+    starts = np.zeros_like(indptr)
+    for term in range(indptr.size - 1):
+        count = 0
+        for position in range(indptr[term], indptr[term + 1]):
+            count += kept[documents[position]]
+        starts[term + 1] = starts[term] + count
+    left = np.empty(starts[-1], dtype=documents.dtype)
+    weights = np.empty(starts[-1], dtype=values.dtype)
+    place = 0
+    for position in range(documents.size):
+        if kept[documents[position]]:
+            left[place] = numbers[documents[position]]
+            weights[place] = values[position]
+            place += 1
+    return starts, left, weights
+
+
 @compiled(nogil=True, inline="always")
 def sift_down(heap, place, key):
     """Put a key into a min-heap from `place` downwards."""
@@ -81,7 +105,7 @@ def sift_down(heap, place, key):
 
 @compiled(nogil=True)
 def search_window(
-    indptr, documents, values, upper, levels, first_row, query_starts, query_terms, query_weights,
+    indptr, documents, values, upper, levels, first_row, query_starts, query_terms, query_weights, allowed,
     best, sizes, accumulators, touched,
 ):  # fmt: skip
     """Search one window for a block of queries and merge into their best documents.
@@ -97,6 +121,7 @@ def search_window(
         levels: 0 for weights stored as they are.
         first_row: Row of the window's first document in the index.
         query_starts, query_terms, query_weights: CSR of the queries; query_starts [Q + 1] may begin within the others.
+        allowed: bool, which of the window's documents may be found; empty if all may.
         best: uint64 [Q, k], keys of the best documents so far: a min-heap once there are k.
         sizes: int64 [Q], how many keys there are.
         accumulators: float64 zeros, one for each of the window's documents; left as zeros.
@@ -185,6 +210,8 @@ def search_window(
 
         for candidate in range(alive):
             document = touched[candidate]
+            if allowed.size and not allowed[document]:
+                continue
             score_of[0] = accumulators[document]
             row = np.uint64(first_row + document)
             key = (np.uint64(bits_of[0]) << np.uint64(32)) | (np.uint64(0xFFFFFFFF) - row)

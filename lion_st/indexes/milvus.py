@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,17 @@ from scipy import sparse
 from lion_st.encoding.storage import StorageError, read_folder
 from lion_st.encoding.vectors import to_csr, to_dense
 from lion_st.extras import require
-from lion_st.indexes.base import KIND, VERSION, Hits, Index, Paradigm, as_ids, refuse_texts, require_at_least
+from lion_st.indexes.base import (
+    CAN_CHANGE,
+    KIND,
+    VERSION,
+    Hits,
+    Index,
+    Paradigm,
+    as_ids,
+    refuse_texts,
+    require_at_least,
+)
 
 MAX_ID_BYTES = 512
 METRIC = {"metric_type": "IP"}
@@ -126,8 +136,12 @@ class MilvusIndex(Index):
             self._is_flushed = False
             self._client.upsert(self.collection, rows)
 
-    def search(self, queries: Any, k: int = 10, threads: int = 1) -> list[Hits]:
-        """Find the k best documents; see `Index.search`. Milvus sets its own threads."""
+    def search(self, queries: Any, k: int = 10, threads: int = 1, allowed: Collection[str] | None = None) -> list[Hits]:
+        """Find the k best documents; see `Index.search`. Milvus sets its own threads, and takes no `allowed`."""
+        if allowed is not None:
+            raise NotImplementedError(
+                f"The engine 'milvus' cannot search among some documents alone, {CAN_CHANGE} can."
+            )
         if k < 1:
             raise ValueError(f"k is at least 1, got {k}.")
         fields = self._fields(queries)

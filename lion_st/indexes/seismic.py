@@ -121,7 +121,9 @@ class SeismicIndex(LocalIndex):
                 )
         return self._index
 
-    def _search(self, queries: sparse.csr_array, k: int, threads: int) -> tuple[np.ndarray, np.ndarray]:
+    def _search(
+        self, queries: sparse.csr_array, k: int, threads: int, allowed: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
         seismic = require("seismic")
 
         rows = np.full((queries.shape[0], k), -1, dtype=np.int64)

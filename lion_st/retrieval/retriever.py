@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
@@ -180,8 +180,20 @@ class ModelRetriever:
         """The index of the documents."""
         return self._index
 
-    def search(self, queries: Sequence[str], k: int = 10, show_progress: bool = False) -> list[Hits]:
+    def search(
+        self,
+        queries: Sequence[str],
+        k: int = 10,
+        show_progress: bool = False,
+        allowed: Collection[str] | None = None,
+    ) -> list[Hits]:
         """Encode queries and return for each its k best documents as (id, score), best first; none for a blank one.
+
+        Args:
+            queries: Texts.
+            k: Documents per query.
+            show_progress: Show a bar while encoding.
+            allowed: Find none but these documents, by id, see `Index.search`.
 
         Raises:
             TypeError: If the queries are one string, or one of them is not a text.
@@ -204,9 +216,9 @@ class ModelRetriever:
             show_progress=show_progress,
         )
         encoded = perf_counter()
-        self._index.search(vectors[:1], k, self.threads)  # compiles or warms up, outside the timing
+        self._index.search(vectors[:1], k, self.threads, allowed)  # compiles or warms up, outside the timing
         ready = perf_counter()
-        for row, found in zip(asked, self._index.search(vectors, k, self.threads), strict=True):
+        for row, found in zip(asked, self._index.search(vectors, k, self.threads, allowed), strict=True):
             hits[row] = found
         self._figures |= {
             "query_terms": active_terms(vectors) if self.paradigm == "sparse" else None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -202,10 +202,11 @@ def search_run(
     *,
     threads: int = 1,
     max_tokens: int | None = None,
+    allowed: Collection[str] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Encode queries, text by id, search, and return the scores by query and document, as `write_run` takes them.
 
-    `max_tokens` cuts the queries to this length in place of the model's own.
+    `max_tokens` cuts the queries to this length in place of the model's own; of `allowed`, see `Index.search`.
 
     Raises:
         TypeError: If the model or index is a path, or the queries are not texts by id.
@@ -221,7 +222,7 @@ def search_run(
     require_queries(list(queries.values()))
     warn_of_another_model(model, index)
     vectors = encode_texts(model, list(queries.values()), "query", max_tokens=max_tokens)
-    hits = index.search(vectors, k, threads)
+    hits = index.search(vectors, k, threads, allowed)
     return {query: dict(found) for query, found in zip(queries, hits, strict=True)}
 
 
@@ -244,6 +245,7 @@ def search_texts(
     threads: int = 1,
     explain: bool = False,
     max_tokens: int | None = None,
+    allowed: Collection[str] | None = None,
 ) -> list[Result]:
     """Encode queries, search, and optionally explain each result by the terms it shares with its query.
 
@@ -255,11 +257,12 @@ def search_texts(
         threads: CPU threads of the search.
         explain: Fill in each result's `terms`.
         max_tokens: Length to cut queries to, in place of the model's own.
+        allowed: Find none but these documents, by id, see `Index.search`.
 
     Raises:
         TypeError: If the model or index is a path, or the queries are no list of texts.
-        ValueError: If an explanation is asked of an index that does not keep the documents' term weights, or the
-            model's vectors have other dimensions than the documents'.
+        ValueError: If none of the allowed documents is in the index, an explanation is asked of an index that does not
+            keep the documents' term weights, or the model's vectors have other dimensions than the documents'.
 
     Warns:
         UserWarning: If the weights are not those that encoded the documents; a Router's query route is exempt.
@@ -273,7 +276,7 @@ def search_texts(
     vectors = encode_texts(model, queries, "query", max_tokens=max_tokens)
     tokenizer = input_module(model, "query").tokenizer
     results = []
-    for row, (query, hits) in enumerate(zip(queries, index.search(vectors, k, threads), strict=True)):
+    for row, (query, hits) in enumerate(zip(queries, index.search(vectors, k, threads, allowed), strict=True)):
         for rank, (document, score) in enumerate(hits, 1):
             terms: list[SharedTerm] = []
             if explain:

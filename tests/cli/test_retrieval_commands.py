@@ -74,6 +74,19 @@ def test_a_folder_of_text_becomes_a_scored_run(models, data, encoded, tmp_path) 
     assert float(scored.split("|")[ndcg]) > 0
 
 
+def test_a_search_keeps_to_the_allowed_documents(models, data, encoded, tmp_path) -> None:
+    lion("index", encoded / "corpus", tmp_path / "index")
+    (tmp_path / "ids.txt").write_text("d3\nd9\n\nelsewhere\n")
+    allowed = ("--allowed", tmp_path / "ids.txt")
+    search = ("search", models["sparse"], tmp_path / "index")
+    shown = lion(*search, QUERIES["q1"], "-k", 9, *allowed, "--quiet")
+    assert {line.split("\t")[2] for line in shown.splitlines()} <= {"d3", "d9"} and shown
+    lion(*search, "--queries", data / "queries.jsonl", "--run", tmp_path / "sp.trec", *allowed, "--quiet")
+    assert set().union(*read_run(tmp_path / "sp.trec").values()) == {"d3", "d9"}
+    (tmp_path / "ids.txt").write_text("elsewhere\n")
+    assert "None of the 1 allowed documents" in lion(*search, QUERIES["q1"], *allowed, "--quiet", exit_code=1)
+
+
 def test_a_query_is_answered_with_reasons(models, encoded, tmp_path) -> None:
     lion("index", encoded / "corpus", tmp_path / "index")
     queries = list(QUERIES.values())[:3]

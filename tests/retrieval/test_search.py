@@ -56,6 +56,14 @@ def test_shards_become_an_index_that_answers_with_reasons(tmp_path, sparse_model
     assert search_texts(sparse_model, index, [TEXTS[0]], k=1)[0].terms == []
 
 
+def test_a_retriever_finds_the_allowed_documents_alone(sparse_model) -> None:
+    retriever = ModelRetriever(sparse_model)
+    retriever.index({f"d{number}": text for number, text in enumerate(TEXTS)})
+    everything = retriever.search(TEXTS[:2], k=8)
+    some = retriever.search(TEXTS[:2], k=8, allowed={"d1", "d6"})
+    assert some == [[hit for hit in hits if hit[0] in {"d1", "d6"}] for hits in everything] and all(some)
+
+
 def test_an_approximate_index_is_measured_against_exact_search(tmp_path, sparse_model, encoded) -> None:
     report = index_corpus(encoded, tmp_path / "index", "seismic", recall_at=(1, 10))
     assert report.recall["Recall@10"] > 0.9
