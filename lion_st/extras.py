@@ -10,7 +10,9 @@ EXTRAS = {
     "train": ("datasets", "matplotlib", "trl"),
     "retrieval": ("bm25s", "faiss", "pyarrow", "seismic"),
     "eval": ("evaluate", "mteb", "pytrec_eval"),
-    "serve": ("milvus_lite", "pymilvus", "ray"),
+    "serve": ("fastapi", "orjson", "prometheus_client", "uvicorn"),
+    "milvus": ("milvus_lite", "pymilvus"),
+    "ray": ("ray",),
     "demo": ("gradio",),
 }
 EXTRA_OF = {package: extra for extra, packages in EXTRAS.items() for package in packages}

@@ -105,7 +105,9 @@ calls = {
         lambda: create_index("faiss", "dense").add(["a"], numpy.ones((1, 4), dtype=numpy.float32)),
     ],
     "eval": [lambda: get_task("SciFact")],
-    "serve": [lambda: create_index("milvus", "sparse"), lambda: require("ray.data")],
+    "serve": [lambda: require("uvicorn")],
+    "milvus": [lambda: create_index("milvus", "sparse")],
+    "ray": [lambda: require("ray.data")],
     "train": [lambda: require("trl")],
     "demo": [lambda: require("gradio")],
 }

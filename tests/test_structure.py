@@ -21,7 +21,7 @@ LAYERS = (
     ("evaluation", "supervision"),
     ("study",),
     ("hub",),
-    ("demo", "cli"),
+    ("demo", "serving", "cli"),
 )
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
 # Within a layer, too, one way: what stands first imports nothing of what follows.
@@ -35,6 +35,7 @@ WITHIN = {
     ("model_classes", "exporting"),
     ("models", "exporting"),
     ("demo", "cli"),
+    ("serving", "cli"),
 }
 LONGEST = 450
 

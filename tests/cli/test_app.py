@@ -60,7 +60,7 @@ def test_an_error_is_one_line_and_exit_code_1(tmp_path, monkeypatch: pytest.Monk
 
 def test_a_misspelt_command_or_choice_is_a_usage_error() -> None:
     for arguments, message in (
-        (["serach"], "No such command 'serach'. Did you mean 'search'?"),
+        (["serach"], "No such command 'serach'. Did you mean 'search'"),
         (["index", "a", "b", "--engine", "lucene"], "'lucene' is not one of 'exact'"),
         (["index", "a", "b", "--threshhold", "1"], "--threshold"),
         (["index", "a"], "Missing argument"),
@@ -124,7 +124,7 @@ def test_version_and_module() -> None:
     assert "LION_ST_TRACEBACK" in runner.invoke(app, ["-h"]).output
     done = subprocess.run([sys.executable, "-m", "lion_st", "--version"], capture_output=True, text=True)
     assert done.stdout == f"lion-st {version('lion-st')}\n"
-    shell = os.environ | {"_LION_ST_COMPLETE": "complete_bash", "COMP_WORDS": "lion-st se", "COMP_CWORD": "1"}
+    shell = os.environ | {"_LION_ST_COMPLETE": "complete_bash", "COMP_WORDS": "lion-st sea", "COMP_CWORD": "1"}
     done = subprocess.run([sys.executable, "-m", "lion_st"], capture_output=True, text=True, env=shell)
     assert done.stdout.split() == ["search"]
 

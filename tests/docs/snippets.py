@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 FENCE = re.compile(r'^( *)```(\w*)(?: title="([^"]+)")?\n(.*?)^\1```$', re.M | re.S)
 # Commands that would listen, take a cluster or need a service: their command lines are read, and nothing is run.
-ONLY_READ = ("demo",)
+ONLY_READ = ("demo", "serve")
 TRAINING = ("train", "adapt")
 
 

@@ -1,0 +1,109 @@
+"""Command that starts a server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from lion_st.cli.options import (
+    Device,
+    Quiet,
+    Revision,
+    Threads,
+    Weights,
+    require_folder,
+    require_model,
+    require_source,
+    usage_errors,
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(rich_help_panel="Retrieve")(serve)
+
+
+def serve(
+    model: Annotated[str, typer.Argument(help="Checkpoint: a folder or a Hub repository.")],
+    index: Annotated[
+        Path | None, typer.Option(help="Folder of an index, for /search; it is read again when it is built anew.")
+    ] = None,
+    corpus: Annotated[
+        str | None, typer.Option(help="The documents that were encoded, whose texts /search answers with.")
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 for all of the machine's, best with a key.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="Port to listen on; 0 takes a free one.")] = 8080,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Processes, each with the model; they share the memory of the index.")
+    ] = 1,
+    api_key: Annotated[
+        str | None,
+        typer.Option(envvar="LION_ST_API_KEY", show_envvar=True, help="Bearer token that requests have to send."),
+    ] = None,
+    default_task: Annotated[
+        Literal["query", "document"], typer.Option(help="What texts are where a request names no prompt.")
+    ] = "document",
+    auto_truncate: Annotated[
+        bool, typer.Option(help="Cut long texts where a request does not say; else refuse them.")
+    ] = True,
+    max_batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a forward pass.")] = 16_384,
+    max_client_batch_size: Annotated[int, typer.Option(min=1, help="Texts of a request.")] = 32,
+    max_concurrent_requests: Annotated[
+        int, typer.Option(min=1, help="Texts that a worker holds at a time; further ones get 429.")
+    ] = 512,
+    payload_limit: Annotated[int, typer.Option(min=1, help="Bytes of a request; longer ones get 413.")] = 2_000_000,
+    timeout: Annotated[float, typer.Option(help="Seconds from which a request gets 504.")] = 60.0,
+    reload_seconds: Annotated[
+        float, typer.Option(help="How often to look whether the index was built anew; 0 never does.")
+    ] = 5.0,
+    allow_other_model: Annotated[
+        bool, typer.Option("--allow-other-model", help="Search an index that a model of other weights made.")
+    ] = False,
+    verify: Annotated[
+        bool, typer.Option(help="Compare the checksums of the whole index first, and not of its small files alone.")
+    ] = True,
+    threads: Threads = 1,
+    device: Device = None,
+    weights: Weights = "auto",
+    revision: Revision = None,
+    quiet: Quiet = False,
+) -> None:
+    """Serve a model over HTTP, and search an index: the interfaces of text-embeddings-inference, OpenAI's, /search.
+
+    Needs pip install 'lion-st[serve]'. Requests under way are answered before it ends.
+    """
+    require_model(model)
+    if index is not None:
+        require_folder(index, "what `lion-st index` wrote")
+    require_source(corpus)
+    from lion_st.serving.settings import ServerSettings
+
+    with usage_errors():
+        settings = ServerSettings(
+            model,
+            None if index is None else str(index),
+            corpus,
+            host,
+            port,
+            workers,
+            default_task=default_task,
+            auto_truncate=auto_truncate,
+            max_batch_tokens=max_batch_tokens,
+            max_client_batch_size=max_client_batch_size,
+            max_concurrent_requests=max_concurrent_requests,
+            payload_limit=payload_limit,
+            timeout=timeout,
+            api_key=api_key,
+            reload_seconds=reload_seconds,
+            search_threads=threads,
+            allow_other_model=allow_other_model,
+            verify=verify,
+            load_options={"device": device, "dtype": weights, "revision": revision},
+        )
+    from lion_st.serving import serve as run
+
+    run(settings, typer.echo)

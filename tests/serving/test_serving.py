@@ -1,0 +1,427 @@
+"""The server, asked by the clients that people use, over loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from tiny_models import TEXTS
+
+pytest.importorskip("uvicorn")
+pytest.importorskip("prometheus_client")
+
+import uvicorn
+from huggingface_hub import InferenceClient
+from huggingface_hub.errors import HfHubHTTPError
+
+import lion_st
+from lion_st.encoding import encode_corpus, encode_texts, to_csr
+from lion_st.indexes import StorageError, create_index, load_index
+from lion_st.retrieval import index_corpus, search_texts
+from lion_st.serving import ServerSettings, Service, create_app
+from lion_st.serving.launch import _bound_socket
+from lion_st.serving.live_index import TextStore
+
+DOCUMENTS = {f"d{number}": text for number, text in enumerate(TEXTS)}
+PATIENCE = 240  # seconds until a test gives up
+
+
+@pytest.fixture(scope="module")
+def models(tiny_backbone) -> dict[str, Any]:
+    return {
+        paradigm: lion_st.build(tiny_backbone(), paradigm, query_length=16, document_length=24)
+        for paradigm in ("sparse", "dense")
+    }
+
+
+@pytest.fixture(scope="module")
+def index(models, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("index")
+    records = [{"id": key, "text": text} for key, text in DOCUMENTS.items()]
+    encode_corpus(models["sparse"], records, folder / "encoded", show_progress=False)
+    index_corpus(folder / "encoded", folder / "index")
+    return folder / "index"
+
+
+class Running:
+    """A server in a thread: its service, its address, and a client of it."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.socket = _bound_socket("127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
+        self.server = uvicorn.Server(uvicorn.Config(create_app(service), log_level="error", access_log=False))
+        self.thread = threading.Thread(target=self.server.run, args=([self.socket],))
+        self.thread.start()
+        wait_until(lambda: self.server.started)
+        self.client = httpx.Client(base_url=self.url, timeout=PATIENCE)
+
+    def post(self, path: str, **body: Any) -> httpx.Response:
+        return self.client.post(path, json=body)
+
+    def stop(self) -> None:
+        self.client.close()
+        self.server.should_exit = True
+        self.thread.join(PATIENCE)
+        assert not self.thread.is_alive()
+
+
+@contextmanager
+def serving(model: Any, texts: Any = None, **settings: Any) -> Iterator[Running]:
+    running = Running(Service(model, ServerSettings("unused", **settings), texts))
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+def wait_until(condition: Callable[[], Any], every: float = 0.01) -> None:
+    limit = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < limit, "waited in vain"
+        time.sleep(every)
+
+
+@contextmanager
+def held(model: Any) -> Iterator[tuple[list[int], threading.Event]]:
+    """A model that waits before each pass until the event is set, and notes how many texts each pass has."""
+    passes: list[int] = []
+    release = threading.Event()
+    forward = model.forward
+
+    def hold(features: dict[str, Any], **options: Any) -> Any:
+        assert release.wait(PATIENCE)
+        out = forward(features, **options)
+        passes.append(out["sentence_embedding"].shape[0])
+        return out
+
+    model.forward = hold
+    try:
+        yield passes, release
+    finally:
+        release.set()
+        del model.forward
+
+
+@pytest.fixture(scope="module")
+def sparse(models, index, tmp_path_factory) -> Iterator[Running]:
+    records = [{"id": key, "text": text} for key, text in DOCUMENTS.items()]
+    texts = TextStore(TextStore.write(records, tmp_path_factory.mktemp("texts")))
+    limits = {"max_client_batch_size": 8, "payload_limit": 20_000, "max_k": 5}
+    with serving(models["sparse"], texts, index=str(index), api_key="secret", **limits) as running:
+        running.client.headers["Authorization"] = "Bearer secret"
+        yield running
+
+
+@pytest.fixture(scope="module")
+def dense(models) -> Iterator[Running]:
+    with serving(models["dense"]) as running:
+        yield running
+
+
+def test_dense_vectors_are_those_of_encode_texts_for_every_client(dense, models):
+    expected = {task: encode_texts(models["dense"], TEXTS, task) for task in ("query", "document")}
+    hub = InferenceClient(dense.url)
+    np.testing.assert_allclose(hub.feature_extraction(TEXTS), expected["document"], atol=1e-5)
+    queries = hub.feature_extraction(TEXTS, prompt_name="query")
+    np.testing.assert_allclose(queries, expected["query"], atol=1e-5)
+    assert np.abs(queries - expected["document"]).max() > 1e-3  # documents are read further
+    one = dense.post("/embed", inputs=TEXTS[0], normalize=True)
+    np.testing.assert_allclose(np.linalg.norm(one.json(), axis=1), 1, atol=1e-6)
+    assert one.headers["x-compute-characters"] == str(len(TEXTS[0]))
+    body = dense.post("/v1/embeddings", input=TEXTS).json()
+    np.testing.assert_allclose([row["embedding"] for row in body["data"]], expected["document"], atol=1e-5)
+
+
+def test_openai_s_client_reads_the_vectors_and_the_errors(dense, models):
+    openai = pytest.importorskip("openai")
+    client = openai.OpenAI(base_url=f"{dense.url}/v1", api_key="none", max_retries=0)
+    answer = client.embeddings.create(model="any", input=TEXTS)  # it asks for base64
+    expected = encode_texts(models["dense"], TEXTS, "document")
+    np.testing.assert_allclose([row.embedding for row in answer.data], expected, atol=1e-5)
+    assert answer.usage.prompt_tokens > len(TEXTS)
+    with pytest.raises(openai.UnprocessableEntityError, match="`dimensions` of this model are 32"):
+        client.embeddings.create(model="any", input=TEXTS, dimensions=8)
+    with pytest.raises(openai.APIStatusError, match="batch size 33 > maximum allowed batch size 32"):
+        client.embeddings.create(model="any", input=["a"] * 33)
+
+
+def test_sparse_vectors_come_by_term_and_weight(sparse, models):
+    answer = sparse.post("/embed_sparse", inputs=TEXTS).json()
+    expected = encode_texts(models["sparse"], TEXTS, "document")
+    for row, values in enumerate(answer):
+        assert [value["index"] for value in values] == sorted(expected[[row]].indices.tolist())
+        np.testing.assert_allclose([value["value"] for value in values], to_csr(expected[[row]]).data, atol=1e-5)
+    assert sparse.post("/", inputs=TEXTS[0]).json()[0][0].keys() == {"index", "value"}  # as TEI: by the kind of model
+
+
+def test_a_search_takes_texts_or_vectors_and_gives_reasons(sparse, models, index):
+    expected = search_texts(models["sparse"], load_index(index), [TEXTS[0]], k=3, explain=True)
+    found = sparse.post("/search", inputs=TEXTS[0], k=3, reasons=4).json()[0]
+    assert [hit["id"] for hit in found] == [result.document for result in expected]
+    for hit, result in zip(found, expected, strict=True):
+        assert hit["score"] == pytest.approx(result.score, rel=1e-4)
+        assert hit["text"] == DOCUMENTS[hit["id"]]
+        assert [reason["term"] for reason in hit["reasons"]] == [term.term for term in result.terms[:4]]
+        assert hit["reasons"][0]["share"] == pytest.approx(result.terms[0].share, rel=1e-3)
+    vectors = sparse.post("/embed_sparse", inputs=TEXTS[0], prompt_name="query").json()
+    again = sparse.post("/search", vectors=vectors, k=3, texts=False).json()[0]
+    assert [(hit["id"], pytest.approx(hit["score"], rel=1e-4)) for hit in again] == [
+        (hit["id"], hit["score"]) for hit in found
+    ]
+    assert again[0].keys() == {"id", "score"}
+
+
+def test_info_health_and_metrics_say_how_the_server_is(sparse, models):
+    info = sparse.client.get("/info").json()
+    assert info["model_type"] == {"embedding": {"pooling": "splade"}}
+    assert (info["model_dtype"], info["max_client_batch_size"], info["max_input_length"]) == ("float32", 8, 24)
+    assert info["index"] == {"engine": "exact", "paradigm": "sparse", "documents": 8}
+    with httpx.Client(base_url=sparse.url) as anyone:
+        assert anyone.get("/health").status_code == 200
+        metrics = anyone.get("/metrics").text
+    assert re.search(r'^te_request_success_total{method="search"} \d', metrics, re.M)
+    assert re.search(r"^te_batch_next_size_count [1-9]", metrics, re.M)
+    assert "lion_st_index_documents 8.0" in metrics
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "kind", "message"),
+    [
+        ("/embed_sparse", {"inputs": []}, 400, "Empty", "cannot be empty"),
+        ("/embed_sparse", {"inputs": ["a", " "]}, 400, "Empty", "cannot be empty"),
+        ("/embed_sparse", {"inputs": ["a"] * 9}, 413, "Validation", "batch size 9 > maximum allowed batch size 8"),
+        ("/embed_sparse", {"inputs": "long " * 40, "truncate": False}, 413, "Validation", "at most 24 tokens"),
+        ("/embed_sparse", {"inputs": "x" * 20_001}, 413, "Validation", "at most 20,000 bytes"),
+        ("/embed_sparse", {"inputs": "a", "prompt_name": "q"}, 422, "Validation", "got 'q'"),
+        ("/embed_sparse", {"inputs": "a", "truncation_direction": "left"}, 422, "Validation", "at the right alone"),
+        ("/embed_sparse", {"inputs": [[1, 2]]}, 422, "Validation", "inputs"),
+        ("/embed_sparse", {"texts": "a"}, 422, "Validation", "inputs: Field required"),
+        ("/embed_sparse", {"inputs": "a\ud800"}, 422, "Validation", "not valid Unicode"),
+        ("/embed", {"inputs": "a"}, 424, "Backend", "sparse model: POST to /embed_sparse"),
+        ("/search", {"inputs": "a", "k": 6}, 422, "Validation", "`k` is at most 5, got 6"),
+        ("/search", {"inputs": "a", "top_k": 6}, 422, "Validation", "top_k"),
+        ("/search", {}, 422, "Validation", "inputs or vectors"),
+        ("/search", {"vectors": [[{"index": 99_999, "value": 1}]]}, 422, "Validation", "got 99999: of another vocab"),
+        ("/search", {"vectors": [[{"index": 5, "value": -1}]]}, 422, "Validation", "greater than or equal to 0"),
+        ("/search", {"vectors": [[0.5, 0.5]]}, 422, "Validation", "The index holds sparse vectors"),
+        ("/nothing", {}, 404, "Validation", "Not Found"),
+    ],
+)
+def test_a_bad_request_gets_the_status_and_the_body_of_tei(sparse, path, body, status, kind, message):
+    answer = sparse.client.post(path, content=json.dumps(body), headers={"Content-Type": "application/json"})
+    assert answer.status_code == status, answer.text
+    assert answer.json().keys() == {"error", "error_type"}
+    assert answer.json()["error_type"] == kind and message in answer.json()["error"]
+
+
+def test_what_is_no_json_or_has_no_key_is_refused(sparse):
+    json_type = {"Content-Type": "application/json"}
+    answer = sparse.client.post("/embed_sparse", content=b'{"inputs": "a"', headers=json_type)
+    assert (answer.status_code, answer.json()["error_type"]) == (400, "Validation")
+    chunks = iter([b'{"inputs": "' + b"x" * 15_000, b"x" * 15_000 + b'"}'])  # without a length that it could be told by
+    assert sparse.client.post("/embed_sparse", content=chunks, headers=json_type).status_code == 413
+    for key in (None, "Bearer wrong", "secret"):
+        with httpx.Client(headers={} if key is None else {"Authorization": key}) as other:
+            answer = other.post(f"{sparse.url}/embed_sparse", json={"inputs": "a"})
+        assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
+        assert answer.json()["error_type"] == "Unauthorized"
+
+
+def test_requests_that_wait_together_are_encoded_in_one_pass(models):
+    model = models["sparse"]
+    with (
+        serving(model, max_client_batch_size=4, max_concurrent_requests=9) as running,
+        held(model) as (passes, release),
+    ):
+        with ThreadPoolExecutor(16) as clients:
+
+            def ask(texts: list[str], task: str = "document") -> Any:
+                return clients.submit(running.post, "/embed_sparse", inputs=texts, prompt_name=task)
+
+            answers = [ask([TEXTS[0]])]  # which the model holds
+            wait_until(lambda: running.service._texts_inside == 1 and not len(running.service.queue))
+            answers += [ask([text]) for text in TEXTS[1:5]] + [ask(TEXTS[5:8])]
+            wait_until(lambda: len(running.service.queue) == 7)
+            answers.append(ask([TEXTS[0]], "query"))  # of another kind, in a pass of its own
+            wait_until(lambda: len(running.service.queue) == 8)
+            full = running.post("/embed_sparse", inputs="one more")
+            assert (full.status_code, full.json()["error_type"]) == (429, "Overloaded")
+            assert full.headers["retry-after"] == "1"
+            release.set()
+            rows = [row for answer in answers[:-1] for row in answer.result().json()]
+            assert answers[-1].result().status_code == 200
+        assert passes == [1, 7, 1]
+    expected = encode_texts(model, TEXTS, "document")
+    for row, values in enumerate(rows):
+        assert [value["index"] for value in values] == to_csr(expected[[row]]).indices.tolist()
+
+
+def test_a_pass_has_no_more_tokens_than_the_budget(models):
+    model = models["sparse"]
+    with serving(model, max_batch_tokens=60) as running, held(model) as (passes, release):
+        with ThreadPoolExecutor(16) as clients:
+            first = clients.submit(running.post, "/embed_sparse", inputs="held")
+            wait_until(lambda: running.service._texts_inside == 1 and not len(running.service.queue))
+            others = [clients.submit(running.post, "/embed_sparse", inputs="long " * 40) for _ in range(5)]  # 24 tokens
+            wait_until(lambda: len(running.service.queue) == 5)
+            release.set()
+            assert [one.result().status_code for one in (first, *others)] == [200] * 6
+        assert passes == [1, 2, 2, 1]
+
+
+def test_one_request_that_the_model_fails_on_is_no_error_of_the_others(models):
+    model = models["sparse"]
+    with serving(model) as running, held(model) as (_, release):
+        hold = model.forward
+
+        def fail_on_long(features: dict[str, Any], **options: Any) -> Any:
+            out = hold(features, **options)
+            if features["input_ids"].numel() > 40:
+                raise RuntimeError("out of memory")
+            return out
+
+        model.forward = fail_on_long
+        with ThreadPoolExecutor(4) as clients:
+            first = clients.submit(running.post, "/embed_sparse", inputs="held")
+            wait_until(lambda: running.service._texts_inside == 1 and not len(running.service.queue))
+            large = clients.submit(running.post, "/embed_sparse", inputs=["long " * 40] * 2)
+            small = clients.submit(running.post, "/embed_sparse", inputs="small")
+            wait_until(lambda: len(running.service.queue) == 3)
+            release.set()
+            assert [first.result().status_code, small.result().status_code] == [200, 200]
+            assert large.result().status_code == 424 and "out of memory" in large.result().json()["error"]
+        assert running.client.get("/health").status_code == 200
+
+
+def test_a_request_that_takes_too_long_ends_and_leaves_the_queue(models):
+    model = models["dense"]
+    with serving(model, timeout=0.3) as running, held(model) as (passes, release):
+        with ThreadPoolExecutor(2) as clients:
+            asked = [clients.submit(running.post, "/embed", inputs=text) for text in TEXTS[:2]]
+            answers = [one.result() for one in asked]
+        assert [answer.status_code for answer in answers] == [504, 504]
+        assert answers[0].json()["error_type"] == "Timeout"
+        with pytest.raises(HfHubHTTPError):
+            InferenceClient(running.url).feature_extraction("too long")
+        release.set()
+        assert running.post("/embed", inputs="now").status_code == 200
+        assert sum(passes) <= 3  # those whose clients had gone were not encoded, but for the one that had begun
+
+
+def test_a_shutdown_answers_what_is_under_way(models):
+    model = models["dense"]
+    running = Running(Service(model, ServerSettings("unused")))
+    with held(model) as (_, release), ThreadPoolExecutor(2) as clients:
+        asked = clients.submit(httpx.post, f"{running.url}/embed", json={"inputs": TEXTS[0]}, timeout=PATIENCE)
+        wait_until(lambda: running.service._texts_inside == 1)
+        running.server.should_exit = True
+        wait_until(lambda: not running.server.servers[0].is_serving())
+        with pytest.raises(httpx.ConnectError):
+            httpx.post(f"{running.url}/embed", json={"inputs": "late"})
+        release.set()
+        assert asked.result().status_code == 200
+    running.stop()
+    assert not running.service.queue.is_alive
+
+
+def test_an_index_that_was_built_anew_is_searched_without_a_pause(models, index, tmp_path):
+    model = models["sparse"]
+    rows = encode_texts(model, TEXTS, "document")
+    source = load_index(index).source
+
+    def build(prefix: str, vectors: Any) -> None:
+        built = create_index("exact", "sparse")
+        built.source = source
+        built.add([f"{prefix}{number}" for number in range(vectors.shape[0])], vectors)
+        built.save(tmp_path / "index", overwrite=True)
+
+    build("old", rows)
+    with serving(model, index=str(tmp_path / "index"), reload_seconds=0.02) as running:
+        seen: list[set[str]] = []
+
+        def search() -> set[str]:
+            answer = running.post("/search", inputs=TEXTS[3], k=8)
+            assert answer.status_code == 200, answer.text
+            seen.append({hit["id"][:3] for hit in answer.json()[0]})
+            return seen[-1]
+
+        assert search() == {"old"}
+        build("new", rows[::-1])
+        wait_until(lambda: search() == {"new"})
+        assert all(len(names) == 1 for names in seen)  # never of both
+        build("bad", to_csr(rows.toarray()[:, :300]))  # of another vocabulary
+        failed = 'lion_st_index_reloads_total{result="failure"} 1.0'
+        wait_until(lambda: failed in running.client.get("/metrics").text)
+        assert search() == {"new"}
+
+
+def test_an_index_of_another_model_is_refused(models, index, tiny_backbone):
+    other = lion_st.build(tiny_backbone(tied=False), "sparse")
+    with pytest.raises(StorageError, match=r"other weights.*allow_other_model=True"):
+        Service(other, ServerSettings("unused", index=str(index)))
+    service = Service(other, ServerSettings("unused", index=str(index), allow_other_model=True))
+    service.close()
+    with pytest.raises(StorageError, match=r"holds sparse vectors, and .* is a dense model"):
+        Service(models["dense"], ServerSettings("unused", index=str(index)))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"workers": 0},
+        {"port": 65_536},
+        {"timeout": float("nan")},
+        {"reload_seconds": -1.0},
+        {"max_client_batch_size": 600},
+        {"api_key": ""},
+        {"corpus": "documents.jsonl"},
+    ],
+)
+def test_settings_that_make_no_server_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        ServerSettings("model", **wrong)
+
+
+def test_workers_of_the_command_share_a_socket_an_index_and_their_metrics(models, index, tmp_path):
+    lion_st.export(models["sparse"], tmp_path / "model", create_model_card=False, verify=False)
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text("".join(json.dumps({"id": key, "text": text}) + "\n" for key, text in DOCUMENTS.items()))
+    command = [sys.executable, "-m", "lion_st", "serve", str(tmp_path / "model"), "--port", "0", "--workers", "2"]
+    command += ["--index", str(index), "--corpus", str(corpus), "--allow-other-model", "--quiet"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "LION_ST_API_KEY": "secret"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            assert process.stdout is not None
+            url = re.search(r"http://127.0.0.1:\d+", process.stdout.readline())[0]
+            wait_until(lambda: process.poll() is not None or _is_up(url), every=0.5)
+            for _ in range(8):  # on a connection each, which any worker may take
+                answer = httpx.post(
+                    f"{url}/search", json={"inputs": TEXTS[2]}, headers={"Authorization": "Bearer secret"}, timeout=60
+                )
+                assert answer.json()[0][0]["text"] in TEXTS
+            assert 'te_request_success_total{method="search"} 8.0' in httpx.get(f"{url}/metrics").text
+        finally:
+            process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE) == 0
+
+
+def _is_up(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health").status_code == 200
+    except httpx.HTTPError:
+        return False
