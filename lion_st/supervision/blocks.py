@@ -51,17 +51,23 @@ def write_in_blocks(
         `output`.
 
     Raises:
+        ValueError: If `output` is not the name of a Parquet file.
         FileExistsError: If `output` was made with other settings or of other rows, and `overwrite` is False.
         StorageError: If the parts were begun with other settings or other rows, or there are no rows.
     """
     output = Path(output)
+    if output.suffix != ".parquet":
+        raise ValueError(
+            f"{output} would not be read as the Parquet file that it is: give a name that ends in .parquet."
+        )
     settings = json.loads(json.dumps(settings))
+    parts = output.with_name(f"{output.name}.parts")
     if output.exists():
         if _is_made_of(output, settings, map(prepare, blocks())):
+            _remove_leftovers(output, parts)
             return output
         require_free(output, overwrite)
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    parts = output.with_name(f"{output.name}.parts")
     _claim(parts, settings)
     count = 0
     for number, block in enumerate(blocks()):
@@ -77,7 +83,7 @@ def write_in_blocks(
             with atomic_file(parts / _name(number)) as temporary:
                 require("pyarrow.parquet").write_table(table, temporary, compression="zstd")
     if not count:
-        shutil.rmtree(parts)
+        shutil.rmtree(parts, ignore_errors=True)
         raise StorageError(f"There are no rows to make {output} of.")
     _join(output, parts, count, settings)
     return output
@@ -161,11 +167,10 @@ def _join(output: Path, parts: Path, count: int, settings: Mapping[str, Any]) ->
     """Put the parts together if all are there; other processes may still be at work on some."""
     parquet = require("pyarrow.parquet")
 
-    lock = output.with_name(f".{output.name}.lock")
-    with lock_file(lock):
+    with lock_file(_lock_of(output)):
         files = [parts / _name(number) for number in range(count)]
         if not all(file.exists() for file in files):  # or another process was here before
-            lock.unlink(missing_ok=True)
+            _lock_of(output).unlink(missing_ok=True)
             return
         surplus = sorted(set(parts.glob("part-*.parquet")) - set(files))
         if surplus:
@@ -177,5 +182,16 @@ def _join(output: Path, parts: Path, count: int, settings: Mapping[str, Any]) ->
         with atomic_file(output) as temporary, parquet.ParquetWriter(temporary, schema, compression="zstd") as writer:
             for file in files:
                 writer.write_table(parquet.read_table(file).replace_schema_metadata(schema.metadata))
-        shutil.rmtree(parts)
-        lock.unlink(missing_ok=True)
+        _remove_leftovers(output, parts)
+
+
+def _lock_of(output: Path) -> Path:
+    return output.with_name(f".{output.name}.lock")
+
+
+def _remove_leftovers(output: Path, parts: Path) -> None:
+    """Remove what a finished file no longer needs, also of a run that was killed just then."""
+    shutil.rmtree(parts, ignore_errors=True)
+    for leftover in output.parent.glob(f".{output.name}.*.tmp"):
+        leftover.unlink(missing_ok=True)
+    _lock_of(output).unlink(missing_ok=True)

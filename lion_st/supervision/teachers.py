@@ -20,7 +20,7 @@ PROMPT = (
 )
 ROLES = ("query", "document")  # of the messages that CrossEncoder makes of a pair
 PAIRS_AT_ONCE = 1024  # whose vectors are multiplied together
-SPARSE_MODULES = ("SpladePooling", "SpladeHead", "SparseStaticEmbedding", "MLMTransformer")
+SPARSE_MODULES = ("SpladePooling", "SpladeHead")
 
 
 @runtime_checkable

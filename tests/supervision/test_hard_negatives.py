@@ -234,9 +234,18 @@ def test_after_a_kill_the_same_bytes_come_out_and_nothing_is_searched_twice(tmp_
     }
     assert read_settings(output)["negatives"] == 16
 
+    # A run that was killed between the finished file and the removal of its parts.
+    left = [
+        tmp_path / f"{output.name}.parts",
+        tmp_path / f".{output.name}.0123abcd.tmp",
+        tmp_path / f".{output.name}.lock",
+    ]
+    left[0].mkdir()
+    for file in (left[0] / "part-000000.parquet", *left[1:]):
+        file.write_bytes(b"")
     before = output.stat().st_mtime_ns
     mine_negatives([searcher], QUERIES, QRELS, output, queries_at_once=2)  # made of the same already
-    assert output.stat().st_mtime_ns == before
+    assert output.stat().st_mtime_ns == before and not any(path.exists() for path in left)
     for other in ({"negatives": 3}, {"qrels": changed}):
         options = {"qrels": QRELS, "queries_at_once": 2} | other
         with pytest.raises(FileExistsError, match="overwrite=True"):
@@ -275,6 +284,8 @@ def test_bad_settings_are_named(tmp_path, options, message):
     given = {"searchers": [searcher], "qrels": QRELS} | options
     with pytest.raises(ValueError, match=message):
         mine_negatives(given.pop("searchers"), QUERIES, given.pop("qrels"), tmp_path / "a.parquet", **given)
+    with pytest.raises(ValueError, match=r"a name that ends in \.parquet"):
+        mine_negatives([searcher], QUERIES, QRELS, tmp_path / "a.jsonl")
     with pytest.raises(TypeError, match="IndexSearcher"):
         mine_negatives(["runs/index"], QUERIES, QRELS, tmp_path / "a.parquet")
 
