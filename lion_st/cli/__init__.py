@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lion_st.cli import demo, evaluation, hub, query_encoders, retrieval, serving, study, supervision, training
+from lion_st.cli import data, demo, evaluation, hub, query_encoders, retrieval, serving, study, supervision, training
 from lion_st.cli.group import OneLineErrors
 
 app = typer.Typer(
@@ -37,5 +37,5 @@ def _options(
     pass
 
 
-for commands in (training, supervision, retrieval, serving, query_encoders, evaluation, study, hub, demo):
+for commands in (data, training, supervision, retrieval, serving, query_encoders, evaluation, study, hub, demo):
     commands.register(app)

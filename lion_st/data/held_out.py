@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 ROWS_AT_ONCE = 10_000
 COLUMNS = ["query_key", "keys", "positives"]
+TEXT_COLUMNS = [*COLUMNS, "query", "query_row", "documents"]
 
 
 @dataclass(frozen=True)
@@ -113,9 +114,8 @@ def _rows(tuples: Dataset, chosen: np.ndarray, relevant: np.ndarray) -> tuple[np
 
 def _add(held: HeldOut, tuples: Dataset, reader: TupleReader, rows: np.ndarray) -> None:
     """Add the texts of held-out rows."""
-    names = [name for name in tuples.column_names if name != "teacher_scores"]
     for start in range(0, len(rows), ROWS_AT_ONCE):
-        batch = tuples.with_format("arrow").select_columns(names)[rows[start : start + ROWS_AT_ONCE]].to_pydict()
+        batch = tuples.with_format("arrow").select_columns(TEXT_COLUMNS)[rows[start : start + ROWS_AT_ONCE]].to_pydict()
         queries = batch["query"] if reader.queries is None else reader.queries.read(batch["query_row"])
         kept: list[tuple[str, Any]] = []
         for query_key, text, keys, documents, positives in zip(

@@ -27,6 +27,19 @@ TUPLE_FORMS = (
 )
 
 
+class RowError(ValueError):
+    """A row that cannot be trained on.
+
+    Args:
+        message: The place, what is wrong and what to do.
+        fault: "malformed", "empty_text", "no_positive", "unscored", "score_count" or "bad_score".
+    """
+
+    def __init__(self, message: str, fault: str = "malformed") -> None:
+        super().__init__(message)
+        self.fault = fault
+
+
 @dataclass(frozen=True)
 class Candidates:
     """A query with its relevant and other documents, as ids or as texts.
@@ -108,7 +121,8 @@ def read_scored_pair(row: Row, place: str) -> tuple[str | int, str | int, float]
     except (TypeError, ValueError):
         score = math.nan
     if not math.isfinite(score):
-        raise ValueError(f"{place} has {row[field]!r} in the field {field!r}: a score is a finite number.")
+        message = f"{place} has {row[field]!r} in the field {field!r}: a score is a finite number."
+        raise RowError(message, "bad_score")
     return row[columns[0]], row[columns[1]], score
 
 
@@ -131,7 +145,7 @@ def read_row(layout: Layout, row: Row, place: str) -> Candidates:
         if not _is_text(value):
             raise _not_a_text(value, _field_of(row, value), place)
     if not found.positives:
-        raise ValueError(f"{place} has no positive document: remove the row.")
+        raise RowError(f"{place} has no positive document: remove the row.", "no_positive")
     if found.scores is None:
         return found
     by_teacher = found.scores if isinstance(found.scores, Mapping) else {UNNAMED: found.scores}
@@ -143,17 +157,18 @@ def read_row(layout: Layout, row: Row, place: str) -> Candidates:
 def _check_scores(scores: Any, teacher: str, documents: int, row: Row, place: str) -> None:
     of_teacher = f" of the teacher {teacher!r}" if teacher else ""
     if scores is None:
-        raise ValueError(f"{place} has no scores{of_teacher}: score it with `lion-st teach`, or remove the row.")
+        message = f"{place} has no scores{of_teacher}: score it with `lion-st teach`, or remove the row."
+        raise RowError(message, "unscored")
     if len(scores) != documents:
-        raise ValueError(
-            f"{place} has {len(scores)} teacher scores{of_teacher} for {documents} documents: they must pair up."
-        )
+        message = f"{place} has {len(scores)} teacher scores{of_teacher} for {documents} documents: they must pair up."
+        raise RowError(message, "score_count")
     for score in scores:
         if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
             field = _field_of(row, score)
-            raise ValueError(
+            raise RowError(
                 f"{place} has the teacher score {score!r}{of_teacher} in the field {field!r}: score it again or remove "
-                "the row."
+                "the row.",
+                "bad_score",
             )
 
 
@@ -164,10 +179,12 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _not_a_text(value: Any, field: str, place: str) -> ValueError:
-    return ValueError(
+def _not_a_text(value: Any, field: str, place: str) -> RowError:
+    is_empty = value is None or (isinstance(value, str) and not value.strip())
+    return RowError(
         f"{place} has {value!r} in the field {field!r}, where a query or document belongs: a text or an id, and "
-        "no instruction with it. Remove the row or fill it in."
+        "no instruction with it. Remove the row or fill it in.",
+        "empty_text" if is_empty else "malformed",
     )
 
 

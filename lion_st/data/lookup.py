@@ -44,18 +44,28 @@ class TextTable:
         Raises:
             ValueError: If a text is empty.
         """
+        texts = []
+        for row, text in zip(rows, self.read_unchecked(rows), strict=True):
+            if not text or text.isspace():
+                key = self.id_of(row)
+                raise ValueError(f"The text of {key!r} in {self.name} is {text!r}: remove the tuples that name it.")
+            texts.append(text)
+        return texts
+
+    def read_unchecked(self, rows: Sequence[int] | np.ndarray) -> list[str | None]:
+        """`read`, with texts that are empty."""
         if not len(rows):
             return []
         columns = self._texts[np.asarray(rows).tolist()]
         texts = columns[self.text_column]
         if TITLE_FIELD in columns:
             titles = columns[TITLE_FIELD]
-            texts = [f"{title or ''} {text or ''}".strip() for title, text in zip(titles, texts, strict=True)]
-        for row, text in zip(rows, texts, strict=True):
-            if not text or text.isspace():
-                key = str(self.table[int(row)][self.id_column])
-                raise ValueError(f"The text of {key!r} in {self.name} is {text!r}: remove the tuples that name it.")
+            return [f"{title or ''} {text or ''}".strip() for title, text in zip(titles, texts, strict=True)]
         return texts
+
+    def id_of(self, row: int) -> str:
+        """The id of a row."""
+        return str(self.table[int(row)][self.id_column])
 
     def keys(self, used: np.ndarray) -> np.ndarray:
         """Keys of the texts of some rows, see `text_keys_of`; the rows are read in their order.
@@ -139,6 +149,11 @@ class TextLookup:
     def knows(self, ids: Sequence[str]) -> np.ndarray:
         """Whether each id is in the table, [ids]."""
         return self._find(ids)[0]
+
+    def find(self, ids: Sequence[str]) -> np.ndarray:
+        """Row of each id, -1 where it is not in the table, [ids]."""
+        known, rows = self._find(ids)
+        return np.where(known, rows, -1)
 
     def _find(self, ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Whether each id is known, and its row if it is."""

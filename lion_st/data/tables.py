@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lion_st.data.beir import beir_files
 from lion_st.data.cache import identity_of
 from lion_st.data.fields import DOCUMENT_ID_FIELDS, QUERY_ID_FIELDS, TITLE_FIELD, Row, Task, first_field
-from lion_st.data.files import checked, find_file, read_rows
+from lion_st.data.files import Rows, checked, find_file, read_rows
 from lion_st.data.layouts import (
     HEADERLESS,
     PAIR_DOCUMENTS,
@@ -20,6 +20,7 @@ from lion_st.data.layouts import (
     TUPLE_FORMS,
     Candidates,
     Layout,
+    RowError,
     detect_layout,
     fits_layout,
     is_pair_with_score,
@@ -47,7 +48,8 @@ class TupleSource:
     Args:
         name: What messages call it.
         identity: What tells one state of it from another, as JSON.
-        read: Yields the candidates of its rows, queries and documents as strings, all rows with scores or none.
+        rows: Yields each place with the candidates there, queries and documents as strings, all rows with scores of the
+            same teachers or none; or, of a bad row, with the error that says what is wrong.
         query_ids: Whether the queries are ids.
         document_ids: Whether the documents are ids.
         judged: Whether these are the judgements of a test collection, whose corpus may lack documents.
@@ -55,16 +57,25 @@ class TupleSource:
 
     name: str
     identity: list[Any]
-    read: Callable[[], Iterator[Candidates]]
+    rows: Callable[[], Iterator[tuple[str, Candidates | ValueError]]]
     query_ids: bool
     document_ids: bool
     judged: bool = False
+
+    def read(self) -> Iterator[Candidates]:
+        """The candidates of its rows.
+
+        Raises:
+            ValueError: At the first bad row.
+        """
+        for _, candidates in checked(self.rows()):
+            yield candidates
 
 
 def open_tuples(
     source: str | Path, subset: str | None, split: str, *, queries_given: bool, documents_given: bool
 ) -> TupleSource:
-    """Open a source and tell its layout by its first row.
+    """Open a source and tell its layout by its first row that can be read.
 
     Args:
         source: See `load_tuples`.
@@ -82,9 +93,7 @@ def open_tuples(
         file = beir_files(source, split)[2]
         return TupleSource(name, identity_of(file), partial(_judged_pairs, file), True, True, judged=True)
     opened = open_source(parse_source(source, subset), split, (split,), TUPLE_SUBSETS)
-    place, first = next(_rows(opened, name), ("", {}))
-    if not first:
-        raise ValueError(f"{source} has no rows.")
+    place, first = _first_row(opened, name)
     identity = [*identity_of(opened), split]
     if is_pair_with_score(first):
         query, document, _ = read_scored_pair(first, place)
@@ -160,10 +169,27 @@ def _texts(path: str, state: tuple[int, ...], *, task: Task) -> Iterator[dict[st
         yield {"id": fields.id, "text": fields.text, TITLE_FIELD: fields.title}
 
 
-def _rows(opened: Path | Dataset, name: str) -> Iterator[tuple[str, Row]]:
+def _first_row(opened: Path | Dataset, name: str) -> tuple[str, Row]:
+    """The first row that is one of a layout, with its place."""
+    error: ValueError | None = None
+    for place, row in islice(_rows(opened, name), ROWS_AT_ONCE):
+        try:
+            if isinstance(row, ValueError):
+                raise row
+            if is_pair_with_score(row):
+                read_scored_pair(row, place)
+            else:
+                read_row(detect_layout(row), row, place)
+            return place, row
+        except ValueError as problem:
+            error = error or problem
+    raise error or ValueError(f"{name} has no rows.")
+
+
+def _rows(opened: Path | Dataset, name: str) -> Rows:
     """The rows of a source with their places."""
     if isinstance(opened, Path):
-        yield from checked(read_rows(opened, fits_layout, HEADERLESS, TUPLE_FORMS))
+        yield from read_rows(opened, fits_layout, HEADERLESS, TUPLE_FORMS)
         return
     number = 0
     for batch in opened.iter(ROWS_AT_ONCE):
@@ -172,20 +198,30 @@ def _rows(opened: Path | Dataset, name: str) -> Iterator[tuple[str, Row]]:
             number += 1
 
 
-def _tuples(opened: Path | Dataset, name: str, layout: Layout, teachers: tuple[str, ...]) -> Iterator[Candidates]:
+def _tuples(
+    opened: Path | Dataset, name: str, layout: Layout, teachers: tuple[str, ...]
+) -> Iterator[tuple[str, Candidates | ValueError]]:
     for place, row in _rows(opened, name):
-        found = read_row(layout, row, place)
-        scores = found.scores or {}
-        missing = next((teacher for teacher in teachers if teacher not in scores), None)
-        if missing is not None:
-            of_teacher = f" of the teacher {missing!r}" if missing else ""
-            raise ValueError(f"{place} has no teacher scores{of_teacher}, other rows have: score it or remove the row.")
-        positives, negatives = (list(map(str, documents)) for documents in (found.positives, found.negatives))
-        kept = {teacher: scores[teacher] for teacher in teachers} or None
-        yield Candidates(str(found.query), positives, negatives, kept)
+        try:
+            yield place, row if isinstance(row, ValueError) else _candidates(row, place, layout, teachers)
+        except ValueError as error:
+            yield place, error
 
 
-def _scored_pairs(opened: Path | Dataset, name: str) -> Iterator[Candidates]:
+def _candidates(row: Row, place: str, layout: Layout, teachers: tuple[str, ...]) -> Candidates:
+    found = read_row(layout, row, place)
+    scores = found.scores or {}
+    missing = next((teacher for teacher in teachers if teacher not in scores), None)
+    if missing is not None:
+        of_teacher = f" of the teacher {missing!r}" if missing else ""
+        message = f"{place} has no teacher scores{of_teacher}, other rows have: score it or remove the row."
+        raise RowError(message, "unscored")
+    positives, negatives = (list(map(str, documents)) for documents in (found.positives, found.negatives))
+    kept = {teacher: scores[teacher] for teacher in teachers} or None
+    return Candidates(str(found.query), positives, negatives, kept)
+
+
+def _scored_pairs(opened: Path | Dataset, name: str) -> Iterator[tuple[str, Candidates | ValueError]]:
     """Pairs with scores, the documents of a query together and in their order.
 
     Scores that are all 0 or 1 are labels, and what is labelled 1 is positive. Others are a teacher's, and the best
@@ -195,17 +231,26 @@ def _scored_pairs(opened: Path | Dataset, name: str) -> Iterator[Candidates]:
     import pyarrow.compute as pc
 
     schema = pa.schema({"query": pa.large_string(), "documents": pa.large_string(), "scores": pa.float32()})
-    triples = (read_scored_pair(row, place) for place, row in _rows(opened, name))
     batches = []
-    while chunk := list(islice(triples, ROWS_AT_ONCE)):
-        queries, documents, scores = zip(*chunk, strict=True)
+    rows = _rows(opened, name)
+    while part := list(islice(rows, ROWS_AT_ONCE)):
+        triples = []
+        for place, row in part:
+            try:
+                if isinstance(row, ValueError):
+                    raise row
+                triples.append(read_scored_pair(row, place))
+            except ValueError as error:
+                yield place, error
+        queries, documents, scores = zip(*triples, strict=True) if triples else ((), (), ())
         columns = [list(map(str, queries)), list(map(str, documents)), list(map(float, scores))]
         batches.append(pa.RecordBatch.from_arrays(list(map(pa.array, columns, schema.types)), schema=schema))
     pairs = pa.Table.from_batches(batches, schema)
     labels = set(pc.unique(pairs["scores"]).to_pylist()) <= {0.0, 1.0}
     groups = pairs.group_by("query", use_threads=False).aggregate([("documents", "list"), ("scores", "list")])
     for batch in groups.to_batches(ROWS_AT_ONCE):
-        yield from map(partial(_by_score, labels=labels), *batch.to_pydict().values())
+        for query, documents, scores in zip(*batch.to_pydict().values(), strict=True):
+            yield f"The query {query!r} of {name}", _by_score(query, documents, scores, labels=labels)
 
 
 def _by_score(query: str, documents: list[str], scores: list[float], *, labels: bool) -> Candidates:
@@ -216,7 +261,10 @@ def _by_score(query: str, documents: list[str], scores: list[float], *, labels: 
     return Candidates(query, ranked[:positives], ranked[positives:], teacher)
 
 
-def _judged_pairs(file: Path) -> Iterator[Candidates]:
-    for _, query, document, grade in iter_qrels(file):
-        if grade > 0:
-            yield Candidates(query, [document], [])
+def _judged_pairs(file: Path) -> Iterator[tuple[str, Candidates | ValueError]]:
+    try:
+        for place, query, document, grade in iter_qrels(file):
+            if grade > 0:
+                yield place, Candidates(query, [document], [])
+    except ValueError as error:  # after which the file cannot be read on
+        yield str(file), error
