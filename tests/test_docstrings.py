@@ -1,4 +1,4 @@
-"""The examples in the docstrings of the training and of the command line do what they say."""
+"""The examples in the docstrings of training, of its data and of the command line do what they say."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import pkgutil
 import pytest
 
 import lion_st.cli
+import lion_st.supervision
 import lion_st.training
 
 MODULES = [
     "lion_st.errors",
+    "lion_st.data.teachers",
     *(
         module.name
-        for package in (lion_st.cli, lion_st.training)
+        for package in (lion_st.cli, lion_st.supervision, lion_st.training)
         for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")
         if not module.name.endswith("__main__")
     ),

@@ -125,7 +125,7 @@ class Bm25:
         >>> teacher = Bm25()
         >>> teacher.index(["Lions hunt at night.", "Tigers hunt alone."])
         >>> teacher.score(["do lions hunt"], ["Lions hunt at night."]).round(3)
-        array([0.492], dtype=float32)
+        array([0.461], dtype=float32)
     """
 
     def __init__(self, k1: float = 0.9, b: float = 0.4, coverage: bool = False) -> None:
