@@ -37,7 +37,16 @@ OVERRIDDEN: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "lion_st.training.trainers.GuardedTrainer": (
         "transformers.Trainer",
-        ("_init_training_state", "_load_best_model", "_save", "_save_checkpoint"),
+        (
+            "_init_training_state",
+            "_load_best_model",
+            "_load_from_checkpoint",
+            "_load_optimizer_and_scheduler",
+            "_prepare_for_training",
+            "_save",
+            "_save_checkpoint",
+            "_save_optimizer_and_scheduler",
+        ),
     ),
 }
 # What is called or read, and what is public in name but described nowhere: an attribute of what is imported.

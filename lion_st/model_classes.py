@@ -79,6 +79,11 @@ class LionModel(BaseModel):
             kwargs["packed_states"] = False  # the states themselves are asked for, text by text
         return super()._inference(inputs, **kwargs)
 
+    def tie_weights(self) -> None:
+        """Tie the LM head to the embeddings again if the configuration says so, as after sharding."""
+        model: Any = self.transformers_model
+        model.tie_weights()
+
     def save(
         self,
         path: str,

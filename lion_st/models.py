@@ -187,7 +187,7 @@ def build(
                 f"{backbone!r} is an adapter, and a new adapter cannot name its merged weights as its base. Save them "
                 "first: lion_st.hub.merge_backbone(adapter, folder), then build on the folder."
             )
-        adapters.merge_adapter(transformer.model)
+        adapters.merge_adapter(transformer.model, transformer.awaits_weights)
         transformer.model.requires_grad_(True)
     if lora is not None:
         adapters.attach_adapter(transformer.model, lora, revision=revision)
@@ -312,7 +312,7 @@ def load(
             raise ValueError(f"{source!r} is a {paradigm_of(model)} model, not {paradigm}.")
     _require_paradigm(paradigm_of(model), as_sparse_encoder)
     if merge_adapter and has_adapter(model[0].model):
-        adapters.merge_adapter(model[0].model)
+        adapters.merge_adapter(model[0].model, model[0].awaits_weights)
     return model
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import Partial
 
 from lion_st.kernels.dispatch import backend_module, choose_backend
 from lion_st.kernels.gradients import Pooled, slope
@@ -269,8 +270,10 @@ def _pack(hidden: Tensor, attention_mask: Tensor | None, cu_seqlens: Tensor | No
 
 
 def _whole(tensor: Any) -> Any:
-    """A sharded parameter gathered, anything else as it is."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    """A sharded parameter gathered, anything else as it is. Its gradient is the mean of all processes'."""
+    if not hasattr(tensor, "full_tensor"):
+        return tensor
+    return tensor.full_tensor(grad_placements=[Partial("avg")] * tensor.device_mesh.ndim)
 
 
 def _check_shapes(

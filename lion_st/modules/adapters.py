@@ -134,8 +134,13 @@ def merged_state_dict(model: PreTrainedModel) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-def merge_adapter(model: PreTrainedModel) -> None:
-    """Merge the attached adapter into the model's weights and remove it, in place."""
+def merge_adapter(model: PreTrainedModel, awaits_weights: bool = False) -> None:
+    """Merge the attached adapter into the model's weights and remove it, in place.
+
+    Args:
+        model: The model.
+        awaits_weights: Whether there are no weights yet to merge into, so that the adapter is only removed.
+    """
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import ModulesToSaveWrapper
 
@@ -144,7 +149,8 @@ def merge_adapter(model: PreTrainedModel) -> None:
         if isinstance(module, ModulesToSaveWrapper):
             setattr(model.get_submodule(parent), leaf, module.modules_to_save[module.active_adapters[0]])
         elif isinstance(module, BaseTunerLayer):
-            module.merge(safe_merge=True)
+            if not awaits_weights:
+                module.merge(safe_merge=True)
             setattr(model.get_submodule(parent), leaf, module.get_base_layer())
     mark_adapter(model, False)
     del model.peft_config

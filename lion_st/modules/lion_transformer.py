@@ -32,7 +32,7 @@ from lion_st.modules.checks import (
 )
 from lion_st.modules.folding import RESUME_FILE, final_norm, save_merged, save_unfolded, unfold
 from lion_st.modules.lm_head import LMHead, read_lm_head
-from lion_st.modules.loading import load_backbone, read_base_config, read_config
+from lion_st.modules.loading import hold_places, load_backbone, read_base_config, read_config
 from lion_st.modules.tokenizer_contract import configure_tokenizer
 from lion_st.modules.tokenizing import check_texts, exclusive_tokenizer, leading_parts, require_room
 from lion_st.modules.verdict import VERDICT_FILE, read_verdict, write_verdict
@@ -137,6 +137,7 @@ class LionTransformer(Transformer):
             kwargs["processor_kwargs"] = dict(kwargs.get("processor_kwargs") or {}) | gguf
         # Whether padding is left out of the backbone's work; settled once the model stands.
         self.runs_packed = False
+        self.awaits_weights = False  # whether another process has them, and made the checks, see `hold_places`
         self.checked: dict[str, bool] = {}  # what the checks by running found, in this process or by the checkpoint
         self._prompts_with_room: set[tuple[str, int]] = set()
         self.resumed_head: dict[str, Any] = {}
@@ -233,6 +234,7 @@ class LionTransformer(Transformer):
             options.pop("subfolder", None)
         model = load_backbone(transformer_task, source, config, options)
         self.kept_layers = choose_layers(config.get_text_config().num_hidden_layers, *self.wanted_layers)
+        self.awaits_weights = hold_places(model)
         if self.kept_layers is not None:
             keep_layers(model, self.kept_layers)
         if is_peft_model:
@@ -349,7 +351,7 @@ class LionTransformer(Transformer):
 
     def _configure_unpadding(self) -> None:
         """Run packed texts from now on, if the backbone can and gives the same states."""
-        if self.runs_packed or self.can_flatten_inputs or self.unpad_inputs is False:
+        if self.runs_packed or self.awaits_weights or self.can_flatten_inputs or self.unpad_inputs is False:
             return
         reason = unpadding.why_not(self.model)
         if reason is None:
@@ -371,6 +373,8 @@ class LionTransformer(Transformer):
             ValueError: Naming the architecture, if a state does not see later tokens, or does in a causal model, or
                 depends on left padding.
         """
+        if self.awaits_weights:
+            return
         require_attention(self.model, causal=bool(self.causal))
         self.checked["bidirectional"] = True
 
@@ -380,6 +384,8 @@ class LionTransformer(Transformer):
         Raises:
             ValueError: Naming the architecture, if its logits are made in another way.
         """
+        if self.awaits_weights:
+            return
         require_known_logits(self.model, self.lm_head)
         self.checked["lm_head"] = True
 

@@ -93,3 +93,19 @@ def load_backbone(task: Any, source: str, config: PretrainedConfig, options: dic
     if gguf:
         as_plain_weights(model, source)
     return model
+
+
+def hold_places(model: PreTrainedModel) -> bool:
+    """Give a model room for weights that transformers left to another process of the node to read, if it did.
+
+    That is when it is to be sharded, see `lion_st.training.sharding.build_device`. Memory that is never written is not
+    taken.
+
+    Returns:
+        Whether the weights are missing.
+    """
+    if not any(parameter.is_meta for parameter in model.parameters()):
+        return False
+    model._apply(lambda tensor: torch.empty_like(tensor, device="cpu") if tensor.is_meta else tensor)
+    model.tie_weights()
+    return True

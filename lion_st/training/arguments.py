@@ -16,9 +16,10 @@ from lion_st.training.model_arguments import LoraArguments, ModelArguments
 from lion_st.training.options import merge_layers
 from lion_st.training.recipes import Objective, Paradigm, RetrieverRecipe, get_recipe
 from lion_st.training.released import is_released, recipe_options
+from lion_st.training.sharding import resolve_fsdp
 from lion_st.training.teacher import TeacherArguments
 from lion_st.training.validation import (
-    UNSHARDED,
+    FSDP_ALONE,
     refuse_unread,
     require_at_least_0,
     require_positive,
@@ -67,10 +68,8 @@ FURTHER_RESULT_ARGUMENTS = (
 )
 TRANSFORMERS_EPOCHS = 3.0  # its default, which is not read where max_steps is positive
 _NOT_READ = {
-    "fsdp": UNSHARDED,
-    "fsdp_config": UNSHARDED,
-    "deepspeed": UNSHARDED,
-    "parallelism_config": UNSHARDED,
+    "deepspeed": FSDP_ALONE,
+    "parallelism_config": FSDP_ALONE,
     "save_only_model": "a run could not go on from such a checkpoint",
 }
 _NOT_READ_BY_MNTP = {
@@ -157,6 +156,7 @@ class MntpTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         refuse_unread(self, _NOT_READ_BY_MNTP)
+        resolve_fsdp(self)
         require_training_ranges(self)
         _steps_or_epochs(self, 10_000)
         self.bf16 = self.bf16 and not self.fp16
@@ -284,6 +284,7 @@ class RetrieverTrainingArguments(
 
     def __post_init__(self) -> None:
         refuse_unread(self, _NOT_READ_BY_RETRIEVER)
+        resolve_fsdp(self)
         require_training_ranges(self)
         _steps_or_epochs(self, -1)
         if self.warmup_steps and self.warmup_ratio:

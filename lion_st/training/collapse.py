@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from lion_st.losses import dot_scores
@@ -229,7 +230,7 @@ class CollapseGuard(TrainerCallback):
     def _read(self) -> dict[str, float]:
         """Loss, norm of the trained weights and statistics of the last step, means over all processes."""
         assert self.model is not None
-        trained = [parameter.detach() for parameter in self.model.parameters() if parameter.requires_grad]
+        trained = [_own(parameter.detach()) for parameter in self.model.parameters() if parameter.requires_grad]
         norms = [torch.linalg.vector_norm(parameter, dtype=torch.float32) for parameter in trained]
         values = {"weights": torch.stack(norms).sum()}
         if self.loss is not None:
@@ -271,6 +272,11 @@ class CollapseGuard(TrainerCallback):
             )
             remedy = "Raise --document_regularizer_weight, or lower --learning_rate"
             raise TrainingCollapsed(_describe(seen, remedy, state))
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """This process's shard of a sharded tensor, anything else as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _describe(seen: str, remedy: str, state: TrainerState) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 from transformers.modeling_outputs import ModelOutput
 
 from lion_st.checkpoints import atomic_files_in
@@ -24,6 +24,7 @@ from lion_st.training.checkpoints import checkpoint_to_resume, decided_by_first_
 from lion_st.training.cost import TrainingCost
 from lion_st.training.recipes import BackboneShape
 from lion_st.training.record import RunLog, files_checksum
+from lion_st.training.sharding import read_once_per_node
 from lion_st.training.trainers import GuardedTrainer
 
 if TYPE_CHECKING:
@@ -184,6 +185,22 @@ def masked_next_token_forward(
     return model
 
 
+class _LossBefore(TrainerCallback):
+    """Measures the loss "before" on the blocks and masks of "after", of the model made bidirectional.
+
+    A model whose weights are sharded can be run from the beginning of training on, and not earlier.
+    """
+
+    def __init__(self, trainer: MntpTrainer, record: RunLog) -> None:
+        self.trainer = trainer
+        self.record = record
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Evaluate, unless the run has done so before it was interrupted."""
+        if "eval_loss_before" not in self.record.content:
+            self.record.content["eval_loss_before"] = self.trainer.evaluate()["eval_loss"]
+
+
 def adapt_mntp(arguments: MntpArguments, training_arguments: MntpTrainingArguments) -> Path:
     """Adapt a causal language model to bidirectional attention with masked next-token prediction.
 
@@ -230,23 +247,23 @@ def adapt_mntp(arguments: MntpArguments, training_arguments: MntpTrainingArgumen
         return output
     checkpoint = checkpoint_to_resume(output, training_arguments.resume_from_checkpoint)
     set_seed(training_arguments.seed)
+    read_once_per_node(training_arguments)
     transformer, dtype = _load_transformer(arguments)
     trainer = _build_trainer(transformer, arguments, training_arguments)
+    trainer.add_callback(_LossBefore(trainer, record))
     trainer.add_callback(record)
     if training_arguments.max_seconds is not None:
         trainer.add_callback(SecondsBudget(training_arguments.max_seconds))
     if training_arguments.stop_after_steps is not None:
         trainer.add_callback(StopAfter(training_arguments.stop_after_steps))
-    # A loss "before" of the very blocks and masks that "after" is measured on, of the model made bidirectional.
-    before = record.content.get("eval_loss_before") or trainer.evaluate()["eval_loss"]
     output.mkdir(parents=True, exist_ok=True)
-    record.content["eval_loss_before"] = before
     trainer.train(resume_from_checkpoint=checkpoint)
     require_all_steps(trainer, output)
     trainer.guard.require_sound(trainer.state)
     after = trainer.evaluate()["eval_loss"]
+    model = trainer.whole_model()
     if trainer.is_world_process_zero():
-        _save(trainer.accelerator.unwrap_model(trainer.model), transformer, arguments, dtype, output)
+        _save(model, transformer, arguments, dtype, output)
         record.update(eval_loss_after=after, finished=True)
     trainer.accelerator.wait_for_everyone()
     return output
@@ -272,7 +289,9 @@ def _load_transformer(arguments: MntpArguments) -> tuple[LionTransformer, torch.
         transformer.model.name_or_path = str(Path(arguments.backbone).resolve())
     if not arguments.use_peft:
         # Steps of 5e-5 are lost in bfloat16's rounding.
-        transformer.model.float()
+        for parameter in transformer.model.parameters():
+            awaited = torch.empty_like(parameter, dtype=torch.float32) if transformer.awaits_weights else None
+            parameter.data = parameter.data.float() if awaited is None else awaited
     return transformer, dtype
 
 

@@ -46,6 +46,7 @@ from lion_st.training.mixing import WeightedBatchSampler
 from lion_st.training.recipes import BackboneShape
 from lion_st.training.released import SHARE, ramp_micro_batches, require_files
 from lion_st.training.runs import export_run, run_log
+from lion_st.training.sharding import build_device, share_checks
 from lion_st.training.starting import build_model
 from lion_st.training.teacher import report_teacher, teacher_weights
 from lion_st.training.trainers import DenseRetrieverTrainer, SparseRetrieverTrainer
@@ -163,6 +164,7 @@ def build_trainer(
             cannot be read.
         FileNotFoundError: If a collection to evaluate on is not there.
     """
+    share_checks(model[0])
     training_arguments = resolve_batches(arguments, training_arguments)
     needed = training_arguments.per_device_train_batch_size * training_arguments.world_size
     sources = train_dataset if isinstance(train_dataset, dict) else {" and ".join(arguments.train_data): train_dataset}
@@ -342,7 +344,7 @@ def train_retriever(arguments: RetrieverArguments, training_arguments: Retriever
     checkpoint = checkpoint_to_resume(record.folder, training_arguments.resume_from_checkpoint)
     require_files(arguments.train_data)
     set_seed(training_arguments.seed)
-    model = build_model(arguments, training_arguments.device, record.folder)
+    model = build_model(arguments, build_device(training_arguments), record.folder)
     tuples = load_training_tuples(arguments, training_arguments.seed)
     trainer = build_trainer(model, arguments, training_arguments, tuples, callbacks=[record])
     trainer.train(resume_from_checkpoint=checkpoint)

@@ -13,6 +13,7 @@ from lion_st.training.arguments import uncacheable
 from lion_st.training.callbacks import require_all_steps
 from lion_st.training.checkpoints import decided_by_first_rank
 from lion_st.training.record import RunLog, files_checksum
+from lion_st.training.sharding import described_by_card
 
 if TYPE_CHECKING:
     from lion_st.training.arguments import RetrieverArguments, RetrieverTrainingArguments
@@ -67,9 +68,10 @@ def export_run(trainer: Any, record: RunLog) -> Path:
     output = record.folder
     require_all_steps(trainer, output)
     trainer.guard.require_sound(trainer.state)
+    model = trainer.whole_model()
     if trainer.is_world_process_zero():
-        with atomic_files_in(output) as folder:
-            export(trainer.accelerator.unwrap_model(trainer.model), folder)
+        with atomic_files_in(output) as folder, described_by_card(model):
+            export(model, folder)
             files = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
         record.finish(trainer.state, **_best(trainer))
     trainer.accelerator.wait_for_everyone()

@@ -112,7 +112,7 @@ def _train_on(arguments: RetrieverArguments, device: str | torch.device | None, 
             source = _merged(partial(export, model, create_model_card=False), source, folder)
             model = _load(source, arguments, device)
         else:
-            merge_adapter(model[0].model)
+            merge_adapter(model[0].model, model[0].awaits_weights)
             model[0].model.requires_grad_(True)
     if arguments.use_peft and not arguments.train_adapter:
         _attach(model, source, arguments)

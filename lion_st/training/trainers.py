@@ -15,7 +15,7 @@ from sentence_transformers.base.trainer import BaseTrainer
 from sentence_transformers.util import get_rank
 from torch import Tensor, nn
 from transformers import Trainer, TrainerState
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints, sort_checkpoints
 
 from lion_st.files import LOCK, lock_folder
@@ -25,6 +25,17 @@ from lion_st.training.checkpoints import begin_checkpoint, checkpoint_damage, de
 from lion_st.training.collapse import CollapseGuard, VectorStatistics
 from lion_st.training.cost import TrainingCost
 from lion_st.training.sampling import NoFalseNegativesBatchSampler
+from lion_st.training.sharding import (
+    configure_units,
+    described_by_card,
+    is_sharded,
+    load_optimizer_state,
+    shard_on_cpu,
+    spread_weights,
+    structure_of,
+    whole_model,
+    whole_optimizer_state,
+)
 from lion_st.training.throughput import Throughput, peak_memory
 
 if TYPE_CHECKING:
@@ -35,9 +46,10 @@ if TYPE_CHECKING:
 class GuardedTrainer(Trainer):
     """transformers' Trainer whose checkpoints are whole and of a sound state, or are not there.
 
-    One process writes weights, whichever trainer this is mixed into. A checkpoint ends with the checksums of its files,
-    and only then an earlier one makes room for it; the best one is kept beside the last `save_total_limit`. A training
-    that has collapsed ends with an error before it writes. One that goes on from its last step takes no further one.
+    One process writes weights, whichever trainer this is mixed into, and the same files whether they are sharded (FSDP)
+    or not: a run goes on from them on any number of processes. A checkpoint ends with the checksums of its files, and
+    only then an earlier one makes room for it; the best one is kept beside the last `save_total_limit`. A training that
+    has collapsed ends with an error before it writes. One that goes on from its last step takes no further one.
     Evaluations draw no random numbers of the training's.
 
     Args:
@@ -48,9 +60,17 @@ class GuardedTrainer(Trainer):
 
     def __init__(self, *arguments: Any, guard: CollapseGuard | None = None, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self._structure: Any = None  # of the model, before its weights are sharded
         self.guard = CollapseGuard() if guard is None else guard
         self.guard.model = self.model
         self.add_callback(self.guard)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Make the accelerator, sharding also on CPUs, where accelerate would leave it out without a word."""
+        super().create_accelerator_and_postprocess()
+        if is_sharded(self.args) and not self.is_fsdp_enabled:
+            shard_on_cpu(self.accelerator, self.args)
+            self.is_fsdp_enabled = True
 
     def compute_loss(self, *arguments: Any, **options: Any) -> Any:
         """The loss, which the guard looks at too."""
@@ -91,7 +111,10 @@ class GuardedTrainer(Trainer):
         self.state = state
         state.is_world_process_zero = self.is_world_process_zero()
         self._find_best()
-        self._load_from_checkpoint(checkpoint)
+        if self.is_fsdp_enabled:
+            self._prepare_for_training(state.max_steps, None, checkpoint)
+        else:
+            self._load_from_checkpoint(checkpoint)
         if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
             self._load_best_model()
         for callback in self.callback_handler.callbacks:
@@ -123,6 +146,73 @@ class GuardedTrainer(Trainer):
                 "with --load_best_model_at_end false to export the last state instead."
             )
         self._load_from_checkpoint(best)
+
+    def whole_model(self) -> Any:
+        """The trained model: itself, or put together on the CPU of the first process where its weights are sharded.
+
+        All processes call this together; with sharded weights the others get None.
+        """
+        if not self.is_fsdp_enabled:
+            return self.accelerator.unwrap_model(self.model)
+        return whole_model(self._structure, cast(nn.Module, self.model))
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the model as it is written without sharding, on the first process."""
+        if not self.is_fsdp_enabled:
+            return super().save_model(output_dir, _internal_call)
+        whole = self.whole_model()
+        if self.args.should_save:
+            with self._as_unsharded(whole):
+                self._save(output_dir)
+        self.accelerator.wait_for_everyone()
+
+    @contextmanager
+    def _as_unsharded(self, model: Any) -> Iterator[None]:
+        """Work on a whole model in place of the sharded one, as transformers does without sharding."""
+        kept, self.model, self.is_fsdp_enabled = self.model, model, False
+        try:
+            with described_by_card(model):
+                yield
+        finally:
+            self.model, self.is_fsdp_enabled = kept, True
+
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
+    ) -> tuple[Any, Any]:
+        if self.is_fsdp_enabled and self._structure is None:
+            model, plugin = cast(nn.Module, self.model), self.accelerator.state.fsdp_plugin
+            has_weights = not (plugin.cpu_ram_efficient_loading and self.args.local_process_index)
+            if resume_from_checkpoint is not None and has_weights:
+                with self._as_unsharded(model):
+                    super()._load_from_checkpoint(resume_from_checkpoint)
+            self._structure = structure_of(model)
+            half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
+            configure_units(plugin, model, half)
+        return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if not self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint)
+        elif model is None:  # else read above, before it was sharded
+            whole = self.whole_model()
+            if whole is not None:
+                with self._as_unsharded(whole):
+                    super()._load_from_checkpoint(resume_from_checkpoint)
+            spread_weights(whole, cast(nn.Module, self.model))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_fsdp_enabled:
+            return super()._save_optimizer_and_scheduler(output_dir)
+        state, schedule = whole_optimizer_state(self.optimizer), cast(Any, self.lr_scheduler)
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
+            torch.save(schedule.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if not self.is_fsdp_enabled or checkpoint is None:
+            return super()._load_optimizer_and_scheduler(checkpoint)
+        load_optimizer_state(self.optimizer, Path(checkpoint) / OPTIMIZER_NAME)
+        cast(Any, self.lr_scheduler).load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         # sentence-transformers expects to be called on the first process alone.

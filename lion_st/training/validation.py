@@ -9,13 +9,12 @@ from typing import Any
 
 from lion_st.errors import UsageError
 
-UNSHARDED = (
-    "sharded training is not built. `torchrun --nproc_per_node N ...` trains on N GPUs, each with the whole model, "
-    "whose memory --use_peft, --mini_batch_size and --gradient_checkpointing bound"
+FSDP_ALONE = (
+    "of the kinds of sharded training FSDP2 alone is built. `torchrun --nproc_per_node N ... --fsdp` divides weights, "
+    "gradients and optimizer over N GPUs, as DeepSpeed ZeRO-3 does"
 )
 # What `accelerate launch` sets for its processes.
 _SHARDING_VARIABLES = {
-    "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config",
@@ -23,7 +22,7 @@ _SHARDING_VARIABLES = {
 
 
 def refuse_unread(arguments: Any, reasons: Mapping[str, str]) -> None:
-    """Refuse options that are given and have no effect, and sharded training.
+    """Refuse options that are given and have no effect, and sharded training other than by FSDP.
 
     Args:
         arguments: Training arguments.
@@ -38,7 +37,7 @@ def refuse_unread(arguments: Any, reasons: Mapping[str, str]) -> None:
             raise UsageError(f"--{name} is not read here: {reason}.")
     for variable, name in _SHARDING_VARIABLES.items():
         if os.environ.get(variable, "false").lower() in ("true", "1", "yes"):
-            raise UsageError(f"accelerate's configuration asks for {name} ({variable}=true): {UNSHARDED}.")
+            raise UsageError(f"accelerate's configuration asks for {name} ({variable}=true): {FSDP_ALONE}.")
 
 
 def require_training_ranges(arguments: Any) -> None:

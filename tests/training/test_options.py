@@ -88,9 +88,12 @@ def test_the_command_line_takes_the_place_of_a_rival_in_the_yaml_file(tmp_path):
         (["--lora_r", "4"], "--lora_r is read with --use_peft alone"),  # micro trains all weights
         (["--train_data", "a", "b", "--train_weights", "1"], "--train_weights are"),
         (["--train_data", "a", "a"], "--train_data names a source twice"),
-        (["--fsdp"], "--fsdp is not read here: sharded training is not built. `torchrun --nproc_per_node N"),
-        (["--fsdp", "full_shard"], "--fsdp is not read here"),
-        (["--deepspeed", "zero3.json"], "--deepspeed is not read here: sharded training is not built"),
+        (["--fsdp", "--fsdp_config", '{"version": 1}'], "--fsdp_config has version: 1, .* FSDP1 is deprecated: say 2"),
+        (["--fsdp", "full_shard offload"], "--fsdp full_shard offload: weights and optimizer stay on the GPUs"),
+        (["--fsdp", "--fsdp_config", '{"cpu_offload": true}'], "--fsdp_config has cpu_offload: True"),
+        (["--fsdp", "--fsdp_config", "none.json"], "--fsdp_config is neither a JSON file nor JSON: .*none.json"),
+        (["--fsdp_config", "{}"], "--fsdp_config is read with --fsdp alone"),
+        (["--deepspeed", "zero3.json"], "--deepspeed is not read here: .* FSDP2 alone is built. `torchrun .* --fsdp`"),
         (["--save_only_model"], "--save_only_model is not read here: a run could not go on"),
         (["--max_steps", "0"], "--max_steps must be positive, got 0"),
         (["--max_steps", "-3"], "--max_steps must be positive, got -3"),
@@ -110,12 +113,27 @@ def test_what_cannot_be_heeded_is_refused_by_name(options, message):
         parse_retriever_arguments([*MICRO, *options])
 
 
-@pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
-def test_sharding_that_accelerate_is_configured_for_is_refused(monkeypatch, variable):
-    monkeypatch.setenv(variable, "true")
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, r"DeepSpeed \(ACCELERATE_USE_DEEPSPEED=true\).*torchrun"),
+        ({"ACCELERATE_USE_FSDP": "true"}, r"version: 1, which is not supported: FSDP1"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_OFFLOAD_PARAMS": "true"}, "offload_params: true"),
+    ],
+)
+def test_sharding_that_accelerate_is_configured_for_and_is_not_built_is_refused(monkeypatch, variables, message):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
     for parse, options in ((parse_retriever_arguments, MICRO), (parse_mntp_arguments, MNTP)):
-        with pytest.raises(UsageError, match=rf"accelerate's configuration asks for .* \({variable}=true\).*torchrun"):
+        with pytest.raises(UsageError, match=rf"accelerate's configuration .*{message}"):
             parse(options)
+
+
+def test_one_process_does_not_shard(tiny_backbone, data, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    with pytest.raises(UsageError, match=r"sharded over several processes: run `torchrun --nproc_per_node N"):
+        train_retriever(*tiny_run(tiny_backbone(), data, tmp_path))
 
 
 def test_mntp_refuses_what_is_out_of_range():
