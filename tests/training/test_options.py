@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
+import yaml
+from accelerate import FullyShardedDataParallelPlugin
 from datasets import DatasetDict
 from sentence_transformers.base.sampler import BatchSamplers
 from tiny_runs import tiny_run, write_tuples
@@ -23,7 +26,9 @@ from lion_st.training.mixing import WeightedBatchSampler
 from lion_st.training.options import read_config
 from lion_st.training.recipes import get_recipe
 from lion_st.training.retriever import build_model, build_trainer, load_training_tuples, train_retriever
+from lion_st.training.sharding import is_sharded
 
+SCRIPTS = Path(__file__).parents[2] / "training_scripts"
 MICRO = ["--backbone", "micro"]
 MNTP = ["--backbone", "llama-3-8b"]
 
@@ -127,6 +132,28 @@ def test_sharding_that_accelerate_is_configured_for_and_is_not_built_is_refused(
     for parse, options in ((parse_retriever_arguments, MICRO), (parse_mntp_arguments, MNTP)):
         with pytest.raises(UsageError, match=rf"accelerate's configuration .*{message}"):
             parse(options)
+
+
+@pytest.mark.parametrize("file", sorted((SCRIPTS / "accelerate").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_configurations_of_accelerate_are_heeded(file, monkeypatch):
+    from accelerate.commands.launch import launch_command_parser
+    from accelerate.utils import prepare_multi_gpu_env
+
+    arguments = launch_command_parser().parse_args(["train.py"])
+    given = yaml.safe_load(file.read_text())
+    sharded = given.pop("distributed_type") == "FSDP"
+    options = given | given.pop("fsdp_config", {}) | {"use_fsdp": sharded}
+    assert options.keys() - {"compute_environment"} <= vars(arguments).keys()
+    vars(arguments).update(options, dynamo_backend="no")
+    for name, value in prepare_multi_gpu_env(arguments).items():
+        if name.startswith(("ACCELERATE_USE", "FSDP_")):
+            monkeypatch.setenv(name, value)
+    _, training = parse_retriever_arguments(MICRO)
+    assert is_sharded(training) == sharded
+    if sharded:
+        plugin = FullyShardedDataParallelPlugin()
+        assert (plugin.fsdp_version, plugin.cpu_ram_efficient_loading) == (2, True)
+        assert plugin.activation_checkpointing == ("activation" in file.stem)
 
 
 def test_one_process_does_not_shard(tiny_backbone, data, tmp_path, monkeypatch):
