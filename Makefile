@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart check test test-fast soak docs bench clean
+.PHONY: help install quickstart study-micro check test test-fast soak docs bench clean
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,7 +25,7 @@ endef
 $(VENV)/.installed: pyproject.toml
 	$(install_torch)
 	$(PIP) --editable ".[dev]"
-	@touch $@ $(VENV)/.quickstart
+	@touch $@ $(VENV)/.quickstart $(VENV)/.study
 
 $(VENV)/.quickstart: pyproject.toml
 	$(install_torch)
@@ -34,6 +34,14 @@ $(VENV)/.quickstart: pyproject.toml
 
 quickstart: $(VENV)/.quickstart  ## Score a small retriever beside BM25, train one for a minute, search and explain
 	$(BIN)/python training_scripts/quickstart.py
+
+$(VENV)/.study: pyproject.toml
+	$(install_torch)
+	$(PIP) --editable ".[study]"
+	@touch $@
+
+study-micro: $(VENV)/.study  ## Compare sparse and dense retrievers of three sizes under one budget of FLOPs, and draw it
+	HF_HUB_OFFLINE=1 $(BIN)/lion-st study training_scripts/studies/micro_reduced.yaml --output runs/study-micro
 
 check: install  ## Lint, formatting, types, the way of imports and the size of files
 	$(BIN)/ruff check .

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from lion_st.cli.options import TableStyle, require_file, require_writable
+from lion_st.errors import UsageError
+from lion_st.extras import require
 
 
 def register(app: typer.Typer) -> None:
@@ -23,18 +25,24 @@ def study(
     plan: Annotated[
         bool, typer.Option("--plan", help="Print every cell's steps, tokens, FLOPs, time and memory; run nothing.")
     ] = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Write the report of the cells that are finished; run nothing.")
+    ] = False,
     style: TableStyle = "markdown",
 ) -> None:
     """Compare sparse and dense retrievers by size and objective under one budget of training FLOPs.
 
     Cells run one after another, each in a process of its own. Repeat the command to go on: finished cells are skipped,
-    interrupted ones resume, failed ones are tried again.
+    interrupted ones resume, failed ones are tried again. The report is written into OUTPUT/report: rows as CSV and
+    Parquet, tables, tests, power laws, figures, and an HTML page.
     """
     require_file(file, "a study")
+    if plan and report:
+        raise UsageError("--plan comes before a study and --report after it: give one of them.")
     output = output or Path("runs") / file.stem
     require_writable(output)
     from lion_st.evaluation import format_table
-    from lion_st.study import plan_study, read_study, run_study
+    from lion_st.study import StudyIncomplete, plan_study, read_study, run_study, write_report
 
     planned = plan_study(read_study(file))
     if plan:
@@ -45,4 +53,16 @@ def study(
             f"{planned.study.flops_per_second:.3g} FLOPs a second, without start and evaluation of each cell."
         )
         return
-    typer.echo(run_study(planned, output, lambda line: typer.echo(line)))
+    incomplete = None
+    if not report:
+        require("matplotlib")  # before hours of training
+        try:
+            run_study(planned, output, lambda line: typer.echo(line))
+        except StudyIncomplete as error:
+            incomplete = error
+    if incomplete is None or any(output.glob("cells/*/rows.json")):
+        page = write_report(planned, output)
+        typer.echo((page.parent / "table.md").read_text(encoding="utf-8"))
+        typer.echo(page)
+    if incomplete is not None:
+        raise incomplete

@@ -176,7 +176,8 @@ def load_test(source: str, split: str) -> tuple[Corpus, Queries, Qrels]:
     queries: Queries = {}
     qrels: Qrels = {}
     with loaded(task) as dataset:
-        for part in (part for splits in dataset.values() for part in splits.values()):
+        parts = (splits[name] for splits in dataset.values() for name in task.eval_splits if name in splits)
+        for part in parts:
             corpus |= {row["id"]: {"title": row.get("title") or "", "text": row["text"]} for row in part["corpus"]}
             queries |= {row["id"]: row["text"] for row in part["queries"]}
             qrels |= {query: dict(grades) for query, grades in part["relevant_docs"].items() if grades}

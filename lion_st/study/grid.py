@@ -53,6 +53,7 @@ class Cell:
         options: Of `lion-st train`, without the places of model, data and output.
         tokens: Of all steps, by the plan's lengths.
         flops: Of all steps, by the plan's lengths.
+        budget_flops: What they may be at most.
         mntp_flops: Of its backbone's MNTP stage.
         memory: Bytes on each device at the peak, every text at full length.
         non_embedding_parameters: Weights of the linear layers of all blocks.
@@ -70,6 +71,7 @@ class Cell:
     steps: int
     tokens: int
     flops: float
+    budget_flops: float
     mntp_flops: float
     memory: float
     non_embedding_parameters: int
@@ -126,11 +128,12 @@ def plan_study(study: Study) -> Plan:
     shapes = {choice.name: shape_of(choice) for choice in study.backbones}
     stages = {choice.name: _stage(study, choice, shapes[choice.name]) for choice in study.backbones if study.mntp}
     cells = tuple(
-        _cell(study, choice, shapes[choice.name], stages.get(choice.name), paradigm, objective, seed, noise)
+        _cell(study, choice, shapes[choice.name], stages.get(choice.name), paradigm, objective, seed, noise, budget)
         for choice in study.backbones
         for paradigm in study.paradigms
         for objective in study.objectives
         for noise in study.label_noise
+        for budget in study.flops
         for seed in study.seeds
     )
     return Plan(study, tuple(stages.values()), cells)
@@ -182,11 +185,13 @@ def _cell(
     objective: str,
     seed: int,
     noise: float,
+    budget: float,
 ) -> Cell:
     from lion_st.training.retriever import training_cost
 
     noisy = f"-noise{noise:g}" if len(study.label_noise) > 1 or noise else ""
-    name = f"{choice.name}-{paradigm}-{objective}{noisy}-seed{seed}"
+    budgeted = f"-flops{budget:g}" if len(study.flops) > 1 else ""
+    name = f"{choice.name}-{paradigm}-{objective}{noisy}{budgeted}-seed{seed}"
     options: dict[str, Any] = {"backbone": choice.recipe, "paradigm": paradigm, "objective": objective, "seed": seed}
     options |= study.training
     for condition in study.where:
@@ -194,7 +199,8 @@ def _cell(
             options |= condition.options
     if stage is None:
         options |= {"num_layers": choice.num_layers, "layers": choice.layers}
-    arguments, training_arguments = read_options(options, name)
+    # A recipe's way with the teacher's scores is for its own data.
+    arguments, training_arguments = read_options({**options, "train_data": study.data["train"]}, name)
     cost = training_cost(arguments, training_arguments, shape)
     documents = 1 + arguments.negatives
     lengths = _lengths(study, choice, arguments.query_length, arguments.document_length)
@@ -203,13 +209,16 @@ def _cell(
     squared = batch * (lengths.query_squared + documents * lengths.document_squared)
     each = cost.flops(batch * (1 + documents), tokens, squared)
     spent = stage.flops if stage is not None else 0.0
-    steps = int((study.flops - (spent if study.includes_mntp else 0.0)) // each)
+    steps = int((budget - (spent if study.includes_mntp else 0.0)) // each)
     if steps < 1:
         taken = f" less the {spent:.3g} of its MNTP stage" if study.includes_mntp and spent else ""
         raise UsageError(
-            f"The budget of {study.flops:.3g} FLOPs{taken} does not buy a step of {name}, which takes {each:.3g}: "
+            f"The budget of {budget:.3g} FLOPs{taken} does not buy a step of {name}, which takes {each:.3g}: "
             "raise budget.flops, or lower training's batch_size, negatives or document_length."
         )
+    for one, default in (("teacher_normalization", "none"), ("teacher_temperature", 1.0)):
+        if getattr(arguments, one) != default:  # said here, as the study's copy of these data has another name
+            options[one] = getattr(arguments, one)
     # Where an interrupted cell goes on; at most four checkpoints are written.
     options = {"logging_steps": max(1, steps // 20), "save_steps": max(10, steps // 4), **options, "max_steps": steps}
     base = {"model": choice.model, "layers": choice.layers or choice.num_layers, "data": study.of_data()}
@@ -227,6 +236,7 @@ def _cell(
         steps=steps,
         tokens=round(tokens * steps),
         flops=each * steps,
+        budget_flops=budget,
         mntp_flops=spent,
         memory=_memory(arguments, training_arguments, cost),
         non_embedding_parameters=cost.linear_parameters,

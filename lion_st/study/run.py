@@ -178,7 +178,7 @@ def _cell_job(plan: Plan, cell: Cell, data: StudyData, folder: Path) -> dict[str
         "label_noise": cell.label_noise,
         "seed": cell.seed,
         "tokens": cell.tokens,
-        "budget_flops": study.flops,
+        "budget_flops": cell.budget_flops,
         "mntp_flops": cell.mntp_flops,
         "configuration": cell.configuration,
         "commit": commit(),

@@ -21,7 +21,7 @@ OWN_TEXTS = "train"  # the documents of the study's training data, as texts of t
 DECIDED = (
     "backbone", "paradigm", "objective", "model", "num_layers", "layers", "train_data", "train_subset", "train_split",
     "train_queries", "train_documents", "max_steps", "max_seconds", "num_train_epochs", "seed", "output_dir", "dry_run",
-    "config", "push_to_hub", "resume_from_checkpoint",
+    "config", "push_to_hub", "resume_from_checkpoint", "early_stopping_patience",
 )  # fmt: skip
 DECIDED_OF_MNTP = (
     "backbone", "num_layers", "layers", "max_seconds", "num_train_epochs", "output_dir", "config", "merge",
@@ -78,7 +78,7 @@ class Study:
         backbones: Sizes, each with the name that tables give it.
         paradigms, objectives, seeds, label_noise: The other axes of the grid; noise is the share of training queries
             whose documents and scores were shuffled among them.
-        flops: Training FLOPs of a cell.
+        flops: Training FLOPs of a cell; several are one more axis of the grid.
         includes_mntp: Whether those of its backbone's MNTP stage come out of them.
         lengths: Tokens of texts that the plan counts with: "measured" on a sample of the training data, "full", as
             many as are read at most, or the means of queries and documents.
@@ -104,7 +104,7 @@ class Study:
     objectives: tuple[Objective, ...]
     seeds: tuple[int, ...]
     label_noise: tuple[float, ...]
-    flops: float
+    flops: tuple[float, ...]
     includes_mntp: bool
     lengths: str | tuple[float, float]
     mntp: Mapping[str, Any] | None
@@ -181,7 +181,7 @@ def parse_study(values: Mapping[str, Any], place: str = "The study") -> Study:
         objectives=top.choices("objectives", OBJECTIVES),
         seeds=tuple(int(seed) for seed in top.numbers("seeds", [42], 0, whole=True)),
         label_noise=top.numbers("label_noise", [0.0], 0, 1),
-        flops=budget.number("flops", None, 1),
+        flops=budget.numbers("flops", [], 1),
         includes_mntp=budget.choice("includes_mntp", False, (True, False)),
         lengths=_lengths(budget),
         mntp=mntp,
@@ -227,6 +227,7 @@ class _Section:
 
     def list_of(self, name: str, default: Sequence[Any]) -> list[Any]:
         value = self.values.get(name, default)
+        value = [value] if isinstance(value, str | float | int) and value is not default else value
         if not isinstance(value, list | tuple) or not value:
             raise UsageError(
                 f"{self.place}: {name} is {value!r}: give a list of at least one, such as {list(default)}."

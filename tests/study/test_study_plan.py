@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from tiny_study import tiny_study
 
 from lion_st.errors import UsageError
-from lion_st.study import parse_study, plan_study
+from lion_st.study import parse_study, plan_study, read_study
 from lion_st.training.recipes import BACKBONES
 
+STUDIES = Path(__file__).parents[2] / "training_scripts" / "studies"
 PAPER = {
     "backbones": ["llama-3.2-1b"],
     "budget": {"flops": 1e20, "lengths": {"query": 10, "document": 100}},
@@ -116,3 +118,24 @@ def test_what_is_wrong_is_named_with_its_remedy(changes, message: str) -> None:
     with pytest.raises(UsageError) as caught:
         planned(**changes)
     assert message in str(caught.value)
+
+
+def test_a_recipes_way_with_the_teachers_scores_is_for_its_own_data() -> None:
+    own, *_ = planned(objectives=["cl_kd"]).cells
+    assert (own.options["teacher_normalization"], own.options["teacher_temperature"]) == ("minmax", 0.05)
+    other, *_ = planned(objectives=["cl_kd"], data={"train": "lion-st/lion-quickstart"}).cells
+    assert "teacher_normalization" not in other.options
+
+
+@pytest.mark.parametrize("file", sorted(STUDIES.glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_studies_that_come_with_it_are_planned(file: Path) -> None:
+    plan = plan_study(read_study(file))
+    assert all(cell.flops <= cell.budget_flops for cell in plan.cells)
+    sizes = {cell.non_embedding_parameters for cell in plan.cells}
+    if file.stem == "micro":
+        assert len(sizes) >= 3 and all(0.5e6 < size < 12e6 for size in sizes)
+        assert len(plan.cells) == len(sizes) * 2 * 3 * 2
+        assert plan.flops / plan.study.flops_per_second < 4 * 3600
+    if file.stem == "smollm2":
+        assert [cell.options["max_steps"] for cell in plan.cells if cell.backbone == "layers30"]
+        assert len(sizes) == 4
