@@ -19,7 +19,7 @@ from lion_st.data.text import read_documents
 from lion_st.data.tuples import load_tuples
 from lion_st.files import atomic_folder, atomic_write, checksum
 from lion_st.study.grid import digest
-from lion_st.study.settings import HELD_OUT, OWN_TEXTS, Study, TestSet
+from lion_st.study.settings import DOMAIN_NAMES, HELD_OUT, OWN_TEXTS, Study, TestSet
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -131,7 +131,7 @@ def check_overlap(study: Study, data: StudyData) -> list[dict[str, Any]]:
         asked = [queries[query] for query in qrels]
         # With its title in front, as a document is read, or without.
         documents = [(row["text"], f"{row.get('title') or ''} {row['text']}") for row in corpus.values()]
-        row: dict[str, Any] = {"test set": test.name, "domain": test.domain.replace("_", " "), "queries": len(asked),
+        row: dict[str, Any] = {"test set": test.name, "domain": DOMAIN_NAMES[test.domain], "queries": len(asked),
                                "documents": len(corpus)}  # fmt: skip
         for what, forms in (("queries", [(query,) for query in asked]), ("documents", documents)):
             row[f"{what} trained on, exact"] = sum(any(hash(one.strip()) in exact for one in text) for text in forms)

@@ -11,6 +11,7 @@ import numpy as np
 
 from lion_st.extras import require
 from lion_st.study.results import OBJECTIVE_NAMES, Interval, Key, Results
+from lion_st.study.settings import DOMAIN_NAMES
 
 # Okabe and Ito's colours, which people with any colour vision tell apart; markers and lines say the same again.
 COLOURS = {"cl": "#0072B2", "kd": "#D55E00", "cl_kd": "#009E73"}
@@ -69,7 +70,7 @@ def quality_by_size(results: Results, path: Path) -> None:
                 if row == 0:
                     panel.set_title(OBJECTIVE_NAMES[objective])
                 if column == 0:
-                    panel.set_ylabel(f"{results.metric}, {_words(domain)}")
+                    panel.set_ylabel(f"{results.metric}, {DOMAIN_NAMES[domain]}")
                 if row == len(domains) - 1:
                     panel.set_xlabel("non-embedding parameters")
         axes[0, 0].legend()
@@ -94,7 +95,7 @@ def sparse_against_dense(results: Results, path: Path) -> None:
             panel.set_yticks(range(len(own)), labels)
             panel.axvline(0, color="#333333", linewidth=1)
             domain = next(one.domain for one in results.plan.study.tests if one.name == test)
-            panel.set_title(f"{test} ({_words(domain)})")
+            panel.set_title(f"{test} ({DOMAIN_NAMES[domain]})")
             panel.set_xlabel(f"{results.metric}: sparse − dense")
 
 
@@ -137,7 +138,7 @@ def quality_by_flops(results: Results, path: Path) -> None:
                         mfc=filled,
                         markersize=_marker_size(results, key),
                     )
-            panel.set_title(_words(domain))
+            panel.set_title(DOMAIN_NAMES[domain])
             panel.set_xlabel(f"$10^{{{power}}}$ training FLOPs, MNTP included")
             panel.margins(0.15)
         axes[0, 0].set_ylabel(results.metric)
@@ -227,7 +228,3 @@ def _bootstrap(results: Results, row: dict[str, Any], samples: int = 2000) -> tu
 def _size(parameters: int) -> str:
     millions = parameters / 1e6
     return f"{millions / 1000:.2g} B" if millions >= 1000 else f"{millions:.{1 if millions >= 1 else 2}f} M"
-
-
-def _words(domain: str) -> str:
-    return domain.replace("_", " ").replace("zero shot", "zero-shot")

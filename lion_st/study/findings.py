@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lion_st.study.results import OBJECTIVE_NAMES, SIGNIFICANT, Key, Results
+from lion_st.study.settings import DOMAIN_NAMES
 
 
 class Finding(NamedTuple):
@@ -21,19 +22,16 @@ class Finding(NamedTuple):
 def findings(results: Results) -> list[Finding]:
     """The paper's findings, judged by the comparisons that are significant after Holm's correction.
 
-    A finding holds if what it claims is significant wherever it claims it, does not hold if the contrary is significant
-    somewhere and nothing speaks for it, and is undecided otherwise.
+    A finding holds if all that it claims is significant. It does not hold if something is significant that it excludes:
+    KD that gains from size or CL that loses, another objective that beats CL+KD, dense retrieval that beats sparse at
+    least as often as the other way round. All else leaves it undecided.
     """
     return [_scaling(results), *_sparse_or_dense(results), *_noise(results), _joint_objective(results)]
 
 
 def _scaling(results: Results) -> Finding:
     title = "Contrastive training (CL) gains from size, distillation (KD) does not"
-    found = [
-        row
-        for row in _clean(results, "size")
-        if row["key_a"].objective in ("cl", "kd")
-    ]  # fmt: skip
+    found = [row for row in _clean(results, "size") if row["key_a"].objective in ("cl", "kd")]
     if not {row["key_a"].objective for row in found} >= {"cl", "kd"}:
         return Finding(title, "undecided", "CL and KD of two sizes are needed.")
     gains = {name: [_sign(row) for row in found if row["key_a"].objective == name] for name in ("cl", "kd")}
@@ -63,7 +61,7 @@ def _sparse_or_dense(results: Results) -> list[Finding]:
         own = [_sign(row) for row in rows]
         signs += own
         said.append(
-            f"{domain.replace('_', ' ')}: better in {own.count(1)}, worse in {own.count(-1)} of {len(own)}, mean "
+            f"{DOMAIN_NAMES[domain]}: better in {own.count(1)}, worse in {own.count(-1)} of {len(own)}, mean "
             f"difference {sum(row['difference'] for row in rows) / len(rows):+.3f}"
         )
     verdict = "undecided"

@@ -18,7 +18,7 @@ from lion_st.evaluation.metrics import evaluate_queries
 from lion_st.study.fits import Fit, Values, bootstrap_fit
 from lion_st.study.grid import Plan, output_place
 from lion_st.study.jobs import ENTROPY, ROWS
-from lion_st.study.settings import DOMAINS
+from lion_st.study.settings import DOMAIN_NAMES, DOMAINS, Domain
 
 OBJECTIVE_NAMES = {"cl": "CL", "kd": "KD", "cl_kd": "CL+KD"}
 SIGNIFICANT = 0.05
@@ -117,7 +117,7 @@ class Results:
         """Names of the test sets, of one domain or all."""
         return [test.name for test in self.plan.study.tests if domain in (None, test.domain)]
 
-    def domains(self) -> list[str]:
+    def domains(self) -> list[Domain]:
         """Domains with a test set."""
         return [domain for domain in DOMAINS if self.tests(domain)]
 
@@ -211,12 +211,12 @@ class Results:
                             found += list(self._fits(keys, domain, metric))
         return found
 
-    def _fits(self, keys: Sequence[Key], domain: str, metric: str) -> Iterator[tuple[dict[str, Any], Fit]]:
+    def _fits(self, keys: Sequence[Key], domain: Domain, metric: str) -> Iterator[tuple[dict[str, Any], Fit]]:
         about = {
             "paradigm": keys[0].paradigm,
             "objective": OBJECTIVE_NAMES[keys[0].objective],
             "label noise": keys[0].label_noise,
-            "domain": domain.replace("_", " "),
+            "domain": DOMAIN_NAMES[domain],
             "of": metric if metric == ENTROPY else f"1 - {metric}",
         }
         points = {key: self._errors(key, domain, metric) for key in keys}

@@ -14,7 +14,8 @@ from lion_st.training.cost import CARDS, UTILISATION
 from lion_st.training.recipes import BACKBONES, OBJECTIVES, PARADIGMS, Objective, Paradigm
 
 Domain: TypeAlias = Literal["in_domain", "zero_shot"]
-DOMAINS: tuple[Domain, ...] = ("in_domain", "zero_shot")
+DOMAIN_NAMES: dict[Domain, str] = {"in_domain": "in domain", "zero_shot": "zero-shot"}
+DOMAINS = tuple(DOMAIN_NAMES)
 HELD_OUT = "held_out"  # the test set that a study cuts from its own training data
 OWN_TEXTS = "train"  # the documents of the study's training data, as texts of the MNTP stage
 # Options of `lion-st train` and `lion-st adapt` that the study decides on itself.
