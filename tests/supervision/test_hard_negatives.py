@@ -307,3 +307,18 @@ def test_an_index_of_another_model_is_warned_of(models):
     checkpoint, index = models["sparse"][0], load_index(models["dense"][1])
     with pytest.warns(UserWarning, match="built with"):
         IndexSearcher(lion_st.load(checkpoint, device="cpu"), index)
+
+
+def test_a_model_alone_encodes_the_documents_and_judgements_may_lie_elsewhere(models, folder, tmp_path):
+    checkpoint, index = models["sparse"]
+    judgements = tmp_path / "judged.txt"
+    judgements.write_text("q0 0 d0-0 1\nq1 0 d1-1 1\nq99 0 d1-1 1\n")
+    found = {}
+    for name, spec in (("alone", str(checkpoint)), ("index", f"{checkpoint}@{index}")):
+        output = tmp_path / f"{name}.parquet"
+        command = ["mine", folder / "corpus.jsonl", folder / "queries.jsonl", output, "--search", spec, "--quiet"]
+        with pytest.warns(UserWarning, match="1 judged queries have no text, such as 'q99'"):
+            result = CliRunner().invoke(app, [*map(str, command), "--qrels", str(judgements), "--device", "cpu"])
+        assert result.exit_code == 0, result.output
+        found[name] = read(output)
+    assert found["alone"] == found["index"] and list(found["alone"]) == ["q0", "q1"]
