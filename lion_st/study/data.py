@@ -57,22 +57,24 @@ def local(source: str) -> str:
     return str(quickstart_data() / source.partition(":")[2])
 
 
-def open_training_tuples(data: Mapping[str, Any]) -> Dataset:
+def open_training_tuples(data: Mapping[str, Any], teacher_scores: bool) -> Dataset:
     """All candidates of the training tuples of `Study.data`, in the published order.
 
+    Args:
+        data: As in the study.
+        teacher_scores: Read the scores, as an objective with distillation needs them.
+
     Returns:
-        Rows of `query`, `positive`, `negative_1` ... and, where there are scores, `label`. Rows that have fewer
-        negatives than others are left out.
+        Rows of `query`, `positive`, `negative_1` ... and, if asked for, `label`. Rows that have fewer negatives than
+        others are left out.
+
+    Raises:
+        ValueError: If a row has no scores that are asked for.
     """
     values = {"split": "train", **data}
     source = local(values.pop("train"))
     settings: dict[str, Any] = {"negatives": None, "sampling": "first", "drop_short": True, **values}
-    try:
-        return load_tuples(source, teacher_scores=True, **settings)
-    except ValueError as error:
-        if "no teacher scores" not in str(error):
-            raise
-    return load_tuples(source, teacher_scores=False, **settings)
+    return load_tuples(source, teacher_scores=teacher_scores, **settings)
 
 
 def prepare_data(study: Study, folder: Path) -> StudyData:
@@ -258,7 +260,9 @@ def _checksums(study: Study) -> list[str]:
 def _make(study: Study, folder: Path, made: bool) -> None:
     held: tuple[Corpus, Queries, Qrels] = {}, {}, {}
     if made:
-        rows, documents = _rows_of(open_training_tuples(study.data))
+        rows, documents = _rows_of(
+            open_training_tuples(study.data, any(objective != "cl" for objective in study.objectives))
+        )
         if study.hold_out:
             rows, held = _hold_out(rows, documents, study.hold_out)
         used = {one for row in rows for one in (row["pos_pid"], *row["neg_pids"])}
@@ -337,7 +341,7 @@ def _training_texts(study: Study, data: StudyData) -> Iterator[str]:
         path = data.options[study.label_noise[0]]["train_data"]
         yield from parquet.read_table(path, columns=["question"])["question"].to_pylist()
     else:
-        for batch in open_training_tuples(study.data).iter(ROWS_AT_ONCE):
+        for batch in open_training_tuples(study.data, teacher_scores=False).iter(ROWS_AT_ONCE):
             for name in batch:
                 if name != "label":
                     yield from batch[name]

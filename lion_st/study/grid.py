@@ -352,7 +352,7 @@ def measured_lengths(
     from lion_st.study.data import open_training_tuples
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    tuples = open_training_tuples(dict(data))
+    tuples = open_training_tuples(dict(data), teacher_scores=False)
     rows = tuples[list(range(0, len(tuples), max(1, len(tuples) // sample)))]
     texts = {"query": rows["query"], "document": [text for name in rows if name.startswith(("pos", "neg"))
                                                   for text in rows[name]]}  # fmt: skip
