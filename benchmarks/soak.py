@@ -179,26 +179,27 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
-    from lion_st.data import quickstart_data, quickstart_test_sets
+    from lion_st.data import quickstart_data
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        collection = quickstart_test_sets(folder / "sets")["squad_dev"]
         options: Options = {
             "paradigm": "sparse",
             "objective": "cl_kd",
             "model": str(ROOT / "hub_uploads" / "models" / "lion-micro-base"),
             "train_data": str(quickstart_data()),
-            "train_split": "train[:200]",
-            "eval_data": [str(collection)],
+            "train_split": "train[:60]",
+            "eval_share": 0.05,
+            "num_layers": 2,
+            "query_length": 8,
+            "document_length": 16,
             "use_peft": True,
             "lora_dropout": 0.1,
             "negatives": 2,
-            "batch_size": 8,
-            "mini_batch_size": 8,
-            "max_steps": 40,  # an epoch has 25
-            "save_steps": 4,
-            "eval_steps": 20,
+            "batch_size": 4,
+            "mini_batch_size": 4,
+            "max_steps": 20,  # an epoch has about 13
+            "save_steps": 2,
             "logging_steps": 2,
             "bf16": False,
             "disable_tqdm": True,

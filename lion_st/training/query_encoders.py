@@ -40,6 +40,7 @@ from lion_st.hooks import has_adapter
 from lion_st.losses import dot_scores
 from lion_st.models import paradigm_of
 from lion_st.modules import LionTransformer
+from lion_st.training.trainers import GuardedTrainer
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -232,6 +233,14 @@ class QueryDistillationLoss(nn.Module):
         return torch.from_numpy(part if isinstance(part, np.ndarray) else part.toarray()).to(like)
 
 
+class SparseDistillationTrainer(GuardedTrainer, SparseEncoderTrainer):
+    """sentence-transformers' SparseEncoderTrainer, which ends when loss or weights are lost."""
+
+
+class DenseDistillationTrainer(GuardedTrainer, SentenceTransformerTrainer):
+    """The same of dense models."""
+
+
 def distill_query_encoder(
     student: SentenceTransformer | SparseEncoder,
     targets: DistillationTargets,
@@ -244,7 +253,7 @@ def distill_query_encoder(
     seed: int = 0,
     **training_options: Any,
 ) -> SentenceTransformer | SparseEncoder:
-    """Train a query encoder to score as the full model does, by `QueryDistillationLoss` under stock trainers.
+    """Train a query encoder to score as the full model does, by `QueryDistillationLoss`.
 
     Args:
         student: Of `static_query_encoder` or `truncated_query_encoder`; it is trained in place.
@@ -260,6 +269,10 @@ def distill_query_encoder(
 
     Returns:
         The student.
+
+    Raises:
+        TrainingCollapsed: If its loss or weights are no longer finite.
+        FolderInUse: If another process trains into the folder.
 
     Example:
         >>> tuples = load_tuples("lion-st/lion-quickstart", negatives=4)  # doctest: +SKIP
@@ -290,7 +303,7 @@ def distill_query_encoder(
     }
     is_encoder = isinstance(student, SparseEncoder)
     arguments = (SparseEncoderTrainingArguments if is_encoder else SentenceTransformerTrainingArguments)(**options)
-    trainer_class: Any = SparseEncoderTrainer if is_encoder else SentenceTransformerTrainer
+    trainer_class: Any = SparseDistillationTrainer if is_encoder else DenseDistillationTrainer
     set_seed(seed)
     trainer = trainer_class(
         model=student,

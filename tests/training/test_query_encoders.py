@@ -13,6 +13,7 @@ import lion_st
 from lion_st.encoding import encode_texts, load_encoder
 from lion_st.indexes import create_index
 from lion_st.retrieval import ModelRetriever
+from lion_st.training.collapse import TrainingCollapsed
 from lion_st.training.query_encoders import (
     QueryDistillationLoss,
     distill_query_encoder,
@@ -143,3 +144,13 @@ def test_what_does_not_fit_is_named(sparse_model) -> None:
         truncated_query_encoder(static_query_encoder(sparse_model), 1)
     with pytest.raises(ValueError, match="columns query and positive"):
         make_distillation_targets(sparse_model, Dataset.from_list([{"query": "a"}]))
+
+
+@pytest.mark.parametrize("kind", ["static", "truncated"])
+def test_a_distillation_that_is_lost_ends_with_what_to_change(sparse_model, targets, tmp_path, kind) -> None:
+    student = static_query_encoder(sparse_model) if kind == "static" else truncated_query_encoder(sparse_model, 1)
+    options = dict(epochs=12, batch_size=8, learning_rate=1e38, max_grad_norm=0.0, disable_tqdm=True)
+    with pytest.raises(
+        TrainingCollapsed, match=r"at step 20: the (loss|norm of the weights) is .* Lower --learning_rate"
+    ):
+        distill_query_encoder(student, targets, tmp_path, logging_steps=1000, **options)
