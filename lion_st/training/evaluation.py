@@ -61,6 +61,9 @@ class EvaluationArguments:
             "names none of them and none of their positives."
         },
     )
+    eval_steps: float | None = field(
+        default=None, metadata={"help": "Steps from one evaluation to the next; by default those of --save_steps."}
+    )
     early_stopping_patience: int | None = field(
         default=None,
         metadata={"help": "End the training after so many evaluations in a row without a better result."},
