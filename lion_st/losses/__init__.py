@@ -6,15 +6,27 @@ from lion_st.losses.cached_contrastive_distillation import CachedContrastiveDist
 from lion_st.losses.contrastive_distillation import ContrastiveDistillationLoss
 from lion_st.losses.flops_regularizer import FlopsRegularizer
 from lion_st.losses.micro_batch_scheduler import MicroBatchRegularizerWeightSchedulerCallback
+from lion_st.losses.regularizers import (
+    DfFlopsRegularizer,
+    IdfFlopsRegularizer,
+    L1Regularizer,
+    TargetRegularizer,
+    term_idf,
+)
 from lion_st.losses.scoring import dot_scores, pairwise_dot_scores
 from lion_st.losses.teachers import TeacherTerms
 
 __all__ = [
     "CachedContrastiveDistillationLoss",
     "ContrastiveDistillationLoss",
+    "DfFlopsRegularizer",
     "FlopsRegularizer",
+    "IdfFlopsRegularizer",
+    "L1Regularizer",
     "MicroBatchRegularizerWeightSchedulerCallback",
+    "TargetRegularizer",
     "TeacherTerms",
     "dot_scores",
     "pairwise_dot_scores",
+    "term_idf",
 ]

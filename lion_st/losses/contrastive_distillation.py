@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, Literal, get_args
+from functools import partial
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -12,11 +13,10 @@ from sentence_transformers.base.losses.merged_forward import embed_columns
 from sentence_transformers.util import get_rank
 from torch import Tensor, nn
 
+from lion_st.losses.distillation import WITHOUT_TEMPERATURE, Distillation, distil, faulty_grades
 from lion_st.losses.distributed import mean_across_ranks, scores_of_all_documents
 from lion_st.losses.scoring import dot_scores_of_columns
 from lion_st.losses.teachers import TeacherTerms
-
-Distillation = Literal["kl_div", "margin_mse"]
 
 
 class ContrastiveDistillationLoss(nn.Module):
@@ -27,8 +27,8 @@ class ContrastiveDistillationLoss(nn.Module):
     - L_NCE = mean over i of -log(exp s(q_i, d_i0) / sum of exp s(q_i, d) over d in D_B), where D_B holds the candidates
       of all queries of the batch, on all ranks;
     - L_KL = mean over i of KL(softmax(t_i / teacher_temperature) || softmax(s(q_i, D_i))), t_i the teacher's scores of
-      D_i, or L_MSE = mean over i and j >= 1 of ((s(q_i, d_i0) - s(q_i, d_ij)) - (t_i0 - t_ij) / teacher_temperature)^2;
-    - L = contrastive_weight * L_NCE + distillation_weight * L_KL (or L_MSE).
+      D_i, or another of `lion_st.losses.distillation`: MarginMSE, both, listwise on graded labels, RankNet;
+    - L = contrastive_weight * L_NCE + distillation_weight * L_KL (or the other).
 
     For sparse models, use it inside :class:`~sentence_transformers.sparse_encoder.losses.SpladeLoss` with
     :class:`FlopsRegularizer`; for dense ones on its own. Scores and loss are float32 at any precision of the model.
@@ -38,7 +38,9 @@ class ContrastiveDistillationLoss(nn.Module):
         model: The model that is trained.
         contrastive_weight: Weight of L_NCE. The paper's objective is (L_NCE + L_KL) / 2.
         distillation_weight: Weight of the distillation term. At 0 the labels are not read.
-        distillation: `"kl_div"` or `"margin_mse"`.
+        distillation: `"kl_div"`; `"margin_mse"`; `"margin_mse_kl"`, KL + margin_mse_weight * MarginMSE; `"listwise"`,
+            softmax cross-entropy on labels that are grades; or `"ranknet"`, the order of the teacher's scores alone.
+        margin_mse_weight: Of MarginMSE in `"margin_mse_kl"`; 0.05 is that of SPLADE-v3.
         scale: Factor on the student's scores, 1 / temperature: 1.0 for sparse models, 100.0 for dense ones, whose
             temperature in the paper is 0.01.
         teacher_temperature: Divisor of the teacher's scores.
@@ -48,14 +50,15 @@ class ContrastiveDistillationLoss(nn.Module):
             ranks while that of L_KL is not.
 
     Raises:
-        ValueError: If a setting is out of range; when called, if there are too few columns, if columns differ in
-            shape, or if the labels are missing, not of shape [B, 1 + n], or not finite (on a GPU looked
-            at in the first batch alone, as this waits for it); if the ranks hold different shapes.
+        ValueError: If a setting is out of range, or a temperature is given that changes nothing; when called, if there
+            are too few columns, if columns differ in shape, or if the labels are missing, not of shape [B, 1 + n], not
+            finite, or not grades where they should be (on a GPU looked at in the first batch alone, as this waits for
+            it); if the ranks hold different shapes.
 
     References:
         Zeng et al., Scaling Sparse and Dense Retrieval in Decoder-Only LLMs, 2025, section 3:
-        https://arxiv.org/abs/2502.15526. van den Oord et al., 2018: https://arxiv.org/abs/1807.03748 (NCE). Hofstätter
-        et al., 2020: https://arxiv.org/abs/2010.02666 (MarginMSE).
+        https://arxiv.org/abs/2502.15526. van den Oord et al., 2018: https://arxiv.org/abs/1807.03748 (NCE). Lassance et
+        al., SPLADE-v3, 2024: https://arxiv.org/abs/2403.06789 (KL and MarginMSE).
 
     Example:
         ::
@@ -77,6 +80,7 @@ class ContrastiveDistillationLoss(nn.Module):
         contrastive_weight: float = 0.5,
         distillation_weight: float = 0.5,
         distillation: Distillation = "kl_div",
+        margin_mse_weight: float = 0.05,
         scale: float = 1.0,
         teacher_temperature: float = 1.0,
         teachers: TeacherTerms | None = None,
@@ -84,7 +88,12 @@ class ContrastiveDistillationLoss(nn.Module):
         released_scaling: bool = False,
     ) -> None:
         super().__init__()
-        for name, weight in (("contrastive_weight", contrastive_weight), ("distillation_weight", distillation_weight)):
+        weights = {
+            "contrastive_weight": contrastive_weight,
+            "distillation_weight": distillation_weight,
+            "margin_mse_weight": margin_mse_weight,
+        }
+        for name, weight in weights.items():
             if not 0 <= weight < math.inf:
                 raise ValueError(f"{name} must be a finite number of at least 0, got {weight!r}.")
         if contrastive_weight == distillation_weight == 0:
@@ -94,12 +103,18 @@ class ContrastiveDistillationLoss(nn.Module):
                 raise ValueError(f"{name} must be a finite number above 0, got {factor!r}.")
         if distillation not in get_args(Distillation):
             raise ValueError(f"distillation must be one of {get_args(Distillation)}, got {distillation!r}.")
+        if distillation in WITHOUT_TEMPERATURE and teacher_temperature != 1:
+            raise ValueError(
+                f"teacher_temperature={teacher_temperature!r} changes nothing of distillation={distillation!r}: leave "
+                "it out."
+            )
         if released_scaling and not gather_across_devices:
             raise ValueError("released_scaling=True needs gather_across_devices=True; local negatives are not scaled.")
         self.model = model
         self.contrastive_weight = contrastive_weight
         self.distillation_weight = distillation_weight
-        self.distillation = distillation
+        self.distillation: Distillation = distillation
+        self.margin_mse_weight = margin_mse_weight
         self.scale = scale
         self.teacher_temperature = teacher_temperature
         self.teachers = teachers
@@ -157,20 +172,9 @@ class ContrastiveDistillationLoss(nn.Module):
 
     def _distil(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The distillation term from both sides' scores [B, 1 + n]; of several teachers [B, T, 1 + n]."""
+        of_rows = partial(distil, distillation=self.distillation, margin_mse_weight=self.margin_mse_weight)
         teacher = teacher / self.teacher_temperature
-        if self.teachers is not None:
-            return self.teachers(self._distil_rows, student, teacher)
-        if self.distillation == "margin_mse":
-            return F.mse_loss(student[:, :1] - student[:, 1:], teacher[:, :1] - teacher[:, 1:])
-        target = F.log_softmax(teacher, dim=1)
-        return F.kl_div(F.log_softmax(student, dim=1), target, log_target=True, reduction="batchmean")
-
-    def _distil_rows(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """The distillation term of each row, [B]."""
-        if self.distillation == "margin_mse":
-            return (student[:, :1] - student[:, 1:] - teacher[:, :1] + teacher[:, 1:]).square().mean(1)
-        target = F.log_softmax(teacher, dim=1)
-        return F.kl_div(F.log_softmax(student, dim=1), target, log_target=True, reduction="none").sum(1)
+        return of_rows(student, teacher).mean() if self.teachers is None else self.teachers(of_rows, student, teacher)
 
     def _check_embeddings(self, embeddings: list[Tensor]) -> None:
         needed = 3 if self.distillation_weight > 0 else 2
@@ -208,6 +212,11 @@ class ContrastiveDistillationLoss(nn.Module):
                 f"{type(self).__name__}: the teacher score of row {place[0]}, document {place[-1]} is "
                 f"{labels[tuple(place)].item()}. Score it again or drop the row from the data set."
             )
+        if self.distillation == "listwise" and (found := faulty_grades(labels)) is not None:
+            raise ValueError(
+                f"{type(self).__name__}: row {found[0]} has {found[1]}. Listwise labels are grades of at least 0, one "
+                'of them above: bring scores there with teacher_normalization="minmax", or drop the row.'
+            )
         self._labels_were_finite = True
 
     def get_config_dict(self) -> dict[str, Any]:
@@ -221,7 +230,7 @@ class ContrastiveDistillationLoss(nn.Module):
             **({} if self.teachers is None else {"teachers": vars(self.teachers)}),
             "gather_across_devices": self.gather_across_devices,
             "released_scaling": self.released_scaling,
-        }
+        } | ({"margin_mse_weight": self.margin_mse_weight} if self.distillation == "margin_mse_kl" else {})
 
     @property
     def citation(self) -> str:

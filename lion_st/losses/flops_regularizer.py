@@ -70,6 +70,12 @@ class FlopsRegularizer(FlopsLoss):
 
     def compute_loss_from_embeddings(self, embeddings: Tensor) -> Tensor:
         """FLOPS in float32 of embeddings [N, V]."""
+        value = self.block_means(embeddings).square().sum() / self.columns
+        self.last = value.detach()
+        return value
+
+    def block_means(self, embeddings: Tensor) -> Tensor:
+        """Mean weight of each term over the rows of all ranks, in float32, [columns, V]."""
         if len(embeddings) % self.columns:
             raise ValueError(f"{len(embeddings)} rows do not divide into columns={self.columns} equal blocks.")
         if self.threshold is not None:
@@ -80,9 +86,7 @@ class FlopsRegularizer(FlopsLoss):
         means = blocks.sum(dim=1, dtype=dtype) / blocks.shape[1]
         if self.gather_across_devices:
             means = mean_across_ranks(means, shrink_gradient=self.released_scaling)
-        value = means.square().sum() / self.columns
-        self.last = value.detach()
-        return value
+        return means
 
     def get_config_dict(self) -> dict[str, Any]:
         """The hyperparameters, for the model card."""

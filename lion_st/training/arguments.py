@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal
 
@@ -11,10 +11,12 @@ from sentence_transformers import SentenceTransformerTrainingArguments, SparseEn
 from transformers import TrainingArguments
 
 from lion_st.errors import UsageError
+from lion_st.losses.distillation import WITHOUT_TEMPERATURE, Distillation
 from lion_st.training.evaluation import EvaluationArguments
 from lion_st.training.model_arguments import LoraArguments, ModelArguments
 from lion_st.training.options import merge_layers
 from lion_st.training.recipes import Objective, Paradigm, RetrieverRecipe, get_recipe
+from lion_st.training.regularizers import RegularizerArguments
 from lion_st.training.released import is_released, recipe_options
 from lion_st.training.sharding import resolve_fsdp
 from lion_st.training.teacher import TeacherArguments
@@ -66,6 +68,16 @@ FURTHER_RESULT_ARGUMENTS = (
     "router_mapping",
     "stop_after_steps",
 )
+# Options that came later, with the values that runs had before.
+LATER = {
+    "distillation": "kl_div",
+    "margin_mse_weight": 0.05,
+    "regularizer": "flops",
+    "df_alpha": 0.1,
+    "df_beta": 10.0,
+    "query_target_terms": None,
+    "document_target_terms": None,
+}
 TRANSFORMERS_EPOCHS = 3.0  # its default, which is not read where max_steps is positive
 _NOT_READ = {
     "deepspeed": FSDP_ALONE,
@@ -169,13 +181,24 @@ class MntpTrainingArguments(TrainingArguments):
 
 
 @dataclass
-class RetrieverArguments(TeacherArguments, ModelArguments):
+class RetrieverArguments(RegularizerArguments, TeacherArguments, ModelArguments):
     """The fine-tuning of a retriever: model, data and objective."""
 
     backbone: str = field(default="", metadata={"help": "Backbone of the recipe, as `lion-st recipes` lists them."})
     paradigm: Paradigm = field(default="sparse", metadata={"help": "sparse (Lion-SP) or dense (Lion-DS)."})
     objective: Objective = field(
-        default="cl_kd", metadata={"help": "Contrastive, distillation of a teacher's margins, or both."}
+        default="cl_kd",
+        metadata={
+            "help": "cl: contrastive. kd: MarginMSE on a teacher's margins. cl_kd: contrastive and --distillation. Of "
+            "a query's own documents alone, kl: KL divergence from the teacher; margin_mse_kl: both; listwise: softmax "
+            "cross-entropy on graded labels; rank: the teacher's order (RankNet)."
+        },
+    )
+    distillation: Distillation = field(
+        default="kl_div", metadata={"help": "What cl_kd learns from the teacher beside the labels."}
+    )
+    margin_mse_weight: float = field(
+        default=0.05, metadata={"help": "Weight of MarginMSE beside KL, in margin_mse_kl."}
     )
     preset: Literal["released"] | None = field(default=None, metadata={"help": PRESET_HELP})
     train_data: list[str] = field(
@@ -203,7 +226,7 @@ class RetrieverArguments(TeacherArguments, ModelArguments):
     )
     temperature: float = field(default=1.0, metadata={"help": "Divisor of the student's scores."})
     contrastive_weight: float = field(default=0.5, metadata={"help": "Weight of the contrastive term in cl_kd."})
-    distillation_weight: float = field(default=0.5, metadata={"help": "Weight of the KL term in cl_kd."})
+    distillation_weight: float = field(default=0.5, metadata={"help": "Weight of --distillation in cl_kd."})
     query_regularizer_weight: float = field(default=0.05, metadata={"help": "Sparse: FLOPS weight of queries."})
     document_regularizer_weight: float = field(default=0.04, metadata={"help": "Sparse: FLOPS weight of documents."})
     regularizer_warmup_ratio: float = field(
@@ -231,8 +254,9 @@ class RetrieverArguments(TeacherArguments, ModelArguments):
         require_positive(self, "temperature", "teacher_temperature")
         self.require_teachers()
         require_at_least_0(self, "query_regularizer_weight", "document_regularizer_weight", "negatives")
-        require_at_least_0(self, "contrastive_weight", "distillation_weight")
+        require_at_least_0(self, "contrastive_weight", "distillation_weight", "margin_mse_weight")
         require_share(self, "regularizer_warmup_ratio")
+        self.require_regularizer()
         self.require_lora_ranges()
         if self.objective != "cl" and self.negatives < 1:
             raise ValueError(f"The objective {self.objective} needs negatives, got --negatives {self.negatives}.")
@@ -242,6 +266,9 @@ class RetrieverArguments(TeacherArguments, ModelArguments):
         values = super().settings()
         del values["dry_run"], values["mini_batch_size"]
         values["pooling"] = self.pooling or "mean_normalized"
+        for name, default in LATER.items():  # absent in the records of earlier runs
+            if values[name] == default:
+                del values[name]
         if len(self.train_data) == 1:
             values["train_data"] = self.train_data[0]
         if self.train_weights is None:
@@ -306,12 +333,22 @@ _READ_BY = {
     "normalize": ("--paradigm dense", lambda values: values["paradigm"] == "dense"),
     "query_regularizer_weight": ("--paradigm sparse", lambda values: values["paradigm"] == "sparse"),
     "document_regularizer_weight": ("--paradigm sparse", lambda values: values["paradigm"] == "sparse"),
+    "regularizer": ("--paradigm sparse", lambda values: values["paradigm"] == "sparse"),
+    "df_alpha": ("--regularizer df_flops", lambda values: values["regularizer"] == "df_flops"),
+    "df_beta": ("--regularizer df_flops", lambda values: values["regularizer"] == "df_flops"),
+    "query_target_terms": ("--regularizer target", lambda values: values["regularizer"] == "target"),
+    "document_target_terms": ("--regularizer target", lambda values: values["regularizer"] == "target"),
     "regularizer_warmup_ratio": ("--paradigm sparse", lambda values: values["paradigm"] == "sparse"),
-    "teachers": ("--objective kd or cl_kd", lambda values: values["objective"] != "cl"),
+    "teachers": ("another --objective than cl", lambda values: values["objective"] != "cl"),
     "combine": ("several --teachers", lambda values: len(values["teachers"] or ()) > 1),
     "weight_by_agreement": ("several --teachers", lambda values: len(values["teachers"] or ()) > 1),
-    "teacher_normalization": ("--objective kd or cl_kd", lambda values: values["objective"] != "cl"),
-    "teacher_temperature": ("--objective kd or cl_kd", lambda values: values["objective"] != "cl"),
+    "teacher_normalization": ("another --objective than cl", lambda values: values["objective"] != "cl"),
+    "teacher_temperature": ("--objective kd, kl, margin_mse_kl or cl_kd", lambda values: reads_temperature(values)),
+    "distillation": ("--objective cl_kd", lambda values: values["objective"] == "cl_kd"),
+    "margin_mse_weight": (
+        "--objective margin_mse_kl (or --distillation margin_mse_kl)",
+        lambda values: "margin_mse_kl" in (values["objective"], values["distillation"]),
+    ),
     "contrastive_weight": ("--objective cl_kd", lambda values: values["objective"] == "cl_kd"),
     "distillation_weight": ("--objective cl_kd", lambda values: values["objective"] == "cl_kd"),
     "lora_r": ("--use_peft", lambda values: values["use_peft"]),
@@ -364,6 +401,14 @@ def require_read(arguments: RetrieverArguments, given: Iterable[str]) -> None:
         setting, reads = _READ_BY[name]
         if not reads(values):
             raise UsageError(f"--{name} is read with {setting} alone, which this run is without: leave it out.")
+
+
+def reads_temperature(values: Mapping[str, Any]) -> bool:
+    """Whether a temperature of the teacher changes anything of the objective, see `RetrieverArguments`."""
+    objective = values["objective"]
+    if objective == "cl_kd":
+        return values["distillation"] not in WITHOUT_TEMPERATURE
+    return objective not in ("cl", "listwise", "rank")
 
 
 def uncacheable(arguments: RetrieverArguments) -> bool:

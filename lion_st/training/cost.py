@@ -117,7 +117,7 @@ class TrainingCost:
         blocks = shape.num_hidden_layers * (shape.hidden_size if self.gradient_checkpointing else block)
         size = LOW_PRECISION_BYTES if half_precision else FLOAT_BYTES
         activations = size * tokens_at_once * (blocks + (block if self.gradient_checkpointing else 0))
-        embeddings = embedded_texts * HEAD_BYTES[objective][self.cached]
+        embeddings = embedded_texts * HEAD_BYTES.get(objective, HEAD_BYTES["cl_kd"])[self.cached]
         if objective == "cl":
             embeddings += GATHERED_BYTES * gathered_texts
         width = shape.vocab_size if self.has_head else shape.hidden_size

@@ -16,9 +16,11 @@ from lion_st.data.quickstart import QUICKSTART_REPOSITORY
 from lion_st.errors import UsageError
 
 Paradigm: TypeAlias = Literal["sparse", "dense"]
-Objective: TypeAlias = Literal["cl", "kd", "cl_kd"]
+Objective: TypeAlias = Literal["cl", "kd", "cl_kd", "kl", "margin_mse_kl", "listwise", "rank"]
 PARADIGMS: tuple[Paradigm, ...] = ("sparse", "dense")
-OBJECTIVES: tuple[Objective, ...] = ("cl", "kd", "cl_kd")
+OBJECTIVES: tuple[Objective, ...] = ("cl", "kd", "cl_kd")  # the paper's
+# Others, with the settings of cl_kd: a query learns from its own documents alone.
+FURTHER_OBJECTIVES: tuple[Objective, ...] = ("kl", "margin_mse_kl", "listwise", "rank")
 # Fields of a recipe that belong to its data.
 OF_TRAIN_DATA = ("train_subset", "teacher_normalization", "teacher_temperature")
 TRAINING_QUERIES = {
@@ -103,7 +105,8 @@ class RetrieverRecipe:
         backbone: Name in `BACKBONES`.
         paradigm: `"sparse"` (Lion-SP) or `"dense"` (Lion-DS).
         objective: `"cl"` (contrastive), `"kd"` (MarginMSE on a teacher's margins) or `"cl_kd"` (contrastive and
-            KL divergence from the teacher, half each).
+            KL divergence from the teacher, half each); or of the teacher or of grades alone `"kl"`, `"margin_mse_kl"`
+            (both), `"listwise"` (softmax cross-entropy on graded labels), `"rank"` (the teacher's order, RankNet).
         model: What is fine-tuned: the folder that the MNTP recipe writes.
         train_data: Source for `lion_st.data.load_tuples`.
         batch_size: Queries of an optimizer step, over all devices and accumulation steps.
@@ -307,11 +310,16 @@ def get_recipe(backbone: str, paradigm: str, objective: str) -> RetrieverRecipe:
         33250
     """
     recipe = RECIPES.get((backbone, paradigm, objective))
+    if recipe is None and objective in FURTHER_OBJECTIVES and (backbone, paradigm, "cl_kd") in RECIPES:
+        like = RECIPES[backbone, paradigm, "cl_kd"]
+        temperature = like.teacher_temperature if objective in ("kl", "margin_mse_kl") else 1.0
+        recipe = replace(like, objective=objective, teacher_temperature=temperature)
     if recipe is None:
         raise UsageError(
             f"There is no recipe for backbone {backbone!r}, paradigm {paradigm!r}, objective {objective!r}. Choose a "
             f"backbone of {', '.join(BACKBONES)}; a paradigm of {', '.join(PARADIGMS)}; an objective of "
-            f"{', '.join(OBJECTIVES)}. To fine-tune another model, take the nearest recipe and name it with --model."
+            f"{', '.join(OBJECTIVES + FURTHER_OBJECTIVES)}. To fine-tune another model, take the nearest recipe and "
+            "name it with --model."
         )
     return recipe
 

@@ -39,11 +39,13 @@ def recipe_options(recipe: RetrieverRecipe, given: Mapping[str, Any]) -> dict[st
     under those of the retriever that is trained on, if it is one.
 
     Raises:
-        UsageError: If there is no such preset, or the released code has no such backbone.
+        UsageError: If there is no such preset, or the released code has no such backbone or objective.
     """
     values = recipe.defaults(given.get("train_data"))
     if not is_released(recipe.backbone, given.get("preset")):
         return start_options(values, given)
+    if recipe.objective not in TRAIN_DATA:
+        raise UsageError(f"--preset released has the objectives {', '.join(TRAIN_DATA)}, not {recipe.objective}.")
     backbone, distilled = recipe.backbone, recipe.objective == "kd"
     preset: dict[str, Any] = {
         "model": released_mntp_folder(backbone),

@@ -31,12 +31,12 @@ from lion_st.data.tuples import load_tuples, set_epoch
 from lion_st.losses import (
     CachedContrastiveDistillationLoss,
     ContrastiveDistillationLoss,
-    FlopsRegularizer,
     MicroBatchRegularizerWeightSchedulerCallback,
     dot_scores,
     pairwise_dot_scores,
 )
-from lion_st.training.arguments import uncacheable
+from lion_st.losses.distillation import Distillation
+from lion_st.training.arguments import reads_temperature, uncacheable
 from lion_st.training.callbacks import EpochCallback, SecondsBudget
 from lion_st.training.checkpoints import checkpoint_to_resume
 from lion_st.training.collapse import CollapseGuard
@@ -44,6 +44,7 @@ from lion_st.training.cost import TrainingCost
 from lion_st.training.evaluation import EarlyStopping, build_evaluator, hold_out_share
 from lion_st.training.mixing import WeightedBatchSampler
 from lion_st.training.recipes import BackboneShape
+from lion_st.training.regularizers import make_regularizer, prepare_regularizers
 from lion_st.training.released import SHARE, ramp_micro_batches, require_files
 from lion_st.training.runs import export_run, run_log
 from lion_st.training.sharding import build_device, share_checks
@@ -57,16 +58,22 @@ if TYPE_CHECKING:
     from lion_st.training.arguments import RetrieverArguments, RetrieverTrainingArguments
 
 logger = logging.getLogger(__name__)
+DISTILLATIONS: dict[str, Distillation] = {
+    "kl": "kl_div",
+    "margin_mse_kl": "margin_mse_kl",
+    "listwise": "listwise",
+    "rank": "ranknet",
+}
 
 
 def build_loss(model: Any, arguments: RetrieverArguments) -> nn.Module:
     """The loss of an objective; cached where `mini_batch_size` is set.
 
-    | objective | dense | sparse, with FLOPS of queries and documents |
+    | objective | dense | sparse, with FLOPS of queries and documents or another regularizer |
     |---|---|---|
     | cl | MultipleNegativesRankingLoss | SpladeLoss of SparseMultipleNegativesRankingLoss |
     | kd | MarginMSELoss | SpladeLoss of SparseMarginMSELoss |
-    | cl_kd, or kd at a temperature | ContrastiveDistillationLoss | SpladeLoss of ContrastiveDistillationLoss |
+    | all others, and kd at a temperature | ContrastiveDistillationLoss | SpladeLoss of ContrastiveDistillationLoss |
 
     "At a temperature" is with another `teacher_temperature` than 1, or with several teachers that the loss tells apart.
     Negatives and FLOPS are over all devices. Dense `kd` has no cached form and needs none: it has no terms across
@@ -111,17 +118,21 @@ def build_loss(model: Any, arguments: RetrieverArguments) -> nn.Module:
         else:
             loss = MultipleNegativesRankingLoss(model, **settings)
     else:
-        alone = arguments.objective == "cl"
+        objective = arguments.objective
+        contrastive = {"cl": share, "cl_kd": share * arguments.contrastive_weight}.get(objective, 0.0)
+        distillation = {"cl": 0.0, "cl_kd": arguments.distillation_weight}.get(objective, 1.0)
         joint: Any = ContrastiveDistillationLoss
         if cached and not sparse:
             joint = partial(CachedContrastiveDistillationLoss, **cached)
         loss = joint(
             model,
-            contrastive_weight=share * (1.0 if alone else arguments.contrastive_weight),
-            distillation_weight=0.0 if alone else arguments.distillation_weight,
+            contrastive_weight=contrastive,
+            distillation_weight=distillation,
+            distillation=DISTILLATIONS.get(objective, arguments.distillation),
+            margin_mse_weight=arguments.margin_mse_weight,
             scale=scale,
-            teacher_temperature=arguments.teacher_temperature,
-            teachers=None if alone else teachers,
+            teacher_temperature=arguments.teacher_temperature if reads_temperature(vars(arguments)) else 1.0,
+            teachers=None if objective == "cl" else teachers,
         )
     if not sparse:
         return loss
@@ -134,8 +145,8 @@ def build_loss(model: Any, arguments: RetrieverArguments) -> nn.Module:
         loss,
         query_regularizer_weight=share * arguments.query_regularizer_weight,
         document_regularizer_weight=share * arguments.document_regularizer_weight,
-        query_regularizer=FlopsRegularizer(model, gather_across_devices=gather),
-        document_regularizer=FlopsRegularizer(model, gather_across_devices=gather, columns=columns),
+        query_regularizer=make_regularizer(model, arguments, "query", gather=gather),
+        document_regularizer=make_regularizer(model, arguments, "document", columns, gather),
     )
 
 
@@ -193,7 +204,7 @@ def build_trainer(
     if training_arguments.batch_sampler is None:
         # A text twice in a batch would be its own negative; `get_batch_sampler` looks at all devices.
         training_arguments.batch_sampler = (
-            BatchSamplers.BATCH_SAMPLER if arguments.objective == "kd" else BatchSamplers.NO_DUPLICATES
+            BatchSamplers.NO_DUPLICATES if arguments.objective in ("cl", "cl_kd") else BatchSamplers.BATCH_SAMPLER
         )
     if arguments.train_weights is not None:
         training_arguments.multi_dataset_batch_sampler = partial(WeightedBatchSampler, weights=arguments.train_weights)
@@ -202,6 +213,7 @@ def build_trainer(
     for source in sources.values():
         if source.format["type"] == "custom":
             callbacks.append(EpochCallback(partial(set_epoch, source)))
+    callbacks += prepare_regularizers(loss, model, sources)
     ramp = None
     if isinstance(loss, SpladeLoss):
         ramp = _ramp(loss, arguments)
@@ -218,13 +230,17 @@ def build_trainer(
         loss=loss,
         evaluator=evaluator,
         callbacks=callbacks,
-        guard=CollapseGuard(ramp, regularized=arguments.document_regularizer_weight > 0),
+        guard=CollapseGuard(
+            ramp, regularized=arguments.document_regularizer_weight > 0 and arguments.regularizer != "target"
+        ),
     )
     trainer.cost = training_cost(arguments, training_arguments, BackboneShape.from_config(model[0].config))
     return trainer
 
 
 def _ramp(loss: SpladeLoss, arguments: RetrieverArguments) -> SpladeRegularizerWeightSchedulerCallback:
+    if arguments.regularizer == "target":  # which finds its own way
+        return SpladeRegularizerWeightSchedulerCallback(loss, warmup_ratio=1e-9)
     ratio = arguments.regularizer_warmup_ratio or 1e-9  # one step, the least there is; of 0 it would make 1/3
     if arguments.preset is None:
         return SpladeRegularizerWeightSchedulerCallback(loss, warmup_ratio=ratio)

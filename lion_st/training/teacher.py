@@ -163,7 +163,7 @@ def describe_teacher(found: TeacherStatistics, objective: str) -> tuple[str, str
 
     Args:
         found: As `teacher_statistics` measures it.
-        objective: `"cl_kd"`, which reads the softmax, or `"kd"`, which reads margins.
+        objective: `"kd"`, which reads margins, or another, which reads the softmax.
     """
     if objective == "kd":
         line = (
@@ -189,8 +189,8 @@ def describe_teacher(found: TeacherStatistics, objective: str) -> tuple[str, str
 def report_teacher(sources: dict[str, Any], objective: str, temperature: float) -> None:
     """Print what the objective will learn from the teacher of each source, and warn of what seems wrong."""
     for name, tuples in sources.items():
-        if "label" not in tuples[0]:
-            continue  # which the loss refuses
+        if "label" not in tuples[0] or objective in ("listwise", "rank"):
+            continue  # the loss refuses the one, and reads neither softmax nor margins of the other
         found = teacher_statistics(tuples, temperature)
         line, fault = describe_teacher(found, objective)
         print(f"Teacher of {name} over {found.rows:,} rows: {line}.")

@@ -19,7 +19,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints, sort_checkpoints
 
 from lion_st.files import LOCK, lock_folder
-from lion_st.losses import FlopsRegularizer
+from lion_st.losses import FlopsRegularizer, TargetRegularizer
 from lion_st.training.callbacks import StopAfter
 from lion_st.training.checkpoints import begin_checkpoint, checkpoint_damage, decided_by_first_rank, seal_checkpoint
 from lion_st.training.collapse import CollapseGuard, VectorStatistics
@@ -402,7 +402,7 @@ class RetrieverTrainerMixin(GuardedTrainer, BaseTrainer):
         found = {}
         for task in ("query", "document"):
             regularizer = getattr(self.loss, f"{task}_regularizer", None)
-            if isinstance(regularizer, FlopsRegularizer) and regularizer.last is not None:
+            if isinstance(regularizer, FlopsRegularizer | TargetRegularizer) and regularizer.last is not None:
                 found[f"{task}_flops"] = regularizer.last
         return found
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -10,6 +12,7 @@ from tiny_training import LOSSES, TinyEncoder, columns_and_labels, value_and_gra
 from torch.nn.parallel import DistributedDataParallel
 
 from lion_st.losses import CachedContrastiveDistillationLoss, ContrastiveDistillationLoss, FlopsRegularizer
+from lion_st.losses.distillation import Distillation
 
 # Three, because at two a factor of W + W looks like one of W * W.
 WORLD_SIZE = 3
@@ -82,7 +85,7 @@ def test_unequal_batches_are_refused_on_every_rank(ranks):
 
 
 @pytest.mark.parametrize("limit", [dict(mini_batch_size=1), dict(mini_batch_size=4), dict(mini_batch_num_tokens=7)])
-@pytest.mark.parametrize("distillation", ["kl_div", "margin_mse"])
+@pytest.mark.parametrize("distillation", get_args(Distillation))
 def test_the_cached_loss_equals_the_uncached_one_for_every_mini_batch(limit, distillation):
     settings = dict(distillation=distillation, contrastive_weight=0.3, distillation_weight=0.7)
     plain, cached = TinyEncoder(), TinyEncoder()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from lion_st.losses import (
     pairwise_dot_scores,
     scoring,
 )
+from lion_st.losses.distillation import Distillation
 
 BATCH, NEGATIVES, WIDTH = 3, 2, 5
 
@@ -76,6 +78,57 @@ def test_margin_mse_term(embeddings, labels):
     ]
     actual = terms(embeddings, labels, scale=0.7, distillation="margin_mse", distillation_weight=1.0)
     assert actual["distillation_loss"].item() == pytest.approx(sum(errors) / len(errors), rel=1e-12)
+
+
+def test_margin_mse_and_kl_together(embeddings, labels):
+    settings = dict(scale=0.7, teacher_temperature=2.0, contrastive_weight=0.0, distillation_weight=1.0)
+    parts = [terms(embeddings, labels, distillation=name, **settings) for name in ("kl_div", "margin_mse")]
+    both = terms(embeddings, labels, distillation="margin_mse_kl", margin_mse_weight=0.2, **settings)
+    expected = parts[0]["distillation_loss"] + 0.2 * parts[1]["distillation_loss"]
+    torch.testing.assert_close(both, {"distillation_loss": expected})
+
+
+def test_listwise_term(embeddings):
+    grades = torch.tensor([[3.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.5, 0.5, 0.0]])
+    scores, expected = scores_by_hand(embeddings, scale=0.7), 0.0
+    for i, row in enumerate(grades.tolist()):
+        shares = softmax(scores[i][i])
+        expected -= sum(y / sum(row) * math.log(share) for y, share in zip(row, shares, strict=True)) / BATCH
+    settings = dict(scale=0.7, distillation="listwise", contrastive_weight=0.0, distillation_weight=1.0)
+    assert terms(embeddings, grades, **settings)["distillation_loss"].item() == pytest.approx(expected, rel=1e-12)
+    assert terms(embeddings, 10 * grades, **settings)["distillation_loss"].item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_ranknet_term(embeddings):
+    teacher = torch.tensor([[4.0, 1.0, 2.0], [0.5, 3.0, 3.0], [1.0, 1.0, 1.0]])  # some tied, all tied
+    scores, expected = scores_by_hand(embeddings, scale=0.7), 0.0
+    for i, row in enumerate(teacher.tolist()):
+        own, pairs = scores[i][i], [(j, k) for j in range(3) for k in range(3) if row[j] > row[k]]
+        losses = [math.log(1 + math.exp(own[k] - own[j])) for j, k in pairs]
+        expected += sum(losses) / max(1, len(losses)) / BATCH
+    settings = dict(scale=0.7, distillation="ranknet", contrastive_weight=0.0, distillation_weight=1.0)
+    assert terms(embeddings, teacher, **settings)["distillation_loss"].item() == pytest.approx(expected, rel=1e-12)
+    assert terms(embeddings, teacher**3, **settings)["distillation_loss"].item() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("distillation", get_args(Distillation))
+def test_gradients_are_those_of_finite_differences(embeddings, distillation):
+    labels = torch.tensor([[3.0, 0.5, 1.0], [0.0, 2.0, 0.7], [1.0, 0.2, 0.1]], dtype=torch.float64)
+
+    def total(*columns):
+        loss = terms(list(columns), labels, distillation=distillation, contrastive_weight=0.3, distillation_weight=0.7)
+        return loss["contrastive_loss"] + loss["distillation_loss"]
+
+    assert torch.autograd.gradcheck(total, [column.requires_grad_() for column in embeddings])
+
+
+@pytest.mark.parametrize(
+    ("row", "message"), [([0.0, 0.0, 0.0], "row 1 has no grade above 0"), ([1.0, -2.0, 0.0], "row 1 has a grade of -2")]
+)
+def test_labels_that_are_not_grades(embeddings, row, message):
+    grades = torch.tensor([[1.0, 0.0, 0.0], row, [1.0, 0.0, 0.0]])
+    with pytest.raises(ValueError, match=f"{message}.*minmax"):
+        terms(embeddings, grades, distillation="listwise")
 
 
 def test_a_term_without_weight_is_left_out(embeddings, labels):
@@ -157,6 +210,8 @@ def test_scores_keep_no_copy_of_the_embeddings_for_the_backward():
         (dict(contrastive_weight=0.0, distillation_weight=0.0), "both 0"),
         (dict(scale=0.0), "scale must be .* above 0, got 0.0"),
         (dict(teacher_temperature=math.inf), "teacher_temperature must be .* got inf"),
+        (dict(distillation="ranknet", teacher_temperature=2.0), "teacher_temperature=2.0 changes nothing of .*ranknet"),
+        (dict(margin_mse_weight=-1.0), "margin_mse_weight must be .* got -1.0"),
         (dict(distillation="mse"), r"distillation must be one of .*kl_div.*, got 'mse'"),
         (dict(gather_across_devices=False, released_scaling=True), "needs gather_across_devices=True"),
     ],

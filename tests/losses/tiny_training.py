@@ -6,7 +6,15 @@ import torch
 from sentence_transformers.sparse_encoder.losses import CachedSpladeLoss, SpladeLoss
 from torch import Tensor, nn
 
-from lion_st.losses import CachedContrastiveDistillationLoss, ContrastiveDistillationLoss, FlopsRegularizer
+from lion_st.losses import (
+    CachedContrastiveDistillationLoss,
+    ContrastiveDistillationLoss,
+    DfFlopsRegularizer,
+    FlopsRegularizer,
+    IdfFlopsRegularizer,
+    L1Regularizer,
+    TargetRegularizer,
+)
 
 VOCABULARY, WIDTH, LENGTH, NEGATIVES = 50, 24, 6, 2
 
@@ -44,25 +52,40 @@ LOSSES = {
     "margin_mse": lambda model: ContrastiveDistillationLoss(model, distillation="margin_mse", distillation_weight=0.1),
     "contrastive alone": lambda model: ContrastiveDistillationLoss(model, distillation_weight=0.0),
     "distillation alone": lambda model: ContrastiveDistillationLoss(model, contrastive_weight=0.0),
+    "margin_mse and kl": lambda model: ContrastiveDistillationLoss(model, distillation="margin_mse_kl"),
+    "listwise": lambda model: ContrastiveDistillationLoss(model, distillation="listwise", contrastive_weight=0.0),
+    "ranknet": lambda model: ContrastiveDistillationLoss(model, distillation="ranknet"),
+    "cached listwise": lambda model: CachedContrastiveDistillationLoss(
+        model, distillation="listwise", mini_batch_size=2
+    ),
     "cached": lambda model: CachedContrastiveDistillationLoss(model, scale=5.0, mini_batch_size=1),
     "sparse": lambda model: splade(SpladeLoss, model),
+    "df_flops": lambda model: splade(SpladeLoss, model, DfFlopsRegularizer(model, alpha=0.5, beta=2.0)),
+    "idf_flops": lambda model: splade(SpladeLoss, model, IdfFlopsRegularizer(model, torch.linspace(1.0, 4.0, WIDTH))),
+    "l1": lambda model: splade(SpladeLoss, model, L1Regularizer(model)),
+    "target": lambda model: splade(SpladeLoss, model, TargetRegularizer(model, target=5.0, multiplier=1.0)),
     "cached sparse": lambda model: splade(CachedSpladeLoss, model, mini_batch_size=1),
 }
 
 
-def splade(kind: type[SpladeLoss], model: nn.Module, **settings) -> SpladeLoss:
+def splade(
+    kind: type[SpladeLoss], model: nn.Module, document_regularizer: nn.Module | None = None, **settings
+) -> SpladeLoss:
     return kind(
         model,
         ContrastiveDistillationLoss(model),
         document_regularizer_weight=0.04,
         query_regularizer_weight=0.05,
-        document_regularizer=FlopsRegularizer(model, columns=1 + NEGATIVES),
+        document_regularizer=document_regularizer or FlopsRegularizer(model, columns=1 + NEGATIVES),
         query_regularizer=FlopsRegularizer(model),
         **settings,
     )
 
 
 def value_and_gradients(loss: nn.Module, encoder: TinyEncoder, rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
-    value = torch.stack(list(loss(*columns_and_labels(rows)).values())).sum()
+    columns, labels = columns_and_labels(rows)
+    if getattr(loss, "distillation", None) == "listwise":
+        labels = labels.abs()  # grades
+    value = torch.stack(list(loss(columns, labels).values())).sum()
     value.backward()
     return value.detach(), {name: parameter.grad for name, parameter in encoder.named_parameters()}

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from accelerate import FullyShardedDataParallelPlugin
 from datasets import DatasetDict
@@ -15,6 +16,7 @@ from tiny_runs import tiny_run, write_tuples
 from torch.utils.data import BatchSampler, ConcatDataset
 
 from lion_st.errors import UsageError
+from lion_st.losses import FlopsRegularizer, IdfFlopsRegularizer, L1Regularizer
 from lion_st.training.arguments import (
     MntpTrainingArguments,
     RetrieverTrainingArguments,
@@ -25,7 +27,7 @@ from lion_st.training.command_line import parse_mntp_arguments, parse_retriever_
 from lion_st.training.mixing import WeightedBatchSampler
 from lion_st.training.options import read_config
 from lion_st.training.recipes import get_recipe
-from lion_st.training.retriever import build_model, build_trainer, load_training_tuples, train_retriever
+from lion_st.training.retriever import build_loss, build_model, build_trainer, load_training_tuples, train_retriever
 from lion_st.training.sharding import is_sharded
 
 SCRIPTS = Path(__file__).parents[2] / "training_scripts"
@@ -88,7 +90,7 @@ def test_the_command_line_takes_the_place_of_a_rival_in_the_yaml_file(tmp_path):
         (["--paradigm", "dense", "--scale", "2"], "--scale is read with --paradigm sparse alone"),
         (
             ["--objective", "cl", "--teacher_temperature", "2"],
-            "--teacher_temperature is read with --objective kd or cl_kd",
+            "--teacher_temperature is read with --objective kd, kl, margin_mse_kl or cl_kd",
         ),
         (["--lora_r", "4"], "--lora_r is read with --use_peft alone"),  # micro trains all weights
         (["--train_data", "a", "b", "--train_weights", "1"], "--train_weights are"),
@@ -312,3 +314,53 @@ def test_a_mixture_trains_and_is_recorded(tiny_backbone, data, tmp_path):
     )
     settings = json.loads((folder / "training.json").read_text())["settings"]
     assert (settings["train_data"], settings["train_weights"]) == (sources, [2.0, 1.0])
+
+
+def test_a_regularizer_is_chosen_by_name_and_its_settings_belong_to_it(data, tmp_path):
+    def loss(**options):
+        return build_loss(None, tiny_run("m", data, tmp_path, "sparse", "cl", **options)[0])
+
+    kinds = {"l1": L1Regularizer, "idf_flops": IdfFlopsRegularizer, "flops": FlopsRegularizer}
+    for name, kind in kinds.items():
+        made = loss(regularizer=name)
+        assert type(made.query_regularizer) is type(made.document_regularizer) is kind
+    made = loss(regularizer="df_flops", df_alpha=0.2)
+    assert made.document_regularizer.alpha == 0.2 and type(made.query_regularizer) is FlopsRegularizer
+    made = loss(regularizer="target", query_target_terms=20, document_target_terms=200)
+    assert (made.query_regularizer.target, made.document_regularizer.target) == (20, 200)
+    for options, message in (
+        (dict(regularizer="target", query_target_terms=20), "give --document_target_terms"),
+        (dict(regularizer="l1", df_alpha=0.2), "--df_alpha is read with --regularizer df_flops alone"),
+        (dict(regularizer="df_flops", df_alpha=1.0), "--df_alpha is a share of documents, below 1"),
+        (
+            dict(regularizer="target", query_target_terms=0, document_target_terms=1),
+            "query_target_terms must be positive",
+        ),
+    ):
+        with pytest.raises(UsageError, match=message):
+            loss(**options)
+
+
+def test_target_regularizers_go_on_where_they_were(tiny_backbone, data, tmp_path):
+    options = dict(regularizer="target", query_target_terms=5, document_target_terms=9, max_steps=4, save_steps=2)
+    whole = tiny_run(tiny_backbone(), data, tmp_path / "whole", "sparse", "cl", **options)
+    train_retriever(*whole)
+    multipliers = []
+    for checkpoint in (2, 4):
+        state = json.loads((tmp_path / "whole" / f"checkpoint-{checkpoint}" / "trainer_state.json").read_text())
+        multipliers.append(state["stateful_callbacks"]["MultiplierCallback"]["attributes"])
+    assert multipliers[0]["document"] < multipliers[1]["document"]
+    arguments, training = tiny_run(tiny_backbone(), data, tmp_path / "again", "sparse", "cl", **options)
+    trainer = build_trainer(build_model(arguments, "cpu"), arguments, training, load_training_tuples(arguments, 0))
+    trainer.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    found = {task: getattr(trainer.loss, f"{task}_regularizer").multiplier.item() for task in ("query", "document")}
+    assert found == multipliers[1]
+
+
+def test_the_terms_of_the_texts_are_counted_for_idf_flops(tiny_backbone, data, tmp_path):
+    arguments, training = tiny_run(tiny_backbone(), data, tmp_path, "sparse", "cl", regularizer="idf_flops")
+    model = build_model(arguments, "cpu")
+    loss = build_trainer(model, arguments, training, load_training_tuples(arguments, 0)).loss
+    idf = loss.document_regularizer.idf
+    assert len(idf) == 320 and torch.equal(idf, loss.query_regularizer.idf)
+    assert idf[model.tokenizer("a", add_special_tokens=False)["input_ids"][0]] < idf.max()

@@ -62,6 +62,37 @@ LOSSES = {
 }
 
 
+FURTHER = {"kl": "kl_div", "margin_mse_kl": "margin_mse_kl", "listwise": "listwise", "rank": "ranknet"}
+
+
+@pytest.mark.parametrize(("objective", "distillation"), FURTHER.items())
+def test_objectives_of_the_teacher_alone(tiny_backbone, data, tmp_path, objective, distillation):
+    paradigm = "dense" if objective == "kl" else "sparse"
+    normalization = dict(teacher_normalization="minmax") if objective == "listwise" else {}
+    arguments, training = tiny_run(tiny_backbone(), data, tmp_path / "run", paradigm, objective, **normalization)
+    loss = build_loss(build_model(arguments, "cpu"), arguments)
+    loss = loss.loss if paradigm == "sparse" else loss
+    assert (loss.contrastive_weight, loss.distillation_weight, loss.distillation) == (0.0, 1.0, distillation)
+    train_retriever(arguments, training)
+    assert json.loads((tmp_path / "run" / "training.json").read_text())["settings"]["objective"] == objective
+
+
+def test_the_other_term_of_cl_kd_is_chosen_by_name(data, tmp_path):
+    arguments, _ = tiny_run("m", data, tmp_path, "dense", "cl_kd", distillation="ranknet")
+    loss = build_loss(None, arguments)
+    assert (loss.contrastive_weight, loss.distillation_weight, loss.distillation) == (0.5, 0.5, "ranknet")
+    recorded = [
+        tiny_run("m", data, tmp_path, "dense", "cl_kd", **given)[0].settings()
+        for given in ({}, dict(distillation="ranknet"))
+    ]
+    assert "distillation" not in recorded[0] and recorded[1]["distillation"] == "ranknet"
+    for given in (dict(objective="cl", distillation="ranknet"), dict(objective="rank", teacher_temperature=2.0)):
+        with pytest.raises(ValueError, match=r"is read with .* alone"):
+            tiny_run("m", data, tmp_path, "dense", **given)
+    with pytest.raises(ValueError, match="--preset released has the objectives cl, cl_kd, kd, not kl"):
+        retriever_arguments(get_recipe("llama-3.2-1b", "sparse", "kl"), preset="released")
+
+
 @pytest.mark.parametrize(("setting", "expected"), LOSSES.items())
 def test_each_objective_has_its_loss(tiny_backbone, data, tmp_path, setting, expected):
     objective, paradigm, mini_batch_size = setting
