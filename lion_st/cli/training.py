@@ -74,21 +74,35 @@ def report(
             typer.echo(file)
 
 
-def recipes(style: TableStyle = "markdown") -> None:
-    """List the training recipes: backbone, stage, and the paper's settings of each."""
+def recipes(
+    name: Annotated[
+        str | None,
+        typer.Argument(help="Show this one in full: repllama, laconic, ..., or BACKBONE-PARADIGM-OBJECTIVE."),
+    ] = None,
+    backbone: Annotated[str | None, typer.Option(help="Backbone of a published recipe.")] = None,
+    style: TableStyle = "markdown",
+) -> None:
+    """List the training recipes: the paper's settings of each backbone and stage, and those of other papers."""
+    from lion_st.training.published import PUBLISHED, describe_recipe
+
+    if name is not None:
+        typer.echo(describe_recipe(name, backbone))
+        return
     from lion_st.evaluation import format_table
     from lion_st.training import recipes_table
 
     typer.echo(format_table(recipes_table(), style=style))
+    rows = [{"recipe": name, "source": one.source, "published": one.published} for name, one in PUBLISHED.items()]
+    typer.echo("\nOf other papers (--recipe NAME):\n\n" + format_table(rows, style=style))
 
 
 def _check(options: Sequence[str], needs_recipe: bool = False) -> None:
     """Refuse a missing YAML file or an unknown recipe before anything heavy is imported."""
     from lion_st.training.options import HELP, chosen
-    from lion_st.training.recipes import get_recipe
+    from lion_st.training.published import chosen_recipe
 
     if not set(HELP).isdisjoint(options):
         return
     names = chosen(options)
     if needs_recipe:
-        get_recipe(names.get("backbone", ""), names.get("paradigm", "sparse"), names.get("objective", "cl_kd"))
+        chosen_recipe(names)

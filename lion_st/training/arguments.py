@@ -15,7 +15,8 @@ from lion_st.losses.distillation import WITHOUT_TEMPERATURE, Distillation
 from lion_st.training.evaluation import EvaluationArguments
 from lion_st.training.model_arguments import LoraArguments, ModelArguments
 from lion_st.training.options import merge_layers
-from lion_st.training.recipes import Objective, Paradigm, RetrieverRecipe, get_recipe
+from lion_st.training.published import chosen_recipe
+from lion_st.training.recipes import Objective, Paradigm, RetrieverRecipe
 from lion_st.training.regularizers import RegularizerArguments
 from lion_st.training.released import is_released, recipe_options
 from lion_st.training.sharding import resolve_fsdp
@@ -75,6 +76,7 @@ LATER = {
     "regularizer": "flops",
     "df_alpha": 0.1,
     "df_beta": 10.0,
+    "recipe": None,
     "query_target_terms": None,
     "document_target_terms": None,
 }
@@ -184,6 +186,7 @@ class MntpTrainingArguments(TrainingArguments):
 class RetrieverArguments(RegularizerArguments, TeacherArguments, ModelArguments):
     """The fine-tuning of a retriever: model, data and objective."""
 
+    recipe: str | None = field(default=None, metadata={"help": "A published recipe, see `lion-st recipes`."})
     backbone: str = field(default="", metadata={"help": "Backbone of the recipe, as `lion-st recipes` lists them."})
     paradigm: Paradigm = field(default="sparse", metadata={"help": "sparse (Lion-SP) or dense (Lion-DS)."})
     objective: Objective = field(
@@ -235,7 +238,7 @@ class RetrieverArguments(RegularizerArguments, TeacherArguments, ModelArguments)
     dry_run: bool = field(default=False, metadata={"help": "Print settings and estimated cost; train nothing."})
 
     def __post_init__(self) -> None:
-        get_recipe(self.backbone, self.paradigm, self.objective)
+        chosen_recipe(vars(self))
         is_released(self.backbone, self.preset)
         if isinstance(self.train_data, str):
             self.train_data = [self.train_data] if self.train_data else []

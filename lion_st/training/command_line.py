@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lion_st.errors import UsageError
 from lion_st.training.arguments import (
     MntpArguments,
     MntpTrainingArguments,
@@ -14,7 +13,8 @@ from lion_st.training.arguments import (
     require_read,
 )
 from lion_st.training.options import OptionsReader
-from lion_st.training.recipes import BACKBONES, MNTP_RECIPES, RetrieverRecipe, get_recipe
+from lion_st.training.published import PUBLISHED, chosen_recipe
+from lion_st.training.recipes import BACKBONES, MNTP_RECIPES
 from lion_st.training.released import mntp_options, recipe_options
 
 # What `--help` shows of the many options of the trainers.
@@ -105,19 +105,14 @@ def parse_retriever_arguments(
         (RetrieverArguments, RetrieverTrainingArguments),
         program,
         f"Fine-tune a retriever. --backbone ({', '.join(BACKBONES)}), --paradigm and --objective choose a recipe, "
-        "whose values are the defaults of all other options; `lion-st recipes` lists them.",
+        "whose values are the defaults of all other options; `lion-st recipes` lists them. --recipe "
+        f"({', '.join(PUBLISHED)}) names one of other papers, --backbone what it is applied to.",
         SHOWN_ARGUMENTS,
     )
 
     def defaults(given: Mapping[str, Any]) -> Mapping[str, Any]:
-        return recipe_options(_recipe(given), given)
+        return recipe_options(chosen_recipe(given), given)
 
     arguments, training_arguments, given = reader.read(options, defaults)
     require_read(arguments, given)
     return arguments, training_arguments
-
-
-def _recipe(given: Mapping[str, Any]) -> RetrieverRecipe:
-    if not given.get("backbone"):
-        raise UsageError(f"Name the recipe's backbone with --backbone: {', '.join(BACKBONES)}.")
-    return get_recipe(given["backbone"], given.get("paradigm") or "sparse", given.get("objective") or "cl_kd")

@@ -8,6 +8,7 @@ from typing import Any
 from lion_st.training.arguments import RetrieverArguments, RetrieverTrainingArguments
 from lion_st.training.contract import backbone_config
 from lion_st.training.cost import UTILISATION
+from lion_st.training.published import PUBLISHED, output_folder
 from lion_st.training.recipes import BACKBONES, BackboneShape, mntp_folder
 from lion_st.training.released import released_mntp_folder
 from lion_st.training.retriever import resolve_batches, training_cost
@@ -26,7 +27,9 @@ def describe_run(arguments: RetrieverArguments, training_arguments: RetrieverTra
     each: Any = training_arguments.per_device_train_batch_size
     documents = 1 + arguments.negatives
     backbone = BACKBONES[arguments.backbone]
-    own = (backbone.model, mntp_folder(arguments.backbone), released_mntp_folder(arguments.backbone))
+    own = {backbone.model, mntp_folder(arguments.backbone), released_mntp_folder(arguments.backbone)}
+    if arguments.recipe and (before := PUBLISHED[arguments.recipe].before):
+        own |= {output_folder(before, arguments.backbone)}
     is_own = arguments.model in own
     shape = backbone.shape if is_own else BackboneShape.from_config(backbone_config(arguments.model))
     cost = training_cost(arguments, training_arguments, shape)

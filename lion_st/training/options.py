@@ -16,7 +16,7 @@ from lion_st.errors import UsageError
 
 # Options that say the same thing in two ways: what a layer gives takes the place of the other in the layers below it.
 RIVALS = (("max_steps", "num_train_epochs"), ("warmup_steps", "warmup_ratio"), ("bf16", "fp16"))
-CHOICES = ("backbone", "paradigm", "objective")  # decide on the recipe, and so on every other default
+CHOICES = ("recipe", "backbone", "paradigm", "objective")  # decide on the recipe, and so on every other default
 HELP = ("-h", "--help", "--help_all", "--help-all")
 
 

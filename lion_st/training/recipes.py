@@ -112,6 +112,8 @@ class RetrieverRecipe:
         batch_size: Queries of an optimizer step, over all devices and accumulation steps.
         max_steps: Optimizer steps.
         negatives: Negatives of each query.
+        recipe: Its name, if it is not of the paper; see `lion_st.training.published`.
+        add_bos: As for `lion_st.build`, as are the next ones, None being the default there.
         temperature: Divisor of the student's scores.
         teacher_normalization: Of the teacher's scores of `train_data`, see `lion_st.data.load_tuples`.
         teacher_temperature: Divisor of the teacher's scores after that.
@@ -130,7 +132,15 @@ class RetrieverRecipe:
     max_steps: int
     negatives: int
     train_subset: str | None = None
+    recipe: str | None = None
     add_bos: bool | None = None
+    add_eos: bool | None = None
+    causal: bool | None = None
+    scale: float | None = None
+    pooling: str | None = None
+    normalize: bool | None = None
+    query_prompt: str | None = None
+    document_prompt: str | None = None
     query_length: int = 64
     document_length: int = 128
     temperature: float = 1.0
@@ -163,7 +173,8 @@ class RetrieverRecipe:
             train_data: Data that are given in place of the recipe's, for which its subset and what it does with the
                 teacher's scores are not meant.
         """
-        values = dict(vars(self), output_dir=f"runs/{self.backbone}-{self.paradigm}-{self.objective}")
+        name = f"{self.recipe}-{self.backbone}" if self.recipe else f"{self.backbone}-{self.paradigm}-{self.objective}"
+        values = dict(vars(self), output_dir=f"runs/{name}")
         if train_data is not None and train_data not in (self.train_data, [self.train_data]):
             values = {name: value for name, value in values.items() if name not in OF_TRAIN_DATA}
         return _without_default(values)
@@ -173,6 +184,10 @@ BACKBONES = {
     "llama-3.2-1b": Backbone("meta-llama/Llama-3.2-1B", BackboneShape(2048, 8192, 16, 32, 8, 64, 128_256, True)),
     "llama-3.2-3b": Backbone("meta-llama/Llama-3.2-3B", BackboneShape(3072, 8192, 28, 24, 8, 128, 128_256, True)),
     "llama-3-8b": Backbone("meta-llama/Meta-Llama-3-8B", BackboneShape(4096, 14_336, 32, 32, 8, 128, 128_256, False)),
+    "llama-3.1-8b": Backbone("meta-llama/Llama-3.1-8B", BackboneShape(4096, 14_336, 32, 32, 8, 128, 128_256, False)),
+    "qwen3-0.6b": Backbone("Qwen/Qwen3-0.6B-Base", BackboneShape(1024, 3072, 28, 16, 8, 128, 151_936, True)),
+    "qwen3-4b": Backbone("Qwen/Qwen3-4B-Base", BackboneShape(2560, 9728, 36, 32, 8, 128, 151_936, True)),
+    "qwen3-8b": Backbone("Qwen/Qwen3-8B-Base", BackboneShape(4096, 12_288, 36, 32, 8, 128, 151_936, False)),
     "smollm2-135m": Backbone(
         "HuggingFaceTB/SmolLM2-135M-Instruct", BackboneShape(576, 1536, 30, 9, 3, 64, 49_152, True)
     ),
@@ -280,13 +295,11 @@ RECIPES: dict[tuple[str, str, str], RetrieverRecipe] = {
         "mini": _mini_recipe,
         "smollm2-135m": _smollm2_recipe,
     }.get(backbone, partial(_paper_recipe, backbone))(paradigm, objective)
-    for backbone in BACKBONES
+    for backbone in (*_CONTRASTIVE, "smollm2-135m", "mini", "micro")
     for paradigm in PARADIGMS
     for objective in OBJECTIVES
 }
-MNTP_RECIPES = {
-    name: MntpRecipe(name, backbone.model) for name, backbone in BACKBONES.items() if name not in ("mini", "micro")
-}
+MNTP_RECIPES = {name: MntpRecipe(name, BACKBONES[name].model) for name in (*_CONTRASTIVE, "smollm2-135m")}
 # A sparse start: without it all terms are active and fine-tuning spends its first steps on undoing that.
 MNTP_RECIPES["smollm2-135m"] = replace(
     MNTP_RECIPES["smollm2-135m"],
@@ -317,7 +330,8 @@ def get_recipe(backbone: str, paradigm: str, objective: str) -> RetrieverRecipe:
     if recipe is None:
         raise UsageError(
             f"There is no recipe for backbone {backbone!r}, paradigm {paradigm!r}, objective {objective!r}. Choose a "
-            f"backbone of {', '.join(BACKBONES)}; a paradigm of {', '.join(PARADIGMS)}; an objective of "
+            f"backbone of {', '.join(dict.fromkeys(key[0] for key in RECIPES))}; a paradigm of "
+            f"{', '.join(PARADIGMS)}; an objective of "
             f"{', '.join(OBJECTIVES + FURTHER_OBJECTIVES)}. To fine-tune another model, take the nearest recipe and "
             "name it with --model."
         )

@@ -18,6 +18,7 @@ from lion_st.modules.adapters import attach_adapter, merge_adapter
 from lion_st.modules.folding import scaled_norm
 from lion_st.training.checkpoints import decided_by_first_rank
 from lion_st.training.contract import FIXED, is_retriever, transformer_folder
+from lion_st.training.published import PUBLISHED, output_folder
 from lion_st.training.recipes import BACKBONES, mntp_folder
 from lion_st.training.released import released_mntp_folder
 
@@ -90,6 +91,13 @@ def _require_adapted(arguments: RetrieverArguments) -> None:
         raise FileNotFoundError(
             f"There is no adapted backbone in {arguments.model!r}. Make it with `lion-st adapt --backbone "
             f"{arguments.backbone}{own[arguments.model]}`, or fine-tune the unadapted model with --model {base}."
+        )
+
+    before = PUBLISHED[arguments.recipe].before if arguments.recipe else None
+    if before and arguments.model == output_folder(before, arguments.backbone) and not Path(arguments.model).is_dir():
+        raise FileNotFoundError(
+            f"The recipe {arguments.recipe} trains on what {before} writes, and {arguments.model!r} is not there: run "
+            f"`lion-st train --recipe {before} --backbone {arguments.backbone}` first, or name another --model."
         )
 
 
