@@ -52,6 +52,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     for command in (encode, index, search, prune):
         app.command(rich_help_panel="Retrieve")(command)
+    app.command("convert-index", rich_help_panel="Retrieve")(convert)
 
 
 def encode(
@@ -309,6 +310,55 @@ def prune(
         overwrite,
     )
     typer.echo(format_table(rows, style=style))
+
+
+def convert(
+    encoded: Annotated[Path, typer.Argument(help="Folder of the encoded corpus of a sparse model.")],
+    output: Annotated[Path, typer.Argument(help="Folder to write: documents, mapping, a query, README.md.")],
+    to: Annotated[
+        Literal[
+            "anserini",
+            "ciff",
+            "bmp",
+            "opensearch",
+            "opensearch-sparse-vector",
+            "elasticsearch",
+            "qdrant",
+            "pgvector",
+            "vespa",
+            "milvus",
+        ],
+        typer.Option(help="What is to read it; anserini is Pyserini's as well."),
+    ],
+    queries: Annotated[
+        Path | None, typer.Option(help="Encoded queries to write as well, and to measure the loss with.")
+    ] = None,
+    name: Annotated[str, typer.Option(help="Of the collection, index or table.")] = "lion",
+    scale: Annotated[
+        float | None, typer.Option(help="A weight of 1 as an integer, where integers are kept; 100 by default.")
+    ] = None,
+    sample: Annotated[int, typer.Option(min=0, help="Queries to measure the loss with; 0 measures none.")] = 200,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write an encoded corpus for another search engine: bulk files, mapping, a query, commands, and what is lost."""
+    require_number("--scale", scale, exclusive=True)
+    require_folder(encoded, "what `lion-st encode` wrote")
+    if queries is not None:
+        require_folder(queries, "queries that `lion-st encode --task query` wrote")
+    require_new(output, overwrite)
+    from lion_st.retrieval.exporters import convert_index
+
+    done = convert_index(
+        encoded, output, to, queries=queries, name=name, scale=scale, sample=sample, overwrite=overwrite
+    )
+    lost = "every weight as it is"
+    if not done.is_exact:
+        recall = "" if done.recall is None else f", Recall@10 against exact search {done.recall:.4f}"
+        lost = (
+            f"{done.keeps}: {done.dropped:,} of {done.terms:,} terms dropped, weights changed by "
+            f"{done.mean_change:.3%} in the mean and {done.largest_change:.4f} at most{recall}"
+        )
+    typer.echo(f"{output}: {done.documents:,} documents for {to}, {lost}. {output / 'README.md'} has the commands.")
 
 
 def _remove_shards(folder: Path) -> None:

@@ -107,7 +107,7 @@ def index_corpus(
     seconds = perf_counter() - started
     if sample == 0 or (pruning is None and _is_exact(index)):
         return IndexReport(index, seconds, {})
-    queries = _sampled_queries(corpus, sample) if queries is None else queries[:sample]
+    queries = sampled_queries(corpus, sample) if queries is None else queries[:sample]
     true = exact_hits(corpus, queries, max(recall_at))
     return IndexReport(index, seconds, _recalls(true, index.search(queries, max(recall_at)), recall_at))
 
@@ -170,11 +170,13 @@ def _sample(corpus: EncodedCorpus, count: int) -> list[Any]:
     return parts
 
 
-def _sampled_queries(corpus: EncodedCorpus, count: int) -> Vectors:
+def sampled_queries(corpus: EncodedCorpus, count: int, terms: int | None = SAMPLE_TERMS) -> Vectors:
+    """Documents at even steps, at most `count`, that stand for queries, sparse ones cut to their heaviest terms."""
     parts = _sample(corpus, count)
     if corpus.paradigm == "dense":
         return np.concatenate(parts)
-    return keep_top_terms(sparse.vstack(parts, format="csr"), SAMPLE_TERMS)
+    rows = sparse.vstack(parts, format="csr")
+    return rows if terms is None else keep_top_terms(rows, terms)
 
 
 def _is_exact(index: Index) -> bool:

@@ -1,0 +1,320 @@
+"""Encoded corpora for other engines: what is written reads back as what the engine keeps, and ranks as exact search."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import sparse
+from tiny_models import TEXTS
+from typer.testing import CliRunner
+
+import lion_st
+from lion_st.cli import app
+from lion_st.encoding import EncodedCorpus, encode_corpus
+from lion_st.indexes import create_index
+from lion_st.retrieval.exporters import FORMATS, convert_index
+from lion_st.retrieval.exporters.base import CorpusFacts, nine_bits
+from lion_st.retrieval.exporters.engines import OpenSearchSparseVector, PgVector
+
+IDS = [f"d{number}\\ 'é'" if number == 3 else f"d{number}" for number in range(40)]  # one to be escaped
+FLOATS = ("qdrant", "milvus", "pgvector")
+
+
+@pytest.fixture(scope="module")
+def encoded(tiny_backbone, tmp_path_factory) -> dict[str, Path]:
+    model = lion_st.build(tiny_backbone(), "sparse")
+    folder = tmp_path_factory.mktemp("encoded")
+    documents = [{"id": one, "text": f"{TEXTS[row % 8]} {row}"} for row, one in enumerate(IDS)]
+    queries = [{"id": f"q{row}", "text": text} for row, text in enumerate(TEXTS)]
+    quiet: Any = {"show_progress": False}
+    return {
+        "documents": encode_corpus(model, documents, folder / "documents", shard_documents=16, **quiet),
+        "queries": encode_corpus(model, queries, folder / "queries", task="query", **quiet),
+        "dense": encode_corpus(lion_st.build(tiny_backbone(), "dense"), documents[:4], folder / "dense", **quiet),
+    }
+
+
+@pytest.fixture(scope="module")
+def converted(encoded, tmp_path_factory) -> dict[str, Any]:
+    """What `convert_index` says of each form."""
+    folder = tmp_path_factory.mktemp("converted")
+    return {
+        to: convert_index(encoded["documents"], folder / to, to, queries=encoded["queries"], name="lions")
+        for to in FORMATS
+    }
+
+
+@pytest.fixture(scope="module")
+def vectors(encoded) -> sparse.csr_array:
+    return EncodedCorpus(encoded["documents"]).whole()[1]
+
+
+@pytest.fixture(scope="module")
+def queries(encoded) -> sparse.csr_array:
+    return EncodedCorpus(encoded["queries"]).whole()[1]
+
+
+def json_lines(folder: Path) -> list[Any]:
+    files = sorted((folder / "documents").iterdir())
+    return [json.loads(line) for file in files for line in file.read_text("utf-8").splitlines()]
+
+
+def matrix(rows: list[dict[str, float]], dimensions: int) -> sparse.csr_array:
+    made = sparse.lil_array((len(rows), dimensions), dtype=np.float32)
+    for place, row in enumerate(rows):
+        for term, weight in row.items():
+            made[place, int(term)] = weight
+    return made.tocsr()
+
+
+def same(one: sparse.csr_array, other: sparse.csr_array) -> bool:
+    return one.shape == other.shape and (one != other).nnz == 0
+
+
+def read(to: str, folder: Path, dimensions: int) -> tuple[list[str], sparse.csr_array]:
+    """Ids and stored numbers of a form, as its engine would read them."""
+    if to == "pgvector":
+        unescape = {"\\\\": "\\", "\\t": "\t", "\\n": "\n", "\\r": "\r"}
+        lines = [line.split("\t") for line in (folder / "documents.tsv").read_text("utf-8").splitlines()]
+        ids = [re.sub(r"\\.", lambda found: unescape[found[0]], one) for one, _ in lines]
+        rows = []
+        for _, text in lines:
+            inside, size = text[1:].split("}/")
+            assert int(size) == dimensions
+            pairs = [pair.split(":") for pair in inside.split(",")]
+            rows.append({str(int(term) - 1): float(weight) for term, weight in pairs})
+        return ids, matrix(rows, dimensions)
+    if to == "qdrant":
+        points = [point for value in [json.loads(file.read_text()) for file in sorted((folder / "documents").iterdir())]
+                  for point in value["points"]]  # fmt: skip
+        assert [point["id"] for point in points] == list(range(len(points)))
+        vectors = [point["vector"]["terms"] for point in points]
+        rows = [dict(zip(map(str, one["indices"]), one["values"], strict=True)) for one in vectors]
+        return [point["payload"]["id"] for point in points], matrix(rows, dimensions)
+    values = json_lines(folder)
+    if to in ("opensearch", "elasticsearch", "opensearch-sparse-vector"):
+        assert [value["index"]["_index"] for value in values[::2]] == ["lions"] * len(IDS)
+        assert [value["index"]["_id"] for value in values[::2]] == [value["id"] for value in values[1::2]]
+        values = values[1::2]
+    if to == "vespa":
+        assert values[0]["put"] == f"id:lions:lions::{IDS[0]}"
+        values = [value["fields"] for value in values]
+    return [value["id"] for value in values], matrix([value.get("terms", value.get("vector")) for value in values],
+                                                     dimensions)  # fmt: skip
+
+
+@pytest.mark.parametrize("to", FLOATS)
+def test_floats_read_back_as_they_were(converted, vectors, to):
+    assert converted[to].is_exact and converted[to].recall is None
+    ids, stored = read(to, converted[to].output, vectors.shape[1])
+    assert ids == IDS and same(stored, vectors)
+
+
+@pytest.mark.parametrize("to", ["opensearch", "elasticsearch"])
+def test_feature_fields_keep_nine_significant_bits(converted, vectors, to):
+    ids, stored = read(to, converted[to].output, vectors.shape[1])
+    assert ids == IDS and same(stored, nine_bits(vectors))
+    assert converted[to].dropped == 0 and 0 < converted[to].mean_change < 2**-8
+    cut = nine_bits(sparse.csr_array(np.array([[1.0, 1 + 2**-8, 1 + 2**-9, 0.3]], dtype=np.float32)))
+    np.testing.assert_array_equal(cut.data, np.float32([1.0, 1 + 2**-8, 1.0, 307 / 1024]))
+
+
+@pytest.mark.parametrize("to", ["anserini", "vespa"])
+def test_integers_are_the_rounded_weights(converted, vectors, to):
+    ids, stored = read(to, converted[to].output, vectors.shape[1])
+    expected = vectors.copy()
+    expected.data = np.rint(expected.data * 100)
+    expected.eliminate_zeros()
+    assert ids == IDS and same(stored, expected)
+    assert converted[to].dropped == vectors.nnz - expected.nnz
+    assert converted[to].largest_change <= 0.005 + 1e-6 and converted[to].recall > 0.9
+
+
+def test_terms_of_an_opensearch_sparse_vector_are_numbered_anew(converted, vectors, tmp_path):
+    folder = converted["opensearch-sparse-vector"].output
+    terms = json.loads((folder / "terms.json").read_text())
+    assert terms == sorted(set(vectors.indices.tolist()))
+    _, stored = read("opensearch-sparse-vector", folder, len(terms))
+    difference = stored.toarray() - vectors.toarray()[:, terms]
+    assert np.abs(difference).max() <= vectors.data.max() / 510 + 1e-6
+    facts = CorpusFacts(1, np.arange(128_256) < 65_537)
+    with pytest.raises(ValueError, match=r"modulo 65,536, and the documents have 65,537 terms"):
+        OpenSearchSparseVector(tmp_path, "lions", facts)
+
+
+def test_pgvector_gets_the_thousand_heaviest_terms(tmp_path):
+    weights = np.arange(1, 1501, dtype=np.float32)[None]
+    kept = PgVector(tmp_path, "lions", CorpusFacts(1, weights[0])).store(sparse.csr_array(weights))
+    assert kept.nnz == 1000 and kept.data.min() == 501
+
+
+def messages() -> dict[str, Any]:
+    """The classes of a CIFF file's messages, as protobuf makes them of their definition."""
+    pytest.importorskip("google.protobuf")
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+    file = descriptor_pb2.FileDescriptorProto(name="ciff.proto", package="ciff_test", syntax="proto3")
+    kinds = {"int32": 5, "int64": 3, "double": 1, "string": 9}
+    layout = {
+        "Header": ["int32", "int32", "int32", "int32", "int32", "int64", "double", "string"],
+        "Posting": ["int32", "int32"],
+        "PostingsList": ["string", "int64", "int64", "Posting"],
+        "DocRecord": ["int32", "string", "int32"],
+    }
+    for name, fields in layout.items():
+        message = file.message_type.add(name=name)
+        for number, kind in enumerate(fields, 1):
+            field = message.field.add(name=f"f{number}", number=number, type=kinds.get(kind, 11), label=1)
+            if kind not in kinds:
+                field.type_name, field.label = f".ciff_test.{kind}", 3
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"ciff_test.{name}")) for name in layout}
+
+
+def read_ciff(path: Path, dimensions: int) -> tuple[list[str], sparse.csr_array, Any]:
+    """Ids, weights and header of a CIFF file, by protobuf's own parser."""
+    classes = messages()
+    content, position = path.read_bytes(), 0
+
+    def next_message(name: str) -> Any:
+        nonlocal position
+        length = shift = 0
+        while True:
+            byte = content[position]
+            position += 1
+            length |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                break
+        position += length
+        return classes[name].FromString(content[position - length : position])
+
+    header = next_message("Header")
+    lists = [next_message("PostingsList") for _ in range(header.f2)]
+    records = [next_message("DocRecord") for _ in range(header.f3)]
+    assert position == len(content)
+    assert [one.f1 for one in lists] == sorted(one.f1 for one in lists)
+    stored = np.zeros((len(records), dimensions), dtype=np.float32)
+    for one in lists:
+        documents = np.cumsum([posting.f1 for posting in one.f4])
+        stored[documents, int(one.f1)] = [posting.f2 for posting in one.f4]
+        assert (one.f2, one.f3) == (len(one.f4), stored[:, int(one.f1)].sum())
+    assert [record.f1 for record in records] == list(range(len(records)))
+    assert [record.f3 for record in records] == stored.sum(axis=1).tolist()
+    assert header.f6 == stored.sum() and header.f7 == pytest.approx(stored.sum() / len(records))
+    return [record.f2 for record in records], sparse.csr_array(stored), header
+
+
+@pytest.mark.parametrize("to", ["ciff", "bmp"])
+def test_a_ciff_file_has_every_posting(converted, vectors, to):
+    ids, stored, header = read_ciff(converted[to].output / "index.ciff", vectors.shape[1])
+    scale = converted[to].scale
+    assert scale == 100 if to == "ciff" else 0 < scale < 255 / vectors.data.max()
+    expected = vectors.copy()
+    expected.data = np.rint(expected.data.astype(np.float64) * scale).astype(np.float32)
+    expected.eliminate_zeros()
+    assert ids == IDS and same(stored, expected) and header.f1 == 1
+
+
+def test_large_numbers_are_varints(tmp_path):
+    from lion_st.retrieval.exporters.ciff import Ciff
+
+    rows = sparse.lil_array((20_000, 3), dtype=np.float32)
+    for row, weight in ((0, 1), (127, 127), (300, 128), (19_999, 2_000_000)):
+        rows[row, 2] = weight
+    exporter = Ciff(tmp_path, "lions", CorpusFacts(20_000, np.ones(3)), scale=1)
+    exporter.add([str(row) for row in range(20_000)], rows.tocsr())
+    exporter.finish("{}")
+    assert same(read_ciff(tmp_path / "index.ciff", 3)[1], rows.tocsr())
+
+
+def test_no_score_is_beyond_the_sixteen_bits_of_bmp(converted, vectors, queries, encoded, tmp_path):
+    levels = np.rint(vectors.max(axis=0).toarray().ravel() * converted["bmp"].scale)
+    for query in queries.toarray():
+        assert (np.ceil(query / query.max() * 33) * levels).sum() < 65_536
+    with pytest.raises(ValueError, match="scale=100 would make scores that BMP's 16 bits do not hold"):
+        convert_index(encoded["documents"], tmp_path / "out", "bmp", scale=100)
+
+
+def test_bmp_ranks_the_converted_index_as_exact_search(converted, vectors, queries, tmp_path):
+    bmp = pytest.importorskip("bmp", reason="BMP is not installed")
+    bmp.ciff2bmp(str(converted["bmp"].output / "index.ciff"), str(tmp_path / "index.bmp"), 8, False)
+    searcher = bmp.Searcher(str(tmp_path / "index.bmp"))
+    exact = create_index("exact", "sparse")
+    stored = vectors.copy()
+    stored.data = np.rint(stored.data * converted["bmp"].scale)
+    exact.add(IDS, stored)
+    shared = []
+    lines = (converted["bmp"].output / "queries.tsv").read_text("utf-8").splitlines()
+    for line, hits in zip(lines, exact.search(queries, 10), strict=True):
+        found, _ = searcher.search(json.loads(line.split("\t")[1]), 10, 1.0, 1.0)
+        shared.append(len(set(found) & dict(hits).keys()))
+    assert np.mean(shared) > 7.5, shared  # query weights are rounded to 5 bits there; sums that wrap around share 1
+
+
+def test_ciff_toolkit_reads_the_file(converted, vectors):
+    read = pytest.importorskip("ciff_toolkit.read", reason="ciff-toolkit is not installed")
+    with read.CiffReader(converted["ciff"].output / "index.ciff") as reader:
+        assert reader.header.num_docs == len(IDS)
+        assert [one.collection_docid for one in reader.read_documents()] == IDS
+
+
+def test_qdrant_ranks_the_converted_index_as_exact_search(converted, vectors, queries):
+    qdrant = pytest.importorskip("qdrant_client", reason="qdrant-client is not installed")
+    from qdrant_client import models
+
+    folder = converted["qdrant"].output
+    settings = json.loads((folder / "collection.json").read_text())
+    client = qdrant.QdrantClient(":memory:")
+    names = {name: models.SparseVectorParams(**value) for name, value in settings["sparse_vectors"].items()}
+    client.create_collection("lions", vectors_config={}, sparse_vectors_config=names)
+    for file in sorted((folder / "documents").iterdir()):
+        client.upsert("lions", [models.PointStruct(**point) for point in json.loads(file.read_text())["points"]])
+    exact = create_index("exact", "sparse")
+    exact.add(IDS, vectors)
+    lines = (folder / "queries.tsv").read_text("utf-8").splitlines()
+    for line, hits in zip(lines, exact.search(queries, 10), strict=True):
+        body = json.loads(line.split("\t")[1])
+        found = client.query_points("lions", models.SparseVector(**body["query"]), using=body["using"], limit=10).points
+        assert [point.score for point in found] == pytest.approx([score for _, score in hits], rel=1e-5)
+        assert {point.payload["id"] for point in found[:3]} == {one for one, _ in hits[:3]}
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_there_are_commands_and_a_query(converted, queries, to):
+    folder = converted[to].output
+    assert f"40 documents for {to}" in (folder / "README.md").read_text("utf-8")
+    lines = (folder / "queries.tsv").read_text("utf-8").splitlines()
+    assert [line.split("\t")[0] for line in lines] == [f"q{row}" for row in range(8)]
+    text = lines[0].split("\t")[1]
+    if to == "anserini":  # each term as often as its weight says
+        terms, weights = queries[[0]].indices.tolist(), np.rint(queries[[0]].data * 100).astype(int).tolist()
+        assert {term: text.split().count(str(term)) for term in terms} == dict(zip(terms, weights, strict=True))
+    elif to != "pgvector":
+        assert json.loads((folder / "query.json").read_text()) == json.loads(text)
+    for file in folder.glob("*.py"):
+        compile(file.read_text(), str(file), "exec")
+
+
+def test_the_command_says_what_is_lost_and_refuses_what_cannot_be_converted(encoded, tmp_path):
+    run = CliRunner()
+    command = ["convert-index", str(encoded["documents"]), str(tmp_path / "out"), "--to"]
+    done = run.invoke(app, [*command, "elasticsearch"])
+    assert done.exit_code == 0, done.output
+    assert "nine significant bits: 0 of" in done.output and "Recall@10 against exact search" in done.output
+    assert run.invoke(app, [*command, "qdrant"]).exit_code == 1  # something is there
+    done = run.invoke(app, [*command, "qdrant", "--overwrite"])
+    assert "every weight as it is" in done.output
+    with pytest.raises(ValueError, match="encoded by a dense model"):
+        convert_index(encoded["dense"], tmp_path / "other", "qdrant")
+    with pytest.raises(ValueError, match="Unknown format 'solr'"):
+        convert_index(encoded["documents"], tmp_path / "other", "solr")
+    with pytest.raises(ValueError, match="got 'a; DROP'"):
+        convert_index(encoded["documents"], tmp_path / "other", "pgvector", name="a; DROP")
+    assert not (tmp_path / "other").exists()
