@@ -1,15 +1,20 @@
 """Exact and approximate search over LLM-vocabulary sparse vectors, every engine over the same vectors in one run.
 
-    python benchmarks/search.py                                  # 20,000 documents
-    python benchmarks/search.py --documents 200000 1000000 --kinds topical
+    python benchmarks/search.py                                  # 20,000 documents of each kind
+    python benchmarks/search.py --documents 200000 1000000 --kinds lion
+    python benchmarks/search.py --kinds mini --documents 7250    # the bundled model's vectors, encoded first
 
-The vectors are synthetic: 149 active terms a document and 32 a query out of 128,256. "uniform" draws terms alike often,
-so that posting lists are short; "topical" draws them by a power law within 200 topics, as real texts do. Scores are
-inner products. Build time includes what the engine needs before its first search. Latency is one query at a time, the
-rate is of batches of 1,000 (slow engines: of as many queries as --seconds are expected to suffice for, at least 100;
-torch-coo: 100, whose scores are dense); each is measured until --seconds have passed. Recall is against the scores of
-the plain loop. Each engine has a process of its own, and a table is written after each, so that neither an interrupted
-run nor an engine that runs out of memory loses what was measured.
+Kinds: see `search_vectors.py`. "uniform" draws terms alike often, so that posting lists are short; "topical" draws 149
+terms a document and 32 a query by a power law within 200 topics; "lion" has the widths and statistics of a trained
+Lion-SP; "mini" are the bundled lion-sp-mini's vectors of the quickstart's texts, cached in --cache. --top-terms 400 40
+prunes documents and queries to their heaviest terms.
+
+Scores are inner products. Build time includes what the engine needs before its first search. Latency is the processor
+time of one query at a time, since a busy machine lengthens any other; the rate is of batches of 1,000 (slow engines: of
+as many queries as --seconds are expected to suffice for, at least 100; torch-coo: 100, whose scores are dense); each is
+measured until --seconds have passed. Recall is against the scores of the plain loop. Each engine has a process of its
+own, and a table is written after each, so that neither an interrupted run nor an engine that runs out of memory or is
+not installed loses what was measured.
 """
 
 from __future__ import annotations
@@ -21,6 +26,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,37 +35,15 @@ import numpy as np
 import torch
 from common import RESULTS, in_process, report
 from scipy import sparse
+from search_vectors import KINDS, describe, make_vectors, mini_vectors
 
+from lion_st.encoding.vectors import keep_top_terms
 from lion_st.indexes import create_index
 
-VOCABULARY = 128_256
+DEPTHS = (10, 100, 1000)
 COO_DOCUMENTS = 50_000  # mteb's corpus_chunk_size
 Search = Callable[[sparse.csr_array, int, int], np.ndarray]  # queries, k, threads -> rows [Q, k], -1 for none
 Build = Callable[[sparse.csr_array], tuple[Search, int]]  # documents -> search, bytes
-
-
-def make_vectors(count: int, terms: int, kind: str, seed: int) -> sparse.csr_array:
-    """Random term weights [count, VOCABULARY]."""
-    rng = np.random.default_rng(seed)
-    parts = []
-    for start in range(0, count, 50_000):
-        rows = min(50_000, count - start)
-        if kind == "uniform":
-            columns = rng.integers(0, VOCABULARY, size=(rows, terms))
-        else:
-            # Zipf's law with a flattened head: a document hardly draws a term twice
-            ranks = (100 * (VOCABULARY / 100) ** rng.random((rows, terms)) - 100).astype(np.int64)
-            topic = rng.integers(0, 200, size=(rows, 1))
-            is_topical = rng.random((rows, terms)) < 0.6
-            columns = np.where(
-                is_topical, (ranks * 2_654_435_761 + topic * 40_503) % VOCABULARY, ranks * 7919 % VOCABULARY
-            )
-        weights = rng.lognormal(-0.7, 0.6, size=(rows, terms)).astype(np.float32)
-        indptr = np.arange(rows + 1) * terms
-        part = sparse.csr_array((weights.ravel(), columns.ravel().astype(np.int32), indptr), shape=(rows, VOCABULARY))
-        part.sum_duplicates()
-        parts.append(part)
-    return sparse.vstack(parts, format="csr")
 
 
 @numba.njit(cache=True)
@@ -153,6 +137,50 @@ def build_index(engine: str, **parameters: Any) -> Build:
     return build
 
 
+def build_bmp(documents: sparse.csr_array, folder: str) -> tuple[Search, int]:
+    """Block-max pruning (Mallia et al., SIGIR 2024) without approximation, over weights of 8 bits as it takes them."""
+    from bmp import Indexer, Searcher
+
+    file = f"{folder}/index.bmp"
+    step = 255 / documents.data.max()
+    indexer = Indexer(file, bsize=32, compress_range=False)
+    for row in range(documents.shape[0]):
+        span = slice(documents.indptr[row], documents.indptr[row + 1])
+        weights = np.maximum(1, documents.data[span] * step + 0.5).astype(int).tolist()
+        indexer.add_document(str(row), dict(zip(map(str, documents.indices[span].tolist()), weights, strict=True)))
+    indexer.finish()
+    searcher = Searcher(file)
+
+    def search(queries: sparse.csr_array, k: int, threads: int) -> np.ndarray:
+        found = np.full((queries.shape[0], k), -1)
+        for row in range(queries.shape[0]):
+            span = slice(queries.indptr[row], queries.indptr[row + 1])
+            terms = map(str, queries.indices[span].tolist())
+            names, _ = searcher.search(dict(zip(terms, queries.data[span].tolist(), strict=True)), k, 1.0, 1.0)
+            found[row, : len(names)] = [int(name) for name in names]
+        return found
+
+    return search, os.path.getsize(file)
+
+
+def build_kannolo(documents: sparse.csr_array) -> tuple[Search, int]:
+    """An HNSW graph over sparse vectors (Delfino et al., ECIR 2025); it takes terms below 65,536 alone."""
+    from kannolo import SparsePlainHNSW
+
+    offsets = documents.indptr.astype(np.int64)
+    index = SparsePlainHNSW.build_from_arrays(documents.indices.astype(np.int32), documents.data, offsets)
+
+    def search(queries: sparse.csr_array, k: int, threads: int) -> np.ndarray:
+        found = np.full((queries.shape[0], k), -1)
+        for row in range(queries.shape[0]):
+            span = slice(queries.indptr[row], queries.indptr[row + 1])
+            _, rows = index.search(queries.indices[span].astype(np.int32), queries.data[span], k, max(200, k))
+            found[row, : len(rows)] = rows[:k]
+        return found
+
+    return search, index.space_usage_bytes()
+
+
 def all_engines(folder: str) -> dict[str, Build]:
     """By name, the fastest to build first; Milvus Lite keeps its file in the folder."""
     return {
@@ -162,21 +190,37 @@ def all_engines(folder: str) -> dict[str, Build]:
         "scipy": build_scipy,
         "torch-coo": build_torch_coo,
         "milvus-lite": build_index("milvus", uri=f"{folder}/milvus.db"),
+        "kannolo": build_kannolo,
+        "bmp": lambda documents: build_bmp(documents, folder),
         "seismic": build_index("seismic"),
+        "seismic-knn": build_index("seismic", neighbours=10),
     }
 
 
+PACKAGES = {"milvus-lite": "milvus_lite", "kannolo": "kannolo", "bmp": "bmp", "seismic": "seismic",
+            "seismic-knn": "seismic"}  # fmt: skip
+
+
+def unusable(name: str, terms: int) -> str | None:
+    """Why an engine cannot be measured here."""
+    package = PACKAGES.get(name)
+    if package is not None and find_spec(package) is None:
+        return f"{package} is not installed"
+    return "refuses terms above 65,535" if name == "kannolo" and terms > 65_536 else None
+
+
 def measure(search: Search, queries: sparse.csr_array, k: int, threads: int, block: int, seconds: float) -> np.ndarray:
-    """Seconds per query of each block of queries, until the time is up."""
+    """Seconds per query of each block of queries, until the time is up: of the processor for single queries."""
+    clock = time.process_time if block == 1 else time.perf_counter
     times: list[float] = []
     until = time.perf_counter() + seconds
     for start in range(0, queries.shape[0], block):
         part = queries[start : start + block]
-        began = time.perf_counter()
-        if began > until:
+        if time.perf_counter() > until:
             break
+        began = clock()
         search(part, k, threads)
-        times.append((time.perf_counter() - began) / part.shape[0])
+        times.append((clock() - began) / part.shape[0])
     return np.array(times)
 
 
@@ -185,20 +229,30 @@ def recall(found: np.ndarray, true: np.ndarray) -> float:
     return float(np.mean(shares))
 
 
-def save_vectors(folder: Path, count: int, kind: str, terms: int, query_terms: int, asked: int) -> None:
+def save_vectors(folder: Path, count: int, kind: str, options: argparse.Namespace) -> str:
     """Write documents, queries, and what exact search finds for the first queries, for each engine's process."""
-    documents, queries = make_vectors(count, terms, kind, seed=0), make_vectors(asked, query_terms, kind, seed=1)
+    if kind == "mini":
+        documents, queries = mini_vectors(count, options.queries, options.cache)
+    else:
+        own = [given or usual for given, usual in zip((options.terms, options.query_terms), KINDS[kind], strict=True)]
+        documents = make_vectors(count, own[0], kind, seed=0)
+        queries = make_vectors(options.queries, own[1], kind, seed=1, collection=count)
+    if options.top_terms:
+        documents, queries = map(keep_top_terms, (documents, queries), options.top_terms)
     sparse.save_npz(folder / "documents.npz", documents, compressed=False)
     sparse.save_npz(folder / "queries.npz", queries, compressed=False)
     search, _ = build_loop(documents)
-    for k in (10, 1000):
+    for k in DEPTHS:
         np.save(folder / f"found-{k}.npy", search(queries[:50], k, 1))
+    return describe(documents, queries)
 
 
 def measure_engine(name: str, folder: Path, threads: int, seconds: float) -> dict[str, Any]:
     """A row of the table, over the vectors of `save_vectors`."""
     documents, queries = (sparse.load_npz(folder / f"{what}.npz") for what in ("documents", "queries"))
-    true = {k: np.load(folder / f"found-{k}.npy") for k in (10, 1000)}
+    true = {k: np.load(folder / f"found-{k}.npy") for k in DEPTHS}
+    if reason := unusable(name, documents.shape[1]):
+        return {"note": reason}
     with tempfile.TemporaryDirectory() as scratch:  # reads compiled code, outside the timing
         all_engines(scratch)[name](documents[:100])
     build = all_engines(str(folder))[name]
@@ -206,29 +260,31 @@ def measure_engine(name: str, folder: Path, threads: int, seconds: float) -> dic
     search, size = build(documents)
     built = time.perf_counter() - began
     search(queries[:2], 10, 1)
-    single = measure(search, queries, 10, 1, 1, seconds)
-    block = 100 if name == "torch-coo" else int(np.clip(seconds / np.median(single), 100, 1000))
+    single = {k: measure(search, queries, k, 1, 1, seconds) for k in DEPTHS}
+    block = 100 if name == "torch-coo" else int(np.clip(seconds / np.median(single[10]), 100, 1000))
     batch = measure(search, queries, 10, 1, block, seconds)
     search(queries[:100], 10, threads)  # starts the threads
     threaded = measure(search, queries, 10, threads, block, seconds)
-    deep = measure(search, queries, 1000, 1, 50, seconds)
+    latencies = {}
+    for k, times in single.items():
+        latencies |= {f"p50 ms, k={k}": 1000 * np.median(times), f"p99 ms, k={k}": 1000 * np.quantile(times, 0.99)}
     return {
         "build s": built,
         "MB": size / 1e6,
         "queries/s": 1 / np.mean(batch),
         f"queries/s, {threads} threads": 1 / np.mean(threaded),
-        "queries/s, k=1000": 1 / np.mean(deep),
-        "p50 ms": 1000 * np.median(single),
-        "p99 ms": 1000 * np.quantile(single, 0.99),
+        **latencies,
     } | {f"recall@{k}": recall(search(queries[: found.shape[0]], k, 1), found) for k, found in true.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--documents", type=int, nargs="+", default=[20_000])
-    parser.add_argument("--kinds", nargs="+", default=["uniform", "topical"])
-    parser.add_argument("--terms", type=int, default=149)
-    parser.add_argument("--query-terms", type=int, default=32)
+    parser.add_argument("--kinds", nargs="+", default=["uniform", "topical", "lion"], choices=list(KINDS))
+    parser.add_argument("--terms", type=int, help="of a document; by default those of the kind")
+    parser.add_argument("--query-terms", type=int)
+    parser.add_argument("--top-terms", type=int, nargs=2, help="prune documents and queries to so many")
+    parser.add_argument("--cache", type=Path, default=Path("runs/search-benchmark"), help="of encoded texts")
     parser.add_argument("--queries", type=int, default=4000)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--engines", nargs="+")
@@ -246,16 +302,17 @@ def main() -> None:
         parser.error(f"unknown engines {sorted(unknown)}: choose from {list(all_engines(''))}")
     for count, kind in itertools.product(options.documents, options.kinds):
         settings: dict[str, Any] = {"documents": count, "kind": kind}
-        settings |= {name: getattr(options, name) for name in ("terms", "query_terms", "queries", "seconds")}
+        settings |= {name: getattr(options, name) for name in ("top_terms", "queries", "seconds")}
+        pruned = "-pruned" if options.top_terms else ""
         rows: list[dict[str, Any]] = []
         with tempfile.TemporaryDirectory() as folder:
-            save_vectors(Path(folder), count, kind, options.terms, options.query_terms, options.queries)
+            settings["vectors"] = save_vectors(Path(folder), count, kind, options)
             for name in options.engines or all_engines(""):
                 arguments = ["--measure", name, folder, f"--threads={options.threads}", f"--seconds={options.seconds}"]
                 row = in_process(__file__, arguments)
                 rows.append({"engine": name, **(row or {"build s": "does not fit in memory"})})
-                title = f"{count:,} documents, {kind} terms"
-                report(options.output, f"search-{kind}-{count}", title, rows, settings)
+                title = f"{count:,} {kind}{pruned} documents: {settings['vectors']}"
+                report(options.output, f"search-{kind}{pruned}-{count}", title, rows, settings)
 
 
 if __name__ == "__main__":

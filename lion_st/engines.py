@@ -15,7 +15,8 @@ _BY_CLASS = {
     "exact.ExactSparseIndex": ("quantization",),
     "exact.ExactDenseIndex": ("dtype",),
     "seismic.SeismicIndex": (
-        "n_postings", "max_fraction", "summary_energy", "centroid_fraction", "query_cut", "heap_factor"
+        "n_postings", "max_fraction", "summary_energy", "centroid_fraction", "query_cut", "heap_factor",
+        "neighbours",
     ),
     "faiss.FaissIndex": (
         "kind", "neighbours", "ef_construction", "ef_search", "clusters", "probes", "code_bytes"

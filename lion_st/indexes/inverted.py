@@ -3,8 +3,9 @@
 Documents are held in windows of at most 65,536, so that a posting is a 16-bit document number and a value, and one
 window's accumulators stay in the processor's cache. Inside a window the search is term-at-a-time MaxScore (Turtle and
 Flood, 1995): terms are taken by falling upper bound, and once the remaining terms together cannot lift a new document
-above the k-th best score so far, only documents already seen are completed. A window whose bound is too low is
-skipped.
+above the k-th best score so far, only documents already seen are completed. These are looked through for those that
+can still reach it as often as the postings read since then pay for it: an LLM's query has hundreds of terms, and a pass
+before each would cost more than all postings. A window whose bound is too low is skipped.
 
 Scores are summed in float64 and rounded once to float32, so that the order of the terms, and with it the pruning,
 leaves no trace in the result.
@@ -181,22 +182,26 @@ def search_window(
 
         rank = essential
         alive = seen
+        work = seen  # since the candidates were last looked through, which costs as much as there are
         while rank < count and bounds[order[rank]] > 0.0:
-            kept = 0
-            for candidate in range(alive):
-                document = touched[candidate]
-                if accumulators[document] + remaining[rank] > threshold:
-                    touched[candidate] = touched[kept]
-                    touched[kept] = document
-                    kept += 1
-            alive = kept
-            if alive == 0:
-                break
+            if work >= alive:
+                work = 0
+                kept = 0
+                for candidate in range(alive):
+                    document = touched[candidate]
+                    if accumulators[document] + remaining[rank] > threshold:
+                        touched[candidate] = touched[kept]
+                        touched[kept] = document
+                        kept += 1
+                alive = kept
+                if alive == 0:
+                    break
             term = query_terms[start + order[rank]]
             weight = np.float64(query_weights[start + order[rank]])
             if levels:
                 weight *= np.float64(upper[term]) / levels
             low, high = indptr[term], indptr[term + 1]
+            work += min(alive * 16, high - low)
             if alive * 16 > high - low:
                 for position in range(low, high):
                     if accumulators[documents[position]] != 0.0:

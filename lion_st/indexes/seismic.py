@@ -53,11 +53,21 @@ class SeismicIndex(LocalIndex):
         query_cut: Heaviest terms of a query whose lists are visited.
         heap_factor: Blocks are skipped if their summary stays below the k-th score over this factor; lower is faster,
             1 safer.
+        neighbours: Nearest documents that a graph links each document with; a search then also looks at those of what
+            it found. 0 builds none, which is faster.
     """
 
     engine = "seismic"
     paradigms = ("sparse",)
-    parameters = ("n_postings", "max_fraction", "summary_energy", "centroid_fraction", "query_cut", "heap_factor")
+    parameters = (
+        "n_postings",
+        "max_fraction",
+        "summary_energy",
+        "centroid_fraction",
+        "query_cut",
+        "heap_factor",
+        "neighbours",
+    )
 
     def __init__(
         self,
@@ -68,9 +78,11 @@ class SeismicIndex(LocalIndex):
         centroid_fraction: float = 0.05,
         query_cut: int = 30,
         heap_factor: float = 0.9,
+        neighbours: int = 0,
     ) -> None:
         super().__init__(paradigm)
         require_at_least(1, n_postings=1 if n_postings is None else n_postings, query_cut=query_cut)
+        require_at_least(0, neighbours=neighbours)
         require_at_least(0.0, max_fraction=max_fraction, summary_energy=summary_energy)
         require_at_least(0.0, centroid_fraction=centroid_fraction, heap_factor=heap_factor)
         self.n_postings = n_postings
@@ -79,6 +91,7 @@ class SeismicIndex(LocalIndex):
         self.centroid_fraction = centroid_fraction
         self.query_cut = query_cut
         self.heap_factor = heap_factor
+        self.neighbours = neighbours
         self._dataset: Any = None
         self._postings = self._terms = 0
         self._index: Any = None
@@ -118,6 +131,7 @@ class SeismicIndex(LocalIndex):
                     max_fraction=self.max_fraction,
                     summary_energy=self.summary_energy,
                     centroid_fraction=self.centroid_fraction,
+                    nknn=self.neighbours,
                 )
         return self._index
 
@@ -142,6 +156,7 @@ class SeismicIndex(LocalIndex):
                 k=k,
                 query_cut=self.query_cut,
                 heap_factor=self.heap_factor,
+                n_knn=self.neighbours,
                 num_threads=threads,
             )
             for hits in found:  # in the order in which the threads ended

@@ -102,6 +102,20 @@ def test_a_loaded_seismic_index_searches_alike_and_says_that_it_cannot_grow(
             one.add(["new"], documents[[0]])
 
 
+def test_seismic_finds_more_through_its_graph_of_neighbours_also_once_loaded(
+    tmp_path, documents, queries, exact_hits
+) -> None:
+    index = create_index("seismic", "sparse", neighbours=10, query_cut=2, heap_factor=0.5)
+    index.add(IDS, documents)
+    found = index.search(queries, 10)
+    loaded = load_index(index.save(tmp_path / "index"))
+    assert loaded.search(queries, 10) == found
+    loaded.neighbours = 0
+    assert recall(loaded.search(queries, 10), exact_hits) < recall(found, exact_hits)
+    with pytest.raises(ValueError, match="neighbours is an integer of at least 0, got -1"):
+        create_index("seismic", "sparse", neighbours=-1)
+
+
 def test_the_size_of_a_seismic_index_is_measured_once(tmp_path, documents, monkeypatch) -> None:
     folder, made = tempfile.TemporaryDirectory, []
     monkeypatch.setattr(tempfile, "TemporaryDirectory", lambda **options: made.append(options) or folder(**options))
