@@ -22,7 +22,7 @@ OWN_TEXTS = "train"  # the documents of the study's training data, as texts of t
 DECIDED = (
     "backbone", "paradigm", "objective", "model", "num_layers", "layers", "train_data", "train_subset", "train_split",
     "train_queries", "train_documents", "max_steps", "max_seconds", "num_train_epochs", "seed", "output_dir", "dry_run",
-    "config", "push_to_hub", "resume_from_checkpoint", "early_stopping_patience",
+    "dry_run_devices", "config", "push_to_hub", "resume_from_checkpoint", "early_stopping_patience",
 )  # fmt: skip
 DECIDED_OF_MNTP = (
     "backbone", "num_layers", "layers", "max_seconds", "num_train_epochs", "output_dir", "config", "merge",

@@ -236,6 +236,7 @@ class RetrieverArguments(RegularizerArguments, TeacherArguments, ModelArguments)
         default=1 / 3, metadata={"help": "Sparse: share of the steps in which the FLOPS weights rise quadratically."}
     )
     dry_run: bool = field(default=False, metadata={"help": "Print settings and estimated cost; train nothing."})
+    dry_run_devices: int | None = field(default=None, metadata={"help": "Estimate the cost on so many GPUs."})
 
     def __post_init__(self) -> None:
         chosen_recipe(vars(self))
@@ -253,7 +254,7 @@ class RetrieverArguments(RegularizerArguments, TeacherArguments, ModelArguments)
                 f"--train_weights are {weights}: give a positive one for each of --train_data, "
                 f"{', '.join(self.train_data)}."
             )
-        require_positive(self, "batch_size", "query_length", "document_length", "mini_batch_size")
+        require_positive(self, "batch_size", "query_length", "document_length", "mini_batch_size", "dry_run_devices")
         require_positive(self, "temperature", "teacher_temperature")
         self.require_teachers()
         require_at_least_0(self, "query_regularizer_weight", "document_regularizer_weight", "negatives")
@@ -267,7 +268,7 @@ class RetrieverArguments(RegularizerArguments, TeacherArguments, ModelArguments)
     def settings(self) -> dict[str, Any]:
         """The values that change the result, for the record of a run."""
         values = super().settings()
-        del values["dry_run"], values["mini_batch_size"]
+        del values["dry_run"], values["dry_run_devices"], values["mini_batch_size"]
         values["pooling"] = self.pooling or "mean_normalized"
         for name, default in LATER.items():  # absent in the records of earlier runs
             if values[name] == default:

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 from lion_st.training.recipes import BackboneShape, Objective
 
-LORA_BYTES = 16  # float32 weight, gradient and two Adam moments
-FULL_BYTES = 16
 LOW_PRECISION_BYTES = 2
 FLOAT_BYTES = 4
+OPTIMIZER_BYTES = 8  # two Adam moments in float32
 # Of each text and term at the peak of a step, without and with gradient caching, measured: float32 values, int32
 # positions, the gradient, and copies that the losses make of them.
 HEAD_BYTES: dict[Objective, tuple[int, int]] = {"cl": (20, 24), "cl_kd": (16, 20), "kd": (16, 17)}
@@ -93,8 +92,15 @@ class TrainingCost:
         objective: Objective = "cl_kd",
         gathered_texts: int = 0,
         half_precision: bool = True,
+        devices: int = 1,
+        sharded: bool = False,
     ) -> dict[str, float]:
-        """Bytes on each device that hold whole weights there (no sharding), by what they hold.
+        """Bytes on each device at the peak of a step, by what they hold.
+
+        Trained weights are float32, with gradients and AdamW's two moments; the frozen ones of an adapter are half
+        precision. Where all are sharded (FSDP2) each device holds its share, and what is gathered: the LM head from the
+        beginning of a step to its end, two layers at a time, and the unsharded gradient of one of them, which is added
+        up in float32. Where they are not, several devices hold every gradient twice, the second time to be sent.
 
         Args:
             tokens_at_once: Tokens whose activations are held for the backward pass.
@@ -102,12 +108,14 @@ class TrainingCost:
             objective: Whose loss it is.
             gathered_texts: Documents of the other devices; only the objective "cl" holds their embeddings.
             half_precision: Whether activations are bfloat16 or float16, and not float32.
+            devices: How many there are.
+            sharded: Whether weights, gradients and optimizer are divided over them.
         """
         shape = self.shape
-        if self.lora_r is None:
-            weights, training = 0, FULL_BYTES * self.parameters
-        else:
-            weights, training = LOW_PRECISION_BYTES * self.parameters, LORA_BYTES * self.adapter_parameters
+        trained, frozen = self.parameters, 0
+        if self.lora_r is not None:
+            trained, frozen = self.adapter_parameters, self.parameters
+        shards = devices if sharded else 1
         query, keys = shape.num_attention_heads * shape.head_dim, 2 * shape.num_key_value_heads * shape.head_dim
         # Inputs and outputs that the backward pass of a block reads: norms, projections, gated MLP, residuals.
         block = 5 * shape.hidden_size + 2 * query + keys + 4 * shape.intermediate_size
@@ -121,12 +129,28 @@ class TrainingCost:
         if objective == "cl":
             embeddings += GATHERED_BYTES * gathered_texts
         width = shape.vocab_size if self.has_head else shape.hidden_size
-        return {
-            "frozen weights": weights,
-            "trained weights, gradients, optimizer": training,
+        parts = {
+            "weights": (FLOAT_BYTES * trained + LOW_PRECISION_BYTES * frozen) / shards,
+            "gradients": FLOAT_BYTES * trained * (1 if sharded or devices == 1 else 2) / shards,
+            "optimizer": OPTIMIZER_BYTES * trained / shards,
+            "gathered head and layers": self._gathered(size) if sharded else 0.0,
             "activations": activations,
             "embeddings and gradients": width * embeddings,
         }
+        return {name: held for name, held in parts.items() if held}
+
+    def _gathered(self, size: int) -> float:
+        """Bytes of unsharded weights, and of the gradients of the largest unit of them."""
+        layer = (self.linear_parameters + self.adapter_parameters) // self.shape.num_hidden_layers
+        gathered = size * (2 * layer + (self.head_parameters if self.has_head else 0))
+        if self.lora_r is None:
+            gathered += (size + FLOAT_BYTES) * max(layer, self.head_parameters)
+        return gathered
+
+    @staticmethod
+    def tokens_per_second(operations_per_token: float) -> dict[str, float]:
+        """Tokens a second that one card of each of `CARDS` trains on at `UTILISATION`."""
+        return {card: UTILISATION * peak / operations_per_token for card, peak in CARDS.items()}
 
     @staticmethod
     def gpu_hours(operations: float) -> dict[str, float]:

@@ -12,18 +12,23 @@ from lion_st.training.published import PUBLISHED, output_folder
 from lion_st.training.recipes import BACKBONES, BackboneShape, mntp_folder
 from lion_st.training.released import released_mntp_folder
 from lion_st.training.retriever import resolve_batches, training_cost
+from lion_st.training.sharding import is_sharded
 
 
 def describe_run(arguments: RetrieverArguments, training_arguments: RetrieverTrainingArguments) -> str:
     """The resolved settings of a run and what it will cost at most, without loading weights.
 
-    The shape is the recipe's for the recipe's own model, else that of the model's configuration.
+    Counted are the devices of `dry_run_devices`, else those of this process group, and weights that are sharded if
+    `--fsdp` or accelerate's configuration says so. The shape is the recipe's for the recipe's own model, else that of
+    the model's configuration.
 
     Raises:
         OSError: If another model than the recipe's is named and its configuration cannot be reached.
         ValueError: If the batch cannot be divided as asked.
     """
-    training_arguments = resolve_batches(arguments, training_arguments)
+    devices = arguments.dry_run_devices or training_arguments.world_size
+    sharded = is_sharded(training_arguments)
+    training_arguments = resolve_batches(arguments, training_arguments, devices)
     each: Any = training_arguments.per_device_train_batch_size
     documents = 1 + arguments.negatives
     backbone = BACKBONES[arguments.backbone]
@@ -40,13 +45,15 @@ def describe_run(arguments: RetrieverArguments, training_arguments: RetrieverTra
     at_once = each * sum(lengths)
     if cost.cached and arguments.mini_batch_size is not None:
         at_once = arguments.mini_batch_size * max(lengths)
-    devices, accumulated = training_arguments.world_size, training_arguments.gradient_accumulation_steps
+    accumulated = training_arguments.gradient_accumulation_steps
     memory = cost.memory(
         at_once,
         each * len(lengths),
         arguments.objective,
         gathered_texts=(devices - 1) * each * documents,
         half_precision=training_arguments.bf16 or training_arguments.fp16,
+        devices=devices,
+        sharded=sharded,
     )
     steps = training_arguments.max_steps
     settings = arguments.settings() | training_arguments.settings() | {"mini_batch_size": arguments.mini_batch_size}
@@ -55,9 +62,15 @@ def describe_run(arguments: RetrieverArguments, training_arguments: RetrieverTra
         f"Parameters: {cost.parameters / 1e9:.3f} B, adapter {cost.adapter_parameters / 1e6:.1f} M",
         f"Tokens, every text at full length: {tokens:,} a step" + (f", {tokens * steps:,} in all" if steps > 0 else ""),
         f"Floating point operations: {flops:.3g} a step" + (f", {flops * steps:.3g} in all" if steps > 0 else ""),
-        f"Devices: {devices}, {each} queries on each, {accumulated} accumulation step(s)",
+        f"Devices: {devices}, {each} queries on each, {accumulated} accumulation step(s), "
+        + ("weights sharded (FSDP2)" if sharded else "the whole model on each"),
         f"Memory of each device, about {sum(memory.values()) / 2**30:.1f} GiB: "
         + ", ".join(f"{name} {size / 2**30:.2f}" for name, size in memory.items()),
+        f"Tokens a second at {UTILISATION:.0%} of the peak in bfloat16: "
+        + ", ".join(
+            f"{pace * devices:,.0f} on {devices} {card}(s)"
+            for card, pace in cost.tokens_per_second(flops / tokens).items()
+        ),
     ]
     if steps > 0:
         hours = cost.gpu_hours(flops * steps)

@@ -268,7 +268,7 @@ def _given_tasks(router_mapping: Any, columns: Sequence[str]) -> dict[str, str]:
 
 
 def resolve_batches(
-    arguments: RetrieverArguments, training_arguments: RetrieverTrainingArguments
+    arguments: RetrieverArguments, training_arguments: RetrieverTrainingArguments, devices: int | None = None
 ) -> RetrieverTrainingArguments:
     """The training arguments with the batch of each device and the accumulation steps that together are `batch_size`.
 
@@ -276,14 +276,19 @@ def resolve_batches(
     in-batch negatives, and memory is bounded by `mini_batch_size`. Dense `kd`, which has no negatives across queries,
     accumulates instead.
 
+    Args:
+        arguments: With the batch.
+        training_arguments: With what was given of its division.
+        devices: In place of the number of processes.
+
     Returns:
         A copy.
 
     Raises:
         ValueError: If the batch cannot be divided so.
     """
-    world_size = training_arguments.world_size
-    if training_arguments.n_gpu > 1:
+    world_size = devices or training_arguments.world_size
+    if training_arguments.n_gpu > 1 and devices is None:
         raise ValueError(
             f"{training_arguments.n_gpu} GPUs in one process would not share negatives: run "
             f"`torchrun --nproc_per_node {training_arguments.n_gpu} ...`, or name one in CUDA_VISIBLE_DEVICES."

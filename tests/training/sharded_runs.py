@@ -1,7 +1,7 @@
 """Runs several trainings in one process after the other, for torchrun: `sharded_runs.py CASES.json`.
 
-CASES.json is a list of [stage, options]: "train" or "adapt" with the options of that command, or "head" with the file
-to write, see `head_gradients`.
+CASES.json is a list of [stage, options]: "train" or "adapt" with the options of that command, "head" with the file to
+write, see `head_gradients`, or "memory" with that and the options of a training, see `kept_bytes`.
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ from accelerate.state import AcceleratorState, GradientState
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from lion_st.kernels import splade_pool
 from lion_st.training.command_line import parse_mntp_arguments, parse_retriever_arguments
 from lion_st.training.mntp import adapt_mntp
-from lion_st.training.retriever import train_retriever
+from lion_st.training.retriever import build_trainer, load_training_tuples, resolve_batches, train_retriever
+from lion_st.training.sharding import build_device
+from lion_st.training.starting import build_model
 
 
 def run(stage: str, options: list[str]) -> None:
@@ -35,6 +38,8 @@ def run(stage: str, options: list[str]) -> None:
         train_retriever(*parse_retriever_arguments(options))
     elif stage == "adapt":
         adapt_mntp(*parse_mntp_arguments(options))
+    elif stage == "memory":
+        kept_bytes(*options)
     else:
         head_gradients(*options)
 
@@ -53,6 +58,23 @@ def head_gradients(file: str) -> None:
     (sum(splade_pool(part, weight, scale=1.0).sum() for part in hidden) / len(hidden)).backward()
     if dist.get_rank() == 0:
         torch.save([actual, weight.grad], file)
+
+
+def kept_bytes(file: str, *options: str) -> None:
+    """Save what the first process keeps of weights and optimizer after a training, and what was estimated."""
+    arguments, training = parse_retriever_arguments(options)
+    training = resolve_batches(arguments, training)
+    model = build_model(arguments, build_device(training))
+    trainer = build_trainer(model, arguments, training, load_training_tuples(arguments, 0))
+    trainer.train()
+    states = [value for slots in trainer.optimizer.state.values() for value in slots.values()]
+    kept = {
+        name: sum(tensor.to_local().nbytes for tensor in tensors if isinstance(tensor, DTensor))
+        for name, tensors in (("weights", model.parameters()), ("optimizer", states))
+    }
+    cost = trainer.cost.memory(1, 1, devices=dist.get_world_size(), sharded=True)
+    if dist.get_rank() == 0:
+        Path(file).write_text(json.dumps([kept, {name: cost[name] for name in kept}]))
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ import sys
 import pytest
 
 from lion_st.training.cost import TrainingCost
-from lion_st.training.recipes import BackboneShape
+from lion_st.training.recipes import BACKBONES, BackboneShape
 
-pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux's peaks of memory")
+linux = pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux's peaks of memory")
 ROWS, NEGATIVES, LENGTH, MINI_BATCH, TERMS = 12, 6, 8, 4, 40_000
 STEP = """
 import gc, sys
@@ -52,6 +52,7 @@ print(status("VmHWM:") - before)
 """
 
 
+@linux
 @pytest.mark.parametrize(("objective", "cached"), [("cl_kd", False), ("cl_kd", True), ("cl", False)])
 def test_a_steps_memory_is_within_a_fifth_of_the_estimate(tiny_backbone, objective, cached):
     backbone = tiny_backbone(vocab_size=TERMS)
@@ -70,3 +71,34 @@ def test_a_steps_memory_is_within_a_fifth_of_the_estimate(tiny_backbone, objecti
     texts = ROWS * (2 + NEGATIVES)
     parts = cost.memory((MINI_BATCH if cached else texts) * LENGTH, texts, objective, half_precision=False)
     assert measured == pytest.approx(parts["activations"] + parts["embeddings and gradients"], rel=0.2)
+
+
+@pytest.mark.parametrize("lora_r", [None, 16])
+def test_sharding_divides_what_is_kept_and_gathers_the_head_and_two_layers(lora_r):
+    shape = BACKBONES["llama-3-8b"].shape
+    cost = TrainingCost(shape, has_head=True, lora_r=lora_r)
+    whole, sharded = (cost.memory(1000, 10, devices=8, sharded=sharded) for sharded in (False, True))
+    for name, copies in (("weights", 8), ("gradients", 16), ("optimizer", 8)):  # DDP sends copies of the gradients
+        assert whole[name] == pytest.approx(copies * sharded[name])
+    trained = cost.parameters if lora_r is None else cost.adapter_parameters
+    kept = sum(sharded[name] for name in ("weights", "gradients", "optimizer"))
+    assert 8 * kept == 16 * trained + (0 if lora_r is None else 2 * cost.parameters)
+    layer = (cost.linear_parameters + cost.adapter_parameters) / shape.num_hidden_layers
+    head = 128_256 * 4096
+    gathered = 2 * (head + 2 * layer) + (6 * head if lora_r is None else 0)
+    assert sharded["gathered head and layers"] == pytest.approx(gathered, rel=1e-3)
+    for name in ("activations", "embeddings and gradients"):
+        assert sharded[name] == whole[name]
+
+
+def test_a_dry_run_estimates_other_gpus_than_are_there():
+    from lion_st.training.command_line import parse_retriever_arguments
+    from lion_st.training.dry_run import describe_run
+
+    given = ["--config", "lion_sp_8b", "--dry_run", "--dry_run_devices", "8", "--max_steps", "100"]
+    whole, sharded = (describe_run(*parse_retriever_arguments([*given, *more])) for more in ([], ["--fsdp"]))
+    for report, words in ((whole, "the whole model on each"), (sharded, "weights sharded (FSDP2)")):
+        assert "Devices: 8, " in report and words in report
+        assert "dry_run_devices" not in report
+    memory = [float(report.partition("Memory of each device, about ")[2].split()[0]) for report in (whole, sharded)]
+    assert memory[0] - memory[1] == pytest.approx(7 / 8 * 16.1 / 1.0737 - 1.85, abs=1)  # of 8 B in bfloat16

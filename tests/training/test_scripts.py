@@ -157,7 +157,8 @@ def test_a_dry_run_of_a_paper_recipe_needs_neither_network_nor_weights(tmp_path,
     settings = json.loads(report[: report.index("\n}") + 2])
     assert (settings["negatives"], settings["max_steps"], settings["lora_r"]) == (16, 7, 16)
     assert re.search(r"Tokens, every text at full length: [\d,]+ a step, [\d,]+ in all", report)
-    assert re.search(r"Memory of each device, about [\d.]+ GiB: frozen weights", report)
+    assert re.search(r"Memory of each device, about [\d.]+ GiB: weights [\d.]+, gradients", report)
+    assert re.search(r"Tokens a second at 40% of the peak in bfloat16: [\d,]+ on 1 H100\(s\)", report)
     assert not list(tmp_path.iterdir())
 
 
