@@ -16,10 +16,10 @@ import numpy as np
 
 from lion_st.data.beir import Corpus, Qrels, Queries
 from lion_st.errors import one_line_errors
-from lion_st.files import atomic_write
+from lion_st.files import atomic_write, lock_folder
 from lion_st.study.settings import TestSet
 
-JOB, ROWS, LOG = "job.json", "rows.json", "log.txt"
+JOB, ROWS, LOG, LOCK = "job.json", "rows.json", "log.txt", ".job.lock"
 SEED = 0
 ENTROPY = "contrastive entropy"
 FIGURES = ("query_terms", "document_terms", "index_bytes", "encode_ms_per_query", "search_ms_per_query")
@@ -28,9 +28,17 @@ FIGURES = ("query_terms", "document_terms", "index_bytes", "encode_ms_per_query"
 def run_job(folder: Path) -> None:
     """Do what a folder's `job.json` says; what an interrupted process has finished is not done again.
 
+    A process that a killed study has left behind finishes its job; one that is to do the same waits for it.
+
     Raises:
         ValueError: Of the training or the evaluation, as they say.
     """
+    with lock_folder(folder, name=LOCK):
+        if not (folder / ROWS).exists():
+            _run_job(folder)
+
+
+def _run_job(folder: Path) -> None:
     job = json.loads((folder / JOB).read_text(encoding="utf-8"))
     if job["stage"] == "mntp":
         from lion_st.study.grid import read_mntp_options

@@ -20,6 +20,7 @@ from lion_st.cli import app
 from lion_st.data import load_beir
 from lion_st.study import parse_study, plan_study, run_study
 from lion_st.study.data import OverlapError, normalise, prepare_data, shuffle_labels
+from lion_st.study.jobs import run_job
 from lion_st.training.checkpoints import CHECKSUMS, checkpoint_to_resume
 
 
@@ -104,6 +105,13 @@ def test_rows_say_what_a_cell_was_and_what_it_spent(finished: Finished) -> None:
         assert row["index_bytes"] > 0 and row["query_terms"] > 0
         assert (place.parent / row["run"]).is_file() and (place.parent / row["qrels"]).is_file()
     assert not (place.parent / "trained").exists()
+
+
+def test_a_job_that_another_process_has_finished_is_not_done_again(finished: Finished) -> None:
+    rows = finished.rows("dense")
+    before = rows.stat().st_mtime_ns
+    run_job(rows.parent)  # whose weights are gone
+    assert rows.stat().st_mtime_ns == before and not (rows.parent / "trained").exists()
 
 
 def test_a_folder_of_other_settings_is_refused(finished: Finished) -> None:
