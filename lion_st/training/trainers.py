@@ -20,7 +20,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotat
 
 from lion_st.files import LOCK, lock_folder
 from lion_st.losses import FlopsRegularizer, TargetRegularizer
-from lion_st.training.callbacks import StopAfter
+from lion_st.training.callbacks import EpochCallback, StopAfter
 from lion_st.training.checkpoints import begin_checkpoint, checkpoint_damage, decided_by_first_rank, seal_checkpoint
 from lion_st.training.collapse import CollapseGuard, VectorStatistics
 from lion_st.training.cost import TrainingCost
@@ -282,6 +282,8 @@ class RetrieverTrainerMixin(GuardedTrainer, BaseTrainer):
         super().__init__(*arguments, **options)
         self.guard.statistics = VectorStatistics(cast(nn.Module, self.model), self.has_sparse_vectors)
         self.throughput = Throughput()
+        self._sampler: Any = None
+        self.add_callback(EpochCallback(self._set_epoch))
         self._has_logged = False
 
     def compute_loss(self, *arguments: Any, **options: Any) -> Any:
@@ -341,9 +343,19 @@ class RetrieverTrainerMixin(GuardedTrainer, BaseTrainer):
             )
         configuration.split_batches = True
         try:
-            return super().get_train_dataloader()
+            loader = super().get_train_dataloader()
         finally:
             configuration.split_batches = False
+        sampler: Any = loader.batch_sampler
+        while not hasattr(sampler, "set_epoch") and hasattr(sampler, "batch_sampler"):
+            sampler = sampler.batch_sampler
+        self._sampler = sampler
+        return loader
+
+    def _set_epoch(self, epoch: int) -> None:
+        """Tell the sampler, which transformers misses behind accelerate's when several processes resume in an epoch."""
+        if hasattr(self._sampler, "set_epoch"):
+            self._sampler.set_epoch(epoch)
 
     def get_batch_sampler(
         self,
