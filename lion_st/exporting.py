@@ -140,9 +140,10 @@ def _require_exportable(model: BaseModel, model_type: str) -> None:
         return
     if head.query_max_active_dims is not None or head.document_max_active_dims is not None:
         raise ValueError(
-            "Stock models know one limit of active terms, not one for queries and another for documents. Set "
+            "Stock models know one limit of active terms, not one for queries and another for documents. Keep them "
+            "with model.save_pretrained(folder), which lion_st.load and `lion-st evaluate` read; or set "
             "query_max_active_dims and document_max_active_dims of model[1] to None, and pass max_active_dims when "
-            "encoding."
+            "encoding, or limit each text's terms by `lion-st evaluate --query-top-k 40 --document-top-k 400`."
         )
     if head.max_active_dims is not None and model_type == "SentenceTransformer":
         raise ValueError(

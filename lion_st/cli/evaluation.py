@@ -64,6 +64,11 @@ def evaluate(
     query_model: Annotated[
         str | None, typer.Option(help="Encode queries with this checkpoint, such as a small query encoder.")
     ] = None,
+    query_top_k: Annotated[
+        int | None,
+        typer.Option(min=1, help="Keep so many terms of a query; of sparse checkpoints."),
+    ] = None,
+    document_top_k: Annotated[int | None, typer.Option(min=1, help="Keep so many terms of a document.")] = None,
     engine: Annotated[
         list[str] | None,
         typer.Option(
@@ -132,6 +137,7 @@ def evaluate(
     if trec is not None:
         sources.append(trec_task(*trec, name=Path(trec[1]).name.partition(".")[0]))
     load_options: dict[str, Any] = {"device": device, "dtype": weights, "revision": revision}
+    load_options |= {"query_top_k": query_top_k, "document_top_k": document_top_k}
     rules = adjusted_protocol(protocol, top_k, self_matches, metric)
     retriever_settings: dict[str, Any] = {
         "engine_parameters": parameters,

@@ -10,24 +10,39 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer, SparseEncoder
 
 
-def load_encoder(source: str | Path, **options: Any) -> SentenceTransformer | SparseEncoder:
+def load_encoder(
+    source: str | Path, *, query_top_k: int | None = None, document_top_k: int | None = None, **options: Any
+) -> SentenceTransformer | SparseEncoder:
     """Load a checkpoint to encode with: by `lion_st.load`, or with stock modules if it is a Router.
 
     Args:
         source: Folder or Hub repository.
+        query_top_k: Keep this many of the heaviest terms of a query, in place of the checkpoint's own limit.
+        document_top_k: The same for documents.
         options: Further arguments of `lion_st.load`; a Router takes `device`, `dtype`, `revision`, `token` and
             `local_files_only` of them.
 
     Raises:
-        ValueError: If this is neither a Lion checkpoint nor a Router, or a Router does not take an option.
+        ValueError: If this is neither a Lion checkpoint nor a Router, a Router does not take an option, or the model is
+            not a sparse one of ours, whose terms could be limited.
         FileNotFoundError: If the checkpoint cannot be reached.
     """
     from lion_st.models import load
 
     options = {key: value for key, value in options.items() if value is not None}
     hub: dict[str, Any] = {key: options[key] for key in ("revision", "token", "local_files_only") if key in options}
+    wanted = {"query_max_active_dims": query_top_k, "document_max_active_dims": document_top_k}
+    limits = {name: limit for name, limit in wanted.items() if limit is not None}
     if not _is_router(str(source), hub):
-        return load(source, **options)
+        model = load(source, **options)
+        if limits:
+            _limit_terms(model, str(source), limits)
+        return model
+    if limits:
+        raise ValueError(
+            f"{source} is a Router of stock modules, which cannot limit the terms of a text: prune its vectors "
+            "(lion_st.indexes.pruning.Pruning), or evaluate the model that it was made of."
+        )
     from sentence_transformers import SentenceTransformer, SparseEncoder
 
     unknown = options.keys() - hub.keys() - {"device", "dtype"}
@@ -39,6 +54,19 @@ def load_encoder(source: str | Path, **options: Any) -> SentenceTransformer | Sp
     if options.get("dtype", "auto") != "auto":
         hub["model_kwargs"] = {"dtype": options["dtype"]}
     return stock(str(source), device=options.get("device"), similarity_fn_name="dot", **hub)
+
+
+def _limit_terms(model: Any, source: str, limits: dict[str, int]) -> None:
+    """Have a sparse model keep so many terms of a text when it encodes; part of its fingerprint."""
+    from lion_st.modules import SpladeHead
+
+    head = model[1]
+    if not isinstance(head, SpladeHead):
+        raise ValueError(f"{source} is a dense model, which has no terms to limit: leave out the top-k.")
+    for name, limit in limits.items():
+        if limit < 1:
+            raise ValueError(f"A text keeps one term at least, got {limit}.")
+        setattr(head, name, limit)
 
 
 def _is_router(source: str, hub: dict[str, Any]) -> bool:

@@ -208,7 +208,8 @@ def _opened(model: Any, options: Mapping[str, Any]) -> tuple[Any, str]:
     if not isinstance(model, str | Path):
         return model, model_name(model)
     name = Path(model).resolve().name if Path(model).exists() else str(model)
-    return load_encoder(model, **options), name
+    limits = [f"{task[0]}{options[f'{task}_top_k']}" for task in ("query", "document") if options.get(f"{task}_top_k")]
+    return load_encoder(model, **options), "-".join([name, *limits])
 
 
 def adjusted_protocol(

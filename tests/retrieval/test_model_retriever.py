@@ -13,6 +13,8 @@ from tiny_models import TEXTS
 
 import lion_st
 from lion_st.encoding import EncodedCorpus, encode_corpus, encode_texts, load_encoder
+from lion_st.encoding.vectors import keep_top_terms
+from lion_st.evaluation import open_retriever
 from lion_st.indexes import StorageError, create_index
 from lion_st.retrieval import Bm25Retriever, ModelRetriever
 from lion_st.retrieval import retriever as retriever_module
@@ -129,3 +131,26 @@ def test_a_collection_with_documents_is_not_emptied(model, tmp_path) -> None:
     del retriever
     gc.collect()
     assert len(create_index("milvus", "sparse", **place)) == 0
+
+
+def test_terms_are_limited_by_task_when_a_checkpoint_is_opened(tiny_backbone, model, tmp_path) -> None:
+    model.save_pretrained(str(tmp_path / "sparse"), create_model_card=False)
+    limited = load_encoder(tmp_path / "sparse", query_top_k=3, document_top_k=7)
+    whole = load_encoder(tmp_path / "sparse")
+    for task, count in (("query", 3), ("document", 7)):
+        vectors = encode_texts(limited, TEXTS, task)
+        assert vectors.nnz == count * len(TEXTS)
+        heaviest = keep_top_terms(encode_texts(whole, TEXTS, task), count)
+        assert abs(vectors - heaviest).max() < 1e-6
+    retriever = open_retriever(
+        str(tmp_path / "sparse"), load_options={"query_top_k": 3, "document_top_k": 7, "device": "cpu"}
+    )
+    assert retriever.name == "sparse-q3-d7" and retriever.fingerprint() != ModelRetriever(whole).fingerprint()
+    search(retriever)
+    assert (retriever.figures()["query_terms"], retriever.figures()["document_terms"]) == (3, 7)
+    dense = lion_st.build(tiny_backbone(), "dense", device="cpu")
+    dense.save_pretrained(str(tmp_path / "dense"), create_model_card=False)
+    with pytest.raises(ValueError, match="dense model, which has no terms to limit"):
+        load_encoder(tmp_path / "dense", query_top_k=3)
+    with pytest.raises(ValueError, match="one term at least, got 0"):
+        load_encoder(tmp_path / "sparse", document_top_k=0)
