@@ -377,6 +377,7 @@ def retriever_arguments(
         UsageError: If an override is not read by this setting, or two of them contradict each other.
 
     Example:
+        >>> from lion_st.training import get_recipe
         >>> arguments, training = retriever_arguments(get_recipe("micro", "sparse", "cl"), max_steps=10)
         >>> training.max_steps
         10
