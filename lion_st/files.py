@@ -35,6 +35,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
+        _let_others_read(temporary)
         fsync(temporary)
         os.replace(temporary, path)
     finally:
@@ -171,10 +172,24 @@ def fsync(path: Path) -> None:
 
 
 def fsync_tree(folder: Path) -> None:
-    """Wait until everything below a folder is on the disk."""
+    """Wait until everything below a folder is on the disk, readable for whoever can read new files there."""
     for child in folder.rglob("*"):
+        if child.is_file():
+            _let_others_read(child)
         fsync(child)
     fsync(folder)
+
+
+def _let_others_read(file: Path) -> None:
+    """Give a file the permissions of a new one: safetensors (0.8.0) makes files for their owner alone."""
+    if os.name == "nt" or file.stat().st_mode & 0o777 != 0o600:
+        return
+    new = file.with_name(f".{file.name}.{secrets.token_hex(4)}.tmp")
+    new.touch(mode=0o666)  # less what the process's umask takes away
+    try:
+        file.chmod(new.stat().st_mode & 0o777)
+    finally:
+        new.unlink()
 
 
 def checksum(path: Path, algorithm: str = "xxh3") -> str:

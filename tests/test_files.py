@@ -8,6 +8,8 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from lion_st import files
 from lion_st.files import (
@@ -185,3 +187,20 @@ def test_links_of_the_hubs_cache_are_followed(tmp_path: Path) -> None:
     snapshot.mkdir(parents=True)
     os.symlink("../../blobs/0a", snapshot / "file")
     assert inside(snapshot, "file") == snapshot / "file"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+@pytest.mark.parametrize("umask, expected", [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_weights_can_be_read_by_whoever_can_read_new_files(tmp_path, umask, expected):
+    weights = {"weight": torch.zeros(2)}
+    earlier = os.umask(umask)
+    try:
+        with atomic_file(tmp_path / "alone.safetensors") as temporary:
+            save_file(weights, temporary)
+        with atomic_folder(tmp_path / "folder") as folder:
+            save_file(weights, folder / "model.safetensors")
+    finally:
+        os.umask(earlier)
+    for file in (tmp_path / "alone.safetensors", tmp_path / "folder" / "model.safetensors"):
+        assert file.stat().st_mode & 0o777 == expected
+    assert [file.name for file in (tmp_path / "folder").iterdir()] == ["model.safetensors"]
