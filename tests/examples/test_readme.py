@@ -66,13 +66,16 @@ def test_its_python_runs(micro, retriever, connected, tmp_path, monkeypatch, one
     """Against a Hub that has the placeholder's checkpoint, and with the micro backbone in place of a large one."""
     publish(lion_st.load(retriever), "org/lion-sp-8b", license="apache-2.0")
     monkeypatch.chdir(tmp_path)
-    use, load, train = [
+    use, train = [
         run(block, f"README.md, Python block {number}", texts={"meta-llama/Llama-3.2-1B": micro})
         for number, block in enumerate(blocks("python"), 1)
     ]
     assert use["query"].ndim == 1 and use["documents"].shape[0] == 2
     assert use["sparse"].encode_query("what do lions eat?").is_sparse
-    assert lion_st.paradigm_of(load["model"]) == "sparse" and (tmp_path / "my-lion-sp" / "modules.json").is_file()
+    loaded, exported = re.findall(r"`(lion_st\.\w+\(.*?\))`", README)
+    names = {"lion_st": lion_st, "model": eval(loaded, {"lion_st": lion_st})}
+    eval(exported, names)
+    assert lion_st.paradigm_of(names["model"]) == "sparse" and (tmp_path / "my-lion-sp" / "modules.json").is_file()
     assert train["loss"].scale == 100.0 and (tmp_path / "my-lion-ds" / "modules.json").is_file()
 
 
