@@ -123,7 +123,7 @@ def _repllama(backbone: str) -> RetrieverRecipe:
         backbone,
         paradigm="dense",
         objective="cl",
-        train_data="Tevatron/msmarco-passage",
+        train_data="Tevatron/msmarco-passage-aug",  # negatives of BM25 and CoCondenser
         batch_size=128,
         max_steps=3_900,
         negatives=15,
@@ -177,7 +177,7 @@ PUBLISHED: dict[str, PublishedRecipe] = {
         _repllama,
         ("llama-3.1-8b", "llama-3.2-1b", "llama-3.2-3b", *QWEN, "smollm2-135m"),
         (),
-        ("the backbones: theirs is Llama-2-7B", "lora_alpha"),
+        ("the backbones: theirs is Llama-2-7B", "lora_r", "lora_alpha", "document_length", "max_steps (one pass)"),
     ),
 }  # fmt: skip
 
