@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -223,6 +224,13 @@ def has_checksum(path: Path, facts: Mapping[str, Any]) -> bool:
         if isinstance(facts.get(algorithm), str):
             return checksum(path, algorithm) == facts[algorithm]
     raise ValueError(f"The manifest names no checksum of {path}.")
+
+
+def is_repository_name(place: str | Path) -> bool:
+    """Whether this is a text `owner/name` and nothing is here under that path; a `Path` is always one of files."""
+    return (
+        isinstance(place, str) and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", place) is not None and not Path(place).exists()
+    )
 
 
 def inside(folder: Path, name: Any) -> Path:

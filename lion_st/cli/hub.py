@@ -1,4 +1,4 @@
-"""Commands that publish: export, card, publish, import."""
+"""Commands that publish: export, card, publish, publish-index, import."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import typer
 
-from lion_st.cli.options import Overwrite, Quiet, Revision, Weights, require_model, require_new
+from lion_st.cli.options import Overwrite, Quiet, Revision, Weights, require_folder, require_model, require_new
 from lion_st.errors import UsageError
 
 if TYPE_CHECKING:
@@ -26,6 +26,16 @@ Results: TypeAlias = Annotated[
     list[Path] | None,
     typer.Option("--results", help="More files or folders of mteb results, of this model or of BM25; repeatable."),
 ]
+RepositoryName: TypeAlias = Annotated[str, typer.Argument(help="Name on the Hub, owner/name; made if it is not there.")]
+Private: TypeAlias = Annotated[
+    bool, typer.Option("--private", help="Make a new repository private; refuse a public one.")
+]
+Branch: TypeAlias = Annotated[str | None, typer.Option(help="Branch in place of main; made if it is not there.")]
+CreatePr: TypeAlias = Annotated[bool, typer.Option("--create-pr", help="Open a pull request.")]
+DryRun: TypeAlias = Annotated[
+    bool, typer.Option("--dry-run", help="List files, sizes and the card, without a network.")
+]
+Tag: TypeAlias = Annotated[str | None, typer.Option(help="Tag to set; by default the next of v1, v2, ...")]
 Base: TypeAlias = Annotated[str | None, typer.Option(help="Where an adapter's base model is, if not where it says.")]
 ParadigmOption: TypeAlias = Annotated[
     Literal["sparse", "dense"] | None, typer.Option("--paradigm", help="Of a bare adapter, which does not say.")
@@ -40,6 +50,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     for command in (export, card, publish):
         app.command(rich_help_panel="Publish")(command)
+    app.command("publish-index", rich_help_panel="Publish")(publish_vectors)
     app.command("import", rich_help_panel="Publish")(import_released)
 
 
@@ -104,19 +115,15 @@ def card(
 
 def publish(
     model: Annotated[str, typer.Argument(help="Checkpoint; with --folder any folder, uploaded as it is.")],
-    repo_id: Annotated[str, typer.Argument(help="Name on the Hub, owner/name; made if it is not there.")],
+    repo_id: RepositoryName,
     folder: Annotated[
         bool, typer.Option("--folder", help="Upload a folder as it is, such as one of hub_uploads/.")
     ] = False,
-    private: Annotated[
-        bool, typer.Option("--private", help="Make a new repository private; refuse a public one.")
-    ] = False,
-    revision: Annotated[str | None, typer.Option(help="Branch in place of main; made if it is not there.")] = None,
-    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List files, sizes and the card, without a network.")
-    ] = False,
-    tag: Annotated[str | None, typer.Option(help="Tag to set; by default the next of v1, v2, ...")] = None,
+    private: Private = False,
+    revision: Branch = None,
+    create_pr: CreatePr = False,
+    dry_run: DryRun = False,
+    tag: Tag = None,
     base_model: BaseModel = None,
     license: License = None,
     results: Results = None,
@@ -162,6 +169,45 @@ def publish(
             announce=_list_files,
         )
     _report(done, "all other files" if folder else STALE)
+
+
+def publish_vectors(
+    folder: Annotated[Path, typer.Argument(help="Index or encoded corpus, of `lion-st index` or `lion-st encode`.")],
+    repo_id: RepositoryName,
+    license: Annotated[
+        str | None, typer.Option("--license", help="Its licence, which that of the documents has to allow; needed.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Hub name of the model that made the vectors, where that was a folder.")
+    ] = None,
+    private: Private = False,
+    revision: Branch = None,
+    create_pr: CreatePr = False,
+    dry_run: DryRun = False,
+    tag: Tag = None,
+) -> None:
+    """Publish an index or an encoded corpus on the Hub as a data set with a card; search and index take its name.
+
+    It has no texts, but the terms of a sparse vector give away much of what its text says.
+    """
+    require_folder(folder, "what `lion-st index` or `lion-st encode` wrote")
+    if license is None and not dry_run:
+        raise UsageError("Give the --license of the index, which that of the documents has to allow.")
+    from lion_st.hub import publish_index
+
+    done = publish_index(
+        folder,
+        repo_id,
+        license=license,
+        model=model,
+        private=private or None,
+        revision=revision,
+        create_pr=create_pr,
+        dry_run=dry_run,
+        tag=tag,
+        announce=_list_files,
+    )
+    _report(done, "all other files")
 
 
 def require_results(results: list[Path] | None) -> None:

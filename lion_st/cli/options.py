@@ -16,7 +16,7 @@ import typer
 
 from lion_st.engines import ENGINES, engine_settings, require_settings
 from lion_st.errors import UsageError
-from lion_st.files import require_free
+from lion_st.files import is_repository_name, require_free
 
 BARS = ("HUB", "DATASETS")  # libraries whose progress bars a variable of the environment turns off
 DATA_SUFFIXES = (".jsonl", ".json", ".tsv", ".csv", ".txt", ".parquet", ".gz", ".bz2", ".xz", ".zst")
@@ -34,6 +34,7 @@ Weights: TypeAlias = Annotated[
 ]
 Overwrite: TypeAlias = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 Revision: TypeAlias = Annotated[str | None, typer.Option(help="Hub revision of the model.")]
+IndexRevision: TypeAlias = Annotated[str | None, typer.Option(help="Hub revision of the index.")]
 Threads: TypeAlias = Annotated[int, typer.Option(min=1, help="CPU threads of the search.")]
 EngineSettings: TypeAlias = Annotated[
     list[str] | None,
@@ -140,6 +141,16 @@ def require_folder(path: Path, what: str) -> None:
     """
     if not path.is_dir():
         raise FileNotFoundError(f"There is no such folder: {str(path)!r}, which should be {what}.")
+
+
+def require_published(place: str, what: str) -> None:
+    """Refuse a folder that is not there, before anything is imported; a name of the Hub is left to be looked up.
+
+    Raises:
+        FileNotFoundError: What it should be.
+    """
+    if not is_repository_name(place):
+        require_folder(Path(place), f"{what}, and that is not a name on the Hub, owner/name")
 
 
 def require_file(path: Path | None, what: str) -> None:

@@ -15,6 +15,7 @@ from lion_st.cli.options import (
     Device,
     Engine,
     EngineSettings,
+    IndexRevision,
     Overwrite,
     Quiet,
     Revision,
@@ -26,6 +27,7 @@ from lion_st.cli.options import (
     require_model,
     require_new,
     require_number,
+    require_published,
     require_source,
     usage_errors,
 )
@@ -132,7 +134,7 @@ def encode(
 
 
 def index(
-    encoded: Annotated[Path, typer.Argument(help="Folder of the encoded corpus.")],
+    encoded: Annotated[str, typer.Argument(help="Encoded corpus: a folder or a data set on the Hub.")],
     output: Annotated[Path, typer.Argument(help="Folder of the index.")],
     engine: Engine = "exact",
     settings: EngineSettings = None,
@@ -149,7 +151,7 @@ def index(
 ) -> None:
     """Build an index of an encoded corpus; an approximate, quantised or pruned one is measured against exact search."""
     parameters = read_settings(settings, [engine])
-    require_folder(encoded, "what `lion-st encode` wrote")
+    require_published(encoded, "what `lion-st encode` wrote")
     if queries is not None:
         require_folder(queries, "queries that `lion-st encode --task query` wrote")
     require_new(output, overwrite)
@@ -180,7 +182,7 @@ def index(
 
 def search(
     model: Annotated[str, typer.Argument(help="Checkpoint that encodes the queries.")],
-    index: Annotated[Path, typer.Argument(help="Folder of the index.")],
+    index: Annotated[str, typer.Argument(help="Index: a folder or a data set on the Hub.")],
     query: Annotated[
         str | None, typer.Argument(help="One query; without it and --queries you are asked for some.")
     ] = None,
@@ -200,6 +202,7 @@ def search(
     device: Device = None,
     weights: Weights = "auto",
     revision: Revision = None,
+    index_revision: IndexRevision = None,
     corpus: Annotated[
         str | None, typer.Option(help="The documents that were encoded, to show the text of each one found.")
     ] = None,
@@ -217,7 +220,7 @@ def search(
     if run is not None and (corpus is not None or explain):
         raise UsageError("A run file has neither texts nor reasons: leave --corpus and --explain out, or --run.")
     require_model(model)
-    require_folder(index, "what `lion-st index` wrote")
+    require_published(index, "what `lion-st index` wrote")
     for source in (queries, corpus):
         require_source(None if source is None else str(source))
     if allowed is not None:
@@ -231,7 +234,7 @@ def search(
 
     asked = read_topics(queries) if queries is not None else {}
     among = None if allowed is None else [one for one in allowed.read_text(encoding="utf-8").splitlines() if one]
-    loaded = load_index(index, memory_map=True, verify=verify)
+    loaded = load_index(index, memory_map=True, verify=verify, revision=index_revision)
     if explain:
         require_explainable(loaded)
     encoder = load_encoder(model, device=device, dtype=weights, revision=revision)
@@ -240,7 +243,7 @@ def search(
         from lion_st.evaluation import write_run
 
         found = search_run(encoder, loaded, asked, k, **options)
-        write_run(run, found, index.resolve().name, overwrite)
+        write_run(run, found, Path(index).resolve().name, overwrite)
         typer.echo(f"{run}: {sum(map(len, found.values())):,} documents for {len(found):,} queries.")
     elif asked or query is not None:
         searched = [query] if query is not None else list(asked.values())

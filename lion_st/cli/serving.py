@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from lion_st.cli.options import (
     Device,
+    IndexRevision,
     Quiet,
     Revision,
     Threads,
     Weights,
-    require_folder,
     require_model,
+    require_published,
     require_source,
     usage_errors,
 )
@@ -28,8 +28,12 @@ def register(app: typer.Typer) -> None:
 def serve(
     model: Annotated[str, typer.Argument(help="Checkpoint: a folder or a Hub repository.")],
     index: Annotated[
-        Path | None, typer.Option(help="Folder of an index, for /search; it is read again when it is built anew.")
+        str | None,
+        typer.Option(
+            help="Index for /search: a folder, which is read again when it is built anew, or a data set on the Hub."
+        ),
     ] = None,
+    index_revision: IndexRevision = None,
     corpus: Annotated[
         str | None, typer.Option(help="The documents that were encoded, whose texts /search answers with.")
     ] = None,
@@ -78,14 +82,14 @@ def serve(
     """
     require_model(model)
     if index is not None:
-        require_folder(index, "what `lion-st index` wrote")
+        require_published(index, "what `lion-st index` wrote")
     require_source(corpus)
     from lion_st.serving.settings import ServerSettings
 
     with usage_errors():
         settings = ServerSettings(
             model,
-            None if index is None else str(index),
+            index,
             corpus,
             host,
             port,
@@ -103,6 +107,7 @@ def serve(
             allow_other_model=allow_other_model,
             verify=verify,
             load_options={"device": device, "dtype": weights, "revision": revision},
+            index_revision=index_revision,
         )
     from lion_st.serving import serve as run
 

@@ -15,9 +15,9 @@ from lion_st.cli.options import (
     Threads,
     Weights,
     require_file,
-    require_folder,
     require_model,
     require_number,
+    require_published,
     require_source,
     require_writable,
 )
@@ -233,7 +233,7 @@ def _require_searcher(name: str) -> None:
     if name != BM25:
         require_model(model)
     if at:
-        require_folder(Path(index), "what `lion-st index` wrote")
+        require_published(index, "what `lion-st index` wrote")
 
 
 def _searchers(

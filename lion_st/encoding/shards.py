@@ -17,6 +17,7 @@ from scipy import sparse
 from lion_st.data.records import Record
 from lion_st.encoding.fingerprints import Algorithm
 from lion_st.encoding.reading import CorpusCounts, records_digest
+from lion_st.encoding.snapshots import download_explained, local_folder
 from lion_st.encoding.storage import StorageError, contents_checksum, strings_to_arrays, unpack_strings
 from lion_st.encoding.vectors import Vectors, to_csr, to_dense
 from lion_st.files import (
@@ -245,10 +246,12 @@ class EncodedCorpus:
     """Reads what `encode_corpus` wrote, shard by shard.
 
     Args:
-        path: The folder.
+        path: The folder, or the name of a data set on the Hub that `lion_st.hub.publish_index` published, `owner/name`.
         verify: Compare each shard's checksum before reading it.
+        revision: Commit, tag or branch of the data set; main by default.
 
     Raises:
+        FileNotFoundError: If there is neither such a folder nor such a data set.
         StorageError: If the encoding has not finished, or a shard is missing or damaged.
 
     Example:
@@ -256,9 +259,14 @@ class EncodedCorpus:
         ...     index.add(ids, vectors)
     """
 
-    def __init__(self, path: str | Path, verify: bool = True) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, verify: bool = True, revision: str | None = None) -> None:
+        self.path = local_folder(path, (MANIFEST, SETTINGS, "shard-*.safetensors"), revision)
         self.verify = verify
+        self._place = path
+        with download_explained(path):
+            self._read_manifest()
+
+    def _read_manifest(self) -> None:
         if not self.path.exists():
             raise FileNotFoundError(f"{self.path}: no such folder.")
         if not (self.path / SETTINGS).exists() and not is_complete(self.path):
@@ -282,6 +290,10 @@ class EncodedCorpus:
         return int(self.manifest["documents"])
 
     def __iter__(self) -> Iterator[tuple[list[str], Vectors]]:
+        with download_explained(self._place):
+            yield from self._shards()
+
+    def _shards(self) -> Iterator[tuple[list[str], Vectors]]:
         for shard in self.manifest["shards"]:
             file = self.path / shard["file"]
             if not file.exists() or file.stat().st_size != shard["bytes"]:

@@ -12,7 +12,7 @@ from lion_st.lazy import attach
 if TYPE_CHECKING:
     from lion_st.exporting import export, merge_backbone
     from lion_st.hub.cards import render_card
-    from lion_st.hub.publishing import publish, publish_folder
+    from lion_st.hub.publishing import publish, publish_folder, publish_index
     from lion_st.hub.recipe_cards import render_recipe_card, write_recipe_cards
     from lion_st.hub.released import CONTRACTS, Contract, import_released
     from lion_st.hub.repository import Publication
@@ -26,6 +26,7 @@ __all__ = [
     "merge_backbone",
     "publish",
     "publish_folder",
+    "publish_index",
     "render_card",
     "render_recipe_card",
     "write_recipe_cards",

@@ -19,6 +19,7 @@ from lion_st.guard import (
 )
 from lion_st.guard import SETTINGS as CONFIG
 from lion_st.hub.cards import render_card
+from lion_st.hub.index_cards import read_vectors, render_index_card
 from lion_st.hub.repository import (
     MAIN,
     MODULES,
@@ -184,14 +185,90 @@ def publish_folder(
         raise FileNotFoundError(f"{str(folder)!r} is not a folder with files to publish.")
     repo_type = repo_type or _type_of(folder)
     revisions = _revisions(contents, revision, create_pr or repo_type != "model")
-    files = _sizes(revisions)
     card = (folder / "README.md").read_text(encoding="utf-8") if (folder / "README.md").is_file() else None
+    plan = Publication(repo_id, _sizes(revisions), card)
     if dry_run:
-        return Publication(repo_id, files, card)
+        return plan
     if announce is not None:
-        announce(Publication(repo_id, files, card))
+        announce(plan)
     repository = Repository(repo_id, repo_type, token, private, is_mirror=True)
-    return repository.send(revisions, files, card, message, create_pr, tag)
+    return repository.send(revisions, plan.files, card, message, create_pr, tag)
+
+
+def publish_index(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    license: str | None = None,
+    model: str | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    dry_run: bool = False,
+    token: Token = None,
+    tag: str | None = None,
+    message: str | None = None,
+    announce: Callable[[Publication], None] | None = None,
+) -> Publication:
+    """Publish an index, or an encoded corpus, as a data set with a card, in one commit.
+
+    `load_index(repo_id)` and `EncodedCorpus(repo_id)` open it, and compare the checksums of all files. The texts are
+    not part of it, but the terms of a sparse vector give away much of what its text says. The revision then holds what
+    was published and nothing else. Left out are other files in the folder, but for licences, and the skipped records
+    that the manifest of an encoding shows.
+
+    Args:
+        folder: What `index_corpus` or `encode_corpus` wrote.
+        repo_id: Name on the Hub, `owner/name`; made if it is not there.
+        license: Licence, that of the documents for example; needed but in a dry run.
+        model: Name on the Hub of the model that made the vectors, for the card, where that was a folder.
+        private: Make a new repository private, and refuse one that is there and public.
+        revision: Branch or pull request (`refs/pr/1`) in place of main, with no tag but `tag`.
+        create_pr: Open a pull request in place of committing.
+        dry_run: Say what would be published, without a network.
+        token: Hub token that may write.
+        tag: Name of the tag; by default the next of v1, v2, ...
+        message: Commit message.
+        announce: Called with what is going up before anything is sent, such as to print it.
+
+    Returns:
+        Files, card, commits, tags and deletions.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        StorageError: If it is neither an index nor an encoded corpus, is damaged, does not say of which model, or is an
+            index of an engine whose files are not for other machines.
+        ValueError: If no licence is given, and as in `publish_folder`.
+        PermissionError: If the Hub refuses the token.
+        OSError: If the upload fails.
+
+    Example:
+        ::
+
+            lion_st.hub.publish_index("runs/index", "org/scifact-index", license="cc-by-4.0").url
+    """
+    revision = _place(repo_id, create_pr, revision, tag)
+    folder = Path(folder)
+    vectors = read_vectors(folder)
+    card = render_index_card(vectors, repo_id, license, model)
+    named = {
+        path: content
+        for path, content in files_to_upload(folder).items()
+        if path.startswith(vectors.files) or ("/" not in path and path.upper().startswith(LICENCES))
+    }
+    contents: dict[str, Contents] = {revision or MAIN: {**named, **vectors.replaced, "README.md": card.encode()}}
+    plan = Publication(repo_id, _sizes(contents), card)
+    if dry_run:
+        return plan
+    if license is None:
+        raise ValueError(
+            f"No licence is known for {repo_id!r}: give one (license=, --license) that the licence of the documents "
+            "allows."
+        )
+    if announce is not None:
+        announce(plan)
+    repository = Repository(repo_id, "dataset", token, private, is_mirror=True)
+    return repository.send(contents, plan.files, card, message, create_pr, tag or (NEXT if revision is None else None))
 
 
 def _stage(model: Any, folder: Path, repo_id: str, *, offline: bool, token: Token, **card_settings: Any) -> str:

@@ -7,8 +7,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from lion_st.encoding.storage import StorageError, read_folder
+from lion_st.encoding.snapshots import download_explained, local_folder
+from lion_st.encoding.storage import HEADER, StorageError, read_folder
 from lion_st.engines import ENGINES, engine_settings, require_settings
+from lion_st.files import is_repository_name
 from lion_st.indexes.base import KIND, VERSION, Hits, Index, LocalIndex, Paradigm
 from lion_st.indexes.pruning import Pruning
 
@@ -22,6 +24,7 @@ __all__ = [
     "StorageError",
     "create_index",
     "engine_for",
+    "index_folder",
     "load_index",
 ]
 
@@ -66,13 +69,73 @@ def engine_for(engines: str | Sequence[str], paradigm: str) -> str:
     return able[0]
 
 
-def load_index(path: str | Path, *, memory_map: bool = False, verify: bool = True) -> Index:
-    """Load an index of any engine; see `Index.load`."""
+def load_index(
+    path: str | Path, *, memory_map: bool = False, verify: bool = True, revision: str | None = None
+) -> Index:
+    """Load an index of any engine; see `Index.load`.
+
+    Args:
+        path: Folder of the index, or the name of a data set on the Hub, `owner/name`, see `index_folder`.
+        memory_map: Leave large arrays on disk and read them as they are touched.
+        verify: Compare the checksums of all files; their sizes, and the checksums of small ones, always are.
+        revision: Commit, tag or branch of the data set; main by default.
+
+    Raises:
+        FileNotFoundError: If there is neither such a folder nor such a data set.
+        StorageError: If what is there is damaged, or is not an index that may be read.
+
+    Example:
+        ::
+
+            load_index("org/scifact-index", revision="v1").search(vectors, k=10)
+    """
+    with download_explained(path):
+        folder = index_folder(path, revision)
+        return _saved_class(folder).load(folder, memory_map=memory_map, verify=verify)
+
+
+def index_folder(place: str | Path, revision: str | None = None) -> Path:
+    """The local folder of an index, downloaded from the Hub if there is no such folder and it is not cached.
+
+    Args:
+        place: A folder, or the name of a data set that `lion_st.hub.publish_index` published.
+        revision: Commit, tag or branch of the data set; main by default.
+
+    Raises:
+        FileNotFoundError: If there is neither such a folder nor such a data set.
+        ValueError: If a revision is given for a folder.
+        StorageError: If the data set holds no index, or one of an engine whose files are not read from elsewhere.
+    """
+    folder = local_folder(place, (HEADER, "data-*"), revision)
+    if is_repository_name(place):
+        require_portable(place, folder)
+    return folder
+
+
+def require_portable(place: str | Path, folder: Path) -> None:
+    """Refuse an index whose files are of no use, or not safe to read, on another machine.
+
+    Args:
+        place: What the index is called.
+        folder: Where it is.
+
+    Raises:
+        StorageError: With the engine, the reason, and what can be published instead.
+    """
+    cls = _saved_class(folder)
+    if cls.not_portable is not None:
+        raise StorageError(
+            f"{str(place)!r} is an index of the engine {cls.engine!r}, {cls.not_portable}. Publish the encoded corpus, "
+            "of which `lion-st index` builds an index of any engine."
+        )
+
+
+def _saved_class(folder: Path) -> Any:
+    """The class of a saved index."""
     engine, paradigm = read_folder(
-        path, KIND, VERSION, lambda metadata, _: (metadata["engine"], metadata["paradigm"]), verify=False
+        folder, KIND, VERSION, lambda metadata, _: (metadata["engine"], metadata["paradigm"]), verify=False
     )
-    cls = _engine_class(engine, paradigm)
-    return cls.load(path, memory_map=memory_map, verify=verify)
+    return _engine_class(engine, paradigm)
 
 
 def _engine_class(engine: str, paradigm: str) -> Any:

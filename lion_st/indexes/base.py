@@ -49,6 +49,7 @@ class Index(ABC):
         engine: Name in `create_index`.
         paradigms: What the engine searches.
         parameters: Constructor arguments, saved with the index and shown by `stats`.
+        not_portable: Why its files are not published, nor read from the Hub; None if they are.
         source: What the vectors come from (model and corpus, their checksums, pruning), saved with the index; None if
             unknown.
     """
@@ -56,6 +57,7 @@ class Index(ABC):
     engine: ClassVar[str]
     paradigms: ClassVar[tuple[Paradigm, ...]]
     parameters: ClassVar[tuple[str, ...]] = ()
+    not_portable: ClassVar[str | None] = None
 
     def __init__(self, paradigm: Paradigm) -> None:
         if paradigm not in self.paradigms:

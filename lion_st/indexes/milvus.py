@@ -60,6 +60,7 @@ class MilvusIndex(Index):
     """
 
     engine = "milvus"
+    not_portable = "whose folder names a collection and does not hold it"
     paradigms = ("sparse", "dense", "hybrid")
     parameters = ("uri", "collection", "rows_per_request", "dense_index_type", "candidates", "weights")
 

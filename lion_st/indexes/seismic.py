@@ -58,6 +58,7 @@ class SeismicIndex(LocalIndex):
     """
 
     engine = "seismic"
+    not_portable = "whose file is searched without a check of what is in it"
     paradigms = ("sparse",)
     parameters = (
         "n_postings",

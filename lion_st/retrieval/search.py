@@ -61,7 +61,7 @@ def index_corpus(
     shard by shard, so that nothing but the index itself grows with the corpus; its recall is part of the report.
 
     Args:
-        encoded: Folder written by `encode_corpus`.
+        encoded: Folder written by `encode_corpus`, or the name of one on the Hub, see `EncodedCorpus`.
         output: Folder of the index.
         engine: See `create_index`.
         engine_parameters: Settings of the engine.

@@ -8,6 +8,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,13 +30,17 @@ def serve(settings: ServerSettings, announce: Callable[[str], Any] = print) -> N
         announce: Called with one line once requests are taken (with several workers, once they are started).
 
     Raises:
-        OSError: If the address cannot be listened on.
+        OSError: If the address cannot be listened on, or there is no such index.
         StorageError: If the index holds vectors of another model, or cannot be opened.
         RuntimeError: If a worker cannot start.
     """
     require("uvicorn")
+    from lion_st.indexes import index_folder
     from lion_st.serving.live_index import TextStore
 
+    if settings.index is not None:  # the same commit for all workers
+        folder = index_folder(settings.index, settings.index_revision)
+        settings = replace(settings, index=str(folder), index_revision=None)
     with _bound_socket(settings.host, settings.port) as listening, TemporaryDirectory(prefix="lion-st-serve-") as made:
         texts = None if settings.corpus is None else TextStore.write(settings.corpus, Path(made) / "texts")
         address = _address(listening)

@@ -16,7 +16,8 @@ class ServerSettings:
 
     Attributes:
         model: Checkpoint that encodes, a folder or a Hub repository.
-        index: Folder of an index of its documents, for `/search`; it is read again when it is built anew.
+        index: Folder of an index of its documents, for `/search`; it is read again when it is built anew. `serve` also
+            takes the name of one on the Hub, `owner/name`, and stays with the commit that it then has.
         corpus: The documents, as `encode_corpus` reads them, whose texts `/search` answers with.
         host: Address to listen on.
         port: Port to listen on; 0 takes a free one.
@@ -35,6 +36,7 @@ class ServerSettings:
         allow_other_model: Search an index that a model of other weights made; its dimensions have to fit all the same.
         verify: Compare the checksums of the whole index when it is opened, and not of its small files alone.
         load_options: Further arguments of `load_encoder`: device, dtype, revision.
+        index_revision: Commit, tag or branch of an index on the Hub.
 
     Raises:
         ValueError: If a value is out of range.
@@ -60,6 +62,7 @@ class ServerSettings:
     allow_other_model: bool = False
     verify: bool = True
     load_options: Mapping[str, Any] = field(default_factory=dict)
+    index_revision: str | None = None
 
     def __post_init__(self) -> None:
         counts = ("workers", "max_batch_tokens", "max_client_batch_size", "max_concurrent_requests", "payload_limit")

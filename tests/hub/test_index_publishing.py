@@ -1,0 +1,178 @@
+"""An index or an encoded corpus is published as a data set, and opened by that name with all its checksums."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from huggingface_hub import DatasetCard, constants
+from typer.testing import CliRunner
+
+import lion_st
+from lion_st.cli import app
+from lion_st.encoding import EncodedCorpus, encode_corpus
+from lion_st.hub import publish_index
+from lion_st.indexes import StorageError, create_index, load_index
+from lion_st.retrieval import index_corpus
+from lion_st.serving import ServerSettings, serve
+
+NAME = "org/lions-index"
+VECTORS = "org/lions-vectors"
+QUERY = "what do lions eat?"
+
+
+@pytest.fixture(scope="module")
+def made(tiny_backbone, tmp_path_factory) -> Path:
+    """A folder with a checkpoint, `model`, what it encoded, `vectors`, and an index of that, `index`."""
+    folder = tmp_path_factory.mktemp("made")
+    model = lion_st.build(tiny_backbone(), "sparse", device="cpu")
+    lion_st.export(model, folder / "model", verify=False)
+    lines = [json.dumps({"_id": f"d{row}", "text": f"lion number {row} eats zebras"}) for row in range(30)]
+    (folder / "private.jsonl").write_text("\n".join([*lines, "{a broken secret"]))
+    encode_corpus(lion_st.load(folder / "model"), folder / "private.jsonl", folder / "vectors", show_progress=False)
+    index_corpus(folder / "vectors", folder / "index", sample=0)
+    return folder
+
+
+def lion(*arguments: object, exit_code: int = 0) -> str:
+    """What the command line prints."""
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert done.exit_code == exit_code, done.output
+    return done.stdout if exit_code == 0 else done.stderr
+
+
+def test_a_published_index_is_found_by_name_and_searched_like_the_local_one(connected, made, tmp_path, monkeypatch):
+    (made / "index" / "notes.txt").write_text("mine")
+    shown = lion("publish-index", made / "index", NAME, "--license", "mit", "--model", "org/lion-sp", "--private")
+    assert "notes.txt" not in shown and shown.splitlines()[-1] == f"{connected.url}/datasets/{NAME}"
+    files = connected.files(NAME, kind="dataset")
+    assert connected.repositories["dataset", NAME].private
+    assert {path.split("/")[0].split("-")[0] for path in files} == {
+        ".gitattributes",
+        "README.md",
+        "header.json",
+        "data",
+    }
+
+    local, loaded = load_index(made / "index"), load_index(NAME, revision="v1", memory_map=True)
+    assert loaded.source == local.source and loaded.stats() == local.stats()
+    _, queries = EncodedCorpus(made / "vectors").whole()
+    assert loaded.search(queries, 5) == local.search(queries, 5)
+    card = DatasetCard(files["README.md"].decode())
+    assert card.data.license == "mit" and "text-retrieval" in card.data.task_categories
+    for said in (local.source["weights_xxh3"], "| Texts | 30 documents |", "`exact`", f'load_index("{NAME}"',
+                 f'lion-st search org/lion-sp {NAME} "'):  # fmt: skip
+        assert said in card.text
+
+    found = lion("search", made / "model", NAME, QUERY, "-k", 3)
+    assert found == lion("search", made / "model", made / "index", QUERY, "-k", 3) and found.count("\n") == 3
+    # A folder of that name comes first.
+    monkeypatch.chdir(tmp_path)
+    other = create_index("exact", "dense")
+    other.add(["only"], np.ones((1, 2), dtype=np.float32))
+    other.save(NAME)
+    assert load_index(NAME).ids == ["only"]
+    with pytest.raises(ValueError, match="which alone has revisions"):
+        load_index(NAME, revision="v1")
+
+
+def test_an_encoded_corpus_is_published_without_the_records_that_it_skipped(connected, made, tmp_path):
+    done = publish_index(made / "vectors", VECTORS, license="mit")
+    assert done.tags.keys() == {"v1"} and "# lions-vectors" in done.card
+    files = connected.files(VECTORS, kind="dataset")
+    assert b"private.jsonl" in (made / "vectors" / "manifest.json").read_bytes()
+    assert not any(word in content for content in files.values() for word in (b"private.jsonl", b"a broken secret"))
+    (ids, vectors), (own_ids, own) = EncodedCorpus(VECTORS).whole(), EncodedCorpus(made / "vectors").whole()
+    assert ids == own_ids and (vectors != own).nnz == 0
+    lion("index", VECTORS, tmp_path / "index")
+    assert len(load_index(tmp_path / "index")) == 30
+    with pytest.raises(StorageError, match=f"'{VECTORS}' on the Hub has no header.json"):
+        load_index(VECTORS)
+
+
+def test_a_version_is_one_commit_without_the_files_of_the_earlier_one(connected, made, tmp_path):
+    publish_index(made / "index", NAME, license="mit")
+    index_corpus(made / "vectors", tmp_path / "second", engine_parameters={"quantization": "uint8"}, sample=0)
+    done = publish_index(tmp_path / "second", NAME, license="mit")
+    assert done.tags.keys() == {"v2"} and any(path.startswith("data-") for path in done.deleted["main"])
+    assert load_index(NAME).quantization == "uint8" and load_index(NAME, revision="v1").quantization is None
+
+
+def test_a_damaged_download_is_refused_and_an_offline_one_comes_from_the_cache(connected, made, monkeypatch):
+    for name, folder in ((NAME, "index"), (VECTORS, "vectors")):
+        publish_index(made / folder, name, license="mit")
+    load_index(NAME)
+    list(EncodedCorpus(VECTORS))
+    connected.close()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert len(load_index(NAME)) == len(EncodedCorpus(VECTORS)) == 30
+    with pytest.raises(FileNotFoundError, match="'org/never-seen' is neither a folder here nor a data set on the Hub"):
+        load_index("org/never-seen")
+
+    cache = Path(constants.HF_HUB_CACHE)
+    for file in (*cache.rglob("values.npy"), *cache.rglob("shard-000000.safetensors")):
+        blob = file.resolve()
+        content = bytearray(blob.read_bytes())
+        content[-1] ^= 1
+        blob.write_bytes(content)
+    for name, read in ((NAME, load_index), (VECTORS, lambda name: list(EncodedCorpus(name)))):
+        with pytest.raises(StorageError, match=rf"does not match its checksum.*`hf cache rm dataset/{name}`"):
+            read(name)
+
+
+def test_a_dry_run_says_what_would_go_up_and_reaches_for_no_network(connected, made):
+    shown = lion("publish-index", made / "index", NAME, "--dry-run")
+    assert "  header.json" in shown and "  README.md" in shown and "# lions-index" in shown
+    assert not connected.requests and not connected.repositories
+    assert "--license" in lion("publish-index", made / "index", NAME, exit_code=2)
+    with pytest.raises(ValueError, match="No licence is known for 'org/lions-index'"):
+        publish_index(made / "index", NAME)
+    assert not connected.requests
+
+
+def test_what_is_not_there_is_said_with_both_places(connected, made):
+    for command in (("search", made / "model", "org/nothing", QUERY), ("index", "org/nothing", made / "new")):
+        shown = lion(*command, exit_code=1)
+        assert "'org/nothing' is neither a folder here nor a data set on the Hub" in shown
+    with pytest.raises(FileNotFoundError, match=r"'org/nothing' is neither a folder here nor a data set"):
+        serve(ServerSettings("unused", index="org/nothing"))
+    connected.add(NAME, made / "index", kind="dataset")
+    with pytest.raises(FileNotFoundError, match="with the revision 'v7'"):
+        load_index(NAME, revision="v7")
+    requests = len(connected.requests)
+    with pytest.raises(FileNotFoundError, match="runs/a/b: no such folder, nor is that a name on the Hub"):
+        load_index("runs/a/b")
+    assert "not a name on the Hub" in lion("search", made / "model", "runs/a/b", QUERY, exit_code=1)
+    assert len(connected.requests) == requests
+
+
+@pytest.mark.parametrize("engine", ["milvus", "seismic"])
+def test_engines_whose_files_are_not_for_other_machines_are_refused_at_both_ends(connected, tmp_path, engine):
+    parameters = {"uri": str(tmp_path / "lions.db")} if engine == "milvus" else {}
+    index = create_index(engine, "sparse", **parameters)
+    index.add(["d1", "d2"], np.eye(2, 8, dtype=np.float32))
+    index.source = {"model": "org/lion-sp", "revision": "1"}
+    folder = index.save(tmp_path / "index")
+    reason = f"is an index of the engine '{engine}'.*Publish the encoded corpus"
+    with pytest.raises(StorageError, match=reason):
+        publish_index(folder, NAME, license="mit", dry_run=True)
+    connected.add(NAME, folder, kind="dataset")  # by somebody else
+    with pytest.raises(StorageError, match=reason):
+        load_index(NAME)
+
+
+def test_what_cannot_be_searched_by_others_is_not_published(made, tmp_path):
+    index = create_index("exact", "sparse")
+    index.add(["d1"], np.eye(1, 8, dtype=np.float32))
+    with pytest.raises(StorageError, match="does not say which model"):
+        publish_index(index.save(tmp_path / "index"), NAME, dry_run=True)
+    with pytest.raises(StorageError, match="neither an index nor an encoded corpus"):
+        publish_index(made, NAME, dry_run=True)
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        publish_index(tmp_path / "gone", NAME, dry_run=True)
+    (made / "index" / "token.txt").write_text("hf_")
+    with pytest.raises(ValueError, match=r"token\.txt has the name of a file with secrets"):
+        publish_index(made / "index", NAME, dry_run=True)
+    (made / "index" / "token.txt").unlink()
