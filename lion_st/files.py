@@ -13,6 +13,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+# What no name of a repository ends and begins with: the folders are those that commands write to and read from.
+FILE_ENDINGS = (".jsonl", ".json", ".parquet", ".tsv", ".csv", ".txt", ".gz", ".bz2", ".xz", ".zst", ".zip")
+LOCAL_FOLDERS = ("runs", "data")
 LOCK = ".lock"
 EARLIER = ".earlier.tmp"  # suffix of what is being replaced, where names cannot be exchanged
 SAFETENSORS_LEFTOVER = ".tmp??????"  # what safetensors writes before it renames
@@ -226,10 +229,14 @@ def has_checksum(path: Path, facts: Mapping[str, Any]) -> bool:
     raise ValueError(f"The manifest names no checksum of {path}.")
 
 
-def is_repository_name(place: str | Path) -> bool:
-    """Whether this is a text `owner/name` and nothing is here under that path; a `Path` is always one of files."""
+def is_hub_name(place: str | Path) -> bool:
+    """Whether this is a text `owner/name`, and not a file or folder, here or gone; a `Path` always is one of these."""
     return (
-        isinstance(place, str) and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", place) is not None and not Path(place).exists()
+        isinstance(place, str)
+        and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", place) is not None
+        and place.split("/")[0] not in LOCAL_FOLDERS
+        and not place.endswith(FILE_ENDINGS)
+        and not Path(place).exists()
     )
 
 

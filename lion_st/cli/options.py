@@ -16,7 +16,7 @@ import typer
 
 from lion_st.engines import ENGINES, engine_settings, require_settings
 from lion_st.errors import UsageError
-from lion_st.files import is_repository_name, require_free
+from lion_st.files import is_hub_name, require_free
 
 BARS = ("HUB", "DATASETS")  # libraries whose progress bars a variable of the environment turns off
 DATA_SUFFIXES = (".jsonl", ".json", ".tsv", ".csv", ".txt", ".parquet", ".gz", ".bz2", ".xz", ".zst")
@@ -149,7 +149,7 @@ def require_published(place: str, what: str) -> None:
     Raises:
         FileNotFoundError: What it should be.
     """
-    if not is_repository_name(place):
+    if not is_hub_name(place):
         require_folder(Path(place), f"{what}, and that is not a name on the Hub, owner/name")
 
 

@@ -146,6 +146,7 @@ def index(
     max_ratio: MaxRatio = None,
     threshold: Threshold = None,
     term_quantile: TermQuantile = None,
+    revision: Annotated[str | None, typer.Option(help="Hub revision of the encoded corpus.")] = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
@@ -173,6 +174,7 @@ def index(
         queries=EncodedCorpus(queries).whole()[1] if queries is not None else None,
         sample=sample,
         overwrite=overwrite,
+        revision=revision,
     )
     stats = report.index.stats()
     size = "" if stats["bytes"] is None else f", {stats['bytes'] / 1e6:,.1f} MB"

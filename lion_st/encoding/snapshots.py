@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lion_st.encoding.storage import StorageError
-from lion_st.files import is_repository_name
+from lion_st.files import is_hub_name
 
 
 def local_folder(place: str | Path, files: Sequence[str], revision: str | None = None) -> Path:
@@ -23,7 +23,7 @@ def local_folder(place: str | Path, files: Sequence[str], revision: str | None =
         ValueError: If a revision is given for a folder.
         StorageError: If the data set holds something else.
     """
-    if not is_repository_name(place):
+    if not is_hub_name(place):
         if revision is not None:
             raise ValueError(
                 f"{str(place)!r} is not the name of a data set on the Hub, owner/name, which alone has revisions (got "
@@ -33,11 +33,11 @@ def local_folder(place: str | Path, files: Sequence[str], revision: str | None =
             raise FileNotFoundError(f"{place}: no such folder, nor is that a name on the Hub, owner/name.")
         return Path(place)
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         folder = Path(snapshot_download(str(place), repo_type="dataset", revision=revision, allow_patterns=list(files)))
-    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         at = "" if revision is None else f" with the revision {revision!r}"
         reason = " ".join(str(error).split())
         raise FileNotFoundError(
@@ -54,7 +54,7 @@ def download_explained(place: str | Path) -> Iterator[None]:
     try:
         yield
     except StorageError as error:
-        if not is_repository_name(place):
+        if not is_hub_name(place):
             raise
         raise StorageError(
             f"{error} It was downloaded from the Hub: `hf cache rm dataset/{place}` removes it, and what reads it next "

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from lion_st.files import is_hub_name
+
 if TYPE_CHECKING:
     from sentence_transformers.base.model import BaseModel
 
@@ -41,9 +43,6 @@ SAMPLE_DOCUMENTS = (
 )
 TRAINING_RECORD = "training.json"
 EMISSIONS_FILE = "emissions.csv"
-# Endings of files, and the folders that a checkout's own commands write to and read from.
-FILE_ENDINGS = (".jsonl", ".json", ".parquet", ".tsv", ".csv", ".txt", ".gz", ".bz2", ".xz", ".zst", ".zip")
-LOCAL_FOLDERS = ("runs", "data")
 
 
 @dataclass(frozen=True)
@@ -278,17 +277,6 @@ def merged_base_data(
         of_license.license_name if of_license else None,
         of_license.license_link if of_license else None,
         tuple([languages] if isinstance(languages, str) else languages),
-    )
-
-
-def is_hub_name(source: str) -> bool:
-    """Whether a model's or a data set's source is the name of a Hub repository, not a file or folder, here or gone."""
-    return (
-        source.count("/") == 1
-        and not source.startswith((".", "/", "~"))
-        and source.split("/")[0] not in LOCAL_FOLDERS
-        and not source.endswith(FILE_ENDINGS)
-        and not Path(source).exists()
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lion_st.extras import require
+from lion_st.files import is_hub_name
 from lion_st.hub.card_data import (
     EXPANDED_QUERY,
     SAMPLE_QUERIES,
@@ -17,7 +18,6 @@ from lion_st.hub.card_data import (
     base_model_data,
     carbon_emissions,
     card_data,
-    is_hub_name,
     training_summary,
 )
 from lion_st.hub.results import RESULTS_FOLDER, TaskScores, task_scores

@@ -13,8 +13,8 @@ from sentence_transformers.base.model import BaseModel
 from sentence_transformers.util import load_file_path
 
 from lion_st.exporting import export
-from lion_st.files import require_free
-from lion_st.hub.card_data import BaseModelData, Place, is_hub_name, merged_base_data
+from lion_st.files import is_hub_name, require_free
+from lion_st.hub.card_data import BaseModelData, Place, merged_base_data
 from lion_st.hub.cards import render_card
 from lion_st.models import LionSentenceTransformer, Paradigm, load
 from lion_st.modules import LionTransformer, LlamaPooling, SpladeHead

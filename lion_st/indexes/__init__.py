@@ -10,7 +10,7 @@ from typing import Any
 from lion_st.encoding.snapshots import download_explained, local_folder
 from lion_st.encoding.storage import HEADER, StorageError, read_folder
 from lion_st.engines import ENGINES, engine_settings, require_settings
-from lion_st.files import is_repository_name
+from lion_st.files import is_hub_name
 from lion_st.indexes.base import KIND, VERSION, Hits, Index, LocalIndex, Paradigm
 from lion_st.indexes.pruning import Pruning
 
@@ -77,7 +77,8 @@ def load_index(
     Args:
         path: Folder of the index, or the name of a data set on the Hub, `owner/name`, see `index_folder`.
         memory_map: Leave large arrays on disk and read them as they are touched.
-        verify: Compare the checksums of all files; their sizes, and the checksums of small ones, always are.
+        verify: Compare the checksums of all files; their sizes, and the checksums of small ones, always are. With it
+            engines also check that large files lead nowhere outside of themselves: leave it on for what others made.
         revision: Commit, tag or branch of the data set; main by default.
 
     Raises:
@@ -107,7 +108,7 @@ def index_folder(place: str | Path, revision: str | None = None) -> Path:
         StorageError: If the data set holds no index, or one of an engine whose files are not read from elsewhere.
     """
     folder = local_folder(place, (HEADER, "data-*"), revision)
-    if is_repository_name(place):
+    if is_hub_name(place):
         require_portable(place, folder)
     return folder
 

@@ -54,6 +54,7 @@ def index_corpus(
     recall_at: Sequence[int] = (10, 100),
     sample: int = 200,
     overwrite: bool = False,
+    revision: str | None = None,
 ) -> IndexReport:
     """Build an index from the shards of `encode_corpus` and save it.
 
@@ -71,6 +72,7 @@ def index_corpus(
         recall_at: Depths of the recall.
         sample: Queries to measure recall with, at most; 0 measures nothing.
         overwrite: Replace an index in `output`, once the new one stands.
+        revision: Commit, tag or branch of an encoded corpus on the Hub.
 
     Returns:
         The index, the seconds it took, and its recall.
@@ -84,7 +86,7 @@ def index_corpus(
     require_free(output, overwrite)
     require_type(pruning, Pruning | None, "A pruning", "pass lion_st.indexes.Pruning(top_terms=128)")
     refuse_texts(queries)
-    corpus = EncodedCorpus(encoded)
+    corpus = EncodedCorpus(encoded, revision=revision)
     if pruning is not None and corpus.paradigm == "dense":
         raise ValueError("Pruning drops terms of sparse vectors, and this corpus was encoded by a dense model.")
     started = perf_counter()

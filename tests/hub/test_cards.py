@@ -19,13 +19,13 @@ import lion_st
 from lion_st.cli import hub as commands
 from lion_st.data.beir import save_beir
 from lion_st.evaluation import evaluate_retrieval
+from lion_st.files import is_hub_name
 from lion_st.hub import render_card, render_recipe_card
 from lion_st.hub.card_data import (
     EXPANDED_QUERY,
     SAMPLE_DOCUMENTS,
     SAMPLE_QUERIES,
     card_data,
-    is_hub_name,
 )
 from lion_st.hub.results import task_scores
 from lion_st.training.recipes import get_recipe

@@ -16,7 +16,7 @@ from lion_st.encoding import EncodedCorpus, encode_corpus
 from lion_st.hub import publish_index
 from lion_st.indexes import StorageError, create_index, load_index
 from lion_st.retrieval import index_corpus
-from lion_st.serving import ServerSettings, serve
+from lion_st.serving import ServerSettings, Service, serve
 
 NAME = "org/lions-index"
 VECTORS = "org/lions-vectors"
@@ -86,7 +86,7 @@ def test_an_encoded_corpus_is_published_without_the_records_that_it_skipped(conn
     assert not any(word in content for content in files.values() for word in (b"private.jsonl", b"a broken secret"))
     (ids, vectors), (own_ids, own) = EncodedCorpus(VECTORS).whole(), EncodedCorpus(made / "vectors").whole()
     assert ids == own_ids and (vectors != own).nnz == 0
-    lion("index", VECTORS, tmp_path / "index")
+    lion("index", VECTORS, tmp_path / "index", "--revision", "v1")
     assert len(load_index(tmp_path / "index")) == 30
     with pytest.raises(StorageError, match=f"'{VECTORS}' on the Hub has no header.json"):
         load_index(VECTORS)
@@ -142,10 +142,28 @@ def test_what_is_not_there_is_said_with_both_places(connected, made):
     with pytest.raises(FileNotFoundError, match="with the revision 'v7'"):
         load_index(NAME, revision="v7")
     requests = len(connected.requests)
-    with pytest.raises(FileNotFoundError, match="runs/a/b: no such folder, nor is that a name on the Hub"):
-        load_index("runs/a/b")
-    assert "not a name on the Hub" in lion("search", made / "model", "runs/a/b", QUERY, exit_code=1)
+    for name in ("runs/gone", "org/a/b", "org--lions"):
+        with pytest.raises(FileNotFoundError, match=f"{name}: no such folder, nor is that a name on the Hub"):
+            load_index(name)
+        assert "not a name on the Hub" in lion("search", made / "model", name, QUERY, exit_code=1)
+    with pytest.raises(FileNotFoundError, match="'org/a--b' is neither a folder here nor a data set"):
+        load_index("org/a--b")
     assert len(connected.requests) == requests
+
+
+def test_a_server_searches_the_commit_that_it_found_when_it_was_started(connected, made, monkeypatch):
+    publish_index(made / "index", NAME, license="mit")
+    started = []
+    monkeypatch.setattr("lion_st.serving.launch._serve_here", lambda settings, *_: started.append(settings))
+    lion("serve", made / "model", "--index", NAME, "--index-revision", "v1", "--port", 0)
+    (settings,) = started
+    commit = connected.repositories["dataset", NAME].resolve("v1")
+    assert Path(settings.index).name == commit and settings.index_revision is None
+    service = Service(lion_st.load(made / "model"), settings)
+    try:
+        assert len(service.live.index) == 30 and not service.live.reload()
+    finally:
+        service.close()
 
 
 @pytest.mark.parametrize("engine", ["milvus", "seismic"])
