@@ -20,12 +20,14 @@ from lion_st.indexes import load_index
 from lion_st.retrieval import search_texts
 
 index = load_index("{repo_id}", memory_map=True)
-print(search_texts(lion_st.load("{model}"), index, ["what do lions eat?"], k=10))
+print(search_texts(lion_st.load("{model}"{at}), index, ["what do lions eat?"], k=10))
 ```
 
 ```bash
-lion-st search {model} {repo_id} "what do lions eat?"
+lion-st search {model} {repo_id} "what do lions eat?"{option}
 ```
+
+`load_index(..., revision="v1")` and `--index-revision v1` name a version. \
 """
 LOAD_CORPUS = """\
 ```python
@@ -37,8 +39,10 @@ for ids, vectors in EncodedCorpus("{repo_id}"):
 
 ```bash
 lion-st index {repo_id} runs/index
-lion-st search {model} runs/index "what do lions eat?"
+lion-st search {model} runs/index "what do lions eat?"{option}
 ```
+
+`EncodedCorpus(..., revision="v1")` and `lion-st index --revision v1` name a version. \
 """
 
 
@@ -128,25 +132,28 @@ def _of_corpus(corpus: EncodedCorpus) -> SavedVectors:
     )
 
 
-def render_index_card(vectors: SavedVectors, repo_id: str, license: str | None, model: str | None = None) -> str:
+def render_index_card(
+    vectors: SavedVectors, repo_id: str, size: int, license: str | None, model: str | None = None
+) -> str:
     """The README.md of a published index or encoded corpus.
 
     Args:
         vectors: What is published.
         repo_id: Its name on the Hub.
+        size: Bytes of its files.
         license: Its licence.
         model: Name on the Hub of the model; by default what the vectors name, if it came from the Hub.
     """
     from huggingface_hub import DatasetCardData
 
     source = vectors.source
-    commit = source.get("revision")
     name = model or source["model"]
-    at_commit = f" at `{commit}`" if commit and name == source["model"] else ""
-    shown = f"[{name}](https://huggingface.co/{name}){at_commit}" if model or commit else f"`{name}`, a local folder"
+    commit = source.get("revision") if name == source["model"] else None  # None of a folder too
+    is_on_hub = model is not None or commit is not None
+    shown = f"[{name}](https://huggingface.co/{name})" if is_on_hub else f"`{name}`, a local folder"
     algorithm = "xxh3" if "weights_xxh3" in source else "sha256"
     rows = {
-        "Model": shown,
+        "Model": shown + (f" at `{commit}`" if commit else ""),
         f"Its weights, {algorithm}": f"`{source.get(f'weights_{algorithm}', 'unknown')}`",
         f"Its fingerprint, {algorithm}": f"`{source.get(f'model_{algorithm}', 'unknown')}`",
         "Vectors": vectors.paradigm,
@@ -154,6 +161,7 @@ def render_index_card(vectors: SavedVectors, repo_id: str, license: str | None, 
         **({"Dimensions": f"{vectors.dimensions:,}"} if vectors.dimensions is not None else {}),
         "Texts were cut to": f"{source['max_tokens']:,} tokens" if source.get("max_tokens") else "unknown",
         **vectors.facts,
+        "Size": f"{size / 1e6:,.1f} MB",
     }
     metadata = DatasetCardData(
         license=license,
@@ -164,12 +172,14 @@ def render_index_card(vectors: SavedVectors, repo_id: str, license: str | None, 
     what = "encoded corpus" if vectors.engine is None else "index"
     table = "".join(f"| {label} | {value} |\n" for label, value in rows.items())
     usage = (LOAD_CORPUS if vectors.engine is None else LOAD_INDEX).format(
-        repo_id=repo_id, model=name if model or commit else "MODEL"
+        repo_id=repo_id,
+        model=name if is_on_hub else "MODEL",
+        at=f', revision="{commit}"' if commit else "",
+        option=f" --revision {commit}" if commit else "",
     )
     return (
         f"---\n{metadata.to_yaml()}\n---\n\n# {repo_id.split('/')[-1]}\n\n"
         f"An {what} of {vectors.paradigm} vectors, published with lion_st. It holds ids and vectors of texts, and not "
-        f"the texts.\n\n| | |\n|---|---|\n{table}\n## Load\n\n{usage}\n"
-        "Loading compares the checksums of all files, and searching warns of a model of other weights. "
-        f'`revision="v1"` (`--index-revision v1`) names a version.\n'
+        f"the texts.\n\n| | |\n|---|---|\n{table}\n## Load\n\n{usage}"
+        "Loading compares the checksums of all files, and searching warns of a model of other weights.\n"
     )

@@ -250,13 +250,14 @@ def publish_index(
     revision = _place(repo_id, create_pr, revision, tag)
     folder = Path(folder)
     vectors = read_vectors(folder)
-    card = render_index_card(vectors, repo_id, license, model)
-    named = {
+    files: Contents = {
         path: content
         for path, content in files_to_upload(folder).items()
         if path.startswith(vectors.files) or ("/" not in path and path.upper().startswith(LICENCES))
     }
-    contents: dict[str, Contents] = {revision or MAIN: {**named, **vectors.replaced, "README.md": card.encode()}}
+    files.update(vectors.replaced)
+    card = render_index_card(vectors, repo_id, sum(map(_size, files.values())), license, model)
+    contents: dict[str, Contents] = {revision or MAIN: files | {"README.md": card.encode()}}
     plan = Publication(repo_id, _sizes(contents), card)
     if dry_run:
         return plan

@@ -166,6 +166,20 @@ def test_a_server_searches_the_commit_that_it_found_when_it_was_started(connecte
         service.close()
 
 
+def test_the_card_names_the_commit_of_a_model_of_the_hub(tmp_path):
+    index = create_index("exact", "sparse", quantization="uint8")
+    index.add(["d1"], np.eye(1, 8, dtype=np.float32))
+    index.source = {"model": "org/lion-sp", "revision": "c0ffee", "weights_xxh3": "feed"}
+    folder = index.save(tmp_path / "index")
+    card = publish_index(folder, NAME, dry_run=True).card
+    for said in ("[org/lion-sp](https://huggingface.co/org/lion-sp) at `c0ffee`",
+                 'load("org/lion-sp", revision="c0ffee")',
+                 f'search org/lion-sp {NAME} "what do lions eat?" --revision c0ffee', "`feed`", "| Size | 0.0 MB |",
+                 "`exact` (quantization='uint8')"):  # fmt: skip
+        assert said in card
+    assert "c0ffee" not in publish_index(folder, NAME, model="org/published", dry_run=True).card
+
+
 @pytest.mark.parametrize("engine", ["milvus", "seismic"])
 def test_engines_whose_files_are_not_for_other_machines_are_refused_at_both_ends(connected, tmp_path, engine):
     parameters = {"uri": str(tmp_path / "lions.db")} if engine == "milvus" else {}
