@@ -156,6 +156,7 @@ def remove_abandoned(path: Path) -> None:
     """Remove what killed writers of a folder `path` left, whose locks nobody holds; restore what they moved away."""
     for lock in path.parent.glob(f".{path.name}.????????.lock"):
         with suppress(OSError), lock_file(lock, wait=False):
+            remove_abandoned(lock.with_suffix(".tmp"))  # what was to become a folder that is left itself
             shutil.rmtree(lock.with_suffix(".tmp"), ignore_errors=True)
             earlier = lock.with_suffix(EARLIER)
             if earlier.exists() and not path.exists():

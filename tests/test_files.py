@@ -39,6 +39,16 @@ def kill_within(context: str, path: Path) -> None:
     assert done.returncode == -signal.SIGKILL
 
 
+def test_a_killed_writer_within_a_folder_that_is_being_written_leaves_nothing_for_long(tmp_path: Path) -> None:
+    outer_and_inner = "atomic_folder(Path(sys.argv[1])) as outer, atomic_folder(outer)"
+    program = KILLED.replace("{context}(Path(sys.argv[1]))", outer_and_inner).replace("{context}", "atomic_folder")
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "out")])
+    assert done.returncode == -signal.SIGKILL and len(names(tmp_path)) == 4  # a folder and a lock of each
+    with atomic_folder(tmp_path / "out") as folder:
+        (folder / "file").write_text("whole")
+    assert names(tmp_path) == ["out"]
+
+
 def names(folder: Path) -> list[str]:
     return sorted(child.name for child in folder.iterdir())
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lion_st.files import is_hub_name
+
 # Options that decide what a retriever is: given for one that is there already, they would make another of it.
 FIXED = ("add_bos", "add_eos", "causal", "num_layers", "layers", "scale", "activation", "pooling", "normalize")
 # Options that may change when it is trained on; where they are not given they stay.
@@ -68,6 +70,6 @@ def _read(source: str, name: str, subfolder: str = "") -> Any:
 def _file(source: str, name: str, subfolder: str = "") -> str | None:
     from sentence_transformers.util import load_file_path
 
-    if Path(source).is_file() or not (Path(source).is_dir() or source.count("/") == 1):
+    if not Path(source).is_dir() and not is_hub_name(source):
         return None
     return load_file_path(source, name, subfolder=subfolder)

@@ -72,7 +72,7 @@ def planned() -> list[dict]:
 
 @pytest.mark.parametrize("item", planned(), ids=lambda item: item["name"])
 def test_the_plan_s_commands_are_understood(item):
-    values = {"work": "w", "data": "d", "out": "o", "seconds": 30, "python": "python"}
+    values = {"work": "runs/w", "data": "data/d", "out": "runs/o", "seconds": 30, "python": "python"}
     words = shlex.split(item["command"].format(**values))
     if words[1:4] == ["-m", "lion_st", "train"]:
         _, training = parse_retriever_arguments(words[4:])
