@@ -404,7 +404,14 @@ class _Evaluation:
 
 
 def normalize(text: str) -> str:
-    """A text in one case and Unicode form, without punctuation and with single spaces; "" stays apart from all."""
+    """A text in one case and Unicode form, without punctuation and with single spaces.
+
+    A text of punctuation alone stays as it is, so that not all such texts are alike.
+
+    Example:
+        >>> normalize("  Lions' PREY,\\non zebras. ")
+        'lions prey on zebras'
+    """
     folded = unicodedata.normalize("NFKC", text).casefold()
     return " ".join(re.sub(r"[^\w\s]|_", " ", folded).split()) or text
 

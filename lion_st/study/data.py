@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-import re
 import shutil
-import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -14,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lion_st.data.beir import Corpus, Qrels, Queries, load_beir, save_beir
+from lion_st.data.checking import normalize
 from lion_st.data.quickstart import QUICKSTART_REPOSITORY, quickstart_data
 from lion_st.data.text import read_documents
 from lion_st.data.tuples import load_tuples
@@ -105,18 +104,8 @@ def prepare_data(study: Study, folder: Path) -> StudyData:
     return StudyData(found.options, found.texts, found.tests, content["overlap"])
 
 
-def normalise(text: str) -> str:
-    """A text without what a copy of it may differ in: case, forms of characters, punctuation and white space.
-
-    Example:
-        >>> normalise("  Lions' PREY,\\non zebras. ")
-        'lions prey on zebras'
-    """
-    return re.sub(r"[\W_]+", " ", unicodedata.normalize("NFKC", text).casefold()).strip()
-
-
 def check_overlap(study: Study, data: StudyData) -> list[dict[str, Any]]:
-    """Count the texts of each test set that are trained on, exactly and after `normalise`.
+    """Count the texts of each test set that are trained on, exactly and after `normalize`.
 
     Returns:
         A row for each test set: queries and documents, and how many of each are among the training queries, the
@@ -126,7 +115,7 @@ def check_overlap(study: Study, data: StudyData) -> list[dict[str, Any]]:
     normal: set[int] = set()
     for text in _training_texts(study, data):
         exact.add(hash(text.strip()))
-        normal.add(hash(normalise(text)))
+        normal.add(hash(normalize(text)))
     rows = []
     for test in study.tests:
         corpus, queries, qrels = load_test(data.tests[test.name], test.split)
@@ -138,7 +127,7 @@ def check_overlap(study: Study, data: StudyData) -> list[dict[str, Any]]:
         for what, forms in (("queries", [(query,) for query in asked]), ("documents", documents)):
             row[f"{what} trained on, exact"] = sum(any(hash(one.strip()) in exact for one in text) for text in forms)
             row[f"{what} trained on, normalised"] = sum(
-                any(hash(plain) in normal for plain in map(normalise, text) if plain) for text in forms
+                any(hash(plain) in normal for plain in map(normalize, text) if plain) for text in forms
             )
         rows.append(row)
     return rows
@@ -301,22 +290,22 @@ def _hold_out(
             f"data.hold_out is {count}, and the training data have {len(answers):,} relevant documents: hold out fewer."
         )
     chosen = random.Random(SEED).sample(answers, count)
-    held = {normalise(documents[one]) for one in chosen}
-    hidden = {one for one, text in documents.items() if normalise(text) in held}  # copies of them too
+    held = {normalize(documents[one]) for one in chosen}
+    hidden = {one for one, text in documents.items() if normalize(text) in held}  # copies of them too
     asked = [row for row in rows if row["pos_pid"] in hidden]
-    said = {normalise(row["question"]) for row in asked}
+    said = {normalize(row["question"]) for row in asked}
     kept = []
     for row in rows:
-        if row["pos_pid"] in hidden or normalise(row["question"]) in said:
+        if row["pos_pid"] in hidden or normalize(row["question"]) in said:
             continue
         places = [place for place, one in enumerate(row["neg_pids"]) if one not in hidden]
         row = {**row, "neg_pids": [row["neg_pids"][place] for place in places]}
         if "neg_scores" in row:
             row["neg_scores"] = [row["neg_scores"][place] for place in places]
         kept.append(row)
-    first = {normalise(documents[one]): one for one in reversed(chosen)}  # of copies one is searched
+    first = {normalize(documents[one]): one for one in reversed(chosen)}  # of copies one is searched
     queries: Queries = {f"q{number}": row["question"] for number, row in enumerate(asked)}
-    qrels = {f"q{number}": {first[normalise(documents[row["pos_pid"]])]: 1} for number, row in enumerate(asked)}
+    qrels = {f"q{number}": {first[normalize(documents[row["pos_pid"]])]: 1} for number, row in enumerate(asked)}
     order = random.Random(SEED).sample(list(qrels), len(qrels))  # the first ones are then of all sources
     return kept, (
         {one: {"title": "", "text": documents[one]} for one in first.values()},

@@ -18,8 +18,9 @@ from typer.testing import CliRunner
 
 from lion_st.cli import app
 from lion_st.data import load_beir
+from lion_st.data.checking import normalize
 from lion_st.study import parse_study, plan_study, run_study
-from lion_st.study.data import OverlapError, normalise, prepare_data, shuffle_labels
+from lion_st.study.data import OverlapError, prepare_data, shuffle_labels
 from lion_st.study.jobs import run_job
 from lion_st.training.checkpoints import CHECKSUMS, checkpoint_to_resume
 
@@ -130,8 +131,8 @@ def test_held_out_documents_and_copies_of_them_are_not_trained_on(tmp_path: Path
     trained = parquet.read_table(data.options[0.0]["train_data"]).to_pylist()
     documents = {row["id"]: row["text"] for row in parquet.read_table(data.texts).to_pylist()}
     assert len(trained) == 32 - 6
-    hidden = {normalise(row["text"]) for row in corpus.values()}
-    assert hidden.isdisjoint(map(normalise, documents.values()))
+    hidden = {normalize(row["text"]) for row in corpus.values()}
+    assert hidden.isdisjoint(map(normalize, documents.values()))
     assert {one for row in trained for one in (row["pos_pid"], *row["neg_pids"])} <= documents.keys()
     assert set(queries.values()).isdisjoint(row["question"] for row in trained)
     assert all(row[key] == 0 for row in data.overlap for key in row if "trained on" in key)
