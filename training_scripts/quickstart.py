@@ -12,13 +12,16 @@ The results of the model and of BM25 lie in its checkpoint too, for its card.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import sys
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
+from io import StringIO
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,7 @@ SHOW_PROGRESS = sys.stderr.isatty()  # a log file gets lines alone
 if not SHOW_PROGRESS:
     os.environ.setdefault("TQDM_DISABLE", "1")
 warnings.filterwarnings("ignore", category=FutureWarning)
+logging.getLogger("sentence_transformers").setLevel(logging.ERROR)  # it advises against bfloat16 on a CPU
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -46,6 +50,7 @@ from lion_st.hub.results import RESULTS_FOLDER
 from lion_st.retrieval import explain_score, top_terms
 from lion_st.training import get_recipe, retriever_arguments, train_retriever
 from lion_st.training.recipes import adapted_backbone
+from lion_st.training.report import history_rows, read_history
 
 MODEL = "lion-sp-mini"
 QUERY_TERMS, DOCUMENT_TERMS = 32, 256  # the largest ones that are kept, chosen on the dev set of training_scripts/mini
@@ -167,15 +172,17 @@ def train_for_a_minute(arguments: QuickstartArguments, data: Path) -> list[dict[
     output = Path(arguments.output_dir) / "trained"
     untrained = lion_st.build(recipe.model, "sparse", dtype=DTYPE, document_length=recipe.document_length, device="cpu")
     before, _ = evaluate(arguments, untrained, [data], name="lion-mini-base, untrained")
-    folder = train_retriever(
-        *retriever_arguments(
-            recipe,
-            output_dir=str(output),
-            seed=arguments.seed,
-            max_seconds=arguments.train_seconds,
-            logging_steps=5,
+    with redirect_stdout(StringIO()):  # long lines, of which the table below shows what counts
+        folder = train_retriever(
+            *retriever_arguments(
+                recipe,
+                output_dir=str(output),
+                seed=arguments.seed,
+                max_seconds=arguments.train_seconds,
+                logging_steps=5,
+            )
         )
-    )
+    say(format_table(history_rows(read_history(output))))
     trained = lion_st.load(folder, dtype=DTYPE, device="cpu")
     after, _ = evaluate(arguments, trained, [data], name="lion-mini-base, after a minute")
     return before + after
