@@ -28,13 +28,16 @@ def study(
     report: Annotated[
         bool, typer.Option("--report", help="Write the report of the cells that are finished; run nothing.")
     ] = False,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Cells that run side by side, each on one GPU, in turn, where there are several.")
+    ] = 1,
     style: TableStyle = "markdown",
 ) -> None:
     """Compare sparse and dense retrievers by size and objective under one budget of training FLOPs.
 
-    Cells run one after another, each in a process of its own. Repeat the command to go on: finished cells are skipped,
-    interrupted ones resume, failed ones are tried again. The report is written into OUTPUT/report: rows as CSV and
-    Parquet, tables, tests, power laws, figures, and an HTML page.
+    Cells run one after another, or as many side by side as there are workers, each in a process of its own. Repeat the
+    command to go on: finished cells are skipped, interrupted ones resume, failed ones are tried again. The report is
+    written into OUTPUT/report: rows as CSV and Parquet, tables, tests, power laws, figures, and an HTML page.
     """
     require_file(file, "a study")
     if plan and report:
@@ -57,7 +60,7 @@ def study(
     if not report:
         require("matplotlib")  # before hours of training
         try:
-            run_study(planned, output, lambda line: typer.echo(line))
+            run_study(planned, output, lambda line: typer.echo(line), workers)
         except StudyIncomplete as error:
             incomplete = error
     if incomplete is None or any(output.glob("cells/*/rows.json")):

@@ -1,14 +1,17 @@
-"""Runs a study cell by cell, each in a process of its own, and goes on where it stopped."""
+"""Runs the cells of a study in processes of their own, and goes on where it stopped."""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lion_st.files import atomic_write, lock_folder
 from lion_st.study.data import StudyData, prepare_data
@@ -23,8 +26,8 @@ class StudyIncomplete(RuntimeError):
     """Some cells of a study have failed; the others are finished."""
 
 
-def run_study(plan: Plan, output: str | Path, say: Callable[[str], Any] = print) -> Path:
-    """Run the cells of a plan one after another.
+def run_study(plan: Plan, output: str | Path, say: Callable[[str], Any] = print, workers: int = 1) -> Path:
+    """Run the cells of a plan, each in a process of its own.
 
     A finished cell is skipped and an interrupted one goes on from its last checkpoint. One that fails, or whose process
     dies, is named in the end and tried again by the next run; the others are not held up by it.
@@ -33,6 +36,8 @@ def run_study(plan: Plan, output: str | Path, say: Callable[[str], Any] = print)
         plan: See `plan_study`.
         output: Folder of everything: data, backbones, cells.
         say: Takes a line for every cell.
+        workers: Cells that run side by side. Where there are several GPUs each worker has one, in turn. Results are the
+            same; seconds, and latencies of queries, are then those of a shared machine.
 
     Returns:
         The folder.
@@ -40,30 +45,35 @@ def run_study(plan: Plan, output: str | Path, say: Callable[[str], Any] = print)
     Raises:
         StudyIncomplete: If a cell has failed, after all others were run.
         OverlapError: If a test set is trained on.
-        ValueError: If the folder holds a cell of this name with other settings.
+        ValueError: If the folder holds a cell of this name with other settings, or if there are no workers.
         FolderInUse: If another process runs a study there.
     """
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}.")
     folder = Path(output).resolve()
     require_same_cells(plan, folder)
     with lock_folder(folder, wait=False):
         data = prepare_data(plan.study, folder / "data")
-        failed: dict[str, str] = {}
+        pool = Workers(workers, say)
+        stages = []
         for stage in plan.stages:
             place = folder / "backbones" / stage.backbone
-            name = f"MNTP of {stage.backbone}"
-            job = {"stage": "mntp", "name": name, "options": _stage_options(plan, stage, data, place)}
-            error = _run(place, job, stage.configuration, place / "finished", say)
-            if error is not None:
-                failed[name] = error
+            job = {
+                "stage": "mntp",
+                "name": f"MNTP of {stage.backbone}",
+                "options": _stage_options(plan, stage, data, place),
+            }
+            stages.append(Job(place, job, stage.configuration, place / "finished"))
+        failed = pool.run(stages)
+        cells = []
         for cell in plan.cells:
             place = output_place(folder, cell.name)
             if f"MNTP of {cell.backbone}" in failed:
                 failed[cell.name] = "its backbone's MNTP stage failed"
                 say(f"{cell.name}: skipped, {failed[cell.name]}.")
-                continue
-            error = _run(place, _cell_job(plan, cell, data, folder), cell.configuration, place / ROWS, say)
-            if error is not None:
-                failed[cell.name] = error
+            else:
+                cells.append(Job(place, _cell_job(plan, cell, data, folder), cell.configuration, place / ROWS))
+        failed |= pool.run(cells)
     if failed:
         described = "; ".join(f"{name}: {error}" for name, error in failed.items())
         raise StudyIncomplete(
@@ -71,6 +81,89 @@ def run_study(plan: Plan, output: str | Path, say: Callable[[str], Any] = print)
             f"The logs are {folder / '*' / 'NAME' / LOG}; the same command tries again."
         )
     return folder
+
+
+class Job(NamedTuple):
+    """What a process does."""
+
+    place: Path  # its folder
+    contents: dict[str, Any]  # of its job.json
+    configuration: str
+    done: Path  # a file that stands when it has ended well
+
+    @property
+    def name(self) -> str:
+        """What it is called in messages."""
+        name: str = self.contents["name"]
+        return name
+
+
+class Workers:
+    """Processes side by side, each on a GPU of its own where there are several.
+
+    Args:
+        number: Of processes.
+        say: Takes a line for every job.
+    """
+
+    def __init__(self, number: int, say: Callable[[str], Any]):
+        self.number = number
+        self.say = say
+        self._free = list(range(number))
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._lock = threading.Lock()
+        self._stopped = False
+
+    def run(self, jobs: Sequence[Job]) -> dict[str, str]:
+        """Run jobs in their order; what was wrong with those that failed, by name."""
+        with ThreadPoolExecutor(self.number) as threads:
+            waiting = [threads.submit(self._one, job) for job in jobs]
+            try:
+                wait(waiting, return_when=FIRST_EXCEPTION)
+                errors = [one.result() for one in waiting if one.done()]
+            except BaseException:
+                self._stop()
+                raise
+        return {job.name: error for job, error in zip(jobs, errors, strict=True) if error is not None}
+
+    def _stop(self) -> None:
+        with self._lock:
+            self._stopped = True
+            for process in self._running:
+                process.terminate()
+
+    def _one(self, job: Job) -> str | None:
+        place, name, done = job.place, job.name, job.done
+        if done.exists():
+            self.say(f"{name}: finished already.")
+            return None
+        place.mkdir(parents=True, exist_ok=True)
+        atomic_write(place / JOB, json.dumps(job.contents | {"configuration": job.configuration}, indent=1) + "\n")
+        with (place / LOG).open("a", encoding="utf-8") as log:
+            with self._lock:
+                if self._stopped:
+                    return "not begun"
+                self.say(f"{name}: runs, {place / LOG}")
+                slot = self._free.pop(0)
+                command = [sys.executable, "-m", "lion_st.study.jobs", str(place)]
+                process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=_environment(slot))
+                self._running.add(process)
+            code = process.wait()
+            with self._lock:
+                self._running.discard(process)
+                self._free.append(slot)
+        if code == 0:
+            if not done.exists():
+                done.touch()
+            return None
+        lines = (place / LOG).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        reason = (
+            f"ended by signal {-code}"
+            if code < 0
+            else (lines[-1].removeprefix("job: ") if lines else f"exit code {code}")
+        )
+        self.say(f"{name}: FAILED, {reason}")
+        return reason
 
 
 def require_same_cells(plan: Plan, folder: Path) -> None:
@@ -109,35 +202,15 @@ def commit() -> str:
         return "unknown"
 
 
-def _run(place: Path, job: dict[str, Any], configuration: str, done: Path, say: Callable[[str], Any]) -> str | None:
-    """Run a job in a process; what was wrong, or None."""
-    name = job["name"]
-    if done.exists():
-        say(f"{name}: finished already.")
-        return None
-    place.mkdir(parents=True, exist_ok=True)
-    atomic_write(place / JOB, json.dumps(job | {"configuration": configuration}, indent=1) + "\n")
-    say(f"{name}: runs, {place / LOG}")
-    with (place / LOG).open("a", encoding="utf-8") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "lion_st.study.jobs", str(place)], stdout=log, stderr=subprocess.STDOUT
-        )
-        try:
-            code = process.wait()
-        except BaseException:
-            process.terminate()
-            process.wait()
-            raise
-    if code == 0:
-        if not done.exists():
-            done.touch()
-        return None
-    lines = (place / LOG).read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    reason = (
-        f"ended by signal {-code}" if code < 0 else (lines[-1].removeprefix("job: ") if lines else f"exit code {code}")
-    )
-    say(f"{name}: FAILED, {reason}")
-    return reason
+def _environment(slot: int) -> dict[str, str]:
+    """Variables of a worker's process, which sees one of several GPUs."""
+    import torch
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    devices = [one for one in visible if one] or [str(one) for one in range(torch.cuda.device_count())]
+    if len(devices) < 2:
+        return dict(os.environ)
+    return os.environ | {"CUDA_VISIBLE_DEVICES": devices[slot % len(devices)]}
 
 
 def _choice(plan: Plan, name: str) -> BackboneChoice:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,11 @@ from typer.testing import CliRunner
 from lion_st.cli import app
 from lion_st.data import load_beir
 from lion_st.data.checking import normalize
+from lion_st.files import lock_folder
 from lion_st.study import parse_study, plan_study, run_study
 from lion_st.study.data import OverlapError, prepare_data, shuffle_labels
-from lion_st.study.jobs import run_job
+from lion_st.study.jobs import LOCK, run_job
+from lion_st.study.run import Job, Workers
 from lion_st.training.checkpoints import CHECKSUMS, checkpoint_to_resume
 
 
@@ -51,7 +54,7 @@ def finished(tmp_path_factory, tiny_backbone) -> Finished:
     obstacle = cell / "trained" / "training.json"
     obstacle.parent.mkdir(parents=True)
     obstacle.write_text("not JSON")
-    failed = CliRunner().invoke(app, ["study", str(file), "--output", str(output)])
+    failed = CliRunner().invoke(app, ["study", str(file), "--output", str(output), "--workers", "2"])
     sparse_rows = (output / "cells" / "small-sparse-cl_kd-seed1" / "rows.json").stat().st_mtime_ns
     obstacle.unlink()
     process = subprocess.Popen(
@@ -113,6 +116,23 @@ def test_a_job_that_another_process_has_finished_is_not_done_again(finished: Fin
     before = rows.stat().st_mtime_ns
     run_job(rows.parent)  # whose weights are gone
     assert rows.stat().st_mtime_ns == before and not (rows.parent / "trained").exists()
+
+
+def test_an_interrupt_ends_the_processes_of_all_workers(tmp_path: Path) -> None:
+    jobs = [Job(tmp_path / name, {"name": name}, "", tmp_path / name / "done") for name in ("first", "second")]
+    begun: list[str] = []
+
+    def say(line: str) -> None:
+        begun.append(line)
+        if len(begun) == 2:
+            raise KeyboardInterrupt
+
+    with ExitStack() as locks:
+        for job in jobs:
+            job.place.mkdir()
+            locks.enter_context(lock_folder(job.place, name=LOCK))  # for which its process would wait for ever
+        with pytest.raises(KeyboardInterrupt):
+            Workers(2, say).run(jobs)
 
 
 def test_a_folder_of_other_settings_is_refused(finished: Finished) -> None:
