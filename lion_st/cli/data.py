@@ -39,6 +39,12 @@ def check(
     document_length: Annotated[
         int, typer.Option("--document-length", "--document_length", min=1, help="The same for documents.")
     ] = 128,
+    query_prompt: Annotated[
+        str, typer.Option("--query-prompt", "--query_prompt", help="What stands in front of queries, for lengths.")
+    ] = "",
+    document_prompt: Annotated[
+        str, typer.Option("--document-prompt", "--document_prompt", help="The same for documents.")
+    ] = "",
     eval_data: Annotated[
         list[str] | None,
         typer.Option("--eval-data", "--eval_data", help="Test collection that must not be trained on; repeatable."),
@@ -75,6 +81,8 @@ def check(
         tokenizer=tokenizer,
         query_length=query_length,
         document_length=document_length,
+        query_prompt=query_prompt,
+        document_prompt=document_prompt,
         eval_data=eval_data or (),
         eval_split=eval_split,
         sample=sample,

@@ -41,6 +41,8 @@ def check_tuples(
     tokenizer: Any = None,
     query_length: int = 64,
     document_length: int = 128,
+    query_prompt: str = "",
+    document_prompt: str = "",
     eval_data: Sequence[str | Path] = (),
     eval_split: str = "test",
     sample: int = SAMPLE,
@@ -56,6 +58,8 @@ def check_tuples(
         tokenizer: Of the model, to measure lengths in tokens and what is cut; None measures words.
         query_length: Where training cuts queries, in tokens.
         document_length: The same for documents.
+        query_prompt: What training puts in front of queries, and what counts in their length.
+        document_prompt: The same for documents.
         eval_data: Test collections in BEIR layout, whose queries must not be trained on.
         eval_split: Split of their judgements.
         sample: Texts of each task whose length is measured, drawn at random.
@@ -92,11 +96,11 @@ def check_tuples(
     checker.compare_rows()
     limits: dict[str, int | None] = {"queries": query_length, "documents": document_length}
     measure = _words if tokenizer is None else partial(_tokens, tokenizer)
-    for name, text in zip(limits, texts, strict=True):
+    for name, text, prompt in zip(limits, texts, (query_prompt, document_prompt), strict=True):
         if text.sample:
             limit = None if tokenizer is None else limits[name]
             unit = "words" if tokenizer is None else "tokens"
-            lengths = Lengths.of(name, unit, list(measure(text.sample)), limit)
+            lengths = Lengths.of(name, unit, list(measure([prompt + one for one in text.sample])), limit)
             report.lengths.append(lengths)
             if lengths.cut_share is not None and lengths.cut_share > CUT:
                 place = f"{lengths.cut_share:.1%} of the {name} have more than {limit} tokens"

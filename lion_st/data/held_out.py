@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lion_st.data.tuples import TupleReader
+from lion_st.data.tuples import TupleReader, reader_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -27,15 +27,22 @@ class HeldOut:
         queries: Text of each query.
         relevant: Ids of the positives of each query.
         left_out: Further rows that are not trained on, since one of their documents is a positive of a held-out query.
+        has_prompts: Whether the texts begin with the prompts of their sources.
     """
 
     corpus: dict[str, str]
     queries: dict[str, str]
     relevant: dict[str, set[str]]
     left_out: int
+    has_prompts: bool = False
 
 
-def hold_out(sources: Mapping[str, Dataset], share: float, seed: int = 0) -> tuple[dict[str, Dataset], HeldOut]:
+def hold_out(
+    sources: Mapping[str, Dataset],
+    share: float,
+    seed: int = 0,
+    prompts: Mapping[str, Mapping[str, str]] | None = None,
+) -> tuple[dict[str, Dataset], HeldOut]:
     """Split training tuples into what trains and what is held out.
 
     Of what trains, no row has the text of a held-out query, nor names a document with the text of one of its positives,
@@ -46,6 +53,8 @@ def hold_out(sources: Mapping[str, Dataset], share: float, seed: int = 0) -> tup
         sources: Tuples of `load_tuples`, by name.
         share: Share of each source's queries to hold out, above 0 and below 1; at least one query.
         seed: Seed of the choice, which does not depend on the order of the rows.
+        prompts: What is put in front of each source's held-out texts, of `"query"` and of `"document"`. A text with two
+            prompts is held out twice.
 
     Returns:
         The tuples that train, by name, and what is held out.
@@ -62,7 +71,7 @@ def hold_out(sources: Mapping[str, Dataset], share: float, seed: int = 0) -> tup
     training, left_out = {}, 0
     for name, tuples in sources.items():
         own, touched = _rows(tuples, chosen, relevant)
-        _add(held, tuples, readers[name], np.flatnonzero(own))
+        _add(held, tuples, readers[name], np.flatnonzero(own), (prompts or {}).get(name, {}))
         rows = np.flatnonzero(~(own | touched))
         if not len(rows):
             raise ValueError(
@@ -71,12 +80,12 @@ def hold_out(sources: Mapping[str, Dataset], share: float, seed: int = 0) -> tup
             )
         left_out += int((touched & ~own).sum())
         training[name] = tuples.select(rows)
-    return training, HeldOut(held.corpus, held.queries, held.relevant, left_out)
+    return training, HeldOut(held.corpus, held.queries, held.relevant, left_out, prompts is not None)
 
 
 def _reader(tuples: Dataset, name: str) -> TupleReader:
-    reader = tuples.format["format_kwargs"].get("transform")
-    if not isinstance(reader, TupleReader):
+    reader = reader_of(tuples)
+    if reader is None:
         raise ValueError(f"{name} does not come from load_tuples (or was converted since): it cannot be split here.")
     return reader
 
@@ -112,8 +121,9 @@ def _rows(tuples: Dataset, chosen: np.ndarray, relevant: np.ndarray) -> tuple[np
     return np.concatenate(own), np.concatenate(touched)
 
 
-def _add(held: HeldOut, tuples: Dataset, reader: TupleReader, rows: np.ndarray) -> None:
-    """Add the texts of held-out rows."""
+def _add(held: HeldOut, tuples: Dataset, reader: TupleReader, rows: np.ndarray, prompts: Mapping[str, str]) -> None:
+    """Add the texts of held-out rows, with their prompts before them and in their ids."""
+    before_query, before_document = (prompts.get(task, "") for task in ("query", "document"))
     for start in range(0, len(rows), ROWS_AT_ONCE):
         batch = tuples.with_format("arrow").select_columns(TEXT_COLUMNS)[rows[start : start + ROWS_AT_ONCE]].to_pydict()
         queries = batch["query"] if reader.queries is None else reader.queries.read(batch["query_row"])
@@ -121,12 +131,14 @@ def _add(held: HeldOut, tuples: Dataset, reader: TupleReader, rows: np.ndarray) 
         for query_key, text, keys, documents, positives in zip(
             batch["query_key"], queries, batch["keys"], batch["documents"], batch["positives"], strict=True
         ):
-            held.queries[str(query_key)] = text
-            held.relevant.setdefault(str(query_key), set()).update(map(str, keys[:positives]))
+            query_id, ids = f"{before_query}{query_key}", [f"{before_document}{key}" for key in keys]
+            held.queries[query_id] = before_query + text
+            held.relevant.setdefault(query_id, set()).update(ids[:positives])
             last = positives + (reader.negatives or 0)
-            kept += zip(map(str, keys[:last]), documents[:last], strict=True)
+            kept += zip(ids[:last], documents[:last], strict=True)
         new = {key: document for key, document in kept if key not in held.corpus}
-        held.corpus.update(zip(new, _texts(new.values(), reader), strict=True))
+        for key, text in zip(new, _texts(new.values(), reader), strict=True):
+            held.corpus[key] = before_document + text
 
 
 def _texts(documents: Iterable[Any], reader: TupleReader) -> list[str]:

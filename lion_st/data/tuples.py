@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
@@ -187,10 +188,21 @@ def _with_teachers(
 
 def set_epoch(tuples: Dataset, epoch: int) -> None:
     """Draw the negatives of `load_tuples(..., sampling="random")` as in this epoch, from 0."""
-    reader = tuples.format["format_kwargs"].get("transform")
-    if not isinstance(reader, TupleReader):
+    reader = reader_of(tuples)
+    if reader is None:
         raise ValueError("These tuples do not come from load_tuples (or were converted since): they have no epochs.")
     reader.epoch = epoch
+
+
+def reader_of(tuples: Dataset) -> TupleReader | None:
+    """The reader of tuples of `load_tuples`, None of other data sets.
+
+    Found too behind the column of names that sentence-transformers' trainer adds to several sources with prompts.
+    """
+    transform = tuples.format["format_kwargs"].get("transform")
+    while isinstance(transform, partial):
+        transform = transform.keywords.get("transform")
+    return transform if isinstance(transform, TupleReader) else None
 
 
 @dataclass

@@ -160,7 +160,7 @@ def training_summary(folder: Path | None) -> TrainingSummary | None:
 def _without_folders(value: Any) -> Any:
     """A path on somebody's machine is of no use to others; its last part is."""
     if isinstance(value, dict):
-        return {name: _without_folders(item) for name, item in value.items()}
+        return {_without_folders(name): _without_folders(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [_without_folders(item) for item in value]
     if not isinstance(value, str):

@@ -377,7 +377,9 @@ def _training_context(training: TrainingSummary | None, metadata: ModelCardData)
 
 
 def setting_value(value: Any) -> str:
-    """A setting as a card shows it: floats to six digits, lists as their items."""
+    """A setting as a card shows it, in one line: floats to six digits, lists as their items, mappings as JSON."""
+    if isinstance(value, dict):
+        return f"`{json.dumps(value, ensure_ascii=False)}`"
     if isinstance(value, list | tuple):
         return ", ".join(map(setting_value, value))
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    return f"{value:.6g}" if isinstance(value, float) else str(value).replace("\n", "\\n")

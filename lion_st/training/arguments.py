@@ -15,6 +15,7 @@ from lion_st.losses.distillation import WITHOUT_TEMPERATURE, Distillation
 from lion_st.training.evaluation import EvaluationArguments
 from lion_st.training.model_arguments import LoraArguments, ModelArguments
 from lion_st.training.options import merge_layers
+from lion_st.training.prompts import PromptArguments
 from lion_st.training.published import chosen_recipe
 from lion_st.training.recipes import Objective, Paradigm, RetrieverRecipe
 from lion_st.training.regularizers import RegularizerArguments
@@ -66,6 +67,7 @@ FURTHER_RESULT_ARGUMENTS = (
     "metric_for_best_model",
     "neftune_noise_alpha",
     "optim_args",
+    "prompts",
     "router_mapping",
     "stop_after_steps",
 )
@@ -96,7 +98,6 @@ _NOT_READ_BY_RETRIEVER = {
     **_NOT_READ,
     "auto_find_batch_size": "a smaller batch is another run; --mini_batch_size bounds memory",
     "do_predict": "`lion-st evaluate` scores the result on a test set",
-    "prompts": "--query_prompt and --document_prompt are, and are saved with the model",
 }
 
 
@@ -284,7 +285,7 @@ class RetrieverArguments(RegularizerArguments, TeacherArguments, ModelArguments)
 
 @dataclass
 class RetrieverTrainingArguments(
-    EvaluationArguments, SparseEncoderTrainingArguments, SentenceTransformerTrainingArguments
+    EvaluationArguments, PromptArguments, SparseEncoderTrainingArguments, SentenceTransformerTrainingArguments
 ):
     """sentence-transformers' training arguments; batch and accumulation follow from `batch_size` where left out."""
 
@@ -322,6 +323,7 @@ class RetrieverTrainingArguments(
             merge_layers({"warmup_steps": self.warmup_steps, "warmup_ratio": self.warmup_ratio})
         self.complete_evaluation(self)
         super().__post_init__()
+        self.require_prompts()
 
     def settings(self) -> dict[str, Any]:
         """The values that change the result, for the record of a run."""
@@ -389,7 +391,9 @@ def retriever_arguments(
     own = {item.name for item in fields(RetrieverArguments)}
     arguments = RetrieverArguments(**{name: value for name, value in values.items() if name in own})
     require_read(arguments, overrides)
-    return arguments, RetrieverTrainingArguments(**{name: value for name, value in values.items() if name not in own})
+    training = RetrieverTrainingArguments(**{name: value for name, value in values.items() if name not in own})
+    training.require_prompts(arguments.train_data)
+    return arguments, training
 
 
 def require_read(arguments: RetrieverArguments, given: Iterable[str]) -> None:

@@ -35,6 +35,7 @@ SHOWN_ARGUMENTS = (
     "logging_steps",
     "save_steps",
     "save_total_limit",
+    "prompts",
     "eval_data",
     "eval_split",
     "eval_share",
@@ -115,4 +116,5 @@ def parse_retriever_arguments(
 
     arguments, training_arguments, given = reader.read(options, defaults)
     require_read(arguments, given)
+    training_arguments.require_prompts(arguments.train_data)
     return arguments, training_arguments

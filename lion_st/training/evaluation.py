@@ -20,6 +20,7 @@ from lion_st.data.beir import load_beir
 from lion_st.data.held_out import HeldOut, hold_out
 from lion_st.data.sources import parse_source
 from lion_st.errors import UsageError
+from lion_st.training.prompts import TaskPrompts
 from lion_st.training.validation import require_positive
 
 if TYPE_CHECKING:
@@ -143,13 +144,14 @@ class RetrievalEvaluator(SequentialEvaluator):
 
 
 def hold_out_share(
-    sources: dict[str, Dataset], arguments: RetrieverTrainingArguments
+    sources: dict[str, Dataset], arguments: RetrieverTrainingArguments, prompts: Mapping[str, TaskPrompts]
 ) -> tuple[dict[str, Dataset], HeldOut | None]:
     """Hold out `eval_share` of the training data, see `hold_out`, and print what that leaves out.
 
     Args:
         sources: Tuples of `load_tuples`, by name.
-        arguments: With `eval_share` and the seed.
+        arguments: With `eval_share`, the seed and, if sources have any of their own, `prompts`.
+        prompts: Of each source; the model's own ones are left to the evaluation.
 
     Raises:
         ValueError: See `hold_out`.
@@ -157,7 +159,7 @@ def hold_out_share(
     if arguments.eval_share is None:
         return sources, None
     rows = sum(map(len, sources.values()))
-    sources, held_out = hold_out(sources, arguments.eval_share, arguments.seed)
+    sources, held_out = hold_out(sources, arguments.eval_share, arguments.seed, prompts if arguments.prompts else None)
     if arguments.process_index == 0:
         print(
             f"Held out {len(held_out.queries):,} queries; {held_out.left_out:,} of {rows:,} rows name one of their "
@@ -194,7 +196,8 @@ def build_evaluator(
             raise UsageError(f"--eval_data has two collections called {name}: rename one of them.")
         evaluators[name] = one
     if held_out is not None:
-        evaluators[HELD_OUT] = make(HELD_OUT, held_out.queries, held_out.corpus, held_out.relevant)
+        given = {"query_prompt": "", "corpus_prompt": ""} if held_out.has_prompts else {}
+        evaluators[HELD_OUT] = make(HELD_OUT, held_out.queries, held_out.corpus, held_out.relevant, **given)
     if not evaluators:
         return None
     evaluator = RetrievalEvaluator(list(evaluators.values()))
@@ -259,6 +262,7 @@ def _evaluator(
     queries: Mapping[str, str],
     corpus: Mapping[str, str],
     relevant: Mapping[str, set[str]],
+    **prompts: str,
 ) -> InformationRetrievalEvaluator:
     judged = {query: documents for query, documents in relevant.items() if documents}
     if not judged:
@@ -271,4 +275,5 @@ def _evaluator(
         batch_size=batch_size,
         name=name,
         write_csv=False,
+        **prompts,
     )

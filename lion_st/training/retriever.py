@@ -43,6 +43,7 @@ from lion_st.training.collapse import CollapseGuard
 from lion_st.training.cost import TrainingCost
 from lion_st.training.evaluation import EarlyStopping, build_evaluator, hold_out_share
 from lion_st.training.mixing import WeightedBatchSampler
+from lion_st.training.prompts import column_prompts, source_prompts
 from lion_st.training.recipes import BackboneShape
 from lion_st.training.regularizers import make_regularizer, prepare_regularizers
 from lion_st.training.released import SHARE, ramp_micro_batches, require_files
@@ -162,7 +163,7 @@ def build_trainer(
 
     Args:
         model: As `build_model` makes it.
-        arguments: Objective and prompts.
+        arguments: Objective and prompts; `training_arguments.prompts` has those of single sources.
         training_arguments: Those of sentence-transformers' trainers. What is left out is filled in, in a copy: column
             tasks (`router_mapping`) and prompts, batch sampler, batch and accumulation.
         train_dataset: As `load_tuples` makes it, or with such columns; the former draws other negatives each epoch.
@@ -179,7 +180,9 @@ def build_trainer(
     training_arguments = resolve_batches(arguments, training_arguments)
     needed = training_arguments.per_device_train_batch_size * training_arguments.world_size
     sources = train_dataset if isinstance(train_dataset, dict) else {" and ".join(arguments.train_data): train_dataset}
-    sources, held_out = hold_out_share(sources, training_arguments)
+    training_arguments.require_prompts(sources)
+    prompts = source_prompts(arguments, training_arguments.prompts, sources)
+    sources, held_out = hold_out_share(sources, training_arguments, prompts)
     if held_out is not None:
         is_one = not isinstance(train_dataset, dict)
         train_dataset = next(iter(sources.values())) if is_one else type(train_dataset)(sources)
@@ -199,8 +202,7 @@ def build_trainer(
     tasks = {column: "query" if column == "query" else "document" for column in texts}
     tasks |= _given_tasks(training_arguments.router_mapping, texts)
     training_arguments.router_mapping = tasks
-    prompts = {"query": arguments.query_prompt, "document": arguments.document_prompt}
-    training_arguments.prompts = {column: prompt for column, task in tasks.items() if (prompt := prompts[task])}
+    training_arguments.prompts = column_prompts(prompts, tasks, isinstance(train_dataset, dict), model[0])
     if training_arguments.batch_sampler is None:
         # A text twice in a batch would be its own negative; `get_batch_sampler` looks at all devices.
         training_arguments.batch_sampler = (

@@ -12,7 +12,7 @@ import torch
 from sentence_transformers.base.sampler import DefaultBatchSampler
 
 from lion_st.data.joining import several_positives
-from lion_st.data.tuples import TupleReader
+from lion_st.data.tuples import TupleReader, reader_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -138,13 +138,13 @@ class NoFalseNegativesBatchSampler(DefaultBatchSampler):
 
 def _row_reader(dataset: Dataset, labels: Sequence[str]) -> Any:
     """A function that reads rows of a data set, by number, as `_Row`."""
-    reader = dataset.format["format_kwargs"].get("transform") if dataset.format["type"] == "custom" else None
-    if isinstance(reader, TupleReader):
+    reader = reader_of(dataset)
+    if reader is not None:
         columns = [name for name in CANDIDATE_COLUMNS if name in dataset.column_names]
         table = dataset.with_format("arrow").select_columns(columns)
         parts = table.select_columns(["query_key", "keys", "positives"]).iter(100 * ROWS_AT_ONCE)
         return partial(_read_candidates, table, reader, several_positives(map(_arrays, parts)))
-    return partial(_read_texts, dataset, frozenset(labels))
+    return partial(_read_texts, dataset, frozenset([*labels, "dataset_name"]))
 
 
 def _arrays(candidates: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

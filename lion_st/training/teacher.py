@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lion_st.data.teachers import Combination, Normalization, require_combination
-from lion_st.data.tuples import TupleReader
+from lion_st.data.tuples import reader_of
 from lion_st.errors import UsageError
 from lion_st.losses.teachers import TeacherTerms
 
@@ -136,8 +136,8 @@ def teacher_statistics(tuples: Dataset, temperature: float = 1.0, rows: int = RO
         0.576
     """
     chosen = torch.linspace(0, len(tuples) - 1, min(rows, len(tuples))).long().tolist()
-    reader = tuples.format["format_kwargs"].get("transform")
-    if isinstance(reader, TupleReader):
+    reader = reader_of(tuples)
+    if reader is not None:
         labels = reader.labels(tuples.with_format(None)[chosen])
     else:
         labels = tuples.select_columns("label")[chosen]["label"]

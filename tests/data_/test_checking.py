@@ -199,3 +199,9 @@ def test_memory_does_not_grow_with_the_texts(tmp_path):
 def test_the_quickstart_data_are_sound():
     report = check_tuples(quickstart_data(), split="train[:3000]", negatives=4)
     assert report.is_sound, report.describe()
+
+
+def test_a_prompt_counts_in_the_lengths(tmp_path):
+    source = write(tmp_path / "tuples.jsonl", [{"query": "one two", "positive": "three"}])
+    report = check_tuples(source, query_prompt="in front ")
+    assert [lengths.longest for lengths in report.lengths] == [4, 1]

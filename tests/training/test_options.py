@@ -77,7 +77,7 @@ def test_the_command_line_takes_the_place_of_a_rival_in_the_yaml_file(tmp_path):
         (["--max_steps", "3", "--num_train_epochs", "1"], "--max_steps and --num_train_epochs"),
         (["--warmup_steps", "3", "--warmup_ratio", "0.1"], "--warmup_steps and --warmup_ratio"),
         (["--bf16", "--fp16"], "--bf16 and --fp16"),
-        (["--prompts", "query: "], "--prompts is not read here: --query_prompt"),
+        (["--prompts", "query: "], "--prompts is .query: .: give a mapping of sources"),
         (
             ["--eval_strategy", "steps"],
             "--eval_strategy needs something to evaluate on: give --eval_data or --eval_share",
