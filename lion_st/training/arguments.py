@@ -226,7 +226,10 @@ class RetrieverArguments(RegularizerArguments, TeacherArguments, ModelArguments)
         default=128, metadata={"help": "Queries of an optimizer step, over all devices and accumulation steps."}
     )
     mini_batch_size: int | None = field(
-        default=None, metadata={"help": "Texts embedded at a time (gradient caching). Bounds memory, not the batch."}
+        default=None,
+        metadata={
+            "help": "Texts embedded at a time (gradient caching): bounds memory, not the batch; 0 for all at once."
+        },
     )
     temperature: float = field(default=1.0, metadata={"help": "Divisor of the student's scores."})
     contrastive_weight: float = field(default=0.5, metadata={"help": "Weight of the contrastive term in cl_kd."})
@@ -255,6 +258,8 @@ class RetrieverArguments(RegularizerArguments, TeacherArguments, ModelArguments)
                 f"--train_weights are {weights}: give a positive one for each of --train_data, "
                 f"{', '.join(self.train_data)}."
             )
+        if self.mini_batch_size == 0:
+            self.mini_batch_size = None
         require_positive(self, "batch_size", "query_length", "document_length", "mini_batch_size", "dry_run_devices")
         require_positive(self, "temperature", "teacher_temperature")
         self.require_teachers()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from lion_st.study import plan_study, read_study
 from lion_st.training.command_line import parse_mntp_arguments, parse_retriever_arguments
 
 SCRIPTS = Path(__file__).parents[2] / "training_scripts" / "gpu_run"
@@ -42,6 +43,18 @@ def test_stages_that_ended_well_are_not_run_again_and_a_failed_one_ends_its_lane
     run(tmp_path, stages)
     assert (tmp_path / "out" / "first.txt").read_text() == "x\n"
     assert (tmp_path / "work" / "never.txt").read_text() == "x\n"
+
+
+def test_a_stage_waits_for_one_of_another_lane_and_not_for_one_that_has_failed(tmp_path):
+    stages = [
+        stage("slow", "sleep 1; touch {work}/slow.txt"),
+        stage("fails", "exit 3"),
+        stage("next", "ls {work}/slow.txt", lane="two", after="slow"),
+        stage("never", "true", lane="three", after="fails"),
+    ]
+    results = run(tmp_path, stages)
+    assert results["next"]["status"] == 0
+    assert results["never"]["status"] == "fails has not ended well"
 
 
 def test_a_stage_that_outlasts_its_seconds_is_stopped_with_its_children(tmp_path):
@@ -80,5 +93,7 @@ def test_the_plan_s_commands_are_understood(item):
     elif words[1:4] == ["-m", "lion_st", "adapt"]:
         _, training = parse_mntp_arguments(words[4:])
         assert training.max_seconds == 30
-    else:
+    elif words[1:4] == ["-m", "lion_st", "study"]:
+        plan_study(read_study(SCRIPTS.parents[1] / words[4]))
+    elif words[0] != "tar":
         assert (SCRIPTS.parents[1] / words[1]).is_file()

@@ -364,3 +364,9 @@ def test_the_terms_of_the_texts_are_counted_for_idf_flops(tiny_backbone, data, t
     idf = loss.document_regularizer.idf
     assert len(idf) == 320 and torch.equal(idf, loss.query_regularizer.idf)
     assert idf[model.tokenizer("a", add_special_tokens=False)["input_ids"][0]] < idf.max()
+
+
+def test_a_mini_batch_of_0_turns_gradient_caching_off():
+    cached, _ = parse_retriever_arguments(["--backbone", "smollm2-135m"])
+    whole, _ = parse_retriever_arguments(["--backbone", "smollm2-135m", "--mini_batch_size", "0"])
+    assert cached.mini_batch_size == 128 and whole.mini_batch_size is None

@@ -6,6 +6,7 @@ python training_scripts/gpu_run/evaluate.py CHECKPOINT FOLDER ... --query_terms 
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import time
 from pathlib import Path
@@ -24,6 +25,7 @@ def main() -> None:
     parser.add_argument("checkpoint")
     parser.add_argument("folders", nargs="+")
     parser.add_argument("--output", default="evaluation.json")
+    parser.add_argument("--runs", type=Path, help="where the ranked documents go, as gzipped JSON")
     parser.add_argument("--base", help="where an adapter's base is")
     parser.add_argument("--query_terms", type=int)
     parser.add_argument("--document_terms", type=int)
@@ -35,7 +37,7 @@ def main() -> None:
     if isinstance(model[1], SpladeHead):
         model[1].query_max_active_dims = options.query_terms
         model[1].document_max_active_dims = options.document_terms
-    rows = []
+    rows, runs = [], {}
     for folder in options.folders:
         start = time.time()
         corpus, queries, qrels = load_beir(folder)
@@ -56,7 +58,13 @@ def main() -> None:
             {"checkpoint": options.checkpoint, "dataset": Path(folder).name, **figures, "seconds": time.time() - start}
         )
         print(json.dumps(rows[-1]), flush=True)
+        runs[Path(folder).name] = {
+            query: {one: round(float(score), 5) for one, score in found.items()} for query, found in run.items()
+        }
         Path(options.output).write_text(json.dumps(rows, indent=1) + "\n")
+    if options.runs:
+        with gzip.open(options.runs, "wt") as file:
+            json.dump(runs, file)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""Write the plan that run.py follows on a GPU: lion-mini from its backbone on, and SmolLM2-135M beside it.
+"""Write the plan that run.py follows on a GPU: lion-mini, SmolLM2-135M and the studies, in lanes side by side.
 
 python training_scripts/gpu_run/make_plan.py > plan.json
 
-The seconds are those of training; loading, tokenizing and saving come on top. A first stage trains for a few seconds,
-so that what cannot run is known before the others have spent theirs.
+The seconds are those of training; loading, tokenizing and saving come on top.
 """
 
 from __future__ import annotations
@@ -12,90 +11,100 @@ import json
 from typing import Any
 
 SCRIPTS = "{python} training_scripts"
+DATA = "--train_queries {data}/queries.parquet --train_documents {data}/documents.parquet"
 TRAIN = (
-    "{python} -m lion_st train --backbone mini --objective cl_kd --train_data {data}/train.parquet "
-    "--train_queries {data}/queries.parquet --train_documents {data}/documents.parquet --query_length 64 "
-    "--document_length 256 --negatives 4 --max_steps 20000 --logging_steps 20 --save_steps 100000 "
-    "--attn_implementation sdpa --dataloader_num_workers 4"
+    f"{{python}} -m lion_st train --backbone mini --objective cl_kd {DATA} --query_length 64 --max_steps 20000 "
+    "--logging_steps 20 --save_steps 100000 --attn_implementation sdpa --mini_batch_size 0 --dataloader_num_workers 2"
 )
-MINI = "--batch_size 256"
-SMOLLM2 = "--batch_size 128 --mini_batch_size 160 --use_peft true --lora_dropout 0 --add_bos false --learning_rate 5e-4"
-SPARSE_START = (
-    "--block_size 256 --mask_probability 0.3 --kept_share 0.4 --z_loss_weight 0.02 --z_loss_target 6 "
-    "--lr_scheduler_type cosine --warmup_steps 0.03 --max_steps 20000 --save_steps 100000 --logging_steps 25 "
-    "--dataloader_num_workers 3"
+SPARSE = f"{TRAIN} --paradigm sparse --train_data {{data}}/train_mixed.parquet --regularizer_warmup_ratio 0.05"
+DENSE = f"{TRAIN} --paradigm dense --train_data {{data}}/train.parquet"
+MINI_SPARSE = f"{SPARSE} --batch_size 256 --negatives 4 --document_length 256"
+SMOLLM2 = "--batch_size 128 --negatives 2 --document_length 192 --use_peft true --lora_dropout 0 --add_bos false"
+MNTP = (
+    "{python} -m lion_st adapt --block_size 256 --mask_probability 0.3 --kept_share 0.4 --z_loss_weight 0.02 "
+    "--z_loss_target 6 --lr_scheduler_type cosine --warmup_steps 0.03 --max_steps 20000 --save_steps 100000 "
+    "--logging_steps 50 --dataloader_num_workers 2"
 )
 EVALUATE = f"{SCRIPTS}/gpu_run/evaluate.py"
+TEST_SETS = " ".join(f"{{data}}/eval/{name}" for name in ("dev", "scifact", "squad_dev", "cranfield", "cisi"))
+WEIGHTS = (
+    "model.safetensors",
+    "config.json",
+    "training.json",
+    "mntp.json",
+    "distillation.json",
+    "checkpoint-*/adapter_*",
+)
 
 
-def stage(
-    lane: str, name: str, seconds: float, command: str, keep: tuple[str, ...] = (), **more: Any
-) -> dict[str, Any]:
+def stage(lane: str, name: str, seconds: float, command: str, **more: Any) -> dict[str, Any]:
+    keep = [f"{name}/{file}" for file in WEIGHTS] if more.pop("weights", False) else []
     return {"name": name, "lane": lane, "seconds": seconds, "command": command, "keep": keep, **more}
 
 
-def budget(command: str) -> str:
-    return f"{command} --max_seconds {{seconds}}"
+def trained(lane: str, name: str, seconds: float, command: str, **more: Any) -> dict[str, Any]:
+    """A stage that trains for its seconds and leaves weights."""
+    command = f"{command} --max_seconds {{seconds}} --output_dir {{work}}/{name}"
+    return stage(lane, name, seconds, command, weights=True, **more)
 
 
 def evaluation(lane: str, name: str, limits: str = "") -> dict[str, Any]:
-    folders = "{data}/eval/scifact {data}/eval/squad_dev"
-    command = f"{EVALUATE} {{work}}/{name} {folders} --output {{out}}/{name}.json {limits}"
-    return stage(lane, f"{name} evaluated", 40, command, optional=True)
+    command = f"{EVALUATE} {{work}}/{name} {TEST_SETS} --output {{out}}/{name}.json --runs {{out}}/{name}.runs.json.gz"
+    return stage(lane, f"{name} evaluated", 60, f"{command} {limits}", optional=True)
+
+
+def study(name: str, workers: int) -> list[dict[str, Any]]:
+    file = f"training_scripts/studies/{name}.yaml"
+    command = f"{{python}} -m lion_st study {file} --workers {workers} --output {{work}}/{name}"
+    excluded = " ".join(f"--exclude '{kind}'" for kind in ("*.safetensors", "*.parquet", "tokenizer.json"))
+    packed = f"tar -C {{work}} -cJf {{out}}/study-{name}.tar.xz {excluded} {name}"
+    return [
+        stage("studies", f"study {name}", 400, command, optional=True),
+        stage("studies", f"study {name} packed", 20, packed, optional=True),
+    ]
 
 
 def plan() -> list[dict[str, Any]]:
-    limits = "--query_terms 64 --document_terms 256"
-    smoke = f"{TRAIN} {MINI} --paradigm sparse --model {{work}}/lion-mini-base --learning_rate 5e-4"
-    weights = ("*/model.safetensors", "*/*.json")
-    mini = [
-        stage("mini", "smoke", 8, budget(f"{smoke} --output_dir {{work}}/smoke")),
-        stage("mini", "lion-sp-mini", 95, budget(f"{smoke} --output_dir {{work}}/lion-sp-mini"), weights),
-        evaluation("mini", "lion-sp-mini", limits),
-        stage(
-            "mini", "distilled", 50,
-            budget(
-                f"{SCRIPTS}/mini/distil_embeddings.py --backbone {{work}}/lion-mini-base --data_dir {{data}} --teacher "
-                "{data}/teacher --output_dir {work}/distilled --num_train_epochs 20 --dataloader_num_workers 4"
-            ),
-        ),
-        stage(
-            "mini", "lion-ds-mini", 60,
-            budget(
-                f"{TRAIN} {MINI} --paradigm dense --model {{work}}/distilled --learning_rate 3e-4 --output_dir "
-                "{work}/lion-ds-mini"
-            ),
-            weights,
-        ),
-        evaluation("mini", "lion-ds-mini"),
+    cut = "--query_terms 32 --document_terms 256 --query_length 64 --document_length 384"
+    whole = "--query_length 64 --document_length 256"
+    texts = "--texts {data}/documents.parquet {data}/openstax.txt.xz {data}/standard_ebooks.txt.xz"
+    base = "{data}/lion-mini-base"
+    more_mntp = (
+        f"{MNTP} --backbone {base} {texts} --use_peft false --learning_rate 1e-3 --per_device_train_batch_size 128"
+    )
+    unpack = f"{SCRIPTS}/gpu_run/unpack_gguf.py {{data}}/smollm2.gguf --output_dir {{work}}/smollm2"
+    smollm2_mntp = (
+        f"{MNTP} --backbone {{work}}/smollm2 --add_bos false {texts} --use_peft true --lora_dropout 0 "
+        "--learning_rate 1e-3 --per_device_train_batch_size 64"
+    )
+    distil = (
+        f"{SCRIPTS}/mini/distil_embeddings.py --backbone {base} --data_dir {{data}} --teacher {{data}}/teacher "
+        "--num_train_epochs 20 --max_length 192 --dataloader_num_workers 4"
+    )
+    mini_dense = f"{DENSE} --batch_size 512 --negatives 2 --document_length 192 --learning_rate 3e-4"
+    slow = f"{MINI_SPARSE} --learning_rate 7e-5 --model {{work}}/lion-mini-base-2"
+    smollm2_sparse = f"{SPARSE} {SMOLLM2} --learning_rate 5e-4 --model {{work}}/smollm2-mntp"
+    smollm2_dense = f"{DENSE} {SMOLLM2} --learning_rate 5e-4 --model {{work}}/smollm2-mntp"
+    return [
+        trained("mini", "lion-mini-base-2", 140, more_mntp),
+        trained("mini", "lion-sp-mini-2", 110, f"{MINI_SPARSE} --learning_rate 2e-4 --model {{work}}/lion-mini-base-2"),
+        evaluation("mini", "lion-sp-mini-2", cut),
+        trained("start", "lion-sp-mini-1", 100, f"{MINI_SPARSE} --learning_rate 2e-4 --model {base}"),
+        evaluation("start", "lion-sp-mini-1", cut),
+        trained("slow", "lion-sp-mini-3", 110, slow, after="lion-mini-base-2"),
+        evaluation("slow", "lion-sp-mini-3", cut),
+        trained("dense", "distilled", 150, distil),
+        trained("dense", "lion-ds-mini", 110, f"{mini_dense} --model {{work}}/distilled"),
+        evaluation("dense", "lion-ds-mini", whole),
+        stage("smollm2", "smollm2", 20, unpack),
+        trained("smollm2", "smollm2-mntp", 60, smollm2_mntp),
+        trained("smollm2", "lion-sp-135m", 110, smollm2_sparse),
+        evaluation("smollm2", "lion-sp-135m", cut),
+        trained("smollm2", "lion-ds-135m", 110, smollm2_dense),
+        evaluation("smollm2", "lion-ds-135m", whole),
+        *study("smollm2", 6),
+        *study("micro", 6),
     ]  # fmt: skip
-    smollm2 = [
-        stage(
-            "smollm2", "smollm2-mntp", 60,
-            budget(
-                "{python} -m lion_st adapt --backbone {data}/smollm2.gguf --add_bos false --texts "
-                "{data}/documents.parquet --lora_dropout 0 --learning_rate 1e-3 --per_device_train_batch_size 64 "
-                f"{SPARSE_START} --output_dir "
-                "{work}/smollm2-mntp"
-            ),
-        ),
-        *(
-            item
-            for paradigm, name in (("sparse", "lion-sp-135m"), ("dense", "lion-ds-135m"))
-            for item in (
-                stage(
-                    "smollm2", name, 70,
-                    budget(
-                        f"{TRAIN} {SMOLLM2} --paradigm {paradigm} --model {{work}}/smollm2-mntp --output_dir "
-                        f"{{work}}/{name}"
-                    ),
-                    (f"{name}/checkpoint-*/adapter_*",),
-                ),
-                evaluation("smollm2", name, limits if paradigm == "sparse" else ""),
-            )
-        ),
-    ]  # fmt: skip
-    return [*mini, *smollm2]
 
 
 if __name__ == "__main__":

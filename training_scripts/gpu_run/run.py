@@ -3,10 +3,10 @@
 python training_scripts/gpu_run/run.py --data data --out results --plan plan.json --seconds 330
 
 A plan is a JSON list of stages {"name", "lane", "seconds", "command", "keep"}: stages of a lane run one after another,
-lanes side by side. A stage that has ended well is not run again; one that failed ends its lane. Commands are those that
-a person would type; "{work}", "{data}", "{out}", "{seconds}" and "{python}" are filled in. Files that "keep" names are
-copied to `--out`, in parts of 15 MiB where they are larger, with `results.json`: seconds, exit status and last lines of
-every stage.
+lanes side by side; one that comes "after" a stage of another lane waits for it. A stage that has ended well is not
+run again; one that failed ends its lane unless it is "optional". Commands are those that a person would type; "{work}",
+"{data}", "{out}", "{seconds}" and "{python}" are filled in. Files that "keep" names are copied to `--out`, in parts of
+15 MiB where they are larger, with `results.json`: seconds, exit status and last lines of every stage.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any
 
 PART_BYTES = 15 * 2**20
 LOCK = threading.Lock()
+ENDED: set[str] = set()  # stages that are over, well or not
 
 
 def keep(file: Path, name: str, out: Path) -> None:
@@ -46,11 +47,24 @@ def note(out: Path, name: str, result: dict[str, Any]) -> None:
 
 
 def run_stage(stage: dict[str, Any], options: argparse.Namespace, deadline: float) -> bool:
+    """Whether the lane may go on; see `_run_stage`."""
+    try:
+        return _run_stage(stage, options, deadline)
+    finally:
+        ENDED.add(stage["name"])
+
+
+def _run_stage(stage: dict[str, Any], options: argparse.Namespace, deadline: float) -> bool:
     """Whether the lane may go on."""
     work, out, name = Path(options.work), Path(options.out), stage["name"]
     done = work / "done" / name
     if done.exists():
         return True
+    while "after" in stage and not (work / "done" / stage["after"]).exists():
+        if stage["after"] in ENDED or time.time() > deadline:
+            note(out, name, {"status": f"{stage['after']} has not ended well"})
+            return False
+        time.sleep(0.5)
     seconds = min(stage["seconds"] * options.scale, deadline - time.time() - 5)
     if seconds < 5:
         note(out, name, {"status": "no time left"})
