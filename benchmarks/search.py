@@ -186,6 +186,7 @@ def all_engines(folder: str) -> dict[str, Build]:
     return {
         "exact": build_index("exact"),
         "exact-uint8": build_index("exact", quantization="uint8"),
+        "torch": build_index("torch"),
         "loop": build_loop,
         "scipy": build_scipy,
         "torch-coo": build_torch_coo,
@@ -206,6 +207,8 @@ def unusable(name: str, terms: int) -> str | None:
     package = PACKAGES.get(name)
     if package is not None and find_spec(package) is None:
         return f"{package} is not installed"
+    if name == "torch" and not torch.cuda.is_available():
+        return "there is no GPU"
     return "refuses terms above 65,535" if name == "kannolo" and terms > 65_536 else None
 
 

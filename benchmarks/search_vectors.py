@@ -11,6 +11,7 @@ alike: 78 terms with the best document and 22 with any, of a query's 220.
 from __future__ import annotations
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numba
@@ -59,7 +60,7 @@ def mix(number):
     return number ^ (number >> np.uint64(31))
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 def draw_lion(count, draws, vocabulary, events, seed, levels):
     """Weights, terms and row starts of `count` texts; a topic's terms and mean weights are hashes of its number."""
     np.random.seed(seed)
@@ -97,6 +98,15 @@ def draw_lion(count, draws, vocabulary, events, seed, levels):
             weights[fill - 1] += strengths[place]
         indptr[text + 1] = fill
     return np.log1p(weights[:fill]), terms[:fill].copy(), indptr
+
+
+def lion_vectors(count: int, terms: int, seed: int, collection: int, threads: int) -> sparse.csr_array:
+    """ "lion" vectors drawn by several threads, other ones than `make_vectors` draws."""
+    sizes = [len(part) for part in np.array_split(np.arange(count), threads)]
+    seeds = range(1000 * seed, 1000 * seed + threads)
+    with ThreadPoolExecutor(threads) as pool:
+        parts = pool.map(lambda size, own: make_vectors(size, terms, "lion", own, collection), sizes, seeds)
+        return sparse.vstack(list(parts), format="csr")
 
 
 def mini_vectors(count: int, asked: int, cache: Path) -> tuple[sparse.csr_array, sparse.csr_array]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 # engine -> (kind of vectors -> class in lion_st.indexes)
 ENGINES: dict[str, dict[str, str]] = {
     "exact": {"sparse": "exact.ExactSparseIndex", "dense": "exact.ExactDenseIndex"},
+    "torch": {"sparse": "torch_sparse.TorchSparseIndex", "dense": "torch_dense.TorchDenseIndex"},
     "seismic": {"sparse": "seismic.SeismicIndex"},
     "faiss": {"dense": "faiss.FaissIndex"},
     "milvus": dict.fromkeys(("sparse", "dense", "hybrid"), "milvus.MilvusIndex"),
@@ -14,6 +15,8 @@ ENGINES: dict[str, dict[str, str]] = {
 _BY_CLASS = {
     "exact.ExactSparseIndex": ("quantization",),
     "exact.ExactDenseIndex": ("dtype",),
+    "torch_sparse.TorchSparseIndex": ("device", "memory_gb"),
+    "torch_dense.TorchDenseIndex": ("device", "memory_gb"),
     "seismic.SeismicIndex": (
         "n_postings", "max_fraction", "summary_energy", "centroid_fraction", "query_cut", "heap_factor",
         "neighbours",

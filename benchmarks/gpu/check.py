@@ -35,7 +35,7 @@ sys.path.insert(0, str(HERE))
 import tables  # noqa: E402
 from stages import SIZES  # noqa: E402
 
-GPU_TESTS = ("tests/kernels/test_gpu.py", "tests/kernels/test_triton.py")
+GPU_TESTS = ("tests/kernels/test_gpu.py", "tests/kernels/test_triton.py", "tests/indexes/test_torch_search.py")
 LEAST_SECONDS = 8  # that a stage is begun with
 LATEST = {
     "training": "side",

@@ -73,7 +73,7 @@ def evaluate(
         list[str] | None,
         typer.Option(
             "--engine",
-            help="exact (the default), seismic, faiss or milvus; of several, the first that searches the vectors.",
+            help="exact (the default), torch, seismic, faiss or milvus; of several, the first for such vectors.",
         ),
     ] = None,
     settings: EngineSettings = None,

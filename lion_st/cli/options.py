@@ -25,7 +25,7 @@ TableStyle: TypeAlias = Annotated[
     Literal["markdown", "html", "latex"], typer.Option("--style", help="How to lay the table out.")
 ]
 Engine: TypeAlias = Annotated[
-    Literal["exact", "seismic", "faiss", "milvus"], typer.Option("--engine", help="Engine of the index.")
+    Literal["exact", "torch", "seismic", "faiss", "milvus"], typer.Option("--engine", help="Engine of the index.")
 ]
 Device: TypeAlias = Annotated[str | None, typer.Option(help="Torch device; the best one there is by default.")]
 Weights: TypeAlias = Annotated[

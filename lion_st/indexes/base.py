@@ -32,7 +32,7 @@ Hits: TypeAlias = list[tuple[str, float]]  # (document id, score), best first
 
 KIND = "lion_st index"
 VERSION = 2  # since 2 with xxh3 checksums
-CAN_CHANGE = "exact"  # the engines that delete, and search among some documents alone
+CAN_CHANGE = "exact and torch"  # the engines that delete, and search among some documents alone
 
 
 class Index(ABC):
@@ -49,6 +49,7 @@ class Index(ABC):
         engine: Name in `create_index`.
         paradigms: What the engine searches.
         parameters: Constructor arguments, saved with the index and shown by `stats`.
+        not_saved: Those that are of the machine and not of the index.
         not_portable: Why its files are not published, nor read from the Hub; None if they are.
         source: What the vectors come from (model and corpus, their checksums, pruning), saved with the index; None if
             unknown.
@@ -57,6 +58,7 @@ class Index(ABC):
     engine: ClassVar[str]
     paradigms: ClassVar[tuple[Paradigm, ...]]
     parameters: ClassVar[tuple[str, ...]] = ()
+    not_saved: ClassVar[tuple[str, ...]] = ()
     not_portable: ClassVar[str | None] = None
 
     def __init__(self, paradigm: Paradigm) -> None:
@@ -170,7 +172,7 @@ class Index(ABC):
             "paradigm": self.paradigm,
             "documents": len(self),
             "source": self.source,
-            "parameters": {name: getattr(self, name) for name in self.parameters},
+            "parameters": {name: getattr(self, name) for name in self.parameters if name not in self.not_saved},
         }
 
         def write_last(data: Path) -> None:

@@ -22,7 +22,6 @@ from lion_st.errors import require_type
 from lion_st.files import require_free
 from lion_st.indexes import Hits, Index, StorageError, create_index
 from lion_st.indexes.base import refuse_texts, require_index
-from lion_st.indexes.exact import ExactSparseIndex
 from lion_st.indexes.pruning import Pruning, term_thresholds
 from lion_st.retrieval.explain import SharedTerm, explain_score
 from lion_st.retrieval.texts import require_queries
@@ -183,6 +182,8 @@ def sampled_queries(corpus: EncodedCorpus, count: int, terms: int | None = SAMPL
 
 def _is_exact(index: Index) -> bool:
     settings = {name: getattr(index, name) for name in index.parameters}
+    if index.engine == "torch":
+        return True
     if index.engine == "exact":
         return settings.get("quantization") is None and settings.get("dtype", "float32") == "float32"
     return index.engine == "faiss" and settings["kind"] == "flat"
@@ -284,8 +285,8 @@ def search_texts(
         for rank, (document, score) in enumerate(hits, 1):
             terms: list[SharedTerm] = []
             if explain:
-                assert isinstance(index, ExactSparseIndex)
-                terms = explain_score(vectors[[row]], index.vectors([document]), tokenizer)
+                stored: Any = index
+                terms = explain_score(vectors[[row]], stored.vectors([document]), tokenizer)
             results.append(Result(query, rank, document, score, terms))
     return results
 
@@ -293,9 +294,10 @@ def search_texts(
 def require_explainable(index: Index) -> None:
     """Raise a ValueError if an index does not keep the term weights that explain a score."""
     require_index(index)
-    if not isinstance(index, ExactSparseIndex):
+    if not hasattr(index, "vectors"):
         raise ValueError(
-            f"Explanations need the term weights that engine='exact' keeps for sparse vectors, not {index.engine!r}."
+            f"Explanations need the term weights that the engines 'exact' and 'torch' keep for sparse vectors, not "
+            f"{index.engine!r}."
         )
 
 

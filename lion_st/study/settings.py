@@ -196,7 +196,7 @@ def parse_study(values: Mapping[str, Any], place: str = "The study") -> Study:
         metrics=_metrics(rating),
         top_k=int(rating.number("top_k", 100, 1, whole=True)),
         entropy_negatives=int(rating.number("entropy_negatives", 256, 1, whole=True)),
-        engine=rating.choice("engine", "exact", ("exact", "seismic", "faiss")),
+        engine=rating.choice("engine", "exact", ("exact", "torch", "seismic", "faiss")),
         dtype=rating.choice("dtype", "auto", ("auto", "float32", "bfloat16", "float16")),
         keep_weights=rating.choice("keep_weights", False, (True, False)),
         flops_per_second=_speed(top),

@@ -7,7 +7,7 @@ import pytest
 from scipy import sparse
 
 from lion_st.encoding import to_csr
-from lion_st.indexes import create_index, exact, load_index
+from lion_st.indexes import create_index, exact, load_index, torch_search
 
 VOCABULARY = 120
 
@@ -32,19 +32,28 @@ def brute_force(documents, ids: list[str], queries, k: int) -> list[list[tuple[s
     ]
 
 
-CASES = [("sparse", {}), ("sparse", {"quantization": "uint16"}), ("dense", {})]
+CASES = [
+    ("exact", "sparse", {}),
+    ("exact", "sparse", {"quantization": "uint16"}),
+    ("exact", "dense", {}),
+    ("torch", "sparse", {}),
+    ("torch", "dense", {}),
+]
 
 
 @pytest.fixture(autouse=True)
 def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exact, "WINDOW", 64)
+    monkeypatch.setattr(torch_search, "DOCUMENTS", 64)
 
 
-@pytest.mark.parametrize("paradigm, parameters", CASES)
-def test_random_updates_leave_what_a_new_index_of_the_rest_finds(tmp_path, paradigm: str, parameters: dict) -> None:
+@pytest.mark.parametrize("engine, paradigm, parameters", CASES)
+def test_random_updates_leave_what_a_new_index_of_the_rest_finds(
+    tmp_path, engine: str, paradigm: str, parameters: dict
+) -> None:
     rng = np.random.default_rng(7)
     everything, queries = vectors(400, 0, paradigm), vectors(6, 1, paradigm)
-    index = create_index("exact", paradigm, **parameters)
+    index = create_index(engine, paradigm, **parameters)
     alive: list[int] = []
     added = 0
     for step in range(12):
@@ -74,15 +83,15 @@ def test_random_updates_leave_what_a_new_index_of_the_rest_finds(tmp_path, parad
                     assert found == expected
 
 
-@pytest.mark.parametrize("paradigm, parameters", CASES)
-def test_a_deleted_document_may_come_back_and_all_may_go(paradigm: str, parameters: dict) -> None:
+@pytest.mark.parametrize("engine, paradigm, parameters", CASES)
+def test_a_deleted_document_may_come_back_and_all_may_go(engine: str, paradigm: str, parameters: dict) -> None:
     rows = vectors(40, 2, paradigm)
     ids = [f"d{row}" for row in range(40)]
-    index = create_index("exact", paradigm, **parameters)
+    index = create_index(engine, paradigm, **parameters)
     index.add(ids, rows)
     index.delete(["d3"])
     index.add(["d3"], rows[[5]])
-    alone = create_index("exact", paradigm, **parameters)
+    alone = create_index(engine, paradigm, **parameters)
     alone.add(["d3"], rows[[5]])
     assert index.search(rows[[5]], 40, allowed=["d3"])[0][0][1] == pytest.approx(alone.search(rows[[5]])[0][0][1], 1e-3)
     index.delete(ids)
@@ -112,7 +121,7 @@ def test_what_cannot_be_deleted_or_allowed_is_named() -> None:
         index.delete(["d4"])
     for engine in ("faiss", "seismic"):
         other = create_index(engine, "dense" if engine == "faiss" else "sparse")
-        with pytest.raises(NotImplementedError, match=f"'{engine}' cannot delete documents, exact can"):
+        with pytest.raises(NotImplementedError, match=f"'{engine}' cannot delete documents, exact and torch can"):
             other.delete(["d1"])
         with pytest.raises(NotImplementedError, match=f"'{engine}' cannot search among some documents alone"):
             other.search(np.ones((1, 4)), allowed=["d1"])

@@ -41,8 +41,9 @@ def encoded(tmp_path_factory, sparse_model) -> Path:
     return encode_corpus(sparse_model, DOCUMENTS, folder / "encoded", shard_documents=20, show_progress=False)
 
 
-def test_shards_become_an_index_that_answers_with_reasons(tmp_path, sparse_model, encoded) -> None:
-    report = index_corpus(encoded, tmp_path / "index")
+@pytest.mark.parametrize("engine", ["exact", "torch"])
+def test_shards_become_an_index_that_answers_with_reasons(tmp_path, sparse_model, encoded, engine) -> None:
+    report = index_corpus(encoded, tmp_path / "index", engine)
     assert report.recall == {}
     index = load_index(tmp_path / "index", memory_map=True)
     results = search_texts(sparse_model, index, [TEXTS[2], TEXTS[5]], k=3, explain=True)
@@ -72,7 +73,7 @@ def test_an_approximate_index_is_measured_against_exact_search(tmp_path, sparse_
     whole = {"summary_energy": 1.0}
     real = index_corpus(encoded, tmp_path / "real", "seismic", engine_parameters=whole, queries=queries, recall_at=(5,))
     assert real.recall["Recall@5"] > 0.9
-    with pytest.raises(ValueError, match="engine='exact'"):
+    with pytest.raises(ValueError, match="the engines 'exact' and 'torch' keep"):
         search_texts(sparse_model, report.index, [TEXTS[0]], explain=True)
 
 

@@ -1,0 +1,200 @@
+"""The engine for GPUs against the engine "exact", on whatever device there is."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import sparse
+
+from lion_st.encoding import to_csr
+from lion_st.indexes import StorageError, create_index, load_index, torch_search, torch_sparse
+from lion_st.kernels import postings
+
+VOCABULARY = 3000
+IDS = [f"d{row}" for row in range(900)]
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="There is no GPU.")
+
+
+@pytest.fixture(autouse=True)
+def several_chunks_and_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_search, "DOCUMENTS", 250)
+    monkeypatch.setattr(torch_search, "WORKSPACE", 4 * 250 * 12)
+    monkeypatch.setattr(torch_search, "ENTRIES", 500)
+    monkeypatch.setattr(torch_sparse, "FREQUENT", 8)
+    monkeypatch.setattr(postings, "STEP", 300)
+
+
+def sparse_vectors(count: int, terms: int, seed: int) -> sparse.csr_array:
+    """Terms by a power law, so that some are frequent and most are not; every tenth text again, for equal scores."""
+    rng = np.random.default_rng(seed)
+    share = 1 / np.arange(3, VOCABULARY + 3)
+    columns = rng.choice(VOCABULARY, size=count * terms, p=share / share.sum())
+    weights = rng.lognormal(-0.5, 0.7, count * terms).astype(np.float32)
+    rows = to_csr(sparse.coo_array((weights, (np.repeat(np.arange(count), terms), columns)), (count, VOCABULARY)))
+    order = np.arange(count)
+    order[9::10] = order[0:-9:10]
+    return rows[order]
+
+
+def alike_vectors(count: int, seed: int) -> sparse.csr_array:
+    """Texts of the same terms, whose weights differ by less than bfloat16 can tell."""
+    weights = 1 + np.random.default_rng(seed).random((count, 40)) / 2000
+    return to_csr(sparse.csr_array(np.pad(weights, ((0, 0), (0, VOCABULARY - 40))), dtype=np.float32))
+
+
+def filled(engine: str, paradigm: str, vectors, **parameters):
+    index = create_index(engine, paradigm, **parameters)
+    for start in range(0, vectors.shape[0], 170):
+        stop = min(start + 170, vectors.shape[0])
+        index.add(IDS[start:stop], vectors[start:stop])
+    return index
+
+
+def assert_same(index, other, queries, k: int, allowed=None) -> None:
+    rows, scores = index.search_rows(queries, k, allowed=allowed)
+    expected_rows, expected_scores = other.search_rows(queries, k, allowed=allowed)
+    np.testing.assert_array_equal(rows, expected_rows)
+    np.testing.assert_array_equal(scores, expected_scores)
+    assert rows.dtype == expected_rows.dtype and scores.dtype == expected_scores.dtype
+
+
+@pytest.mark.parametrize(
+    "backend, k", [("blockwise", 1), ("blockwise", 10), ("blockwise", 300), ("blockwise", 2000), ("triton", 10)]
+)
+def test_sparse_search_finds_what_exact_finds_with_the_same_scores(monkeypatch, backend: str, k: int) -> None:
+    if backend == "triton":
+        pytest.importorskip("triton")
+    monkeypatch.setenv("LION_ST_KERNEL", backend)
+    count = 900 if backend == "blockwise" else 300  # since Triton's interpreter takes its time
+    documents, queries = sparse_vectors(count, 30, 0), sparse_vectors(count // 30, 15, 1).tolil()
+    queries[7] = 0
+    queries = to_csr(queries)
+    index, exact = (filled(engine, "sparse", documents) for engine in ("torch", "exact"))
+    assert_same(index, exact, queries, k)
+    assert_same(index, exact, queries, k, allowed=IDS[:count:3])
+    frequent = [len(chunk.frequent) for chunk in index._chunks]
+    rare = [len(chunk.posting_values) for chunk in index._chunks]
+    assert len(frequent) == count // 250 + 1 and min(frequent) > 0 and min(rare) > 0
+
+
+@pytest.mark.parametrize("frequent", [8, 0])
+def test_scores_that_bfloat16_cannot_tell_apart_are_in_the_right_order(monkeypatch, frequent: int) -> None:
+    monkeypatch.setattr(torch_sparse, "MOST_FREQUENT", 1024 if frequent else 0)
+    documents, queries = alike_vectors(900, 2), alike_vectors(5, 3)
+    assert len(torch.unique(torch.tensor(documents.data).bfloat16())) == 1
+    index, exact = (filled(engine, "sparse", documents) for engine in ("torch", "exact"))
+    assert_same(index, exact, queries, 20)
+    dense = documents.toarray()[:, :40]
+    centred = np.concatenate([dense, -dense], axis=1)  # positive and negative scores, all but zero
+    asked = np.concatenate([queries.toarray()[:, :40]] * 2, axis=1)
+    asked[:, 0] += 0.001 * np.arange(5)
+    found = filled("torch", "dense", centred)
+    true = (asked.astype(np.float64) @ centred.T.astype(np.float64)).astype(np.float32)
+    order = np.argsort(-true, axis=1, kind="stable")[:, :20]
+    rows, scores = found.search_rows(asked, 20)
+    np.testing.assert_array_equal(rows, order)
+    np.testing.assert_array_equal(scores, np.take_along_axis(true, order, 1))
+
+
+@pytest.mark.parametrize("k", [1, 15, 2000])
+def test_dense_search_equals_brute_force(k: int) -> None:
+    rng = np.random.default_rng(4)
+    documents = rng.standard_normal((900, 24), dtype=np.float32)
+    documents[500:600] = documents[100:200]  # equal scores, in another chunk
+    queries = rng.standard_normal((30, 24), dtype=np.float32)
+    index = filled("torch", "dense", documents)
+    true = (queries.astype(np.float64) @ documents.T.astype(np.float64)).astype(np.float32)
+    rows, scores = index.search_rows(queries, k)
+    order = np.argsort(-true, axis=1, kind="stable")[:, :k]
+    np.testing.assert_array_equal(rows, order)
+    np.testing.assert_array_equal(scores, np.take_along_axis(true, order, axis=1))
+    assert not (index.search_rows(queries, 5, allowed=IDS[::2])[0] % 2).any()
+
+
+@pytest.mark.parametrize("paradigm", ["sparse", "dense"])
+@pytest.mark.parametrize("memory_map", [False, True])
+def test_a_loaded_index_searches_and_grows_alike_wherever_it_was_made(
+    tmp_path: Path, paradigm: str, memory_map: bool
+) -> None:
+    rows = sparse_vectors(900, 30, 5)
+    rows = rows if paradigm == "sparse" else rows[:, :50].toarray()
+    index = filled("torch", paradigm, rows[:600], device="cpu")
+    assert "device" not in (index.save(tmp_path / "index") / "header.json").read_text()
+    loaded = load_index(tmp_path / "index", memory_map=memory_map)
+    assert loaded.device is None
+    for one in (index, loaded):
+        one.search(rows[:2])  # chunks are made, and the last one has room for more
+        one.add(IDS[600:], rows[600:])
+    assert_same(loaded, index, rows[:10], 30)
+    assert len(load_index(loaded.save(tmp_path / "again"))) == 900
+    assert loaded.stats()["bytes"] > 0
+    if paradigm == "sparse":
+        assert (loaded.vectors(["d700", "d3"]) != rows[[700, 3]]).nnz == 0
+
+
+def test_what_a_folder_holds_is_checked_before_it_is_searched(tmp_path: Path) -> None:
+    rows = sparse_vectors(20, 5, 6)
+    for name, change in (("starts", -1), ("terms", VOCABULARY), ("values", np.nan)):
+        index = create_index("torch", "sparse")
+        index.add(IDS[:20], rows)
+        array = getattr(index._parts[0], name).copy()
+        array[3] = change
+        index._parts[0] = index._parts[0]._replace(**{name: array})
+        if name != "starts":  # which are counted anew when saved
+            index.save(tmp_path / name)
+            with pytest.raises(StorageError, match="do not fit each other"):
+                load_index(tmp_path / name)
+
+
+def test_a_device_that_is_not_there_is_named(caplog) -> None:
+    with pytest.raises(ValueError, match="such as 'cuda' or 'cuda:1', got 'gpu'"):
+        create_index("torch", "sparse", device="gpu")
+    with pytest.raises(ValueError, match=r"device='cuda:99' is not there, torch sees \d+ GPUs: use the engine 'exact'"):
+        create_index("torch", "dense", device="cuda:99")
+    with pytest.raises(ValueError, match="searches on CUDA GPUs, got device='mps'"):
+        create_index("torch", "dense", device="mps")
+    with pytest.raises(ValueError, match=r"memory_gb is a finite number of at least 0\.0, got -1"):
+        create_index("torch", "sparse", memory_gb=-1)
+    if not torch.cuda.is_available():
+        index = create_index("torch", "dense")
+        index.add(["a"], np.eye(1, 4))
+        with caplog.at_level(logging.WARNING):
+            index.search(np.eye(1, 4))
+            index.search(np.eye(1, 4))
+        assert [record.message for record in caplog.records] == [
+            "There is no GPU: the engine 'torch' searches on the CPU, where 'exact' is faster."
+        ]
+
+
+@needs_gpu
+@pytest.mark.parametrize("memory_gb", [None, 0.0, 0.0002])
+def test_on_a_gpu_documents_beyond_the_limit_wait_in_main_memory(monkeypatch, memory_gb: float | None) -> None:
+    monkeypatch.delenv("LION_ST_KERNEL", raising=False)
+    documents, queries = sparse_vectors(900, 30, 7), sparse_vectors(30, 15, 8)
+    index, exact = filled("torch", "sparse", documents, memory_gb=memory_gb), filled("exact", "sparse", documents)
+    for k in (1, 10, 300):
+        assert_same(index, exact, queries, k)
+    on_gpu = [chunk.values.is_cuda for chunk in index._chunks]
+    assert on_gpu[0] == (memory_gb != 0.0) and on_gpu[-1] == (memory_gb is None)
+    dense = np.random.default_rng(9).integers(-3, 4, (900, 64)).astype(np.float32)
+    index, exact = filled("torch", "dense", dense, memory_gb=memory_gb), filled("exact", "dense", dense)
+    assert_same(index, exact, dense[:40], 25)
+
+
+@needs_gpu
+def test_on_a_gpu_documents_of_many_chunks_are_found_as_by_exact(monkeypatch) -> None:
+    monkeypatch.undo()
+    documents = sparse.vstack([sparse_vectors(900, 120, seed) for seed in range(40)])
+    queries = sparse_vectors(300, 80, 99)
+    monkeypatch.setattr(torch_search, "DOCUMENTS", 20_000)
+    found = []
+    for engine in ("torch", "exact"):
+        index = create_index(engine, "sparse")
+        index.add([str(row) for row in range(documents.shape[0])], documents)
+        found.append(index.search_rows(queries, 100, threads=8))
+    for ours, expected in zip(*found, strict=True):
+        np.testing.assert_array_equal(ours, expected)
