@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +17,7 @@ from lion_st.data.fields import Task
 from lion_st.data.joining import several_positives
 from lion_st.data.layouts import Candidates, RowError
 from lion_st.data.lookup import TEXTS_AT_ONCE, TextLookup, TextTable, text_keys_of
+from lion_st.data.overlap import KnownTexts, TextKeys, normalize
 from lion_st.data.report import DataReport, Findings, Lengths
 from lion_st.data.tables import TupleSource, load_texts, open_tuples
 from lion_st.data.trec import iter_qrels
@@ -91,7 +90,7 @@ def check_tuples(
     if opened.query_ids or opened.document_ids:
         checker.mark_used()
     for text in texts:
-        text.read_used(findings, normalized=bool(evaluation.queries[0]))
+        text.read_used(findings, normalized=len(evaluation.queries) > 0)
     checker.check(negatives, evaluation)
     checker.compare_rows()
     limits: dict[str, int | None] = {"queries": query_length, "documents": document_length}
@@ -160,12 +159,19 @@ class _Texts:
             elif (place := self._random.randrange(self._seen)) < self.size:
                 self.sample[place] = text
 
-    def key(self, names: Sequence[str], normal: bool = False) -> np.ndarray:
+    def key(self, names: Sequence[str]) -> np.ndarray:
         """Keys of texts or of the texts of ids, int64 [names]; 0 where an id has none."""
         if self.lookup is None:
-            return text_keys_of(map(normalize, names) if normal else names)
+            return text_keys_of(names)
         rows = self.lookup.find(names)
-        return np.where(rows < 0, 0, (self.normal_keys if normal else self.keys)[rows])
+        return np.where(rows < 0, 0, self.keys[rows])
+
+    def both_keys(self, names: Sequence[str]) -> TextKeys:
+        """`key` of texts as they are and after `normalize`."""
+        if self.lookup is None:
+            return TextKeys.of(names)
+        rows = self.lookup.find(names)
+        return TextKeys(*(np.where(rows < 0, 0, keys[rows]) for keys in (self.keys, self.normal_keys)))
 
 
 class _Checker:
@@ -359,28 +365,27 @@ class _Scores:
 
 
 class _Evaluation:
-    """Queries and relevant documents of test collections, by the keys of their texts as they are and normalized."""
+    """Queries and relevant documents of test collections, the latter with their titles and without."""
 
     def __init__(self, sources: Sequence[str | Path], split: str) -> None:
-        self.queries: tuple[dict[int, str], dict[int, str]] = ({}, {})
-        self.documents: tuple[dict[int, str], dict[int, str]] = ({}, {})
+        found: dict[Task, tuple[list[str], list[str]]] = {"query": ([], []), "document": ([], [])}
         for source in sources:
             corpus, topics, qrels = beir_files(source, split)
             relevant = [(query, document) for _, query, document, grade in iter_qrels(qrels) if grade > 0]
-            tasks: list[tuple[Task, Path, tuple[dict[int, str], dict[int, str]], set[str]]] = [
-                ("query", topics, self.queries, {query for query, _ in relevant}),
-                ("document", corpus, self.documents, {document for _, document in relevant}),
+            of_task: list[tuple[Task, Path, set[str]]] = [
+                ("query", topics, {query for query, _ in relevant}),
+                ("document", corpus, {document for _, document in relevant}),
             ]
-            for task, file, found, ids in tasks:
+            for task, file, ids in of_task:
                 table = load_texts(source, file, task)
-                lookup = TextLookup(table)
                 names = sorted(ids)
-                rows = lookup.find(names)
-                texts = [text or "" for text in table.read_unchecked(rows[rows >= 0])]
-                known = [name for name, row in zip(names, rows, strict=True) if row >= 0]
-                for by_key, forms in zip(found, (texts, map(normalize, texts)), strict=True):
-                    keys = text_keys_of(forms).tolist()
-                    by_key.update((key, f"{name!r} of {source}") for key, name in zip(keys, known, strict=True))
+                rows = TextLookup(table).find(names)
+                known = [f"{name!r} of {source}" for name, row in zip(names, rows, strict=True) if row >= 0]
+                texts, called = found[task]
+                for with_title in (True, False) if task == "document" else (True,):
+                    texts += [text or "" for text in table.read_unchecked(rows[rows >= 0], with_title)]
+                    called += known
+        self.queries, self.documents = (KnownTexts(TextKeys.of(texts), names) for texts, names in found.values())
 
     def compare(
         self,
@@ -391,7 +396,7 @@ class _Evaluation:
         findings: Findings,
     ) -> None:
         """Look for the queries and positives of rows."""
-        if not self.queries[0]:
+        if not len(self.queries):
             return
         owners = [place for row, place in zip(rows, places, strict=True) for _ in row.positives]
         positives = [positive for row in rows for positive in row.positives]
@@ -399,25 +404,11 @@ class _Evaluation:
             (queries, [row.query for row in rows], places, self.queries, "evaluation_query"),
             (documents, positives, owners, self.documents, "evaluation_document"),
         ):
-            exact, normal = texts.key(names).tolist(), texts.key(names, normal=True).tolist()
-            for place, one, other in zip(of, exact, normal, strict=True):
-                if one in known[0]:
-                    findings.add(fault, f"{place} is {known[0][one]}")
-                elif other in known[1]:
-                    findings.add(fault, f"{place} is {known[1][other]} but for case, punctuation or spaces")
-
-
-def normalize(text: str) -> str:
-    """A text in one case and Unicode form, without punctuation and with single spaces.
-
-    A text of punctuation alone stays as it is, so that not all such texts are alike.
-
-    Example:
-        >>> normalize("  Lions' PREY,\\non zebras. ")
-        'lions prey on zebras'
-    """
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(re.sub(r"[^\w\s]|_", " ", folded).split()) or text
+            exact, normal = known.find(texts.both_keys(names))
+            for number in np.flatnonzero(normal >= 0).tolist():
+                but = "" if exact[number] >= 0 else " but for case, punctuation or spaces"
+                one = int(exact[number] if exact[number] >= 0 else normal[number])
+                findings.add(fault, f"{of[number]} is {known.names[one]}{but}")
 
 
 def _words(texts: Sequence[str]) -> Iterator[int]:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lion_st.data.lookup import TextTable, text_keys_of
+from lion_st.data.overlap import normalize
 from lion_st.data.tuples import TupleReader, reader_of
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ TEXT_COLUMNS = [*COLUMNS, "query", "query_row", "documents"]
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Queries that were held out, and the documents to search for them; ids are keys of the texts.
+    """Queries that were held out, and the documents to search for them; ids are keys of the normalized texts.
 
     Attributes:
         corpus: Text of each document: positives of the queries and as many of their negatives as training draws.
@@ -46,8 +48,8 @@ def hold_out(
     """Split training tuples into what trains and what is held out.
 
     Of what trains, no row has the text of a held-out query, nor names a document with the text of one of its positives,
-    be it as a positive or as a negative, in any of the sources and under any id. Negatives of held-out queries may be
-    documents of training.
+    be it as a positive or as a negative, in any of the sources and under any id, nor such a text in another case,
+    punctuation or spacing (`normalize`). Negatives of held-out queries may be documents of training.
 
     Args:
         sources: Tuples of `load_tuples`, by name.
@@ -65,13 +67,16 @@ def hold_out(
     if not 0 < share < 1:
         raise ValueError(f"The share to hold out is {share}: give one above 0 and below 1.")
     readers = {name: _reader(tuples, name) for name, tuples in sources.items()}
-    chosen = np.concatenate([_choose(tuples, share, seed) for tuples in sources.values()])
-    relevant = np.unique(np.concatenate([_positives(tuples, chosen) for tuples in sources.values()]))
+    normal = _NormalKeys()
+    for name, tuples in sources.items():
+        normal.read(tuples, readers[name])
+    chosen = np.concatenate([_choose(tuples, normal, share, seed) for tuples in sources.values()])
+    relevant = np.unique(np.concatenate([_positives(tuples, normal, chosen) for tuples in sources.values()]))
     held = HeldOut({}, {}, {}, 0)
     training, left_out = {}, 0
     for name, tuples in sources.items():
-        own, touched = _rows(tuples, chosen, relevant)
-        _add(held, tuples, readers[name], np.flatnonzero(own), (prompts or {}).get(name, {}))
+        own, touched = _rows(tuples, normal, chosen, relevant)
+        _add(held, tuples, readers[name], normal, np.flatnonzero(own), (prompts or {}).get(name, {}))
         rows = np.flatnonzero(~(own | touched))
         if not len(rows):
             raise ValueError(
@@ -90,38 +95,79 @@ def _reader(tuples: Dataset, name: str) -> TupleReader:
     return reader
 
 
-def _parts(tuples: Dataset) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+class _NormalKeys:
+    """Keys of normalized texts by those of the texts as they are, 16 bytes a text; each text is read once."""
+
+    def __init__(self) -> None:
+        self._exact = np.empty(0, np.int64)
+        self._normal = np.empty(0, np.int64)
+
+    def __call__(self, keys: np.ndarray | int) -> np.ndarray:
+        """The keys of the normalized texts, of texts that were read."""
+        return self._normal[np.searchsorted(self._exact, keys)]
+
+    def read(self, tuples: Dataset, reader: TupleReader) -> None:
+        """Read all texts of tuples."""
+        for part in tuples.with_format("arrow").select_columns(TEXT_COLUMNS).iter(ROWS_AT_ONCE):
+            queries = part["query"] if reader.queries is None else part["query_row"]
+            self._read(part["query_key"].to_numpy(), queries, reader.queries)
+            keys, documents = (part[name].combine_chunks().flatten() for name in ("keys", "documents"))
+            self._read(keys.to_numpy(), documents, reader.documents)
+
+    def _read(self, keys: np.ndarray, texts: Any, table: TextTable | None) -> None:
+        keys, places = np.unique(keys, return_index=True)
+        new = ~np.isin(keys, self._exact)
+        found = texts.take(places[new]).to_pylist()
+        exact = np.concatenate([self._exact, keys[new]])
+        normal = text_keys_of(map(normalize, found if table is None else table.read(found)))
+        order = np.argsort(exact, kind="stable")
+        self._exact, self._normal = exact[order], np.concatenate([self._normal, normal])[order]
+
+
+def _parts(tuples: Dataset, normal: _NormalKeys) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
     """Keys of queries [rows], keys of documents [documents], the row of each document, and whether it is a positive."""
     for part in tuples.with_format("arrow").select_columns(COLUMNS).iter(ROWS_AT_ONCE):
         lists = part["keys"].combine_chunks()
         lengths, positives = lists.value_lengths().to_numpy(), part["positives"].to_numpy()
         rows = np.repeat(np.arange(len(lengths)), lengths)
         ranks = np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        yield part["query_key"].to_numpy(), lists.flatten().to_numpy(), rows, ranks < positives[rows]
+        keys = normal(lists.flatten().to_numpy())
+        yield normal(part["query_key"].to_numpy()), keys, rows, ranks < positives[rows]
 
 
-def _choose(tuples: Dataset, share: float, seed: int) -> np.ndarray:
+def _choose(tuples: Dataset, normal: _NormalKeys, share: float, seed: int) -> np.ndarray:
     """Keys of the queries to hold out."""
-    queries = np.unique(np.concatenate([keys for keys, *_ in _parts(tuples)]))
+    queries = np.unique(np.concatenate([keys for keys, *_ in _parts(tuples, normal)]))
     return np.random.default_rng(seed).choice(queries, max(1, round(share * len(queries))), replace=False)
 
 
-def _positives(tuples: Dataset, chosen: np.ndarray) -> np.ndarray:
+def _positives(tuples: Dataset, normal: _NormalKeys, chosen: np.ndarray) -> np.ndarray:
     """Keys of the positives of some queries."""
-    found = [keys[is_positive & np.isin(queries, chosen)[rows]] for queries, keys, rows, is_positive in _parts(tuples)]
-    return np.concatenate(found)
+    parts = _parts(tuples, normal)
+    return np.concatenate(
+        [keys[is_positive & np.isin(queries, chosen)[rows]] for queries, keys, rows, is_positive in parts]
+    )
 
 
-def _rows(tuples: Dataset, chosen: np.ndarray, relevant: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _rows(
+    tuples: Dataset, normal: _NormalKeys, chosen: np.ndarray, relevant: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Of each row, whether its query is held out, and whether it names a document that is relevant to one that is."""
     own, touched = [], []
-    for queries, keys, rows, _ in _parts(tuples):
+    for queries, keys, rows, _ in _parts(tuples, normal):
         own.append(np.isin(queries, chosen))
         touched.append(np.bincount(rows[np.isin(keys, relevant)], minlength=len(queries)) > 0)
     return np.concatenate(own), np.concatenate(touched)
 
 
-def _add(held: HeldOut, tuples: Dataset, reader: TupleReader, rows: np.ndarray, prompts: Mapping[str, str]) -> None:
+def _add(
+    held: HeldOut,
+    tuples: Dataset,
+    reader: TupleReader,
+    normal: _NormalKeys,
+    rows: np.ndarray,
+    prompts: Mapping[str, str],
+) -> None:
     """Add the texts of held-out rows, with their prompts before them and in their ids."""
     before_query, before_document = (prompts.get(task, "") for task in ("query", "document"))
     for start in range(0, len(rows), ROWS_AT_ONCE):
@@ -131,7 +177,8 @@ def _add(held: HeldOut, tuples: Dataset, reader: TupleReader, rows: np.ndarray, 
         for query_key, text, keys, documents, positives in zip(
             batch["query_key"], queries, batch["keys"], batch["documents"], batch["positives"], strict=True
         ):
-            query_id, ids = f"{before_query}{query_key}", [f"{before_document}{key}" for key in keys]
+            query_id = f"{before_query}{normal(query_key)}"
+            ids = [f"{before_document}{key}" for key in normal(np.array(keys))]
             held.queries[query_id] = before_query + text
             held.relevant.setdefault(query_id, set()).update(ids[:positives])
             last = positives + (reader.negatives or 0)

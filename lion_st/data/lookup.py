@@ -52,13 +52,13 @@ class TextTable:
             texts.append(text)
         return texts
 
-    def read_unchecked(self, rows: Sequence[int] | np.ndarray) -> list[str | None]:
-        """`read`, with texts that are empty."""
+    def read_unchecked(self, rows: Sequence[int] | np.ndarray, with_title: bool = True) -> list[str | None]:
+        """`read`, with texts that are empty; if asked for, without the titles."""
         if not len(rows):
             return []
         columns = self._texts[np.asarray(rows).tolist()]
         texts = columns[self.text_column]
-        if TITLE_FIELD in columns:
+        if with_title and TITLE_FIELD in columns:
             titles = columns[TITLE_FIELD]
             return [f"{title or ''} {text or ''}".strip() for title, text in zip(titles, texts, strict=True)]
         return texts

@@ -11,8 +11,10 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from lion_st.data.beir import Corpus, Qrels, Queries, load_beir, save_beir
-from lion_st.data.checking import normalize
+from lion_st.data.overlap import KnownTexts, TextKeys, normalize
 from lion_st.data.quickstart import QUICKSTART_REPOSITORY, quickstart_data
 from lion_st.data.text import read_documents
 from lion_st.data.tuples import load_tuples
@@ -111,24 +113,22 @@ def check_overlap(study: Study, data: StudyData) -> list[dict[str, Any]]:
         A row for each test set: queries and documents, and how many of each are among the training queries, the
         training documents or the texts of the MNTP stage.
     """
-    exact: set[int] = set()
-    normal: set[int] = set()
-    for text in _training_texts(study, data):
-        exact.add(hash(text.strip()))
-        normal.add(hash(normalize(text)))
+    trained = KnownTexts(TextKeys.of(_training_texts(study, data)))
     rows = []
     for test in study.tests:
         corpus, queries, qrels = load_test(data.tests[test.name], test.split)
         asked = [queries[query] for query in qrels]
-        # With its title in front, as a document is read, or without.
-        documents = [(row["text"], f"{row.get('title') or ''} {row['text']}") for row in corpus.values()]
         row: dict[str, Any] = {"test set": test.name, "domain": DOMAIN_NAMES[test.domain], "queries": len(asked),
                                "documents": len(corpus)}  # fmt: skip
-        for what, forms in (("queries", [(query,) for query in asked]), ("documents", documents)):
-            row[f"{what} trained on, exact"] = sum(any(hash(one.strip()) in exact for one in text) for text in forms)
-            row[f"{what} trained on, normalised"] = sum(
-                any(hash(plain) in normal for plain in map(normalize, text) if plain) for text in forms
-            )
+        # Documents with their titles in front, as they are read, and without.
+        titled = (f"{one.get('title') or ''} {one['text']}" for one in corpus.values())
+        forms: dict[str, list[Iterable[str]]] = {
+            "queries": [asked], "documents": [titled, (one["text"] for one in corpus.values())]
+        }  # fmt: skip
+        for what, texts in forms.items():
+            found = [trained.find(TextKeys.of(form)) for form in texts]
+            for name, places in zip(("exact", "normalised"), zip(*found, strict=True), strict=True):
+                row[f"{what} trained on, {name}"] = int((np.max(places, axis=0) >= 0).sum())
         rows.append(row)
     return rows
 

@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from lion_st.cli import app
 from lion_st.data import load_tuples, quickstart_data, save_beir
-from lion_st.data.checking import check_tuples, normalize
+from lion_st.data.checking import check_tuples
+from lion_st.data.overlap import normalize
 
 
 def row(number: int, **changes) -> dict:
@@ -135,7 +136,7 @@ def test_ids_are_looked_up_and_texts_of_all_ids_read(tmp_path):
 def test_evaluation_queries_that_train_are_an_error_also_in_another_spelling(tmp_path):
     collection = save_beir(
         tmp_path / "own",
-        {"d1": {"text": "It is 5."}, "d2": {"text": "Nothing."}},
+        {"d1": {"title": "Five", "text": "It is 5."}, "d2": {"text": "Nothing."}},  # found without its title
         {"q1": "what is 3", "q2": "What is  4?", "q3": "where is 1"},
         {"q1": {"d1": 1}, "q2": {"d2": 1}, "q3": {"d2": 1}},
     )

@@ -9,6 +9,7 @@ import pytest
 
 from lion_st.data import load_tuples, save_beir
 from lion_st.data.held_out import hold_out
+from lion_st.data.overlap import normalize
 
 
 def write(path: Path, name: str, rows: int = 40) -> Path:
@@ -58,6 +59,19 @@ def test_the_choice_depends_on_the_seed_and_not_on_the_order_of_the_rows(tmp_pat
     held = [set(hold_out({"x": load_tuples(one, negatives=2)}, 0.2)[1].queries.values()) for one in (path, backwards)]
     assert held[0] == held[1]
     assert set(hold_out({"x": load_tuples(path, negatives=2)}, 0.2, seed=1)[1].queries.values()) != held[0]
+
+
+def test_copies_in_another_case_or_punctuation_are_held_out_too(tmp_path):
+    spellings = [(f"What is {n}?", f"It is {n}.", f"what  is {n}", f"IT IS: {n}") for n in range(20)]
+    lines = [{"query": a, "positive": b} for a, b, *_ in spellings]
+    lines += [{"query": c, "positive": f"other {n}"} for n, (*_, c, _) in enumerate(spellings)]
+    lines += [{"query": f"another {n}", "positive": d} for n, (*_, d) in enumerate(spellings)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    training, held = hold_out({"a": load_tuples(tmp_path / "a.jsonl", negatives=0)}, 0.1)
+    trained = set(map(normalize, texts_of(training["a"])))
+    positives = [held.corpus[key] for keys in held.relevant.values() for key in keys]
+    assert len(held.queries) == 4 and held.left_out
+    assert trained.isdisjoint(map(normalize, [*held.queries.values(), *positives]))
 
 
 def test_documents_known_by_id_are_compared_by_their_texts(tmp_path):

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from lion_st.cli import app
 from lion_st.data import load_beir
-from lion_st.data.checking import normalize
+from lion_st.data.overlap import normalize
 from lion_st.files import lock_folder
 from lion_st.study import parse_study, plan_study, run_study
 from lion_st.study.data import OverlapError, prepare_data, shuffle_labels
