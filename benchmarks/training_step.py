@@ -2,6 +2,7 @@
 
     python benchmarks/training_step.py                        # CPU: the 1B setting with a smaller backbone
     python benchmarks/training_step.py --device cuda          # Llama-3.2-1B's shape, random weights, bfloat16
+    python benchmarks/training_step.py --sides lion_st "lion_st compiled" "lion_st padded"   # what speeds it up
 
 A query, its positive and 16 negatives make a row; token counts follow MS MARCO's (queries of about 9 tokens, passages
 of about 75, cut at 64 and 128). Both sides train LoRA r16 on the same weights. lion_st computes the joint objective;
@@ -9,6 +10,10 @@ stock has no such loss and computes its contrastive half alone (SpladeLoss of Sp
 is less work. Every measurement runs in a process of its own: tokens/s over real tokens, and the peak of the process
 (CPU) or of the GPU. "largest batch" is the largest power of two of rows whose step fits into --memory-gib; a side that
 fits fewer rows than --rows is timed with as many as fit. Gradient caching fits any number of rows.
+
+Switches stand behind the side's name, any of them together: cached (gradient caching), recomputed (activations),
+compiled (torch.compile of the decoder layers), padded (texts padded to the longest one, as stock does, not packed).
+"first step s" holds what is compiled and tuned once; every step has other lengths of text than the one before.
 """
 
 from __future__ import annotations
@@ -29,12 +34,27 @@ import torch
 from common import RESULTS, SHAPES, in_process, make_models, msmarco_lengths, peak_mib, report
 
 SIDES = ("lion_st", "stock", "lion_st cached", "stock cached")
+SWITCHES = {
+    "lion_st": ("cached", "recomputed", "compiled", "padded"),
+    "stock": ("cached", "recomputed"),
+}
 MOST_ROWS = 4096
 
 
-def make_columns(rows: int, negatives: int, vocabulary: int, device: str) -> tuple[list[dict[str, Any]], int]:
+def side_name(text: str) -> str:
+    """A side with its switches, checked."""
+    name, *switches = text.split()
+    if name not in SWITCHES or not set(switches) <= set(SWITCHES[name]):
+        known = ", ".join(f"{side} [{' '.join(given)}]" for side, given in SWITCHES.items())
+        raise argparse.ArgumentTypeError(f"{text!r} is not a side: {known}")
+    return text
+
+
+def make_columns(
+    rows: int, negatives: int, vocabulary: int, device: str, seed: int = 0
+) -> tuple[list[dict[str, Any]], int]:
     """Token columns of a batch, padded on the left, and how many tokens are real."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     columns, real = [], 0
     for column in range(2 + negatives):
         lengths = msmarco_lengths(rng, rows) if column else msmarco_lengths(rng, rows, median=9, longest=64)
@@ -57,24 +77,33 @@ def make_step(side: str, folder: Path, options: argparse.Namespace) -> Any:
     )
 
     import lion_st
+    from lion_st.modules.compilation import compile_layers
 
+    name, *switches = side.split()
     targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    lora = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.05, target_modules=targets)
-    if side.startswith("lion_st"):
+    lora = LoraConfig(r=16, lora_alpha=32, lora_dropout=options.lora_dropout, target_modules=targets)
+    if name == "lion_st":
         model: Any = lion_st.build(
             folder / "backbone", "sparse", lora=lora, as_sparse_encoder=True, device=options.device
         )
         inner: Any = lion_st.ContrastiveDistillationLoss(model)
         regularizers = {f"{kind}_regularizer": lion_st.FlopsRegularizer(model) for kind in ("query", "document")}
+        if "padded" in switches:
+            model[0].runs_packed = False
+            model[0].model.set_attn_implementation("sdpa")
     else:
         model = SparseEncoder(str(folder / "stock"), device=options.device)
         model.add_adapter(lora)
         inner = SparseMultipleNegativesRankingLoss(model)
         regularizers = {}
-    cached = {"mini_batch_size": options.mini_batch_size} if side.endswith("cached") else {}
+    cached = {"mini_batch_size": options.mini_batch_size} if "cached" in switches else {}
     loss: Any = (CachedSpladeLoss if cached else SpladeLoss)(
         model, inner, query_regularizer_weight=0.05, document_regularizer_weight=0.04, **regularizers, **cached
     )
+    if "recomputed" in switches:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if "compiled" in switches:
+        compile_layers(model[0].model)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
     model.train()
 
@@ -90,24 +119,30 @@ def make_step(side: str, folder: Path, options: argparse.Namespace) -> Any:
 
 
 def time_steps(step: Any, rows: int, steps: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Median of some steps after one to warm up, and memory at the peak."""
+    """Tokens a second of some steps after one to warm up, their median time, and memory at the peak."""
     on_gpu = options.device == "cuda"
-    columns, real = make_columns(rows, options.negatives, options.vocabulary, options.device)
     labels = torch.randn(rows, 1 + options.negatives, device=options.device)
     before = peak_mib() / 2**10
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated() / 2**30
-    times = []
-    for _ in range(steps + 1):
+    times, tokens = [], []
+    for number in range(steps + 1):
+        columns, real = make_columns(rows, options.negatives, options.vocabulary, options.device, seed=number)
+        tokens.append(real)
         began = time.perf_counter()
         step(columns, labels)
         if on_gpu:
             torch.cuda.synchronize()
         times.append(time.perf_counter() - began)
     peak = torch.cuda.max_memory_allocated() / 2**30 if on_gpu else peak_mib() / 2**10
-    seconds = float(np.median(times[1:]))
-    return {"seconds/step": seconds, "tokens/s": real / seconds, "step's memory GiB": peak - before, "peak GiB": peak}
+    return {
+        "seconds/step": float(np.median(times[1:])),
+        "tokens/s": float(np.median(np.divide(tokens, times)[1:])),
+        "first step s": times[0],
+        "step's memory GiB": peak - before,
+        "peak GiB": peak,
+    }
 
 
 def run_side(side: str, folder: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -134,7 +169,7 @@ def run_side(side: str, folder: Path, options: argparse.Namespace) -> Iterator[d
         return
     yield {"rows": rows, **figures}
     most = rows
-    while not side.endswith("cached") and most < MOST_ROWS:
+    while options.largest_batch and "cached" not in side and most < MOST_ROWS:
         yield {"rows": rows, **figures, "largest batch": most}
         if rows < options.rows or fitting(step, 2 * most, 1, options) is None:
             return
@@ -176,10 +211,14 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--mini-batch-size", type=int, default=16)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--memory-gib", type=float, help="default: 8 on a CPU, all of a GPU's")
-    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument("--lora-dropout", type=float, default=0.05)
+    parser.add_argument(
+        "--sides", nargs="+", type=side_name, default=list(SIDES), help="such as lion_st 'lion_st compiled cached'"
+    )
+    parser.add_argument("--no-largest-batch", dest="largest_batch", action="store_false", help="time --rows alone")
     parser.add_argument("--seconds", type=float, default=600, help="limit of each measurement")
     parser.add_argument("--output", type=Path, default=RESULTS)
-    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--side", type=side_name, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     on_gpu = options.device == "cuda"
@@ -205,12 +244,13 @@ def main() -> None:
         arguments = [
             "--device", options.device, "--negatives", str(options.negatives), "--vocabulary", str(options.vocabulary),
             "--mini-batch-size", str(options.mini_batch_size), "--memory-gib", str(options.memory_gib),
-            "--folder", name,
+            "--lora-dropout", str(options.lora_dropout), "--folder", name,
+            *([] if options.largest_batch else ["--no-largest-batch"]),
         ]  # fmt: skip
         for side in options.sides:
             timed = [*arguments, "--side", side, "--steps", str(options.steps)]
             most = None
-            if options.device == "cpu" and not side.endswith("cached"):
+            if options.device == "cpu" and options.largest_batch and "cached" not in side:
                 most = largest_batch(side, arguments, options.seconds)
             count = options.rows if most is None else min(options.rows, most)
             figures = in_process(__file__, [*timed, "--rows", str(count)], options.seconds) if count else None

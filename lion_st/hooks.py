@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from datasets import Dataset
     from sentence_transformers.base.model import BaseModel
+    from torch.nn import Module
     from transformers import PreTrainedModel
 
 CHECKED = {"sentence-transformers": "6.2.0", "transformers": "5.24.0", "peft": "0.21.2"}
@@ -51,6 +52,7 @@ OVERRIDDEN: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 # What is called or read, and what is public in name but described nowhere: an attribute of what is imported.
 USED = (
+    "torch.nn.Module._compiled_call_impl",
     "sentence_transformers.base.model.BaseModel._create_model_card",
     "sentence_transformers.base.model.BaseModel._get_model_config",
     "sentence_transformers.base.model.BaseModel._resolve_inference_device",
@@ -58,6 +60,7 @@ USED = (
     "sentence_transformers.base.losses.gradcache.CachedLossMixin",
     "sentence_transformers.base.losses.merged_forward.embed_columns",
     "transformers.PreTrainedModel._can_set_attn_implementation",
+    "transformers.PreTrainedModel._no_split_modules",
     "transformers.integrations.peft.PeftAdapterMixin._hf_peft_config_loaded",
     "transformers.PretrainedConfig._attn_implementation",
     "transformers.integrations.sdpa_attention.sdpa_attention_forward",
@@ -99,6 +102,16 @@ def attention_implementation(model: PreTrainedModel) -> str | None:
 def takes_attention_functions(model: PreTrainedModel) -> bool:
     """Whether the model's attention can be replaced by a registered function."""
     return model.is_backend_compatible() and model._can_set_attn_implementation()
+
+
+def layer_classes(model: PreTrainedModel) -> set[str]:
+    """The names of the classes of a model's layers, none if its architecture does not say."""
+    return set(model._no_split_modules or ())
+
+
+def forget_compiled(module: Module) -> None:
+    """Undo `module.compile()`."""
+    module._compiled_call_impl = None
 
 
 def hub_commit(config: Any) -> str | None:

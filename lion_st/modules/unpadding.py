@@ -72,6 +72,7 @@ def varlen_attention(
     return attend_text_by_text(query, key, value, cu_seq_lens_q, causal, scaling), None
 
 
+@torch.compiler.disable  # how many texts there are is not known when it is compiled
 def attend_text_by_text(
     query: torch.Tensor,
     key: torch.Tensor,

@@ -29,6 +29,7 @@ from lion_st.training.validation import (
     require_positive,
     require_share,
     require_training_ranges,
+    resolve_compilation,
 )
 
 # Training arguments that change the result of a run; the others change its speed, its logs or its place.
@@ -172,6 +173,7 @@ class MntpTrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         refuse_unread(self, _NOT_READ_BY_MNTP)
         resolve_fsdp(self)
+        resolve_compilation(self)
         require_training_ranges(self)
         _steps_or_epochs(self, 10_000)
         self.bf16 = self.bf16 and not self.fp16
@@ -322,6 +324,7 @@ class RetrieverTrainingArguments(
     def __post_init__(self) -> None:
         refuse_unread(self, _NOT_READ_BY_RETRIEVER)
         resolve_fsdp(self)
+        resolve_compilation(self)
         require_training_ranges(self)
         _steps_or_epochs(self, -1)
         if self.warmup_steps and self.warmup_ratio:

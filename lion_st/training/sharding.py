@@ -23,6 +23,7 @@ from transformers import TrainingArguments
 
 from lion_st.errors import UsageError
 from lion_st.modules import unpadding
+from lion_st.modules.compilation import decoder_layers
 
 # Settings of FSDP that would have no effect, or have not been made to work: their values that are refused, and why.
 _REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
@@ -133,10 +134,7 @@ def configure_units(plugin: Any, model: nn.Module, half_precision: torch.dtype |
     if plugin.fsdp_version != 2:
         raise UsageError(f"FSDP version {plugin.fsdp_version} is not supported: {_REFUSED['version'][1]}.")
     backbone = backbone_of(model)
-    present = {type(module).__name__ for module in model.modules()}
-    layers = sorted(present.intersection(backbone._no_split_modules or ()))
-    if not layers:
-        raise ValueError(f"{type(backbone).__name__} does not say which of its layers are sharded by themselves.")
+    layers = sorted({type(layer).__name__ for layer in decoder_layers(backbone)})
     if plugin.activation_checkpointing:
         # accelerate's own would draw another dropout in the backward pass, and so give a wrong gradient.
         plugin.activation_checkpointing = False

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from accelerate.utils import DynamoBackend
 from sentence_transformers import SentenceTransformerTrainer, SparseEncoderTrainer
 from sentence_transformers.base.sampler import BatchSamplers
 from sentence_transformers.base.trainer import BaseTrainer
@@ -20,12 +21,14 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotat
 
 from lion_st.files import LOCK, lock_folder
 from lion_st.losses import FlopsRegularizer, TargetRegularizer
+from lion_st.modules.compilation import compile_layers, release_layers
 from lion_st.training.callbacks import EpochCallback, StopAfter
 from lion_st.training.checkpoints import begin_checkpoint, checkpoint_damage, decided_by_first_rank, seal_checkpoint
 from lion_st.training.collapse import CollapseGuard, VectorStatistics
 from lion_st.training.cost import TrainingCost
 from lion_st.training.sampling import NoFalseNegativesBatchSampler
 from lion_st.training.sharding import (
+    backbone_of,
     configure_units,
     described_by_card,
     is_sharded,
@@ -50,7 +53,8 @@ class GuardedTrainer(Trainer):
     or not: a run goes on from them on any number of processes. A checkpoint ends with the checksums of its files, and
     only then an earlier one makes room for it; the best one is kept beside the last `save_total_limit`. A training that
     has collapsed ends with an error before it writes. One that goes on from its last step takes no further one.
-    Evaluations draw no random numbers of the training's.
+    Evaluations draw no random numbers of the training's. With `torch_compile` the decoder layers are compiled while it
+    trains.
 
     Args:
         arguments: Of the trainer.
@@ -66,8 +70,12 @@ class GuardedTrainer(Trainer):
         self.add_callback(self.guard)
 
     def create_accelerator_and_postprocess(self) -> None:
-        """Make the accelerator, sharding also on CPUs, where accelerate would leave it out without a word."""
+        """Make the accelerator, sharding also on CPUs, where accelerate would leave it out without a word.
+
+        It compiles nothing: it would take the whole model, with sizes of texts as constants, for `torch_compile`.
+        """
         super().create_accelerator_and_postprocess()
+        self.accelerator.state.dynamo_plugin.backend = DynamoBackend.NO
         if is_sharded(self.args) and not self.is_fsdp_enabled:
             shard_on_cpu(self.accelerator, self.args)
             self.is_fsdp_enabled = True
@@ -99,7 +107,11 @@ class GuardedTrainer(Trainer):
                 state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / TRAINER_STATE_NAME))
                 if _is_over(state, getattr(self.args, "stop_after_steps", None)):
                     return self._end_again(state, resume_from_checkpoint)
-            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+            try:
+                return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+            finally:
+                if self.args.torch_compile:
+                    release_layers(backbone_of(self.model))
 
     def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
         """Evaluate, and leave the random states as they were: what follows is the same as without."""
@@ -188,6 +200,8 @@ class GuardedTrainer(Trainer):
             self._structure = structure_of(model)
             half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
             configure_units(plugin, model, half)
+        if self.args.torch_compile:
+            compile_layers(backbone_of(self.model), str(self.args.torch_compile_backend), self.args.torch_compile_mode)
         return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:

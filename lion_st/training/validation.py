@@ -40,6 +40,36 @@ def refuse_unread(arguments: Any, reasons: Mapping[str, str]) -> None:
             raise UsageError(f"accelerate's configuration asks for {name} ({variable}=true): {FSDP_ALONE}.")
 
 
+def resolve_compilation(arguments: Any) -> None:
+    """Refuse compilation that does not fit batches of ever other lengths, and leave the precision as it is.
+
+    Args:
+        arguments: Training arguments, before transformers reads them: `tf32` is changed, which it would turn on.
+
+    Raises:
+        UsageError: Naming the option, or the variable of accelerate that asks for compilation of the whole model.
+    """
+    configured = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no")
+    if configured.lower() not in ("no", ""):
+        raise UsageError(
+            f"accelerate's configuration compiles the whole model (ACCELERATE_DYNAMO_BACKEND={configured}), anew for "
+            "each length of text: leave it out, and say --torch_compile, which compiles the decoder layers."
+        )
+    backend, mode = arguments.torch_compile_backend, arguments.torch_compile_mode
+    if not (arguments.torch_compile or backend or mode):
+        return
+    if backend == "cudagraphs" or mode in ("reduce-overhead", "max-autotune"):
+        name, value = ("backend", backend) if backend == "cudagraphs" else ("mode", mode)
+        raise UsageError(
+            f"--torch_compile_{name} {value} records CUDA graphs, each for one length of texts, and every batch has "
+            "another: leave it out, or say --torch_compile_mode max-autotune-no-cudagraphs."
+        )
+    if mode and backend not in (None, "inductor"):
+        raise UsageError(f"--torch_compile_mode is of the backend inductor, not of {backend}: leave one out.")
+    if arguments.tf32 is None:
+        arguments.tf32 = False
+
+
 def require_training_ranges(arguments: Any) -> None:
     """Refuse training arguments out of their ranges, see `require_positive`."""
     require_positive(arguments, "learning_rate", "num_train_epochs", "max_seconds", "adam_epsilon")

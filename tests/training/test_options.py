@@ -101,6 +101,12 @@ def test_the_command_line_takes_the_place_of_a_rival_in_the_yaml_file(tmp_path):
         (["--fsdp", "--fsdp_config", "none.json"], "--fsdp_config is neither a JSON file nor JSON: .*none.json"),
         (["--fsdp_config", "{}"], "--fsdp_config is read with --fsdp alone"),
         (["--deepspeed", "zero3.json"], "--deepspeed is not read here: .* FSDP2 alone is built. `torchrun .* --fsdp`"),
+        (["--torch_compile_mode", "reduce-overhead"], "--torch_compile_mode reduce-overhead records CUDA graphs"),
+        (["--torch_compile_backend", "cudagraphs"], "--torch_compile_backend cudagraphs records CUDA graphs"),
+        (
+            ["--torch_compile_backend", "eager", "--torch_compile_mode", "default"],
+            "--torch_compile_mode is of the backend inductor, not of eager",
+        ),
         (["--save_only_model"], "--save_only_model is not read here: a run could not go on"),
         (["--max_steps", "0"], "--max_steps must be positive, got 0"),
         (["--max_steps", "-3"], "--max_steps must be positive, got -3"),
@@ -120,10 +126,21 @@ def test_what_cannot_be_heeded_is_refused_by_name(options, message):
         parse_retriever_arguments([*MICRO, *options])
 
 
+def test_compiling_leaves_the_precision_of_float32_as_it_is(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "no")  # as `accelerate launch` sets it
+    for _, training in (
+        parse_retriever_arguments([*MICRO, "--torch_compile"]),
+        parse_mntp_arguments([*MNTP, "--torch_compile_mode", "max-autotune-no-cudagraphs"]),
+    ):
+        assert training.torch_compile and training.torch_compile_backend == "inductor" and training.tf32 is False
+    assert parse_retriever_arguments(MICRO)[1].tf32 is None
+
+
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, r"DeepSpeed \(ACCELERATE_USE_DEEPSPEED=true\).*torchrun"),
+        ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, r"compiles the whole model \(ACCELERATE_DYNAMO_BACKEND=INDUCTOR\)"),
         ({"ACCELERATE_USE_FSDP": "true"}, r"version: 1, which is not supported: FSDP1"),
         ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_OFFLOAD_PARAMS": "true"}, "offload_params: true"),
     ],
