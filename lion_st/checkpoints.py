@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -22,7 +23,31 @@ from lion_st.modules import SpladeHead
 STOCK_TRANSFORMER = fullname(Transformer)
 
 
-def write_stock_checkpoint(model: BaseModel, folder: Path, model_type: str, resume: bool = False) -> None:
+def unheld_limits(head: Any, model_type: str) -> str | None:
+    """Why stock modules do not hold a head's limits of active terms; None if they do, or if there are none.
+
+    Args:
+        head: Of the model.
+        model_type: `"SentenceTransformer"`, which has no limit, or `"SparseEncoder"`, which has one for all texts.
+    """
+    if not isinstance(head, SpladeHead):
+        return None
+    query, document = head.active_dims("query"), head.active_dims("document")
+    if query != document:
+        return (
+            "stock models know one limit of active terms, not one for queries and another for documents "
+            f"({query or 'none'} and {document or 'none'})"
+        )
+    if document is not None and model_type == "SentenceTransformer":
+        return (
+            f"a stock SentenceTransformer has no limit of active terms (max_active_dims={document}), SparseEncoder has"
+        )
+    return None
+
+
+def write_stock_checkpoint(
+    model: BaseModel, folder: Path, model_type: str, resume: bool = False, with_limits: bool = False
+) -> None:
     """Write a model of Lion modules as a checkpoint of stock modules, adapters merged, scale folded.
 
     It is guarded against the class that it is not for; see `lion_st.guard`.
@@ -32,23 +57,30 @@ def write_stock_checkpoint(model: BaseModel, folder: Path, model_type: str, resu
         folder: Existing folder.
         model_type: `"SentenceTransformer"` or `"SparseEncoder"`: the class that will load it.
         resume: Also keep what folding loses, for training to go on from.
+        with_limits: Where stock modules do not hold the head's limits of active terms, write it as it is: stock then
+            refuses the checkpoint, which `lion_st.load` reads. Without, such limits are left out.
     """
     transformer: Any = model[0]
     head: Any = model[1]
+    modules = head.stock_modules()
+    if with_limits and unheld_limits(head, model_type) is not None:
+        modules = [copy.copy(head)]
+        modules[0].scale = head.scale if resume else 1.0  # else it is folded in
     if isinstance(head, SpladeHead):
         transformer.save_stock(str(folder), scale=head.scale, resume=head.get_config_dict() if resume else None)
     else:
         transformer.save_stock(str(folder))
     entries = [{"idx": 0, "name": "0", "path": "", "type": STOCK_TRANSFORMER}]
-    for position, module in enumerate(head.stock_modules(), start=1):
+    for position, module in enumerate(modules, start=1):
         name = f"{position}_{type(module).__name__}"
         (folder / name).mkdir()
         module.save(str(folder / name))
         entries.append({"idx": position, "name": str(position), "path": name, "type": fullname(module)})
     (folder / "modules.json").write_text(json.dumps(entries, indent=2), encoding="utf-8")
     config = model_config(model) | {"model_type": model_type}
-    if model_type == "SparseEncoder" and isinstance(head, SpladeHead) and head.max_active_dims is not None:
-        config["max_active_dims"] = head.max_active_dims
+    limit = head.active_dims("document") if isinstance(head, SpladeHead) else None
+    if limit is not None and unheld_limits(head, model_type) is None:
+        config["max_active_dims"] = limit
     (folder / "config_sentence_transformers.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     if model_type == "SentenceTransformer":
         add_guard(folder)
@@ -123,4 +155,14 @@ def describe_as_written(folder: Path, model: BaseModel, model_type: str) -> None
     other = "SparseEncoder" if model_type == "SentenceTransformer" else "SentenceTransformer"
     text = re.sub(rf"\bimport {other}\b", f"import {model_type}", text)
     text = re.sub(rf"(?<![\w.]){other}\(", f"{model_type}(", text)
+    if _names_head(folder):
+        option = ", as_sparse_encoder=True" if model_type == "SparseEncoder" else ""
+        text = re.sub(rf"from sentence_transformers import {model_type}\b", "import lion_st", text)
+        text = re.sub(rf'(?<![\w.]){model_type}\(("[^"]*")\)', rf"lion_st.load(\1{option})", text)
     card.write_text(text, encoding="utf-8")
+
+
+def _names_head(folder: Path) -> bool:
+    """Whether a checkpoint asks for the head itself, with limits that stock modules do not hold."""
+    modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+    return any(module["type"] == fullname(SpladeHead) for module in modules)

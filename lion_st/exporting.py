@@ -12,7 +12,7 @@ from sentence_transformers import SentenceTransformer, SparseEncoder
 from sentence_transformers.base.model import BaseModel
 from sentence_transformers.util import batch_to_device
 
-from lion_st.checkpoints import atomic_checkpoint, describe_as_written, write_stock_checkpoint
+from lion_st.checkpoints import atomic_checkpoint, describe_as_written, unheld_limits, write_stock_checkpoint
 from lion_st.hooks import has_adapter, write_model_card
 from lion_st.models import load, paradigm_of
 from lion_st.modules import LionTransformer, LlamaPooling, SpladeHead
@@ -32,6 +32,7 @@ def export(
     overwrite: bool = False,
     verify: bool = True,
     create_model_card: bool = True,
+    with_limits: bool = False,
 ) -> Path:
     """Write a stock sentence-transformers checkpoint: adapters merged, scale folded in, safetensors only.
 
@@ -50,6 +51,9 @@ def export(
         verify: Load the result with the stock class and compare vectors before it takes its place. This needs the
             model's memory once more.
         create_model_card: Write sentence-transformers' README.md, which looks the base model up on the Hub.
+        with_limits: Where stock modules do not hold the model's limits of active terms, write a checkpoint that
+            `lion_st.load` alone reads and stock classes refuse, in place of an error. `"SparseEncoder"` holds one
+            limit, the same for queries and documents; `"SentenceTransformer"` none.
 
     Returns:
         The folder.
@@ -57,7 +61,7 @@ def export(
     Raises:
         FileExistsError: If `path` exists and `overwrite` is False, or if it is not a checkpoint.
         ValueError: If the model cannot be expressed in stock modules: another model class, a dense `SparseEncoder`,
-            limits of active terms that stock does not have; or if the stock model's vectors differ.
+            limits of active terms that stock does not have, unless `with_limits`; or if the vectors differ.
         OSError: If writing fails, such as on a full disk; what was at `path` is untouched.
 
     Example:
@@ -69,10 +73,10 @@ def export(
     if isinstance(model, str | Path):
         model = load(model)
     path = Path(path)
-    _require_exportable(model, model_type)
+    _require_exportable(model, model_type, with_limits)
     with atomic_checkpoint(path, overwrite) as folder:
         try:
-            write_stock_checkpoint(model, folder, model_type)
+            write_stock_checkpoint(model, folder, model_type, with_limits=with_limits)
             if create_model_card:
                 write_model_card(model, str(folder))
                 describe_as_written(folder, model, model_type)
@@ -123,7 +127,7 @@ def merge_backbone(
     return Path(path)
 
 
-def _require_exportable(model: BaseModel, model_type: str) -> None:
+def _require_exportable(model: BaseModel, model_type: str, with_limits: bool) -> None:
     if model_type not in ("SentenceTransformer", "SparseEncoder"):
         raise ValueError(f'model_type must be "SentenceTransformer" or "SparseEncoder", got {model_type!r}.')
     modules: list[Any] = list(model)
@@ -135,27 +139,23 @@ def _require_exportable(model: BaseModel, model_type: str) -> None:
             raise ValueError(f"export writes models of lion_st.build or lion_st.load, this one is {kinds}.")
     if model_type == "SparseEncoder" and paradigm_of(model) == "dense":
         raise ValueError('A dense model exports as model_type="SentenceTransformer" alone.')
-    head = modules[1]
-    if not isinstance(head, SpladeHead):
-        return
-    if head.query_max_active_dims is not None or head.document_max_active_dims is not None:
+    problem = unheld_limits(modules[1], model_type)
+    if problem is not None and not with_limits:
         raise ValueError(
-            "Stock models know one limit of active terms, not one for queries and another for documents. Keep them "
-            "with model.save_pretrained(folder), which lion_st.load and `lion-st evaluate` read; or set "
-            "query_max_active_dims and document_max_active_dims of model[1] to None, and pass max_active_dims when "
-            "encoding, or limit each text's terms by `lion-st evaluate --query-top-k 40 --document-top-k 400`."
-        )
-    if head.max_active_dims is not None and model_type == "SentenceTransformer":
-        raise ValueError(
-            f"A stock SentenceTransformer cannot limit active terms (max_active_dims={head.max_active_dims}). Export "
-            'with model_type="SparseEncoder", or set model[1].max_active_dims to None.'
+            f"The model's limits of active terms have no place in this form: {problem}. Write them all the same, for "
+            "lion_st.load alone, with with_limits=True (`lion-st export --with-limits`); or leave them out "
+            "(`--all-terms`; in Python, set query_max_active_dims, document_max_active_dims and max_active_dims of "
+            "model[1] to None) and pass max_active_dims to encode_query and encode_document of the SparseEncoder."
         )
 
 
 @torch.no_grad()
 def _verify(model: BaseModel, folder: Path, model_type: str) -> None:
-    stock_class = SparseEncoder if model_type == "SparseEncoder" else SentenceTransformer
-    stock = stock_class(str(folder), device=str(model.device), local_files_only=True)
+    if unheld_limits(model[1], model_type) is not None:
+        stock: BaseModel = load(folder, device=str(model.device), local_files_only=True)
+    else:
+        stock_class = SparseEncoder if model_type == "SparseEncoder" else SentenceTransformer
+        stock = stock_class(str(folder), device=str(model.device), local_files_only=True)
     expected, actual = _probe(model), _probe(stock)
     difference = (expected - actual).abs().max().item()
     # In half precision, merging and folding round weights that the live model keeps apart. The result is as near to
@@ -178,7 +178,7 @@ def _probe(model: BaseModel) -> torch.Tensor:
     for head in heads:
         if isinstance(head, SpladeHead):
             head = copy.copy(head)
-            head.max_active_dims = None
+            head.max_active_dims = head.query_max_active_dims = head.document_max_active_dims = None
         features = head(features)
     model.train(was_training)
     return features["sentence_embedding"].float()

@@ -49,8 +49,9 @@ class LionModel(BaseModel):
         return OrderedDict((str(position), module) for position, module in enumerate(fast)), {}
 
     def _parse_model_config(self, model_config: dict[str, Any]) -> None:
-        super()._parse_model_config(model_config)
+        # The head has it, where a limit for queries or for documents goes before it.
         self._saved_limit = model_config.get("max_active_dims")
+        super()._parse_model_config({name: value for name, value in model_config.items() if name != "max_active_dims"})
 
     def _get_model_type(self, *args: Any, **kwargs: Any) -> str:
         # Either class reads checkpoints of both types: the modules decide what a model is.
@@ -94,7 +95,8 @@ class LionModel(BaseModel):
     ) -> None:
         """Save the model so that `lion_st.load` restores it to the bit.
 
-        With full weights the folder is a stock checkpoint, which `SentenceTransformer(path)` loads without lion_st.
+        With full weights the folder is a stock checkpoint, which `SentenceTransformer(path)` loads without lion_st;
+        but not if it has limits of active terms that stock modules do not hold, which would be dropped without a word.
         With an adapter attached it holds the adapter alone, which only `lion_st.load` reads: stock would take the
         base for a causal model, so it is made to refuse. `lion_st.export` turns that into a stock checkpoint.
 
@@ -119,7 +121,7 @@ class LionModel(BaseModel):
                 if self.model_type == "SparseEncoder":
                     move_transformer(folder)
             else:
-                write_stock_checkpoint(self, folder, model_type=self.model_type, resume=True)
+                write_stock_checkpoint(self, folder, model_type=self.model_type, resume=True, with_limits=True)
                 if create_model_card:
                     write_model_card(self, str(folder), model_name)
                     describe_as_written(folder, self, self.model_type)

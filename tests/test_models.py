@@ -124,10 +124,25 @@ def test_other_poolings_come_back(tiny_backbone, texts, tmp_path, pooling):
 
 def test_limits_of_active_terms_come_back(tiny_backbone, texts, tmp_path):
     model = lion_st.build(tiny_backbone(), "sparse", query_max_active_dims=3, document_max_active_dims=6, device="cpu")
-    model.save_pretrained(str(tmp_path))
-    loaded = lion_st.load(tmp_path, as_sparse_encoder=True, device="cpu")
+    model.save_pretrained(str(tmp_path / "rows"))
+    loaded = lion_st.load(tmp_path / "rows", as_sparse_encoder=True, device="cpu")
+    assert (model.encode_query(texts) == loaded.encode_query(texts).to_dense().numpy()).all()
     assert loaded.encode_query(texts)._nnz() == 3 * len(texts)
     assert loaded.encode_document(texts)._nnz() == 6 * len(texts)
+    lion_st.models.as_sparse_encoder(model).save_pretrained(str(tmp_path / "tensors"))
+    for form, stock_class in (("rows", SentenceTransformer), ("tensors", SparseEncoder)):
+        assert "lion_st.load(" in (tmp_path / form / "README.md").read_text()
+        with pytest.raises(ValueError, match=r"(?s)lion_st.*trust_remote_code"):
+            stock_class(str(tmp_path / form), device="cpu")
+
+
+def test_the_limit_of_queries_goes_before_that_of_all_texts_also_when_loaded(tiny_backbone, texts, tmp_path):
+    limits = {"max_active_dims": 6, "query_max_active_dims": 3}
+    model = lion_st.build(tiny_backbone(), "sparse", as_sparse_encoder=True, device="cpu", **limits)
+    model.save_pretrained(str(tmp_path))
+    for loaded in (model, lion_st.load(tmp_path, as_sparse_encoder=True, device="cpu")):
+        assert loaded.encode_query(texts)._nnz() == 3 * len(texts)
+        assert loaded.encode_document(texts)._nnz() == loaded.encode(texts)._nnz() == 6 * len(texts)
 
 
 def test_full_weights_are_stock_on_disk_and_an_adapter_makes_stock_refuse(

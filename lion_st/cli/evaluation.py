@@ -10,8 +10,10 @@ import typer
 
 from lion_st.cli.options import (
     Device,
+    DocumentTopK,
     EngineSettings,
     Overwrite,
+    QueryTopK,
     Quiet,
     Revision,
     TableStyle,
@@ -64,11 +66,8 @@ def evaluate(
     query_model: Annotated[
         str | None, typer.Option(help="Encode queries with this checkpoint, such as a small query encoder.")
     ] = None,
-    query_top_k: Annotated[
-        int | None,
-        typer.Option(min=1, help="Keep so many terms of a query; of sparse checkpoints."),
-    ] = None,
-    document_top_k: Annotated[int | None, typer.Option(min=1, help="Keep so many terms of a document.")] = None,
+    query_top_k: QueryTopK = None,
+    document_top_k: DocumentTopK = None,
     engine: Annotated[
         list[str] | None,
         typer.Option(

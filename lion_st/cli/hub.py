@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import typer
 
-from lion_st.cli.options import Overwrite, Quiet, Revision, Weights, require_folder, require_model, require_new
+from lion_st.cli.options import (
+    DocumentTopK,
+    Overwrite,
+    QueryTopK,
+    Quiet,
+    Revision,
+    Weights,
+    require_folder,
+    require_model,
+    require_new,
+)
 from lion_st.errors import UsageError
 
 if TYPE_CHECKING:
@@ -60,19 +70,39 @@ def export(
     sparse_encoder: AsSparseEncoder = False,
     paradigm: ParadigmOption = None,
     base: Base = None,
+    query_top_k: QueryTopK = None,
+    document_top_k: DocumentTopK = None,
+    all_terms: Annotated[
+        bool, typer.Option("--all-terms", help="Leave out the checkpoint's own limits of terms.")
+    ] = False,
+    with_limits: Annotated[
+        bool,
+        typer.Option("--with-limits", help="Keep limits that stock modules do not have, for lion_st.load alone."),
+    ] = False,
     weights: Weights = "auto",
     overwrite: Overwrite = False,
     revision: Revision = None,
     quiet: Quiet = False,
 ) -> None:
-    """Write a checkpoint that sentence-transformers loads without lion_st: adapters merged, scale folded in."""
+    """Write a checkpoint that sentence-transformers loads without lion_st: adapters merged, scale folded in.
+
+    --query-top-k and --document-top-k are kept in it. --sparse-encoder holds one number for both; two need
+    --with-limits, and lion_st to load.
+    """
+    if all_terms and (query_top_k or document_top_k or with_limits):
+        raise UsageError("--all-terms leaves limits out: give no --query-top-k, --document-top-k or --with-limits.")
     require_model(model)
     require_new(output, overwrite)
+    from lion_st.encoding.loading import limit_terms
     from lion_st.hub import export as write
     from lion_st.models import load
 
     loaded = load(model, paradigm=paradigm, base=base, dtype=weights, revision=revision)
-    typer.echo(write(loaded, output, "SparseEncoder" if sparse_encoder else "SentenceTransformer", overwrite))
+    if all_terms or query_top_k or document_top_k:
+        limit_terms(loaded, model, query_top_k, document_top_k, only_these=all_terms)
+    model_type: Literal["SparseEncoder", "SentenceTransformer"]
+    model_type = "SparseEncoder" if sparse_encoder else "SentenceTransformer"
+    typer.echo(write(loaded, output, model_type, overwrite, with_limits=with_limits))
 
 
 def card(

@@ -35,6 +35,13 @@ Weights: TypeAlias = Annotated[
 Overwrite: TypeAlias = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 Revision: TypeAlias = Annotated[str | None, typer.Option(help="Hub revision of the model.")]
 IndexRevision: TypeAlias = Annotated[str | None, typer.Option(help="Hub revision of the index.")]
+QueryTopK: TypeAlias = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Keep so many of a query's heaviest terms, in place of the sparse checkpoint's own limit."
+    ),
+]
+DocumentTopK: TypeAlias = Annotated[int | None, typer.Option(min=1, help="The same for documents.")]
 Threads: TypeAlias = Annotated[int, typer.Option(min=1, help="CPU threads of the search.")]
 EngineSettings: TypeAlias = Annotated[
     list[str] | None,

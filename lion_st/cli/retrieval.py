@@ -13,10 +13,12 @@ import typer
 
 from lion_st.cli.options import (
     Device,
+    DocumentTopK,
     Engine,
     EngineSettings,
     IndexRevision,
     Overwrite,
+    QueryTopK,
     Quiet,
     Revision,
     TableStyle,
@@ -73,6 +75,8 @@ def encode(
     max_tokens: Annotated[
         int | None, typer.Option(min=1, help="Cut texts here; by default at the model's limit.")
     ] = None,
+    query_top_k: QueryTopK = None,
+    document_top_k: DocumentTopK = None,
     vector_dtype: Annotated[Literal["float32", "float16"], typer.Option(help="How vectors are stored.")] = "float32",
     shard_documents: Annotated[int, typer.Option(min=1, help="Documents per shard.")] = 4096,
     tokens_per_batch: Annotated[int, typer.Option(min=1, help="Padded tokens per batch.")] = 16_384,
@@ -97,6 +101,10 @@ def encode(
     require_number("--cpus-per-worker", cpus_per_worker, exclusive=True)
     if not ray and workers is not None:
         raise UsageError("--workers are actors of Ray: give --ray with it.")
+    unread = document_top_k if task == "query" else query_top_k
+    if unread is not None:
+        flag = "--document-top-k" if task == "query" else "--query-top-k"
+        raise UsageError(f"{flag} {unread} limits nothing where all texts are of --task {task}: give the other one.")
     require_model(model)
     require_source(corpus)
     require_new(output, overwrite=overwrite or (output / "settings.json").is_file())
@@ -106,6 +114,7 @@ def encode(
     if overwrite and int(os.environ.get("RANK", 0)) == 0:
         _remove_shards(output)
     load_options: dict[str, Any] = {"dtype": weights, "device": device, "revision": revision}
+    load_options |= {"query_top_k": query_top_k, "document_top_k": document_top_k}
     settings: dict[str, Any] = {
         "task": task,
         "split": split,
@@ -197,6 +206,7 @@ def search(
     max_tokens: Annotated[
         int | None, typer.Option(min=1, help="Cut queries here; by default at the model's limit.")
     ] = None,
+    query_top_k: QueryTopK = None,
     verify: Annotated[
         bool, typer.Option(help="Compare the checksums of the whole index first, and not of its small files alone.")
     ] = True,
@@ -239,7 +249,7 @@ def search(
     loaded = load_index(index, memory_map=True, verify=verify, revision=index_revision)
     if explain:
         require_explainable(loaded)
-    encoder = load_encoder(model, device=device, dtype=weights, revision=revision)
+    encoder = load_encoder(model, query_top_k=query_top_k, device=device, dtype=weights, revision=revision)
     options: dict[str, Any] = {"threads": threads, "max_tokens": max_tokens, "allowed": among}
     if run is not None:
         from lion_st.evaluation import write_run

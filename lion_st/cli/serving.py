@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from lion_st.cli.options import (
     Device,
+    DocumentTopK,
     IndexRevision,
+    QueryTopK,
     Quiet,
     Revision,
     Threads,
@@ -70,6 +72,8 @@ def serve(
     verify: Annotated[
         bool, typer.Option(help="Compare the checksums of the whole index first, and not of its small files alone.")
     ] = True,
+    query_top_k: QueryTopK = None,
+    document_top_k: DocumentTopK = None,
     threads: Threads = 1,
     device: Device = None,
     weights: Weights = "auto",
@@ -86,6 +90,8 @@ def serve(
     require_source(corpus)
     from lion_st.serving.settings import ServerSettings
 
+    load_options: dict[str, Any] = {"device": device, "dtype": weights, "revision": revision}
+    load_options |= {"query_top_k": query_top_k, "document_top_k": document_top_k}
     with usage_errors():
         settings = ServerSettings(
             model,
@@ -106,7 +112,7 @@ def serve(
             search_threads=threads,
             allow_other_model=allow_other_model,
             verify=verify,
-            load_options={"device": device, "dtype": weights, "revision": revision},
+            load_options=load_options,
             index_revision=index_revision,
         )
     from lion_st.serving import serve as run

@@ -31,14 +31,13 @@ def load_encoder(
 
     options = {key: value for key, value in options.items() if value is not None}
     hub: dict[str, Any] = {key: options[key] for key in ("revision", "token", "local_files_only") if key in options}
-    wanted = {"query_max_active_dims": query_top_k, "document_max_active_dims": document_top_k}
-    limits = {name: limit for name, limit in wanted.items() if limit is not None}
+    limits = query_top_k, document_top_k
     if not _is_router(str(source), hub):
         model = load(source, **options)
-        if limits:
-            _limit_terms(model, str(source), limits)
+        if limits != (None, None):
+            limit_terms(model, str(source), *limits)
         return model
-    if limits:
+    if limits != (None, None):
         raise ValueError(
             f"{source} is a Router of stock modules, which cannot limit the terms of a text: prune its vectors "
             "(lion_st.indexes.pruning.Pruning), or evaluate the model that it was made of."
@@ -56,17 +55,33 @@ def load_encoder(
     return stock(str(source), device=options.get("device"), similarity_fn_name="dot", **hub)
 
 
-def _limit_terms(model: Any, source: str, limits: dict[str, int]) -> None:
-    """Have a sparse model keep so many terms of a text when it encodes; part of its fingerprint."""
+def limit_terms(
+    model: Any, source: str, query_top_k: int | None, document_top_k: int | None, only_these: bool = False
+) -> None:
+    """Have a sparse model keep so many terms of a text when it encodes; part of its fingerprint, and of what it saves.
+
+    Args:
+        model: Of `lion_st.load`.
+        source: Its name, for errors.
+        query_top_k: Heaviest terms of a query; None leaves the model's own limit.
+        document_top_k: The same for documents.
+        only_these: Remove the model's own limits.
+
+    Raises:
+        ValueError: If the model is not a sparse one of ours, or a limit is below 1.
+    """
     from lion_st.modules import SpladeHead
 
     head = model[1]
     if not isinstance(head, SpladeHead):
         raise ValueError(f"{source} is a dense model, which has no terms to limit: leave out the top-k.")
-    for name, limit in limits.items():
-        if limit < 1:
+    if only_these:
+        head.max_active_dims = head.query_max_active_dims = head.document_max_active_dims = None
+    for name, limit in (("query_max_active_dims", query_top_k), ("document_max_active_dims", document_top_k)):
+        if limit is not None and limit < 1:
             raise ValueError(f"A text keeps one term at least, got {limit}.")
-        setattr(head, name, limit)
+        if limit is not None:
+            setattr(head, name, limit)
 
 
 def _is_router(source: str, hub: dict[str, Any]) -> bool:

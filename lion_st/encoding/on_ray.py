@@ -10,12 +10,12 @@ from typing import Any
 
 from lion_st.data.records import Corpus, Record
 from lion_st.encoding.encode import corpus_settings, encode_shard
+from lion_st.encoding.loading import load_encoder
 from lion_st.encoding.options import EncodingOptions
 from lion_st.encoding.reading import CorpusCounts, ShardReader, progress_bar
 from lion_st.encoding.shards import SETTINGS, claim_output, finish_output, is_finished, locked_output
 from lion_st.encoding.storage import StorageError
 from lion_st.extras import require
-from lion_st.models import load
 
 # What the rows of the pipeline say in their column "what"; FINISHED ones carry no contents any more.
 SHARD, FINISHED, COUNTS, ERROR = "shard", "finished", "counts", "error"
@@ -53,7 +53,7 @@ def encode_corpus_on_ray(
         workers: Actors; by default one per GPU of the cluster, or one where there is none.
         gpus_per_worker: By default 1 where the cluster has GPUs, else 0.
         cpus_per_worker: CPUs that each actor reserves; a fraction leaves room for other work on small machines.
-        load_options: Further arguments of `lion_st.load`.
+        load_options: Further arguments of `load_encoder`.
         show_progress: Show documents/s and, where the size of the corpus is known, the time left.
         **options: Those of `encode_corpus`: `task`, `split`, `max_tokens`, `dtype`, `shard_documents`,
             `tokens_per_batch` and `on_bad_record`.
@@ -163,7 +163,7 @@ class _ShardWorker:
     """An actor: holds the model and writes shards."""
 
     def __init__(self, model: str, load_options: dict[str, Any], output: Path, options: EncodingOptions) -> None:
-        self.load = partial(load, model, **load_options)
+        self.load = partial(load_encoder, model, **load_options)
         self.output = output
         self.options = options
 

@@ -35,7 +35,7 @@ class ServerSettings:
         search_threads: Searches at a time in a worker.
         allow_other_model: Search an index that a model of other weights made; its dimensions have to fit all the same.
         verify: Compare the checksums of the whole index when it is opened, and not of its small files alone.
-        load_options: Further arguments of `load_encoder`: device, dtype, revision.
+        load_options: Further arguments of `load_encoder`: device, dtype, revision, query_top_k, document_top_k.
         index_revision: Commit, tag or branch of an index on the Hub.
 
     Raises:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal
 
@@ -11,12 +10,13 @@ from sentence_transformers import SentenceTransformerTrainingArguments, SparseEn
 from transformers import TrainingArguments
 
 from lion_st.errors import UsageError
-from lion_st.losses.distillation import WITHOUT_TEMPERATURE, Distillation
+from lion_st.losses.distillation import Distillation
 from lion_st.training.evaluation import EvaluationArguments
 from lion_st.training.model_arguments import LoraArguments, ModelArguments
 from lion_st.training.options import merge_layers
 from lion_st.training.prompts import PromptArguments
 from lion_st.training.published import chosen_recipe
+from lion_st.training.read_options import require_read
 from lion_st.training.recipes import Objective, Paradigm, RetrieverRecipe
 from lion_st.training.regularizers import RegularizerArguments
 from lion_st.training.released import is_released, recipe_options
@@ -82,6 +82,8 @@ LATER = {
     "recipe": None,
     "query_target_terms": None,
     "document_target_terms": None,
+    "query_top_k": None,
+    "document_top_k": None,
 }
 TRANSFORMERS_EPOCHS = 3.0  # its default, which is not read where max_steps is positive
 _NOT_READ = {
@@ -263,7 +265,7 @@ class RetrieverArguments(RegularizerArguments, TeacherArguments, ModelArguments)
         if self.mini_batch_size == 0:
             self.mini_batch_size = None
         require_positive(self, "batch_size", "query_length", "document_length", "mini_batch_size", "dry_run_devices")
-        require_positive(self, "temperature", "teacher_temperature")
+        require_positive(self, "temperature", "teacher_temperature", "query_top_k", "document_top_k")
         self.require_teachers()
         require_at_least_0(self, "query_regularizer_weight", "document_regularizer_weight", "negatives")
         require_at_least_0(self, "contrastive_weight", "distillation_weight", "margin_mse_weight")
@@ -339,39 +341,6 @@ class RetrieverTrainingArguments(
         return values | _changed(self, RetrieverTrainingArguments)
 
 
-# Options of `RetrieverArguments` that only some settings read, and what such a setting is.
-_READ_BY = {
-    "scale": ("--paradigm sparse", lambda values: values["paradigm"] == "sparse"),
-    "activation": ("--paradigm sparse", lambda values: values["paradigm"] == "sparse"),
-    "pooling": ("--paradigm dense", lambda values: values["paradigm"] == "dense"),
-    "normalize": ("--paradigm dense", lambda values: values["paradigm"] == "dense"),
-    "query_regularizer_weight": ("--paradigm sparse", lambda values: values["paradigm"] == "sparse"),
-    "document_regularizer_weight": ("--paradigm sparse", lambda values: values["paradigm"] == "sparse"),
-    "regularizer": ("--paradigm sparse", lambda values: values["paradigm"] == "sparse"),
-    "df_alpha": ("--regularizer df_flops", lambda values: values["regularizer"] == "df_flops"),
-    "df_beta": ("--regularizer df_flops", lambda values: values["regularizer"] == "df_flops"),
-    "query_target_terms": ("--regularizer target", lambda values: values["regularizer"] == "target"),
-    "document_target_terms": ("--regularizer target", lambda values: values["regularizer"] == "target"),
-    "regularizer_warmup_ratio": ("--paradigm sparse", lambda values: values["paradigm"] == "sparse"),
-    "teachers": ("another --objective than cl", lambda values: values["objective"] != "cl"),
-    "combine": ("several --teachers", lambda values: len(values["teachers"] or ()) > 1),
-    "weight_by_agreement": ("several --teachers", lambda values: len(values["teachers"] or ()) > 1),
-    "teacher_normalization": ("another --objective than cl", lambda values: values["objective"] != "cl"),
-    "teacher_temperature": ("--objective kd, kl, margin_mse_kl or cl_kd", lambda values: reads_temperature(values)),
-    "distillation": ("--objective cl_kd", lambda values: values["objective"] == "cl_kd"),
-    "margin_mse_weight": (
-        "--objective margin_mse_kl (or --distillation margin_mse_kl)",
-        lambda values: "margin_mse_kl" in (values["objective"], values["distillation"]),
-    ),
-    "contrastive_weight": ("--objective cl_kd", lambda values: values["objective"] == "cl_kd"),
-    "distillation_weight": ("--objective cl_kd", lambda values: values["objective"] == "cl_kd"),
-    "lora_r": ("--use_peft", lambda values: values["use_peft"]),
-    "lora_alpha": ("--use_peft", lambda values: values["use_peft"]),
-    "lora_dropout": ("--use_peft", lambda values: values["use_peft"]),
-    "lora_target_modules": ("--use_peft", lambda values: values["use_peft"]),
-}
-
-
 def retriever_arguments(
     recipe: RetrieverRecipe, **overrides: Any
 ) -> tuple[RetrieverArguments, RetrieverTrainingArguments]:
@@ -402,30 +371,6 @@ def retriever_arguments(
     training = RetrieverTrainingArguments(**{name: value for name, value in values.items() if name not in own})
     training.require_prompts(arguments.train_data)
     return arguments, training
-
-
-def require_read(arguments: RetrieverArguments, given: Iterable[str]) -> None:
-    """Refuse options that were given and that the setting would not read.
-
-    Raises:
-        UsageError: If there is one.
-    """
-    values = vars(arguments)
-    defaults = RetrieverArguments.__dataclass_fields__
-    for name in given:
-        if name not in _READ_BY or values[name] in (None, defaults[name].default):
-            continue
-        setting, reads = _READ_BY[name]
-        if not reads(values):
-            raise UsageError(f"--{name} is read with {setting} alone, which this run is without: leave it out.")
-
-
-def reads_temperature(values: Mapping[str, Any]) -> bool:
-    """Whether a temperature of the teacher changes anything of the objective, see `RetrieverArguments`."""
-    objective = values["objective"]
-    if objective == "cl_kd":
-        return values["distillation"] not in WITHOUT_TEMPERATURE
-    return objective not in ("cl", "listwise", "rank")
 
 
 def uncacheable(arguments: RetrieverArguments) -> bool:

@@ -10,10 +10,10 @@ from lion_st.training.arguments import (
     MntpTrainingArguments,
     RetrieverArguments,
     RetrieverTrainingArguments,
-    require_read,
 )
 from lion_st.training.options import OptionsReader
 from lion_st.training.published import PUBLISHED, chosen_recipe
+from lion_st.training.read_options import require_read
 from lion_st.training.recipes import BACKBONES, MNTP_RECIPES
 from lion_st.training.released import mntp_options, recipe_options
 

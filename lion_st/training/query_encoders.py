@@ -30,11 +30,10 @@ from sentence_transformers.sentence_transformer.modules import WeightedLayerPool
 from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding
 from torch import Tensor, nn
 
-from lion_st.checkpoints import atomic_checkpoint
+from lion_st.checkpoints import atomic_checkpoint, write_stock_checkpoint
 from lion_st.encoding.encode import encode_texts
 from lion_st.encoding.fingerprints import prompt_for, text_limit
 from lion_st.encoding.vectors import Vectors, to_csr
-from lion_st.exporting import export
 from lion_st.guard import add_guard, name_own_class
 from lion_st.hooks import has_adapter
 from lion_st.losses import dot_scores
@@ -355,7 +354,7 @@ def save_query_encoder(
         )
         options: dict[str, Any] = {"prompts": _prompts(model), "similarity_fn_name": "dot", "device": "cpu"}
         if stock_class is SparseEncoder:
-            options["max_active_dims"] = getattr(model[1], "max_active_dims", None)
+            options["max_active_dims"] = _document_limit(student, model)
         stock_class(modules=[router], **options).save(str(folder))
         if stock_class is SparseEncoder:
             name_own_class(folder)
@@ -370,9 +369,26 @@ def save_query_encoder(
 def _stock_modules(model: SentenceTransformer | SparseEncoder, folder: Path, stock_class: Any) -> list[Any]:
     if isinstance(model[0], SparseStaticEmbedding):
         return [copy.deepcopy(module).cpu() for module in model]
-    export(model, folder, model_type=stock_class.__name__, verify=False)
+    folder.mkdir()
+    write_stock_checkpoint(model, folder, stock_class.__name__)
     modules = list(stock_class(str(folder), device="cpu", local_files_only=True))
     return [module for module in modules if not isinstance(module, WeightedLayerPooling)]  # see lion_st.guard
+
+
+def _document_limit(student: Any, model: Any) -> int | None:
+    """The limit of active terms that a Router has for queries and documents together, without effect on the former."""
+    limit = model[1].active_dims("document")
+    if isinstance(student[0], SparseStaticEmbedding):
+        holds = limit is None or limit >= text_limit(student, "query")  # a query has no more terms than tokens
+    else:
+        holds = limit == student[1].active_dims("query")
+    if not holds:
+        raise ValueError(
+            f"A stock Router has one limit of active terms, and documents are to keep {limit or 'all'} of theirs, "
+            "queries another number. Set the same one, or none, for both: query_max_active_dims and "
+            "document_max_active_dims of model[1] and of the student's."
+        )
+    return limit
 
 
 def _require_equal(saved: Any, live: Any, task: Any) -> None:

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lion_st.checkpoints import atomic_files_in
+from lion_st.checkpoints import atomic_files_in, unheld_limits
 from lion_st.exporting import export
 from lion_st.training.arguments import uncacheable
 from lion_st.training.callbacks import require_all_steps
@@ -71,8 +71,16 @@ def export_run(trainer: Any, record: RunLog) -> Path:
     model = trainer.whole_model()
     if trainer.is_world_process_zero():
         with atomic_files_in(output) as folder, described_by_card(model):
-            export(model, folder)
+            export(model, folder, with_limits=True)
             files = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
+        if (problem := unheld_limits(model[1], "SentenceTransformer")) is not None:
+            logger.warning(
+                "lion_st.load alone reads %s: %s. `lion-st export %s OUTPUT --all-terms` writes a stock checkpoint "
+                "without the limits.",
+                output,
+                problem,
+                output,
+            )
         record.finish(trainer.state, **_best(trainer))
     trainer.accelerator.wait_for_everyone()
     if trainer.args.push_to_hub and trainer.is_world_process_zero():

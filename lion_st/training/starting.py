@@ -10,6 +10,7 @@ import torch
 from sentence_transformers.base.model import BaseModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from lion_st.encoding.loading import limit_terms
 from lion_st.exporting import export, merge_backbone
 from lion_st.hooks import has_adapter
 from lion_st.models import build, load
@@ -66,6 +67,8 @@ def build_model(
         activation=arguments.activation or "log1p",
         pooling=arguments.pooling or "mean_normalized",
         normalize=bool(arguments.normalize),
+        query_max_active_dims=arguments.query_top_k,
+        document_max_active_dims=arguments.document_top_k,
         query_prompt=arguments.query_prompt,
         document_prompt=arguments.document_prompt,
         add_bos=arguments.add_bos,
@@ -117,7 +120,7 @@ def _train_on(arguments: RetrieverArguments, device: str | torch.device | None, 
         )
     if has_adapter(model[0].model) and not arguments.train_adapter:
         if arguments.use_peft:
-            source = _merged(partial(export, model, create_model_card=False), source, folder)
+            source = _merged(partial(export, model, create_model_card=False, with_limits=True), source, folder)
             model = _load(source, arguments, device)
         else:
             merge_adapter(model[0].model, model[0].awaits_weights)
@@ -127,6 +130,8 @@ def _train_on(arguments: RetrieverArguments, device: str | torch.device | None, 
     transformer: Any = model[0]
     transformer.query_length, transformer.document_length = arguments.query_length, arguments.document_length
     transformer.tokenizer.model_max_length = max(arguments.query_length, arguments.document_length)
+    if arguments.query_top_k or arguments.document_top_k:
+        limit_terms(model, source, arguments.query_top_k, arguments.document_top_k)
     model.prompts |= {"query": arguments.query_prompt or "", "document": arguments.document_prompt or ""}
     if not Path(arguments.model).exists():
         model.model_card_data.base_model = arguments.model

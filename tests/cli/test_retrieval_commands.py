@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 import lion_st
 from lion_st.cli import app
+from lion_st.encoding import EncodedCorpus
 from lion_st.evaluation import evaluate_run, read_qrels, read_run
 from lion_st.indexes import load_index
 from lion_st.retrieval import search_texts
@@ -207,6 +208,18 @@ def test_a_query_encoder_takes_the_place_of_the_full_models_queries(models, data
     assert len(lion("search", tmp_path / "idf", tmp_path / "index", QUERIES["q2"], "-k", "3").splitlines()) == 3
     options = ("--query-model", tmp_path / "idf", "--output", tmp_path / "out", "--quiet")
     assert "| lion-sparse+idf | lions |" in lion("evaluate", models["sparse"], "--data", data, *options)
+
+
+def test_terms_are_limited_by_task(models, data, encoded, tmp_path) -> None:
+    lion("encode", models["sparse"], data / "corpus.jsonl", tmp_path / "five", "--document-top-k", "5", "--quiet")
+    vectors = EncodedCorpus(tmp_path / "five").whole()[1]
+    assert vectors.nnz == 5 * vectors.shape[0]
+    refused = lion("encode", models["sparse"], data, tmp_path / "other", "--query-top-k", "5", exit_code=2)
+    assert "limits nothing" in refused and not (tmp_path / "other").exists()
+    lion("index", encoded / "corpus", tmp_path / "index")
+    question = ("search", models["sparse"], tmp_path / "index", QUERIES["q2"], "-k", "1", "--explain")
+    few = lion(*question, "--query-top-k", "2")
+    assert "more" in lion(*question) and len(few.splitlines()[1].split(",")) == 2
 
 
 def test_runs_are_compared(data, tmp_path) -> None:

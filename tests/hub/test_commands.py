@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import typer
 from huggingface_hub import ModelCard
-from sentence_transformers import SparseEncoder
+from sentence_transformers import SentenceTransformer, SparseEncoder
 from typer.testing import CliRunner
 
 import lion_st
@@ -34,6 +34,20 @@ def test_a_checkpoint_goes_from_import_over_export_to_its_card(lion, tiny_backbo
     assert ModelCard.load(tmp_path / "card.md").data.license == "mit"
     again = lion("export", tmp_path / "in", tmp_path / "lion-sp")
     assert again.exit_code == 1 and "lion-st export: " in again.stderr and "overwrite" in again.stderr
+
+
+def test_limits_of_terms_are_set_and_left_out_in_an_export(lion, tiny_backbone, texts, tmp_path):
+    limits = ("--query-top-k", 3, "--document-top-k", 6)
+    lion_st.build(tiny_backbone(), "sparse", device="cpu").save_pretrained(str(tmp_path / "model"))
+    refused = lion("export", tmp_path / "model", tmp_path / "out", *limits)
+    assert refused.exit_code == 1 and "--with-limits" in refused.stderr and "--all-terms" in refused.stderr
+    assert lion("export", tmp_path / "model", tmp_path / "out", *limits, "--all-terms").exit_code == 2
+    assert lion("export", tmp_path / "model", tmp_path / "out", *limits, "--with-limits").exit_code == 0
+    assert (lion_st.load(tmp_path / "out", device="cpu").encode_query(texts) > 0).sum() == 3 * len(texts)
+    assert lion("publish", tmp_path / "out", "org/out", "--license", "mit", "--dry-run").exit_code == 1
+    assert lion("export", tmp_path / "out", tmp_path / "whole", "--all-terms").exit_code == 0
+    whole = SentenceTransformer(str(tmp_path / "whole"), device="cpu").encode_document(texts)
+    assert (whole > 0).sum() > 6 * len(texts)
 
 
 def test_publish_lists_what_it_would_publish(lion, tmp_path):

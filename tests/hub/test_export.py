@@ -192,10 +192,28 @@ def test_one_limit_is_exported_for_the_sparse_encoder_alone(tiny_backbone, texts
     assert (lion_st.load(tmp_path / "out", device="cpu").encode(texts) > 0).sum() == 6 * len(texts)
     with pytest.raises(ValueError, match=r"max_active_dims=6.*SparseEncoder"):
         lion_st.export(model, tmp_path / "other")
+    same = lion_st.build(tiny_backbone(), "sparse", query_max_active_dims=6, document_max_active_dims=6, device="cpu")
+    lion_st.export(same, tmp_path / "same", "SparseEncoder")
+    stock = SparseEncoder(str(tmp_path / "same"), device="cpu")
+    assert stock.encode_query(texts)._nnz() == stock.encode_document(texts)._nnz() == 6 * len(texts)
     by_task = lion_st.build(tiny_backbone(), "sparse", query_max_active_dims=6, device="cpu")
     with pytest.raises(ValueError, match="one for queries and another for documents"):
         lion_st.export(by_task, tmp_path / "other", "SparseEncoder")
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("model_type", ["SentenceTransformer", "SparseEncoder"])
+def test_limits_that_stock_does_not_have_are_exported_on_request_for_lion_st_alone(
+    tiny_backbone, texts, tmp_path, model_type
+):
+    model = stirred(lion_st.build(tiny_backbone(), "sparse", lora=LORA, document_max_active_dims=5, device="cpu"))
+    lion_st.export(model, tmp_path / "out", model_type, with_limits=True)
+    loaded = lion_st.load(tmp_path / "out", device="cpu")
+    assert (loaded[1].query_max_active_dims, loaded[1].document_max_active_dims) == (None, 5)
+    for encode in ("encode_query", "encode_document"):
+        assert abs(getattr(loaded, encode)(texts) - getattr(model, encode)(texts)).max() < 1e-5
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        (SparseEncoder if model_type == "SparseEncoder" else SentenceTransformer)(str(tmp_path / "out"), device="cpu")
 
 
 # ---- what is there already, and what goes wrong ----

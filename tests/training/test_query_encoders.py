@@ -126,6 +126,19 @@ def test_the_router_checkpoint_is_stock_and_searches_the_full_models_index(
     assert by_router.fingerprint() != by_both.fingerprint()
 
 
+def test_a_router_keeps_the_limit_of_documents_where_it_has_no_effect_on_queries(tiny_backbone, tmp_path) -> None:
+    model = lion_st.build(tiny_backbone(), "sparse", query_length=16, document_max_active_dims=16, device="cpu")
+    path = save_query_encoder(static_query_encoder(model), model, tmp_path / "router")
+    stock = SparseEncoder(str(path), device="cpu")
+    assert stock.encode_document(TEXTS)._nnz() == 16 * len(TEXTS) == encode_texts(model, TEXTS, "document").nnz
+    assert stock.encode_query(TEXTS)._nnz() == encode_texts(static_query_encoder(model), TEXTS, "query").nnz
+    with pytest.raises(ValueError, match="one limit of active terms, and documents are to keep 16"):
+        save_query_encoder(truncated_query_encoder(model, 1), model, tmp_path / "other")
+    model[1].document_max_active_dims = 15
+    with pytest.raises(ValueError, match="documents are to keep 15"):
+        save_query_encoder(static_query_encoder(model), model, tmp_path / "other")
+
+
 def test_dense_models_have_truncated_query_encoders_alone(tiny_backbone, tmp_path) -> None:
     model = lion_st.build(tiny_backbone(), "dense", query_length=16)
     path = save_query_encoder(truncated_query_encoder(model, 1), model, tmp_path / "router")
