@@ -27,6 +27,7 @@ from lion_st.training.validation import (
     refuse_unread,
     require_at_least_0,
     require_positive,
+    require_read,
     require_share,
     require_training_ranges,
     resolve_compilation,

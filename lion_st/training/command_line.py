@@ -16,6 +16,7 @@ from lion_st.training.published import PUBLISHED, chosen_recipe
 from lion_st.training.read_options import require_read
 from lion_st.training.recipes import BACKBONES, MNTP_RECIPES
 from lion_st.training.released import mntp_options, recipe_options
+from lion_st.training.validation import require_read
 
 # What `--help` shows of the many options of the trainers.
 SHOWN_ARGUMENTS = (

@@ -53,6 +53,7 @@ from lion_st.training.sharding import build_device, share_checks
 from lion_st.training.starting import build_model
 from lion_st.training.teacher import report_teacher, teacher_weights
 from lion_st.training.trainers import DenseRetrieverTrainer, SparseRetrieverTrainer
+from lion_st.training.validation import reads_temperature
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from lion_st.errors import UsageError
+from lion_st.losses.distillation import WITHOUT_TEMPERATURE
 
 FSDP_ALONE = (
     "of the kinds of sharded training FSDP2 alone is built. `torchrun --nproc_per_node N ... --fsdp` divides weights, "
@@ -18,6 +19,37 @@ _SHARDING_VARIABLES = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config",
+}
+# Options of `RetrieverArguments` that only some settings read, and what such a setting is.
+_READ_BY = {
+    "scale": ("--paradigm sparse", lambda values: values["paradigm"] == "sparse"),
+    "activation": ("--paradigm sparse", lambda values: values["paradigm"] == "sparse"),
+    "pooling": ("--paradigm dense", lambda values: values["paradigm"] == "dense"),
+    "normalize": ("--paradigm dense", lambda values: values["paradigm"] == "dense"),
+    "query_regularizer_weight": ("--paradigm sparse", lambda values: values["paradigm"] == "sparse"),
+    "document_regularizer_weight": ("--paradigm sparse", lambda values: values["paradigm"] == "sparse"),
+    "regularizer": ("--paradigm sparse", lambda values: values["paradigm"] == "sparse"),
+    "df_alpha": ("--regularizer df_flops", lambda values: values["regularizer"] == "df_flops"),
+    "df_beta": ("--regularizer df_flops", lambda values: values["regularizer"] == "df_flops"),
+    "query_target_terms": ("--regularizer target", lambda values: values["regularizer"] == "target"),
+    "document_target_terms": ("--regularizer target", lambda values: values["regularizer"] == "target"),
+    "regularizer_warmup_ratio": ("--paradigm sparse", lambda values: values["paradigm"] == "sparse"),
+    "teachers": ("another --objective than cl", lambda values: values["objective"] != "cl"),
+    "combine": ("several --teachers", lambda values: len(values["teachers"] or ()) > 1),
+    "weight_by_agreement": ("several --teachers", lambda values: len(values["teachers"] or ()) > 1),
+    "teacher_normalization": ("another --objective than cl", lambda values: values["objective"] != "cl"),
+    "teacher_temperature": ("--objective kd, kl, margin_mse_kl or cl_kd", lambda values: reads_temperature(values)),
+    "distillation": ("--objective cl_kd", lambda values: values["objective"] == "cl_kd"),
+    "margin_mse_weight": (
+        "--objective margin_mse_kl (or --distillation margin_mse_kl)",
+        lambda values: "margin_mse_kl" in (values["objective"], values["distillation"]),
+    ),
+    "contrastive_weight": ("--objective cl_kd", lambda values: values["objective"] == "cl_kd"),
+    "distillation_weight": ("--objective cl_kd", lambda values: values["objective"] == "cl_kd"),
+    "lora_r": ("--use_peft", lambda values: values["use_peft"]),
+    "lora_alpha": ("--use_peft", lambda values: values["use_peft"]),
+    "lora_dropout": ("--use_peft", lambda values: values["use_peft"]),
+    "lora_target_modules": ("--use_peft", lambda values: values["use_peft"]),
 }
 
 
@@ -38,6 +70,30 @@ def refuse_unread(arguments: Any, reasons: Mapping[str, str]) -> None:
     for variable, name in _SHARDING_VARIABLES.items():
         if os.environ.get(variable, "false").lower() in ("true", "1", "yes"):
             raise UsageError(f"accelerate's configuration asks for {name} ({variable}=true): {FSDP_ALONE}.")
+
+
+def require_read(arguments: Any, given: Iterable[str]) -> None:
+    """Refuse options that were given and that the setting would not read.
+
+    Raises:
+        UsageError: If there is one.
+    """
+    values = vars(arguments)
+    defaults = type(arguments).__dataclass_fields__
+    for name in given:
+        if name not in _READ_BY or values[name] in (None, defaults[name].default):
+            continue
+        setting, reads = _READ_BY[name]
+        if not reads(values):
+            raise UsageError(f"--{name} is read with {setting} alone, which this run is without: leave it out.")
+
+
+def reads_temperature(values: Mapping[str, Any]) -> bool:
+    """Whether a temperature of the teacher changes anything of the objective, see `RetrieverArguments`."""
+    objective = values["objective"]
+    if objective == "cl_kd":
+        return values["distillation"] not in WITHOUT_TEMPERATURE
+    return objective not in ("cl", "listwise", "rank")
 
 
 def resolve_compilation(arguments: Any) -> None:
