@@ -16,7 +16,6 @@ from lion_st.training.model_arguments import LoraArguments, ModelArguments
 from lion_st.training.options import merge_layers
 from lion_st.training.prompts import PromptArguments
 from lion_st.training.published import chosen_recipe
-from lion_st.training.read_options import require_read
 from lion_st.training.recipes import Objective, Paradigm, RetrieverRecipe
 from lion_st.training.regularizers import RegularizerArguments
 from lion_st.training.released import is_released, recipe_options

@@ -13,7 +13,6 @@ from lion_st.training.arguments import (
 )
 from lion_st.training.options import OptionsReader
 from lion_st.training.published import PUBLISHED, chosen_recipe
-from lion_st.training.read_options import require_read
 from lion_st.training.recipes import BACKBONES, MNTP_RECIPES
 from lion_st.training.released import mntp_options, recipe_options
 from lion_st.training.validation import require_read

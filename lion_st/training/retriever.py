@@ -44,7 +44,6 @@ from lion_st.training.cost import TrainingCost
 from lion_st.training.evaluation import EarlyStopping, build_evaluator, hold_out_share
 from lion_st.training.mixing import WeightedBatchSampler
 from lion_st.training.prompts import column_prompts, source_prompts
-from lion_st.training.read_options import reads_temperature
 from lion_st.training.recipes import BackboneShape
 from lion_st.training.regularizers import make_regularizer, prepare_regularizers
 from lion_st.training.released import SHARE, ramp_micro_batches, require_files

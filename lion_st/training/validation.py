@@ -22,18 +22,22 @@ _SHARDING_VARIABLES = {
 }
 # Options of `RetrieverArguments` that only some settings read, and what such a setting is.
 _READ_BY = {
-    "scale": ("--paradigm sparse", lambda values: values["paradigm"] == "sparse"),
-    "activation": ("--paradigm sparse", lambda values: values["paradigm"] == "sparse"),
-    "pooling": ("--paradigm dense", lambda values: values["paradigm"] == "dense"),
-    "normalize": ("--paradigm dense", lambda values: values["paradigm"] == "dense"),
-    "query_regularizer_weight": ("--paradigm sparse", lambda values: values["paradigm"] == "sparse"),
-    "document_regularizer_weight": ("--paradigm sparse", lambda values: values["paradigm"] == "sparse"),
-    "regularizer": ("--paradigm sparse", lambda values: values["paradigm"] == "sparse"),
+    **dict.fromkeys(
+        (
+            *("scale", "activation", "query_top_k", "document_top_k", "regularizer", "regularizer_warmup_ratio"),
+            *("query_regularizer_weight", "document_regularizer_weight"),
+        ),
+        ("--paradigm sparse", lambda values: values["paradigm"] == "sparse"),
+    ),
+    **dict.fromkeys(
+        ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"),
+        ("--use_peft", lambda values: values["use_peft"]),
+    ),
+    **dict.fromkeys(("pooling", "normalize"), ("--paradigm dense", lambda values: values["paradigm"] == "dense")),
     "df_alpha": ("--regularizer df_flops", lambda values: values["regularizer"] == "df_flops"),
     "df_beta": ("--regularizer df_flops", lambda values: values["regularizer"] == "df_flops"),
     "query_target_terms": ("--regularizer target", lambda values: values["regularizer"] == "target"),
     "document_target_terms": ("--regularizer target", lambda values: values["regularizer"] == "target"),
-    "regularizer_warmup_ratio": ("--paradigm sparse", lambda values: values["paradigm"] == "sparse"),
     "teachers": ("another --objective than cl", lambda values: values["objective"] != "cl"),
     "combine": ("several --teachers", lambda values: len(values["teachers"] or ()) > 1),
     "weight_by_agreement": ("several --teachers", lambda values: len(values["teachers"] or ()) > 1),
@@ -46,10 +50,6 @@ _READ_BY = {
     ),
     "contrastive_weight": ("--objective cl_kd", lambda values: values["objective"] == "cl_kd"),
     "distillation_weight": ("--objective cl_kd", lambda values: values["objective"] == "cl_kd"),
-    "lora_r": ("--use_peft", lambda values: values["use_peft"]),
-    "lora_alpha": ("--use_peft", lambda values: values["use_peft"]),
-    "lora_dropout": ("--use_peft", lambda values: values["use_peft"]),
-    "lora_target_modules": ("--use_peft", lambda values: values["use_peft"]),
 }
 
 
