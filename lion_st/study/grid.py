@@ -14,6 +14,7 @@ from lion_st.errors import UsageError
 from lion_st.study.settings import BackboneChoice, Study
 from lion_st.training.cost import TrainingCost
 from lion_st.training.recipes import BACKBONES, MNTP_RECIPES, BackboneShape, adapted_backbone
+from lion_st.training.validation import recomputes_activations
 
 if TYPE_CHECKING:
     from lion_st.training.arguments import (
@@ -258,7 +259,7 @@ def _stage(study: Study, choice: BackboneChoice, shape: BackboneShape) -> MntpSt
         shape,
         has_head=False,
         lora_r=arguments.lora_r if arguments.use_peft else None,
-        gradient_checkpointing=bool(training_arguments.gradient_checkpointing),
+        gradient_checkpointing=recomputes_activations(training_arguments),
     )
     size = arguments.block_size
     masked = blocks * max(1, round(arguments.mask_probability * size))

@@ -13,7 +13,7 @@ from lion_st.errors import UsageError
 from lion_st.losses.distillation import Distillation
 from lion_st.training.evaluation import EvaluationArguments
 from lion_st.training.model_arguments import LoraArguments, ModelArguments
-from lion_st.training.options import merge_layers
+from lion_st.training.options import merge_layers, resolve_steps
 from lion_st.training.prompts import PromptArguments
 from lion_st.training.published import chosen_recipe
 from lion_st.training.recipes import Objective, Paradigm, RetrieverRecipe
@@ -24,6 +24,7 @@ from lion_st.training.teacher import TeacherArguments
 from lion_st.training.validation import (
     FSDP_ALONE,
     refuse_unread,
+    rename_checkpointing,
     require_at_least_0,
     require_positive,
     require_read,
@@ -85,7 +86,6 @@ LATER = {
     "query_top_k": None,
     "document_top_k": None,
 }
-TRANSFORMERS_EPOCHS = 3.0  # its default, which is not read where max_steps is positive
 _NOT_READ = {
     "deepspeed": FSDP_ALONE,
     "parallelism_config": FSDP_ALONE,
@@ -176,8 +176,9 @@ class MntpTrainingArguments(TrainingArguments):
         refuse_unread(self, _NOT_READ_BY_MNTP)
         resolve_fsdp(self)
         resolve_compilation(self)
+        rename_checkpointing(self)
         require_training_ranges(self)
-        _steps_or_epochs(self, 10_000)
+        resolve_steps(self, 10_000)
         self.bf16 = self.bf16 and not self.fp16
         super().__post_init__()
 
@@ -327,8 +328,9 @@ class RetrieverTrainingArguments(
         refuse_unread(self, _NOT_READ_BY_RETRIEVER)
         resolve_fsdp(self)
         resolve_compilation(self)
+        rename_checkpointing(self)
         require_training_ranges(self)
-        _steps_or_epochs(self, -1)
+        resolve_steps(self, -1)
         if self.warmup_steps and self.warmup_ratio:
             merge_layers({"warmup_steps": self.warmup_steps, "warmup_ratio": self.warmup_ratio})
         self.complete_evaluation(self)
@@ -388,13 +390,3 @@ def _changed(arguments: TrainingArguments, kind: type) -> dict[str, Any]:
             if value not in (default, None) and value != {}:
                 changed[item.name] = value
     return changed
-
-
-def _steps_or_epochs(arguments: Any, max_steps: int) -> None:
-    """Fill in steps and epochs: what was given, else `max_steps`."""
-    if arguments.max_steps is None:
-        arguments.max_steps = max_steps if arguments.num_train_epochs is None else -1
-    if arguments.max_steps > 0 and arguments.num_train_epochs not in (None, TRANSFORMERS_EPOCHS):
-        merge_layers({"max_steps": arguments.max_steps, "num_train_epochs": arguments.num_train_epochs})
-    if arguments.num_train_epochs is None:
-        arguments.num_train_epochs = TRANSFORMERS_EPOCHS

@@ -28,7 +28,7 @@ SHOWN_ARGUMENTS = (
     "warmup_steps",
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
-    "gradient_checkpointing",
+    "activation_checkpointing",
     "seed",
     "bf16",
     "fp16",

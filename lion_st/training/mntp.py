@@ -26,6 +26,7 @@ from lion_st.training.recipes import BackboneShape
 from lion_st.training.record import RunLog, files_checksum
 from lion_st.training.sharding import read_once_per_node
 from lion_st.training.trainers import GuardedTrainer
+from lion_st.training.validation import recomputes_activations
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -329,7 +330,7 @@ def _build_trainer(
             BackboneShape.from_config(transformer.config),
             has_head=False,
             lora_r=arguments.lora_r if arguments.use_peft else None,
-            gradient_checkpointing=bool(training_arguments.gradient_checkpointing),
+            gradient_checkpointing=recomputes_activations(training_arguments),
         ),
     )
 

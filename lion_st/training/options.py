@@ -17,6 +17,7 @@ from lion_st.errors import UsageError
 # Options that say the same thing in two ways: what a layer gives takes the place of the other in the layers below it.
 RIVALS = (("max_steps", "num_train_epochs"), ("warmup_steps", "warmup_ratio"), ("bf16", "fp16"))
 CHOICES = ("recipe", "backbone", "paradigm", "objective")  # decide on the recipe, and so on every other default
+TRANSFORMERS_EPOCHS = 3.0  # its default, which is not read where max_steps is positive
 HELP = ("-h", "--help", "--help_all", "--help-all")
 
 
@@ -43,6 +44,16 @@ def merge_layers(*layers: Mapping[str, Any]) -> dict[str, Any]:
                     values.pop(rival, None)
         values |= layer
     return values
+
+
+def resolve_steps(arguments: Any, max_steps: int) -> None:
+    """Fill in the steps and epochs of training arguments: what was given, else `max_steps`."""
+    if arguments.max_steps is None:
+        arguments.max_steps = max_steps if arguments.num_train_epochs is None else -1
+    if arguments.max_steps > 0 and arguments.num_train_epochs not in (None, TRANSFORMERS_EPOCHS):
+        merge_layers({"max_steps": arguments.max_steps, "num_train_epochs": arguments.num_train_epochs})
+    if arguments.num_train_epochs is None:
+        arguments.num_train_epochs = TRANSFORMERS_EPOCHS
 
 
 def read_config(path: str) -> dict[str, Any]:

@@ -94,7 +94,7 @@ class MntpRecipe:
         """Values for the options of `lion-st adapt`."""
         values = dict(vars(self), backbone=self.model, texts=list(self.texts), output_dir=mntp_folder(self.backbone))
         del values["model"]
-        return _without_default(values)
+        return values
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ class RetrieverRecipe:
         values = dict(vars(self), output_dir=f"runs/{name}")
         if train_data is not None and train_data not in (self.train_data, [self.train_data]):
             values = {name: value for name, value in values.items() if name not in OF_TRAIN_DATA}
-        return _without_default(values)
+        return values
 
 
 BACKBONES = {
@@ -214,13 +214,6 @@ def adapted_backbone(name: str) -> str:
     repository = BACKBONES[name].model
     checkout = Path(__file__).parents[2] / "hub_uploads" / "models" / repository.partition("/")[2]
     return str(checkout) if checkout.is_dir() else repository
-
-
-def _without_default(values: dict[str, Any]) -> dict[str, Any]:
-    # Newer versions of transformers warn of this option even where it is off.
-    if not values["gradient_checkpointing"]:
-        del values["gradient_checkpointing"]
-    return values
 
 
 def _paper_recipe(backbone: str, paradigm: Paradigm, objective: Objective) -> RetrieverRecipe:

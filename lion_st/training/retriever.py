@@ -52,7 +52,7 @@ from lion_st.training.sharding import build_device, share_checks
 from lion_st.training.starting import build_model
 from lion_st.training.teacher import report_teacher, teacher_weights
 from lion_st.training.trainers import DenseRetrieverTrainer, SparseRetrieverTrainer
-from lion_st.training.validation import reads_temperature
+from lion_st.training.validation import reads_temperature, recomputes_activations
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -410,5 +410,5 @@ def training_cost(
         has_head=arguments.paradigm == "sparse",
         lora_r=arguments.lora_r if arguments.use_peft else None,
         cached=arguments.mini_batch_size is not None and not uncacheable(arguments),
-        gradient_checkpointing=bool(training_arguments.gradient_checkpointing),
+        gradient_checkpointing=recomputes_activations(training_arguments),
     )

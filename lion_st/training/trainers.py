@@ -20,6 +20,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints, sort_checkpoints
 
 from lion_st.files import LOCK, lock_folder
+from lion_st.hooks import without_message
 from lion_st.losses import FlopsRegularizer, TargetRegularizer
 from lion_st.modules.compilation import compile_layers, release_layers
 from lion_st.training.callbacks import EpochCallback, StopAfter
@@ -102,7 +103,11 @@ class GuardedTrainer(Trainer):
         Raises:
             FolderInUse: If another process trains into the folder.
         """
-        with _locked(Path(str(self.args.output_dir))):
+        alone = "Trying to gather while torch.distributed is not"  # which is nothing to warn of: all texts are here
+        with (
+            _locked(Path(str(self.args.output_dir))),
+            without_message("sentence_transformers.util.distributed", alone),
+        ):
             if isinstance(resume_from_checkpoint, str):
                 state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / TRAINER_STATE_NAME))
                 if _is_over(state, getattr(self.args, "stop_after_steps", None)):

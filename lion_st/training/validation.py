@@ -126,6 +126,24 @@ def resolve_compilation(arguments: Any) -> None:
         arguments.tf32 = False
 
 
+def rename_checkpointing(arguments: Any) -> None:
+    """Read `gradient_checkpointing` as `activation_checkpointing` where transformers calls it so, warning of it.
+
+    Recipes have the former, which every supported version of transformers takes.
+    """
+    for rest in ("", "_kwargs"):
+        old, new = f"gradient_checkpointing{rest}", f"activation_checkpointing{rest}"
+        if getattr(arguments, new, False) is None:
+            setattr(arguments, new, getattr(arguments, old))
+        if hasattr(arguments, new):
+            setattr(arguments, old, None)
+
+
+def recomputes_activations(arguments: Any) -> bool:
+    """Whether training arguments have the backward pass recompute activations."""
+    return any(getattr(arguments, f"{name}_checkpointing", None) for name in ("activation", "gradient"))
+
+
 def require_training_ranges(arguments: Any) -> None:
     """Refuse training arguments out of their ranges, see `require_positive`."""
     require_positive(arguments, "learning_rate", "num_train_epochs", "max_seconds", "adam_epsilon")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from datasets import DatasetDict
 from sentence_transformers.base.sampler import BatchSamplers
 from tiny_runs import tiny_run, write_tuples
 from torch.utils.data import BatchSampler, ConcatDataset
+from transformers import TrainingArguments
 
 from lion_st.errors import UsageError
 from lion_st.losses import FlopsRegularizer, IdfFlopsRegularizer, L1Regularizer
@@ -29,6 +32,7 @@ from lion_st.training.options import read_config
 from lion_st.training.recipes import get_recipe
 from lion_st.training.retriever import build_loss, build_model, build_trainer, load_training_tuples, train_retriever
 from lion_st.training.sharding import is_sharded
+from lion_st.training.validation import recomputes_activations, rename_checkpointing
 
 SCRIPTS = Path(__file__).parents[2] / "training_scripts"
 MICRO = ["--backbone", "micro"]
@@ -387,3 +391,20 @@ def test_a_mini_batch_of_0_turns_gradient_caching_off():
     cached, _ = parse_retriever_arguments(["--backbone", "smollm2-135m"])
     whole, _ = parse_retriever_arguments(["--backbone", "smollm2-135m", "--mini_batch_size", "0"])
     assert cached.mini_batch_size == 128 and whole.mini_batch_size is None
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [([], True), (["--gradient_checkpointing", "false"], False), (["--activation_checkpointing", "false"], False)],
+)
+def test_activations_are_recomputed_by_either_name_of_the_option_without_a_warning(given, expected):
+    if given[:1] == ["--activation_checkpointing"] and not hasattr(TrainingArguments, "activation_checkpointing"):
+        pytest.skip("transformers does not call it so yet")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        _, training = parse_retriever_arguments(["--backbone", "llama-3-8b", *given])
+        _, adapting = parse_mntp_arguments(["--backbone", "llama-3-8b", *given])
+    assert recomputes_activations(training) == recomputes_activations(adapting) == expected
+    older = SimpleNamespace(gradient_checkpointing=expected)  # of a version that has the one name alone
+    rename_checkpointing(older)
+    assert vars(older) == {"gradient_checkpointing": expected} and recomputes_activations(older) == expected

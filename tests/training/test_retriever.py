@@ -447,3 +447,12 @@ def test_workers_that_tokenize_do_not_hang(tiny_backbone, data, tmp_path, monkey
     batch = next(iter(trainer.get_train_dataloader()))
     assert batch["query_input_ids"].ndim == 2
     assert "TOKENIZERS_PARALLELISM is set to false" in caplog.text
+
+
+def test_one_process_does_not_warn_that_it_gathers_nothing(tiny_backbone, tmp_path, caplog):
+    from transformers.utils import logging
+
+    logging.warning_once.cache_clear()  # which says a thing once in a process
+    data = write_tuples(tmp_path / "tuples.jsonl")
+    train_retriever(*tiny_run(tiny_backbone(), data, tmp_path / "run", "dense", "cl", max_steps=1, save_strategy="no"))
+    assert not [line for line in caplog.messages if "gather" in line]
