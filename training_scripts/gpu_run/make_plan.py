@@ -55,9 +55,9 @@ def evaluation(lane: str, name: str, limits: str = "") -> dict[str, Any]:
 
 def study(name: str, workers: int) -> list[dict[str, Any]]:
     file = f"training_scripts/studies/{name}.yaml"
-    command = f"{{python}} -m lion_st study {file} --workers {workers} --output {{work}}/{name}"
+    command = f"{{python}} -m lion_st study {file} --workers {workers} --output {{work}}/study-{name}"
     excluded = " ".join(f"--exclude '{kind}'" for kind in ("*.safetensors", "*.parquet", "tokenizer.json"))
-    packed = f"tar -C {{work}} -cJf {{out}}/study-{name}.tar.xz {excluded} {name}"
+    packed = f"tar -C {{work}} -cJf {{out}}/study-{name}.tar.xz {excluded} study-{name}"
     return [
         stage("studies", f"study {name}", 400, command, optional=True),
         stage("studies", f"study {name} packed", 20, packed, optional=True),
