@@ -201,6 +201,7 @@ def plan(device: str, folder: Path, tests: bool) -> list[list[Stage]]:
         encode("SparseEncoder.encode", sizes["stock documents"], 40),
         Stage("head, more", 60, [*stages, "head", "more"]),
         Stage("head, compiled", 40, [*stages, "head", "compiled"]),
+        training("lion_st compiled", 55),
         training("lion_st cached", 30),
         training("stock cached", 30),
     ]
