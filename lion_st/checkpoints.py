@@ -23,13 +23,17 @@ from lion_st.modules import SpladeHead
 STOCK_TRANSFORMER = fullname(Transformer)
 
 
-def unheld_limits(head: Any, model_type: str) -> str | None:
-    """Why stock modules do not hold a head's limits of active terms; None if they do, or if there are none.
+def unheld_by_stock(head: Any, model_type: str) -> str | None:
+    """Why stock modules of one model do not hold what a head has: limits of active terms, or a table of queries.
+
+    None if they do, or if there is neither.
 
     Args:
         head: Of the model.
         model_type: `"SentenceTransformer"`, which has no limit, or `"SparseEncoder"`, which has one for all texts.
     """
+    if head.query_table is not None:
+        return "queries are looked up in a table, and one model encodes all texts"
     if not isinstance(head, SpladeHead):
         return None
     query, document = head.active_dims("query"), head.active_dims("document")
@@ -57,15 +61,16 @@ def write_stock_checkpoint(
         folder: Existing folder.
         model_type: `"SentenceTransformer"` or `"SparseEncoder"`: the class that will load it.
         resume: Also keep what folding loses, for training to go on from.
-        with_limits: Where stock modules do not hold the head's limits of active terms, write it as it is: stock then
-            refuses the checkpoint, which `lion_st.load` reads. Without, such limits are left out.
+        with_limits: Where stock modules do not hold the head's limits of active terms, or its table of queries, write
+            it as it is: stock then refuses the checkpoint, which `lion_st.load` reads. Without, they are left out.
     """
     transformer: Any = model[0]
     head: Any = model[1]
     modules = head.stock_modules()
-    if with_limits and unheld_limits(head, model_type) is not None:
+    if with_limits and unheld_by_stock(head, model_type) is not None:
         modules = [copy.copy(head)]
-        modules[0].scale = head.scale if resume else 1.0  # else it is folded in
+        if isinstance(head, SpladeHead):
+            modules[0].scale = head.scale if resume else 1.0  # else it is folded in
     if isinstance(head, SpladeHead):
         transformer.save_stock(str(folder), scale=head.scale, resume=head.get_config_dict() if resume else None)
     else:
@@ -79,7 +84,7 @@ def write_stock_checkpoint(
     (folder / "modules.json").write_text(json.dumps(entries, indent=2), encoding="utf-8")
     config = model_config(model) | {"model_type": model_type}
     limit = head.active_dims("document") if isinstance(head, SpladeHead) else None
-    if limit is not None and unheld_limits(head, model_type) is None:
+    if limit is not None and unheld_by_stock(head, model_type) is None:
         config["max_active_dims"] = limit
     (folder / "config_sentence_transformers.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     if model_type == "SentenceTransformer":
@@ -163,6 +168,6 @@ def describe_as_written(folder: Path, model: BaseModel, model_type: str) -> None
 
 
 def _names_head(folder: Path) -> bool:
-    """Whether a checkpoint asks for the head itself, with limits that stock modules do not hold."""
+    """Whether a checkpoint asks for the head itself, with what stock modules do not hold."""
     modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
     return any(module["type"] == fullname(SpladeHead) for module in modules)

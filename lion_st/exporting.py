@@ -12,7 +12,7 @@ from sentence_transformers import SentenceTransformer, SparseEncoder
 from sentence_transformers.base.model import BaseModel
 from sentence_transformers.util import batch_to_device
 
-from lion_st.checkpoints import atomic_checkpoint, describe_as_written, unheld_limits, write_stock_checkpoint
+from lion_st.checkpoints import atomic_checkpoint, describe_as_written, unheld_by_stock, write_stock_checkpoint
 from lion_st.hooks import has_adapter, write_model_card
 from lion_st.models import load, paradigm_of
 from lion_st.modules import LionTransformer, LlamaPooling, SpladeHead
@@ -139,7 +139,12 @@ def _require_exportable(model: BaseModel, model_type: str, with_limits: bool) ->
             raise ValueError(f"export writes models of lion_st.build or lion_st.load, this one is {kinds}.")
     if model_type == "SparseEncoder" and paradigm_of(model) == "dense":
         raise ValueError('A dense model exports as model_type="SentenceTransformer" alone.')
-    problem = unheld_limits(modules[1], model_type)
+    if modules[1].query_table is not None and not with_limits:
+        raise ValueError(
+            "A table encodes this model's queries. Training ends with a Router of the two; write one of a checkpoint "
+            "with lion_st.training.query_encoders.save_query_encoder(table_query_encoder(model), model, folder)."
+        )
+    problem = unheld_by_stock(modules[1], model_type)
     if problem is not None and not with_limits:
         raise ValueError(
             f"The model's limits of active terms have no place in this form: {problem}. Write them all the same, for "
@@ -151,7 +156,7 @@ def _require_exportable(model: BaseModel, model_type: str, with_limits: bool) ->
 
 @torch.no_grad()
 def _verify(model: BaseModel, folder: Path, model_type: str) -> None:
-    if unheld_limits(model[1], model_type) is not None:
+    if unheld_by_stock(model[1], model_type) is not None:
         stock: BaseModel = load(folder, device=str(model.device), local_files_only=True)
     else:
         stock_class = SparseEncoder if model_type == "SparseEncoder" else SentenceTransformer

@@ -12,7 +12,7 @@ from sentence_transformers.base.model import BaseModel
 from sentence_transformers.base.modules import Module, Normalize
 from sentence_transformers.sentence_transformer.modules import Pooling, WeightedLayerPooling
 from sentence_transformers.sparse_encoder.modules import SpladePooling
-from sentence_transformers.util import batch_to_device, fullname
+from sentence_transformers.util import batch_to_device, fullname, select_max_active_dims
 from tqdm.auto import trange
 
 from lion_st.checkpoints import STOCK_TRANSFORMER, atomic_files_in, describe_as_written, write_stock_checkpoint
@@ -20,6 +20,7 @@ from lion_st.guard import move_transformer
 from lion_st.hooks import has_adapter, write_model_card
 from lion_st.modules import LionTransformer, LlamaPooling, SpladeHead
 from lion_st.modules.llama_pooling import PoolingName
+from lion_st.modules.query_table import QueryTable, query_features
 from lion_st.modules.tokenizing import check_texts
 
 # The module classes of ours that a checkpoint may ask for.
@@ -69,8 +70,27 @@ class LionModel(BaseModel):
             "lion_st.load(path, paradigm=...)."
         )
 
+    @property
+    def query_table(self) -> QueryTable | None:
+        """What encodes queries in place of the model; None where the model does."""
+        return getattr(self[-1], "query_table", None)
+
+    def preprocess(self, inputs: Any, prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
+        """Tokenize texts; queries without special tokens, where a table encodes them."""
+        if inputs and kwargs.get("task") == "query" and self.query_table is not None:
+            return query_features(self[0], inputs, prompt, kwargs.get("max_length"))
+        return super().preprocess(inputs, prompt=prompt, **kwargs)
+
     def forward(self, input: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Run the modules; both heads take the states of packed texts, which are never padded again."""
+        table = self.query_table
+        if table is not None and (kwargs.get("task") or input.get("task")) == "query":
+            vectors = table(input["input_ids"], input["attention_mask"])
+            if kwargs.get("max_active_dims") is not None:
+                vectors = select_max_active_dims(vectors, max_active_dims=kwargs["max_active_dims"])
+            return input | {
+                "sentence_embedding": vectors.to_sparse_csr() if kwargs.get("output") == "sparse" else vectors
+            }
         return super().forward(input, **({"packed_states": True} | kwargs))
 
     def _inference(self, inputs: list[Any], **kwargs: Any) -> Any:
@@ -96,7 +116,8 @@ class LionModel(BaseModel):
         """Save the model so that `lion_st.load` restores it to the bit.
 
         With full weights the folder is a stock checkpoint, which `SentenceTransformer(path)` loads without lion_st;
-        but not if it has limits of active terms that stock modules do not hold, which would be dropped without a word.
+        but not if it has limits of active terms that stock modules do not hold, or a table that encodes queries, which
+        would be dropped without a word.
         With an adapter attached it holds the adapter alone, which only `lion_st.load` reads: stock would take the
         base for a causal model, so it is made to refuse. `lion_st.export` turns that into a stock checkpoint.
 

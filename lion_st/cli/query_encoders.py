@@ -39,7 +39,9 @@ def query_encoder(
         Literal["idf", "static", "truncated"],
         typer.Option(help="Weights of the query's tokens, from document frequencies or learned; or the first layers."),
     ] = "static",
-    layers: Annotated[int, typer.Option(min=1, help="Layers that a truncated encoder keeps.")] = 2,
+    layers: Annotated[
+        str, typer.Option(help="Layers that a truncated encoder keeps: so many first ones, or these, such as 0,6,-1.")
+    ] = "2",
     split: Annotated[str, typer.Option(help="Split of the tuples, such as train[:1%].")] = "train",
     negatives: Annotated[int, typer.Option(min=0, help="Negatives of each query.")] = 4,
     queries: Annotated[str | None, typer.Option(help="Where query texts are, if not in the data.")] = None,
@@ -56,6 +58,7 @@ def query_encoder(
     quiet: Quiet = False,
 ) -> None:
     """Make a small query encoder of a model, by distillation; documents and their index stay as they are."""
+    kept = _layers(layers)
     require_number("--epochs", epochs, exclusive=True)
     require_number("--learning-rate", learning_rate, exclusive=True)
     require_model(model)
@@ -76,7 +79,7 @@ def query_encoder(
 
     full = lion_st.load(model, device=device, dtype=weights, revision=revision, merge_adapter=True)
     if kind == "truncated":
-        student = truncated_query_encoder(full, layers)
+        student = truncated_query_encoder(full, kept)
     elif lion_st.paradigm_of(full) == "dense":
         raise UsageError(f"--kind {kind} weighs the terms of a sparse model, and {model} is dense: --kind truncated.")
     tuples = load_tuples(
@@ -100,6 +103,21 @@ def query_encoder(
         distill_query_encoder(student, targets, work, **settings, disable_tqdm=quiet)
     save_query_encoder(student, full, output, overwrite)
     typer.echo(f"{output}: {kind} query encoder of {model}, {sum(p.numel() for p in student.parameters()):,} weights.")
+
+
+def _layers(text: str) -> int | list[int]:
+    """A number of layers, or several layers.
+
+    Raises:
+        UsageError: If it is neither.
+    """
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or (len(numbers) == 1 and numbers[0] < 1):
+        raise UsageError(f"--layers takes a number of at least 1, or layers such as 0,6,-1, got {text!r}.")
+    return numbers if len(numbers) > 1 else numbers[0]
 
 
 def _documents(tuples: Dataset) -> list[str]:

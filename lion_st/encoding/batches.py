@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from scipy import sparse
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 from lion_st.data.fields import Task
 from lion_st.encoding.fingerprints import input_module, prompt_for
@@ -178,6 +179,9 @@ class BatchEncoder:
     def _token_counts(self, texts: Sequence[str]) -> np.ndarray:
         """Tokens of each text with its prompt; of a text much longer than the limit, more than the limit."""
         tokenizer = self.module.tokenizer
+        if isinstance(self.module, StaticEmbedding):
+            found = tokenizer.encode_batch([f"{self.prompt}{text}" for text in texts], add_special_tokens=False)
+            return np.array([len(one.ids) + sum(len(part.ids) for part in one.overflowing) for one in found])
         with exclusive_tokenizer():
             parts = [f"{self.prompt}{part}" for part in leading_parts(tokenizer, texts, self.limit, self.prompt)]
             encoded = tokenizer(parts, truncation=False, padding=False, return_attention_mask=False, verbose=False)
@@ -194,7 +198,9 @@ class BatchEncoder:
 def _takes_token_ids(model: Any, task: Task) -> bool:
     """Whether token ids are all that a model reads of a text; stock modules may read more, or other ones."""
     module = input_module(model, task)
-    if not isinstance(model, LionModel) or (task == "query" and module.query_expansion is not None):
+    if not isinstance(model, LionModel) or (task == "query" and model.query_table is not None):
+        return False
+    if task == "query" and module.query_expansion is not None:
         return False
     settings = {name for part in module.processing_kwargs.values() for name in part}
     return set(module.modality_config) == {"text"} and settings <= {"logits_to_keep"}

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Algorithm: TypeAlias = Literal["xxh3", "sha256"]
 
+NO_LIMIT = 1_000_000  # tokens of a text
 HASHING_THREADS = 4  # as many tensors of a GPU are on the host at a time
 
 PROMPT_NAMES: dict[Task, tuple[str, ...]] = {"query": ("query",), "document": ("document", "passage", "corpus")}
@@ -149,11 +150,17 @@ def text_limit(model: SentenceTransformer | SparseEncoder, task: Task, max_token
     Raises:
         ValueError: If `max_tokens` is below 1, or if there is no limit at all.
     """
+    module = input_module(model, task)
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+
+    if isinstance(module, StaticEmbedding):  # it cuts by itself
+        if max_tokens is not None:
+            raise ValueError(f"max_tokens={max_tokens} has no effect on a StaticEmbedding: leave it out.")
+        return int((module.tokenizer.truncation or {}).get("max_length", NO_LIMIT))
     if max_tokens is not None:
         if max_tokens < 1:
             raise ValueError(f"max_tokens is at least 1, got {max_tokens}.")
         return max_tokens
-    module = input_module(model, task)
     limit = getattr(module, f"{task}_length", None) or module.max_seq_length
     if limit is None:
         raise ValueError("The model has no length limit: set model.max_seq_length.")
@@ -168,8 +175,12 @@ def prompt_for(model: SentenceTransformer | SparseEncoder, task: Task) -> str | 
 
 def tokenizer_contract(tokenizer: Any) -> dict[str, Any]:
     """What a tokenizer adds to and does with a text: special tokens, sides, and the ids of a probe."""
+    from tokenizers import Tokenizer
+
     from lion_st.modules.tokenizing import exclusive_tokenizer
 
+    if isinstance(tokenizer, Tokenizer):  # of a StaticEmbedding
+        return {"tokenizer": hashlib.sha256(tokenizer.to_str().encode()).hexdigest()}
     with exclusive_tokenizer():
         probe = tokenizer("The maned lion's 1st roar, naïve or not?")["input_ids"]
     return {

@@ -9,10 +9,12 @@ from sentence_transformers.base.modules import Module, Normalize
 from sentence_transformers.sentence_transformer.modules import Pooling
 from torch.nn.functional import normalize
 
+from lion_st.modules.query_table import Head
+
 PoolingName = Literal["mean_normalized", "mean", "last_token"]
 
 
-class LlamaPooling(Module):
+class LlamaPooling(Head):
     """Pools hidden states [B, L, D] of the real tokens into one vector per text [B, D].
 
     Args:
@@ -93,10 +95,6 @@ class LlamaPooling(Module):
     def get_embedding_dimension(self) -> int:
         """Width D of the vectors."""
         return self.embedding_dimension
-
-    def save(self, output_path: str, *args, safe_serialization: bool = True, **kwargs) -> None:
-        """Save the configuration; there are no weights."""
-        self.save_config(output_path)
 
 
 def _check_finite(vectors: torch.Tensor) -> None:

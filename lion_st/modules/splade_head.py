@@ -11,6 +11,7 @@ from sentence_transformers.util import select_max_active_dims
 
 from lion_st.kernels import check_finite, splade_pool
 from lion_st.modules.lion_transformer import LionTransformer
+from lion_st.modules.query_table import Head
 
 if TYPE_CHECKING:
     from sentence_transformers.base.model import BaseModel
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 Activation: TypeAlias = Literal["log1p", "double_log1p"]
 
 
-class SpladeHead(Module):
+class SpladeHead(Head):
     """Max-pools the LM head's logits over a text's real tokens: log1p(relu(max_i h_i . W * scale)), [B, V].
 
     The head owns no weight. Once the model is put together it finds the backbone's LM head, tied or untied, and
@@ -174,10 +175,6 @@ class SpladeHead(Module):
         """The sentence-transformers module that pools a causal LM's own logits the same way, at scale 1."""
         function: Literal["relu", "log1p_relu"] = "relu" if self.activation == "log1p" else "log1p_relu"
         return [SpladePooling("max", function, embedding_dimension=self.get_embedding_dimension())]
-
-    def save(self, output_path: str, *args, safe_serialization: bool = True, **kwargs) -> None:
-        """Save the configuration; the weights are the backbone's."""
-        self.save_config(output_path)
 
 
 def _log1p(rows: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,7 @@ from lion_st.training.model_arguments import LoraArguments, ModelArguments
 from lion_st.training.options import merge_layers, resolve_steps
 from lion_st.training.prompts import PromptArguments
 from lion_st.training.published import chosen_recipe
+from lion_st.training.query_tables import QueryEncoderArguments
 from lion_st.training.recipes import Objective, Paradigm, RetrieverRecipe
 from lion_st.training.regularizers import RegularizerArguments
 from lion_st.training.released import is_released, recipe_options
@@ -85,6 +86,8 @@ LATER = {
     "document_target_terms": None,
     "query_top_k": None,
     "document_top_k": None,
+    "query_encoder": "full",
+    "query_encoder_learning_rate": 1e-2,
 }
 _NOT_READ = {
     "deepspeed": FSDP_ALONE,
@@ -189,7 +192,7 @@ class MntpTrainingArguments(TrainingArguments):
 
 
 @dataclass
-class RetrieverArguments(RegularizerArguments, TeacherArguments, ModelArguments):
+class RetrieverArguments(RegularizerArguments, TeacherArguments, QueryEncoderArguments, ModelArguments):
     """The fine-tuning of a retriever: model, data and objective."""
 
     recipe: str | None = field(default=None, metadata={"help": "A published recipe, see `lion-st recipes`."})
@@ -272,6 +275,7 @@ class RetrieverArguments(RegularizerArguments, TeacherArguments, ModelArguments)
         require_at_least_0(self, "contrastive_weight", "distillation_weight", "margin_mse_weight")
         require_share(self, "regularizer_warmup_ratio")
         self.require_regularizer()
+        self.require_query_encoder()
         self.require_lora_ranges()
         if self.objective != "cl" and self.negatives < 1:
             raise ValueError(f"The objective {self.objective} needs negatives, got --negatives {self.negatives}.")

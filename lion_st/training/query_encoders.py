@@ -26,7 +26,7 @@ from sentence_transformers import (
     SparseEncoderTrainingArguments,
 )
 from sentence_transformers.base.modules import Router
-from sentence_transformers.sentence_transformer.modules import WeightedLayerPooling
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding, WeightedLayerPooling
 from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding
 from torch import Tensor, nn
 
@@ -39,6 +39,7 @@ from lion_st.hooks import has_adapter
 from lion_st.losses import dot_scores
 from lion_st.models import paradigm_of
 from lion_st.modules import LionTransformer
+from lion_st.modules.backbones import keep_layers
 from lion_st.training.trainers import GuardedTrainer
 
 if TYPE_CHECKING:
@@ -67,7 +68,8 @@ def static_query_encoder(
     Example:
         >>> student = static_query_encoder(model, idf_weights(EncodedCorpus("runs/encoded")))  # doctest: +SKIP
     """
-    _require_plain(model)
+    if not isinstance(model[0], LionTransformer):
+        _require_plain(model)
     if paradigm_of(model) == "dense":
         raise ValueError("A static query encoder needs the vocabulary of a sparse model, this one is dense.")
     terms = model.get_embedding_dimension()
@@ -91,36 +93,64 @@ def static_query_encoder(
     )
 
 
+def table_query_encoder(model: SentenceTransformer | SparseEncoder) -> SentenceTransformer | SparseEncoder:
+    """The query encoder of a model that was trained with `--query_encoder static` or `idf`, of stock modules.
+
+    Args:
+        model: With a table that encodes queries, as a run's checkpoint has it.
+
+    Raises:
+        ValueError: If it has none.
+    """
+    table = getattr(model[1], "query_table", None)
+    if table is None:
+        raise ValueError("The model encodes queries itself: train it with --query_encoder static.")
+    weight = table.weight.detach().cpu()
+    if weight.ndim == 1:
+        return static_query_encoder(model, weight.relu())
+    tokenizer = copy.deepcopy(model.tokenizer)
+    module = StaticEmbedding(tokenizer, embedding_weights=weight)
+    module.tokenizer.enable_truncation(text_limit(model, "query"))
+    return SentenceTransformer(
+        modules=[module], prompts=_prompts(model), similarity_fn_name="dot", device=str(model.device)
+    )
+
+
 def truncated_query_encoder(
-    model: SentenceTransformer | SparseEncoder, num_layers: int
+    model: SentenceTransformer | SparseEncoder, layers: int | Sequence[int]
 ) -> SentenceTransformer | SparseEncoder:
-    """A query encoder of the full model's first layers, its final norm and its head, as a copy to be trained.
+    """A query encoder of some of the full model's layers, its final norm and its head, as a copy to be trained.
 
     Args:
         model: Full model of `lion_st.build` or `lion_st.load`, sparse or dense, without an adapter.
-        num_layers: Layers to keep.
+        layers: So many first layers; or the layers to keep, numbered from 0 in ascending order, from the end if
+            negative: `[0, 6, -1]`.
 
     Raises:
-        ValueError: If there are not more layers than that, or an adapter is attached.
+        ValueError: If these are not fewer layers than the model has, or not in order; or an adapter is attached.
 
     Example:
-        >>> student = truncated_query_encoder(lion_st.load("lion-sp-8b"), num_layers=4)  # doctest: +SKIP
+        >>> student = truncated_query_encoder(lion_st.load("lion-sp-8b"), [0, 10, 20, -1])  # doctest: +SKIP
     """
     transformer: Any = _require_plain(model)
     decoder = transformer.decoder
-    layers = decoder.layers
-    if not 0 < num_layers < len(layers):
-        raise ValueError(f"num_layers is at least 1 and below the model's {len(layers)} layers, got {num_layers}.")
+    whole = decoder.layers
+    wanted = list(range(layers)) if isinstance(layers, int) else list(layers)
+    kept = [number + len(whole) if number < 0 else number for number in wanted]
+    is_in_order = kept == sorted(set(kept)) and set(kept) <= set(range(len(whole)))
+    if not is_in_order or not 0 < len(kept) < len(whole):
+        raise ValueError(
+            f"layers is a number of at least 1 and below the model's {len(whole)}, or some of them in ascending order "
+            f"without repetition, got {layers}."
+        )
     try:
-        decoder.layers = layers[:num_layers]  # so that the others are not copied
+        # The others are not copied.
+        decoder.layers = nn.ModuleList(layer if number in kept else nn.Identity() for number, layer in enumerate(whole))
         student = copy.deepcopy(model)
     finally:
-        decoder.layers = layers
+        decoder.layers = whole
     shortened: Any = student[0]
-    for config in (shortened.config, shortened.config.get_text_config(), shortened.decoder.config):
-        config.num_hidden_layers = num_layers
-        if getattr(config, "layer_types", None) is not None:
-            config.layer_types = config.layer_types[:num_layers]
+    keep_layers(shortened.model, kept)
     return student.requires_grad_(True)
 
 
@@ -367,7 +397,7 @@ def save_query_encoder(
 
 
 def _stock_modules(model: SentenceTransformer | SparseEncoder, folder: Path, stock_class: Any) -> list[Any]:
-    if isinstance(model[0], SparseStaticEmbedding):
+    if isinstance(model[0], SparseStaticEmbedding | StaticEmbedding):
         return [copy.deepcopy(module).cpu() for module in model]
     folder.mkdir()
     write_stock_checkpoint(model, folder, stock_class.__name__)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,8 +19,8 @@ from lion_st.losses.regularizers import (
     L1Regularizer,
     RegularizerName,
     TargetRegularizer,
-    term_idf,
 )
+from lion_st.training.query_tables import training_idf
 from lion_st.training.validation import require_positive
 
 if TYPE_CHECKING:
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 
     from lion_st.training.arguments import RetrieverArguments
 
-IDF_DOCUMENTS = 10_000
 TASKS = ("query", "document")
 
 
@@ -103,13 +101,7 @@ def prepare_regularizers(loss: nn.Module, model: Any, sources: dict[str, Dataset
     found = {task: getattr(loss, f"{task}_regularizer", None) for task in TASKS}
     without = [one for one in found.values() if isinstance(one, IdfFlopsRegularizer) and one.idf is None]
     if without:
-        texts = [
-            row["positive"] for tuples in sources.values() for row in islice(tuples, IDF_DOCUMENTS // len(sources) or 1)
-        ]
-        encoded = model.tokenizer(
-            texts, add_special_tokens=False, truncation=True, max_length=model[0].token_limit("document")
-        )
-        idf = term_idf(encoded["input_ids"], len(texts), model[1].get_embedding_dimension())
+        idf = training_idf(model, sources.values())
         for one in without:
             one.set_idf(idf)
     targets = {task: one for task, one in found.items() if isinstance(one, TargetRegularizer)}

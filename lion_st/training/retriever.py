@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from copy import copy
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from sentence_transformers.base.sampler import BatchSamplers
 from sentence_transformers.sentence_transformer.losses import (
@@ -44,11 +44,12 @@ from lion_st.training.cost import TrainingCost
 from lion_st.training.evaluation import EarlyStopping, build_evaluator, hold_out_share
 from lion_st.training.mixing import WeightedBatchSampler
 from lion_st.training.prompts import column_prompts, source_prompts
+from lion_st.training.query_tables import attach_query_table
 from lion_st.training.recipes import BackboneShape
 from lion_st.training.regularizers import make_regularizer, prepare_regularizers
 from lion_st.training.released import SHARE, ramp_micro_batches, require_files
 from lion_st.training.runs import export_run, run_log
-from lion_st.training.sharding import build_device, share_checks
+from lion_st.training.sharding import build_device, is_sharded, share_checks
 from lion_st.training.starting import build_model
 from lion_st.training.teacher import report_teacher, teacher_weights
 from lion_st.training.trainers import DenseRetrieverTrainer, SparseRetrieverTrainer
@@ -211,6 +212,12 @@ def build_trainer(
         )
     if arguments.train_weights is not None:
         training_arguments.multi_dataset_batch_sampler = partial(WeightedBatchSampler, weights=arguments.train_weights)
+    if arguments.query_encoder != "full":
+        if is_sharded(training_arguments):
+            raise ValueError(f"--query_encoder {arguments.query_encoder} has no sharded form: leave out --fsdp.")
+        attach_query_table(model, arguments, sources)
+        rates = {r"query_table\.weight": arguments.query_encoder_learning_rate}
+        training_arguments.learning_rate_mapping = rates | cast(dict, training_arguments.learning_rate_mapping or {})
     loss = build_loss(model, arguments) if loss is None else loss
     callbacks = list(callbacks or [])
     for source in sources.values():

@@ -7,11 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lion_st.checkpoints import atomic_files_in, unheld_limits
+from lion_st.checkpoints import atomic_files_in, unheld_by_stock
 from lion_st.exporting import export
 from lion_st.training.arguments import uncacheable
 from lion_st.training.callbacks import require_all_steps
 from lion_st.training.checkpoints import decided_by_first_rank
+from lion_st.training.query_encoders import save_query_encoder, table_query_encoder
 from lion_st.training.record import RunLog, files_checksum
 from lion_st.training.sharding import described_by_card
 
@@ -71,9 +72,13 @@ def export_run(trainer: Any, record: RunLog) -> Path:
     model = trainer.whole_model()
     if trainer.is_world_process_zero():
         with atomic_files_in(output) as folder, described_by_card(model):
-            export(model, folder, with_limits=True)
+            if model.query_table is None:
+                export(model, folder, with_limits=True)
+            else:
+                save_query_encoder(table_query_encoder(model), model, folder)
             files = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
-        if (problem := unheld_limits(model[1], "SentenceTransformer")) is not None:
+        problem = unheld_by_stock(model[1], "SentenceTransformer")
+        if problem is not None and model.query_table is None:
             logger.warning(
                 "lion_st.load alone reads %s: %s. `lion-st export %s OUTPUT --all-terms` writes a stock checkpoint "
                 "without the limits.",

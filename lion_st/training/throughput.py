@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,3 +71,15 @@ def peak_memory() -> float | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / GIB if sys.platform == "darwin" else peak * 1024 / GIB
+
+
+def lengths_of_read_texts(inputs: Mapping[str, Any], with_queries: bool = True) -> Tensor:
+    """Tokens of each text of a training batch that the network reads, [N].
+
+    Args:
+        inputs: Of the step, by column: masks [B, L] and tasks.
+        with_queries: Whether it reads queries too, which a table may encode in its place.
+    """
+    columns = [name.removesuffix("_attention_mask") for name in inputs if name.endswith("_attention_mask")]
+    read = [column for column in columns if with_queries or inputs.get(f"{column}_task") != "query"]
+    return torch.cat([inputs[f"{column}_attention_mask"].sum(1) for column in read])

@@ -40,7 +40,7 @@ from lion_st.training.sharding import (
     whole_model,
     whole_optimizer_state,
 )
-from lion_st.training.throughput import Throughput, peak_memory
+from lion_st.training.throughput import Throughput, lengths_of_read_texts, peak_memory
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -401,9 +401,8 @@ class RetrieverTrainerMixin(GuardedTrainer, BaseTrainer):
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Count the texts of a step; their operations are added up in `store_flos`, without waiting for the device."""
-        self.throughput.add(
-            torch.cat([mask.sum(1) for name, mask in inputs.items() if name.endswith("attention_mask")])
-        )
+        model: Any = self.accelerator.unwrap_model(self.model)
+        self.throughput.add(lengths_of_read_texts(inputs, getattr(model, "query_table", None) is None))
         return 0
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:

@@ -34,6 +34,7 @@ _READ_BY = {
         ("--use_peft", lambda values: values["use_peft"]),
     ),
     **dict.fromkeys(("pooling", "normalize"), ("--paradigm dense", lambda values: values["paradigm"] == "dense")),
+    "query_encoder_learning_rate": ("--query_encoder static", lambda values: values["query_encoder"] == "static"),
     "df_alpha": ("--regularizer df_flops", lambda values: values["regularizer"] == "df_flops"),
     "df_beta": ("--regularizer df_flops", lambda values: values["regularizer"] == "df_flops"),
     "query_target_terms": ("--regularizer target", lambda values: values["regularizer"] == "target"),

@@ -126,6 +126,22 @@ def test_the_router_checkpoint_is_stock_and_searches_the_full_models_index(
     assert by_router.fingerprint() != by_both.fingerprint()
 
 
+def test_a_truncated_encoder_keeps_the_layers_that_it_is_told_to(tiny_backbone, tmp_path) -> None:
+    model = lion_st.build(tiny_backbone(num_hidden_layers=5), "sparse", query_length=16, device="cpu")
+    student = truncated_query_encoder(model, [0, 2, -1])
+    assert len(student[0].decoder.layers) == student[0].config.num_hidden_layers == 3
+    for mine, full in zip(student[0].decoder.layers, (0, 2, 4), strict=True):
+        whole = model[0].decoder.layers[full]
+        assert torch.equal(mine.mlp.up_proj.weight, whole.mlp.up_proj.weight) and mine is not whole
+    assert len(model[0].decoder.layers) == 5
+    path = save_query_encoder(student, model, tmp_path / "router")
+    found = encode_texts(load_encoder(path, device="cpu"), TEXTS, "query")
+    assert abs(found - encode_texts(student, TEXTS, "query")).max() < 1e-4
+    for layers in (0, 5, [], [2, 0], [0, 0], [0, 5], [0, 4, -1]):
+        with pytest.raises(ValueError, match=r"layers is a number of at least 1 and below the model's 5.* got"):
+            truncated_query_encoder(model, layers)
+
+
 def test_a_router_keeps_the_limit_of_documents_where_it_has_no_effect_on_queries(tiny_backbone, tmp_path) -> None:
     model = lion_st.build(tiny_backbone(), "sparse", query_length=16, document_max_active_dims=16, device="cpu")
     path = save_query_encoder(static_query_encoder(model), model, tmp_path / "router")

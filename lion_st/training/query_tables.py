@@ -1,0 +1,121 @@
+"""Queries that no network encodes, trained together with the encoder of the documents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from lion_st.errors import UsageError
+from lion_st.losses.regularizers import term_idf
+from lion_st.modules.query_table import QueryTable
+from lion_st.training.validation import require_positive
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from lion_st.training.arguments import RetrieverArguments
+
+QueryEncoderName: TypeAlias = Literal["full", "static", "idf"]
+IDF_DOCUMENTS = 10_000
+TOKENS_AT_ONCE = 1024
+
+
+@dataclass
+class QueryEncoderArguments:
+    """What encodes queries: the model, or a table of their tokens."""
+
+    query_encoder: QueryEncoderName = field(
+        default="full",
+        metadata={
+            "help": "full: the model encodes queries too. static: a weight (dense: a vector) for each token of the "
+            "query, learned together with the encoder of the documents; idf: weights that stay at inverse document "
+            "frequencies. Neither runs a network for a query; the result is a Router."
+        },
+    )
+    query_encoder_learning_rate: float = field(
+        default=1e-2, metadata={"help": "Learning rate of the table of --query_encoder static."}
+    )
+
+    def require_query_encoder(self: Any) -> None:
+        """Refuse settings that make no query encoder.
+
+        Raises:
+            UsageError: Naming the option.
+        """
+        require_positive(self, "query_encoder_learning_rate")
+        if self.query_encoder == "full":
+            return
+        if self.query_encoder == "idf" and self.paradigm == "dense":
+            raise UsageError("--query_encoder idf weighs the terms of a sparse model: --paradigm sparse, or static.")
+        if self.preset is not None:
+            raise UsageError(f"--preset {self.preset} is the released code, which encodes queries: leave it out.")
+        if self.query_top_k is not None:
+            raise UsageError("--query_top_k limits what a network adds to a query: leave it out, a table adds nothing.")
+        if self.document_top_k is not None and self.document_top_k < self.query_length:
+            raise UsageError(
+                f"--document_top_k {self.document_top_k} would be the Router's limit of queries too, which have up to "
+                f"--query_length {self.query_length} terms: keep as many of a document at least."
+            )
+
+
+def attach_query_table(model: Any, arguments: RetrieverArguments, sources: dict[str, Dataset]) -> None:
+    """Have a table encode the queries of a model that is to be trained.
+
+    A sparse one begins with inverse document frequencies among the positives, in the mean 1; a dense one with the
+    vectors that the model gives each token alone.
+
+    Args:
+        model: Of `build_model`; it is changed.
+        arguments: Of the run.
+        sources: Its tuples.
+
+    Raises:
+        ValueError: If the tokenizer has not as many tokens as the vectors terms, for which stock modules have no place.
+    """
+    tokenizer, terms = model.tokenizer, model[-1].get_embedding_dimension()
+    tokens = len(tokenizer.get_vocab())
+    if arguments.paradigm == "dense":
+        weight = _token_vectors(model, tokens)
+    elif tokens != terms:
+        raise ValueError(
+            f"The model has {terms} terms and its tokenizer {tokens} tokens: a stock SparseStaticEmbedding has one "
+            "weight for each token. Train with --query_encoder full."
+        )
+    else:
+        weight = training_idf(model, sources.values())
+        weight = weight / weight.mean()
+    model[-1].query_table = QueryTable(weight, trainable=arguments.query_encoder == "static").to(model.device)
+
+
+def training_idf(model: Any, sources: Iterable[Dataset]) -> Tensor:
+    """Inverse document frequencies [V] of terms among the first positives of each source."""
+    sources = list(sources)
+    share = IDF_DOCUMENTS // len(sources) or 1
+    texts = [row["positive"] for tuples in sources for row in islice(tuples, share)]
+    limit = model[0].token_limit("document")
+    encoded = model.tokenizer(texts, add_special_tokens=False, truncation=True, max_length=limit)
+    return term_idf(encoded["input_ids"], len(texts), model[1].get_embedding_dimension())
+
+
+@torch.no_grad()
+def _token_vectors(model: Any, tokens: int) -> Tensor:
+    """What the model makes of each token alone, between the special tokens of a text, [tokens, D] in float32."""
+    inner, special = (model.tokenizer("a", add_special_tokens=added)["input_ids"] for added in (False, True))
+    place = next(start for start in range(len(special)) if special[start : start + len(inner)] == inner)
+    special[place : place + len(inner)] = [0]
+    was_training = model.training
+    model.eval()
+    parts = []
+    for start in range(0, tokens, TOKENS_AT_ONCE):
+        numbers = torch.arange(start, min(start + TOKENS_AT_ONCE, tokens))
+        ids = torch.tensor([special] * len(numbers))
+        ids[:, place] = numbers
+        features = {"input_ids": ids.to(model.device), "attention_mask": torch.ones_like(ids, device=model.device)}
+        parts.append(model(features)["sentence_embedding"].float())
+    model.train(was_training)
+    return torch.cat(parts)

@@ -1,0 +1,153 @@
+"""Queries that are looked up in a table, learned together with the encoder of the documents."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer, SparseEncoder
+from sentence_transformers.base.modules import Router
+from tiny_runs import tiny_run, write_tuples
+
+import lion_st
+from lion_st.encoding import encode_texts, load_encoder, model_fingerprint
+from lion_st.errors import UsageError
+from lion_st.training.query_encoders import save_query_encoder, table_query_encoder
+from lion_st.training.query_tables import attach_query_table
+from lion_st.training.retriever import load_training_tuples, train_retriever
+from lion_st.training.starting import build_model
+from lion_st.training.throughput import lengths_of_read_texts
+
+QUERIES = ["what do lions number 3 do", "what do rivers number 2 do do do"]
+DOCUMENTS = ["Lions number 3 do this and that on day 3.", "Rivers 4 rest in place 1."]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_tuples(tmp_path_factory.mktemp("tuples") / "tuples.jsonl")
+
+
+def with_table(backbone, data, folder, paradigm="sparse", **options):
+    """A model as it is when its training begins."""
+    arguments, _ = tiny_run(backbone, data, folder, paradigm, query_encoder="static", **options)
+    model = build_model(arguments, "cpu")
+    attach_query_table(model, arguments, {"tuples": load_training_tuples(arguments, 0)})
+    return model
+
+
+@pytest.mark.parametrize(
+    ("paradigm", "kind", "options"),
+    [
+        ("sparse", "static", {"use_peft": True, "query_prompt": "query: ", "mini_batch_size": 2}),
+        ("sparse", "idf", {"document_top_k": 40}),
+        ("dense", "static", {"objective": "cl"}),
+    ],
+)
+def test_a_table_and_the_documents_encoder_learn_together_and_become_a_stock_router(
+    tiny_backbone, data, tmp_path, paradigm, kind, options
+):
+    arguments, training = tiny_run(
+        tiny_backbone(), data, tmp_path / "run", paradigm, **options, query_encoder=kind, query_length=9
+    )
+    folder = train_retriever(arguments, training)
+    trained = lion_st.load(folder / "checkpoint-4", device="cpu", merge_adapter=True)
+    stock_class = SparseEncoder if paradigm == "sparse" else SentenceTransformer
+    stock = stock_class(str(folder), device="cpu")
+    assert isinstance(stock[0], Router)
+    router = load_encoder(folder, device="cpu")
+    for task, texts in (("query", QUERIES), ("document", DOCUMENTS)):
+        expected = encode_texts(trained, texts, task)
+        for vectors in (encode_texts(router, texts, task), getattr(stock, f"encode_{task}")(texts)):
+            assert abs(to_rows(vectors) - to_rows(expected)).max() < 1e-4
+    assert len(model_fingerprint(router)) == 64
+    before = with_table(tiny_backbone(), data, tmp_path / "before", paradigm, query_length=9)
+    assert torch.equal(before.query_table.weight, trained.query_table.weight) == (kind == "idf")
+    documents = to_rows(encode_texts(before, DOCUMENTS, "document"))
+    assert abs(documents - to_rows(encode_texts(trained, DOCUMENTS, "document"))).max() > 1e-3
+    state = json.loads((folder / "checkpoint-4" / "trainer_state.json").read_text())
+    assert paradigm == "dense" or 0 < state["log_history"][-1]["query_active_terms"] <= 9
+
+
+def to_rows(vectors):
+    if isinstance(vectors, torch.Tensor):
+        return vectors.to_dense().numpy()
+    return vectors if isinstance(vectors, np.ndarray) else vectors.toarray()
+
+
+def test_an_interrupted_run_goes_on_with_its_table(tiny_backbone, data, tmp_path):
+    tables = []
+    for name in ("whole", "parts"):
+        folder = tmp_path / name
+        arguments, training = tiny_run(tiny_backbone(), data, folder, query_encoder="static", save_total_limit=None)
+        train_retriever(arguments, training)
+        if name == "parts":  # as if killed after its second step
+            for later in (folder / "checkpoint-4", folder / "training.json"):
+                shutil.rmtree(later) if later.is_dir() else later.unlink()
+            train_retriever(*tiny_run(tiny_backbone(), data, folder, query_encoder="static", save_total_limit=None))
+        tables.append(lion_st.load(folder / "checkpoint-4", device="cpu").query_table.weight)
+    assert torch.equal(*tables)
+
+
+def test_a_table_gives_a_query_the_weights_of_its_own_tokens(tiny_backbone, data, tmp_path):
+    model = with_table(tiny_backbone(), data, tmp_path, query_length=7)
+    table, tokenizer = model.query_table, model.tokenizer
+    assert table.weight.mean().item() == pytest.approx(1)
+    with torch.no_grad():
+        table.weight[:40] = -1.0
+    (row,) = encode_texts(model, QUERIES[1:], "query").toarray()
+    tokens = set(tokenizer(QUERIES[1], add_special_tokens=False)["input_ids"][:7])
+    expected = {token: table.weight[token].item() for token in tokens if token >= 40}
+    assert {int(term): row[term] for term in np.flatnonzero(row)} == pytest.approx(expected)
+    tensor = model.encode_query(QUERIES[1])
+    assert tensor.is_sparse and abs(tensor.to_dense().numpy() - row).max() < 1e-6
+    model.save_pretrained(str(tmp_path / "saved"))
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        SparseEncoder(str(tmp_path / "saved"), device="cpu")
+    with pytest.raises(ValueError, match="A table encodes this model's queries"):
+        lion_st.export(model, tmp_path / "out")
+    loaded = lion_st.load(tmp_path / "saved", device="cpu")
+    assert abs(loaded.encode_query(QUERIES[1]) - row).max() < 1e-6
+    path = save_query_encoder(table_query_encoder(loaded), loaded, tmp_path / "router")
+    assert abs(encode_texts(load_encoder(path), QUERIES, "query") - encode_texts(model, QUERIES, "query")).max() < 1e-6
+
+
+def test_a_dense_table_begins_with_the_models_vector_of_each_token(tiny_backbone, data, tmp_path):
+    model = with_table(tiny_backbone(), data, tmp_path, "dense", objective="cl")
+    (token, *others) = model.tokenizer("lions", add_special_tokens=False)["input_ids"]
+    features = model.preprocess(["lions"], task="document") if not others else None
+    expected = model.encode_document("lions") if features is not None else None
+    ids = torch.tensor([[*model.tokenizer("")["input_ids"], token]])
+    with torch.no_grad():
+        alone = model({"input_ids": ids, "attention_mask": torch.ones_like(ids)})["sentence_embedding"][0]
+    torch.testing.assert_close(model.query_table.weight[token], alone, rtol=0, atol=1e-5)
+    assert expected is None or abs(alone.numpy() - expected).max() < 1e-5
+    numbers = [token, *others, token]
+    text = model.tokenizer.decode(numbers)
+    read = model.tokenizer(text, add_special_tokens=False)["input_ids"]
+    mean = model.query_table.weight[read].mean(dim=0).detach().numpy()
+    assert abs(model.encode_query(text) - mean).max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("paradigm", "options", "message"),
+    [
+        ("dense", {"query_encoder": "idf"}, "weighs the terms of a sparse model"),
+        ("sparse", {"query_encoder": "static", "query_top_k": 4}, "--query_top_k limits what a network adds"),
+        ("sparse", {"query_encoder": "static", "document_top_k": 9, "query_length": 10}, "--document_top_k 9 would"),
+        ("sparse", {"query_encoder_learning_rate": 0.1}, "is read with --query_encoder static alone"),
+        ("sparse", {"query_encoder": "static", "query_encoder_learning_rate": 0.0}, "query_encoder_learning_rate"),
+    ],
+)
+def test_tables_that_cannot_be_are_refused(data, tmp_path, paradigm, options, message):
+    with pytest.raises(UsageError, match=message):
+        tiny_run("backbone", data, tmp_path, paradigm, **options)
+
+
+def test_queries_that_no_network_reads_do_not_cost():
+    masks = {"query_attention_mask": torch.ones(2, 3), "positive_attention_mask": torch.ones(2, 5)}
+    inputs = masks | {"query_task": "query", "positive_task": "document", "label": torch.ones(2)}
+    assert lengths_of_read_texts(inputs).tolist() == [3, 3, 5, 5]
+    assert lengths_of_read_texts(inputs, with_queries=False).tolist() == [5, 5]
