@@ -6,6 +6,9 @@ import ast
 import json
 import re
 import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +47,22 @@ def blocks(page: Path) -> list[Block]:
     return found
 
 
-def run_page(page: Path) -> None:
+@dataclass(frozen=True)
+class Trainings:
+    """How a page's trainings are run, instead of being read or estimated.
+
+    Args:
+        options: Appended to the commands, by name: what makes them short.
+        environment: Of processes of their own, for `hf` and `torchrun`.
+        token: What `hf auth login` is given.
+    """
+
+    options: Mapping[str, list[str]]
+    environment: Mapping[str, str]
+    token: str
+
+
+def run_page(page: Path, trainings: Trainings | None = None) -> None:
     """Run a page's blocks in the current folder: files are written, Python shares one namespace, shell runs the CLI."""
     names: dict[str, Any] = {"__name__": "__main__"}
     for block in blocks(page):
@@ -56,7 +74,7 @@ def run_page(page: Path) -> None:
             exec(compile("\n" * (block.line - 1) + block.text, str(page), "exec"), names)
         elif block.language == "bash":
             for command in _commands(block.text):
-                _run(command, where)
+                _run(command, where, trainings)
         elif block.language == "json":
             for line in block.text.splitlines():
                 json.loads(line)
@@ -81,14 +99,21 @@ def _commands(text: str) -> list[list[str]]:
     return commands
 
 
-def _run(words: list[str], where: str) -> None:
+def _run(words: list[str], where: str, trainings: Trainings | None) -> None:
     place = f"{where}: {shlex.join(words)}"
     match words:
+        case ["hf", *rest] if trainings is not None:
+            rest += ["--token", trainings.token] if rest == ["auth", "login"] else []
+            _run_process(["huggingface_hub.cli.hf", *rest], trainings, place)
+        case ["torchrun", "--nproc_per_node", _, "-m", "lion_st", *rest] if trainings is not None:
+            launch = ["--nproc_per_node", "2", "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
+            rest += trainings.options.get(rest[0], [])
+            _run_process(["torch.distributed.run", *launch, "-m", "lion_st", *rest], trainings, place)
         case ["torchrun", *rest] if rest[2:4] == ["-m", "lion_st"]:
             assert rest[0].replace("-", "_") == "__nproc_per_node" and rest[1].isdigit(), place
-            _run_lion_st(rest[4:], place)
+            _run_lion_st(rest[4:], place, trainings)
         case ["lion-st", *rest]:
-            _run_lion_st(rest, place)
+            _run_lion_st(rest, place, trainings)
         case ["pip", "install", *wanted]:
             named = re.fullmatch(r"lion-st(?:\[([\w,]+)\])?", " ".join(wanted))
             assert named, place
@@ -103,9 +128,19 @@ def _run(words: list[str], where: str) -> None:
             raise AssertionError(f"{place}: no test runs this command")
 
 
-def _run_lion_st(words: list[str], place: str) -> None:
+def _run_process(words: list[str], trainings: Trainings, place: str) -> None:
+    environment = {**trainings.environment, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-m", *words], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, f"{place}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+
+
+def _run_lion_st(words: list[str], place: str, trainings: Trainings | None) -> None:
     from lion_st.cli import app
 
+    if trainings is not None and "--dry_run" not in words:
+        result = CliRunner().invoke(app, [*words, *trainings.options.get(words[0], [])])
+        assert result.exit_code == 0, f"{place}\n{result.output}"
+        return
     if words[0] in ONLY_READ or "--ray" in words:
         group: Any = get_command(app)
         command = group.get_command(None, words[0])

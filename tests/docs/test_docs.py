@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -18,12 +19,13 @@ from lion_st.data import save_beir
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "tests" / "hub"), str(Path(__file__).parent)]
 
-from hub_clients import TOKENS, connect  # noqa: E402
+from hub_clients import TOKENS, connect, environment  # noqa: E402
 from loopback_hub import LoopbackHub  # noqa: E402
-from snippets import DOCS, blocks, run_page  # noqa: E402
+from snippets import DOCS, Trainings, blocks, run_page  # noqa: E402
 
 MICRO = ROOT / "hub_uploads" / "models" / "lion-micro-base"
 PAGES = sorted(DOCS.rglob("*.md"))
+START_TO_FINISH = DOCS / "start-to-finish.md"
 TEXTS = {
     "lions": ("what do lions eat", "Lions prey on zebras and wildebeest, mostly at night."),
     "rivers": ("where do rivers end", "Most rivers flow into the sea, some into lakes or deserts."),
@@ -72,9 +74,40 @@ def checkout(models, hub, tmp_path, monkeypatch, one_thread) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page != START_TO_FINISH], ids=lambda page: str(page.relative_to(DOCS))
+)
 def test_every_block_of_a_page_runs(page, checkout, capsys) -> None:
     run_page(page)
+
+
+def test_the_way_from_login_to_published_models_runs_to_its_end(checkout, hub, tmp_path, capsys) -> None:
+    Path("meta-llama/Meta-Llama-3-8B").symlink_to(MICRO)
+    corpus, tuples = Path("sentence-transformers/msmarco-corpus"), Path("lightonai/ms-marco-en-bge")
+    for folder in (corpus, tuples):
+        folder.mkdir(parents=True)
+    (corpus / "README.md").write_text("---\nconfigs:\n- config_name: passage\n  data_files: passage.jsonl\n---\n")
+    numbered = [(f"{query} {n}", f"{passage} {n}") for n in range(40) for query, passage in TEXTS.values()]
+    lines = [json.dumps({"pid": str(n), "text": passage}) for n, (_, passage) in enumerate(numbered)]
+    (corpus / "passage.jsonl").write_text("\n".join(lines))
+    scored = {"pos_scores": [9.0], "neg_scores": [3.0, 1.0, 2.0]}
+    lines = [
+        json.dumps({"query": query, "pos": [passage], "neg": [f"{passage} {end}" for end in "abc"]} | scored)
+        for query, passage in numbered
+    ]
+    (tuples / "train.jsonl").write_text("\n".join(lines))
+    hub.add("mteb/scifact", Path("runs/quickstart/test_sets/scifact"), kind="dataset")
+    short = ["--max_steps", "2", "--save_steps", "2", "--bf16", "false", "--use_cpu", "true", "--disable_tqdm", "true"]
+    options = {
+        "adapt": [*short, "--block_size", "16", "--eval_blocks", "4", "--per_device_train_batch_size", "2"],
+        "train": [*short, "--batch_size", "4", "--negatives", "3", "--mini_batch_size", "2", "--document_length", "24"],
+    }
+    run_page(START_TO_FINISH, Trainings(options, environment(hub, tmp_path / "home", token=None), "hf_dummy"))
+    for name, run in (("1b", "llama-3.2-1b-sparse-cl_kd"), ("8b", "lion-sp-8b")):
+        assert json.loads(Path(f"runs/{run}/training.json").read_text())["finished"]
+        card = hub.files(f"org/lion-sp-{name}")["README.md"].decode()
+        assert "nDCG@10" in card and "| steps" not in card and "2 steps" in card
+        assert hub.files(f"org/lion-sp-{name}", "sparse-encoder")
 
 
 def messages() -> list[str]:
