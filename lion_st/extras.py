@@ -10,6 +10,7 @@ EXTRAS = {
     "train": ("datasets", "matplotlib", "trl"),
     "retrieval": ("bm25s", "faiss", "pyarrow", "seismic"),
     "eval": ("evaluate", "mteb", "pytrec_eval"),
+    "quantized": ("bitsandbytes",),
     "serve": ("fastapi", "orjson", "prometheus_client", "uvicorn"),
     "milvus": ("milvus_lite", "pymilvus"),
     "ray": ("ray",),

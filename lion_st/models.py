@@ -38,6 +38,7 @@ class BuildOptions(TypedDict, total=False):
     document_length: int | None
     lora: LoraConfig | None
     train_adapter: bool
+    load_in_4bit: bool
     dtype: str | torch.dtype
     scale: float | None
     activation: Activation
@@ -89,6 +90,7 @@ def build(
     document_length: int | None = 128,
     lora: LoraConfig | None = None,
     train_adapter: bool = False,
+    load_in_4bit: bool = False,
     dtype: str | torch.dtype = "auto",
     scale: float | None = None,
     activation: Activation = "log1p",
@@ -121,6 +123,8 @@ def build(
         document_length: Longest document, in tokens.
         lora: Train this adapter instead of all weights.
         train_adapter: Train the backbone's own adapter on, instead of merging it.
+        load_in_4bit: Hold the frozen linear layers below an adapter in 4 bits (QLoRA; needs bitsandbytes). Embeddings,
+            norms and the LM head stay as they are. `lion_st.export` merges into the weights that the 4 bits stand for.
         dtype: Of the weights; `"auto"` is the backbone's own, bfloat16 of a GGUF file. An adapter's are always float32.
         scale: Sparse: factor on the logits, `hidden_size ** -0.25` by default.
         activation: Sparse: see `SpladeHead`.
@@ -163,6 +167,10 @@ def build(
     _, is_gguf = gguf_options(backbone)
     if not is_gguf and load_file_path(backbone, "modules.json", token=token, revision=revision) is not None:
         raise ValueError(f"{backbone!r} is a saved retriever, not a backbone; open it with lion_st.load.")
+    if load_in_4bit and lora is None and not train_adapter:
+        raise ValueError(
+            "load_in_4bit holds weights that do not train: give lora= or train_adapter=True, or leave it out."
+        )
     transformer = LionTransformer(
         backbone,
         transformer_task="text-generation" if paradigm == "sparse" else "feature-extraction",
@@ -173,7 +181,13 @@ def build(
         causal=causal,
         num_layers=num_layers,
         layers=layers,
-        model_kwargs={"dtype": dtype, "token": token, "revision": revision, "is_trainable": train_adapter}
+        model_kwargs={
+            "dtype": dtype,
+            "token": token,
+            "revision": revision,
+            "is_trainable": train_adapter,
+            "load_in_4bit": load_in_4bit,
+        }
         | ({"attn_implementation": attn_implementation} if attn_implementation else {}),
         processor_kwargs={"token": token, "revision": revision},
         config_kwargs={"token": token, "revision": revision},
@@ -215,6 +229,7 @@ class LoadOptions(TypedDict, total=False):
     base: str | Path | None
     merge_adapter: bool
     is_trainable: bool
+    load_in_4bit: bool
     revision: str | None
     token: bool | str | None
     local_files_only: bool
@@ -249,6 +264,7 @@ def load(
     base: str | Path | None = None,
     merge_adapter: bool = False,
     is_trainable: bool = False,
+    load_in_4bit: bool = False,
     revision: str | None = None,
     token: bool | str | None = None,
     local_files_only: bool = False,
@@ -268,6 +284,7 @@ def load(
         base: Where an adapter's base model is now, if not where the adapter says.
         merge_adapter: Merge an adapter into the weights: faster to encode with, no longer to be trained.
         is_trainable: Let an adapter's weights train on.
+        load_in_4bit: Hold the linear layers in 4 bits, see `build`.
         revision: Hub revision of the checkpoint.
         token: Hub token.
         local_files_only: Do not reach for the network.
@@ -287,7 +304,9 @@ def load(
     """
     source = _name_of(path_or_repo, "path_or_repo")
     _require_device(device)
-    options: dict[str, Any] = {"is_trainable": is_trainable}
+    if load_in_4bit and merge_adapter:
+        raise ValueError("load_in_4bit would round what merge_adapter merges to 4 bits: leave one of them out.")
+    options: dict[str, Any] = {"is_trainable": is_trainable, "load_in_4bit": load_in_4bit}
     if dtype != "auto":
         options["dtype"] = dtype
     if attn_implementation is not None:

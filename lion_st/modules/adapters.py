@@ -11,6 +11,7 @@ from transformers.utils import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from lion_st.hooks import mark_adapter
+from lion_st.modules.quantization import dequantized, is_four_bit, on_plain_weights
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -104,6 +105,7 @@ def merged_state_dict(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     """State dict of the model with its adapters merged, the model itself left as it is.
 
     One adapted layer is copied and merged at a time and its result moved to the CPU; every other tensor is shared.
+    Weights of 4 bits are given as those that they stand for, which the adapter was trained on.
 
     Args:
         model: Model with or without adapters.
@@ -119,10 +121,12 @@ def merged_state_dict(model: PreTrainedModel) -> dict[str, torch.Tensor]:
         if isinstance(module, ModulesToSaveWrapper):
             wrapped[name] = module.modules_to_save[module.active_adapters[0]].state_dict()
         elif isinstance(module, BaseTunerLayer):
-            layer = copy.deepcopy(module)
+            layer = on_plain_weights(module) if is_four_bit(module.get_base_layer()) else copy.deepcopy(module)
             layer.merge(safe_merge=True)
             wrapped[name] = {key: tensor.cpu() for key, tensor in layer.get_base_layer().state_dict().items()}
             del layer
+        elif is_four_bit(module) and not name.endswith(".base_layer"):
+            wrapped[name] = {key: tensor.cpu() for key, tensor in dequantized(module).state_dict().items()}
     merged = {
         name: tensor
         for name, tensor in model.state_dict().items()

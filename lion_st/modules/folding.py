@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from lion_st.modules.adapters import merged_state_dict
+from lion_st.modules.quantization import plain_config
 
 # A checkpoint with its scale folded in keeps the unfolded norm here, so that training resumes to the bit.
 RESUME_FILE = "lion_st.safetensors"
@@ -54,7 +55,7 @@ def save_merged(model: PreTrainedModel, folder: str, scale: float = 1.0) -> None
         for key, tensor in scaled_norm(norm, scale).items():
             weights[f"{name}.{key}"] = tensor
     with torch.device("meta"):
-        shell = type(model)(copy.deepcopy(model.config))
+        shell = type(model)(plain_config(model.config))
     shell.load_state_dict(weights, assign=True)
     if shell.can_generate():
         shell.generation_config = model.generation_config

@@ -81,8 +81,8 @@ class LionTransformer(Transformer):
         causal: Leave attention causal, as in RepLLaMA and for ablations. `"saved"` is what the checkpoint says.
         num_layers: Keep the backbone's first so many layers alone.
         layers: Keep these layers alone, numbered from 0, in ascending order.
-        model_kwargs: Passed to `from_pretrained`. Two keys are for adapters: `base` (path or name of the base model,
-            in place of the one in the adapter's configuration) and `is_trainable`.
+        model_kwargs: Passed to `from_pretrained`, but for `base` (path or name of an adapter's base model, in place of
+            the one in its configuration), `is_trainable` (the adapter) and `load_in_4bit` (see `lion_st.build`).
         **kwargs: As for `sentence_transformers.base.modules.Transformer`; `unpad_inputs=False` computes padding,
             True insists on leaving it out, and by default it is left out where attention allows it.
 

@@ -11,6 +11,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from lion_st.modules.adapters import raise_on_wrong_weights
 from lion_st.modules.backbones import as_plain_weights, gguf_options
 from lion_st.modules.checks import require_layers
+from lion_st.modules.quantization import four_bit_config, keep_weights
 
 
 def read_config(source: str, options: dict[str, Any]) -> PretrainedConfig:
@@ -66,14 +67,22 @@ def load_backbone(task: Any, source: str, config: PretrainedConfig, options: dic
         source: Folder, Hub name or GGUF file.
         config: Its configuration.
         options: Of `from_pretrained`. The weights of a GGUF file are bfloat16 unless they name another dtype.
+            `load_in_4bit` holds the linear layers in 4 bits, see `lion_st.modules.quantization`.
 
     Raises:
-        ValueError: If weights and configuration do not match.
+        ValueError: If weights and configuration do not match, or are quantized already and are to have 4 bits.
+        ImportError: If the package that 4 bits need is missing.
     """
     folder, gguf = gguf_options(source)
     options = {key: value for key, value in options.items() if (key, value) != ("revision", None)} | gguf
     if gguf and options.get("dtype") in (None, "auto"):
         options["dtype"] = torch.bfloat16
+    four_bits = options.pop("load_in_4bit", False)
+    if four_bits:
+        if gguf or getattr(config, "quantization_config", None) is not None:
+            raise ValueError(f"{source!r} is quantized already: load_in_4bit takes weights that are not.")
+        dtype = options.get("dtype")
+        options["quantization_config"] = four_bit_config(config.dtype if dtype in (None, "auto") else dtype)
     require_layers(config, folder, options)
     auto_class = TRANSFORMER_TASK_TO_AUTO_MODEL[task]
     try:
@@ -92,6 +101,8 @@ def load_backbone(task: Any, source: str, config: PretrainedConfig, options: dic
     )
     if gguf:
         as_plain_weights(model, source)
+    if four_bits:
+        keep_weights(model)
     return model
 
 

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from sentence_transformers.util import get_rank, get_world_size
+from transformers import TrainerState
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -246,3 +247,18 @@ def _broken_file(folder: Path) -> str | None:
         except (SafetensorError, ValueError, zipfile.BadZipFile) as error:
             return f"{name} is cut off or changed ({error})"
     return None
+
+
+def saved_callback(state: TrainerState, name: str) -> dict[str, Any]:
+    """What a saved state keeps of a callback: `args` and `attributes`."""
+    saved: Any = state.stateful_callbacks
+    return saved.get(name, {}) if isinstance(saved, dict) else {}
+
+
+def is_over(state: TrainerState, stop_after: int | None) -> bool:
+    """Whether a training had taken its last step when this state was saved."""
+    last_step = state.max_steps if stop_after is None else min(state.max_steps, stop_after)
+    stopping = saved_callback(state, "EarlyStopping")
+    patience = stopping.get("args", {}).get("early_stopping_patience")
+    counted = stopping.get("attributes", {}).get("early_stopping_patience_counter", 0)
+    return state.global_step >= last_step > 0 or (patience is not None and counted >= patience)

@@ -8,6 +8,8 @@ from lion_st.training.recipes import BackboneShape, Objective
 
 LOW_PRECISION_BYTES = 2
 FLOAT_BYTES = 4
+# Of a weight of NormalFloat4: 4 bits, a constant of 8 bits for each 64 weights, one of float32 for each 256 of those.
+FOUR_BIT_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 OPTIMIZER_BYTES = 8  # two Adam moments in float32
 # Of each text and term at the peak of a step, without and with gradient caching, measured: float32 values, int32
 # positions, the gradient, and copies that the losses make of them.
@@ -31,6 +33,7 @@ class TrainingCost:
         lora_r: Rank of an adapter on all linear layers; None if all weights are trained.
         cached: Gradient caching: every text is embedded once more, without gradients.
         gradient_checkpointing: The backbone runs once more in the backward pass.
+        load_in_4bit: The linear layers below an adapter are held in 4 bits.
     """
 
     shape: BackboneShape
@@ -38,6 +41,7 @@ class TrainingCost:
     lora_r: int | None
     cached: bool = False
     gradient_checkpointing: bool = False
+    load_in_4bit: bool = False
 
     @property
     def linear_parameters(self) -> int:
@@ -98,9 +102,10 @@ class TrainingCost:
         """Bytes on each device at the peak of a step, by what they hold.
 
         Trained weights are float32, with gradients and AdamW's two moments; the frozen ones of an adapter are half
-        precision. Where all are sharded (FSDP2) each device holds its share, and what is gathered: the LM head from the
-        beginning of a step to its end, two layers at a time, and the unsharded gradient of one of them, which is added
-        up in float32. Where they are not, several devices hold every gradient twice, the second time to be sent.
+        precision, or linear layers of 4 bits, each of which is half precision while it is computed. Where all are
+        sharded (FSDP2) each device holds its share, and what is gathered: the LM head from the beginning of a step to
+        its end, two layers at a time, and the unsharded gradient of one of them, which is added up in float32. Where
+        they are not, several devices hold every gradient twice, the second time to be sent.
 
         Args:
             tokens_at_once: Tokens whose activations are held for the backward pass.
@@ -112,9 +117,12 @@ class TrainingCost:
             sharded: Whether weights, gradients and optimizer are divided over them.
         """
         shape = self.shape
-        trained, frozen = self.parameters, 0
+        trained, frozen_bytes = self.parameters, 0.0
         if self.lora_r is not None:
-            trained, frozen = self.adapter_parameters, self.parameters
+            trained, frozen_bytes = self.adapter_parameters, LOW_PRECISION_BYTES * float(self.parameters)
+        if self.load_in_4bit:
+            frozen_bytes -= (LOW_PRECISION_BYTES - FOUR_BIT_BYTES) * self.linear_parameters
+        largest = max(rows * columns for rows, columns in self._linear_shapes())
         shards = devices if sharded else 1
         query, keys = shape.num_attention_heads * shape.head_dim, 2 * shape.num_key_value_heads * shape.head_dim
         # Inputs and outputs that the backward pass of a block reads: norms, projections, gated MLP, residuals.
@@ -130,7 +138,8 @@ class TrainingCost:
             embeddings += GATHERED_BYTES * gathered_texts
         width = shape.vocab_size if self.has_head else shape.hidden_size
         parts = {
-            "weights": (FLOAT_BYTES * trained + LOW_PRECISION_BYTES * frozen) / shards,
+            "weights": (FLOAT_BYTES * trained + frozen_bytes) / shards,
+            "layer of 4 bits at work": LOW_PRECISION_BYTES * largest if self.load_in_4bit else 0.0,
             "gradients": FLOAT_BYTES * trained * (1 if sharded or devices == 1 else 2) / shards,
             "optimizer": OPTIMIZER_BYTES * trained / shards,
             "gathered head and layers": self._gathered(size) if sharded else 0.0,

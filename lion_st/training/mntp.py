@@ -24,7 +24,7 @@ from lion_st.training.checkpoints import checkpoint_to_resume, decided_by_first_
 from lion_st.training.cost import TrainingCost
 from lion_st.training.recipes import BackboneShape
 from lion_st.training.record import RunLog, files_checksum
-from lion_st.training.sharding import read_once_per_node
+from lion_st.training.sharding import read_once_per_node, refuse_sharded_quantization
 from lion_st.training.trainers import GuardedTrainer
 from lion_st.training.validation import recomputes_activations
 
@@ -233,6 +233,7 @@ def adapt_mntp(arguments: MntpArguments, training_arguments: MntpTrainingArgumen
             )
             lion_st.build("runs/llama-3.2-1b-mntp", "sparse")
     """
+    refuse_sharded_quantization(arguments, training_arguments)
     output = Path(training_arguments.output_dir)
     blocks_a_step = training_arguments.train_batch_size * training_arguments.gradient_accumulation_steps
     record = RunLog(
@@ -280,7 +281,7 @@ def _load_transformer(arguments: MntpArguments) -> tuple[LionTransformer, torch.
         add_bos=arguments.add_bos,
         num_layers=arguments.num_layers,
         layers=arguments.layers,
-        model_kwargs={"dtype": "auto"}
+        model_kwargs={"dtype": "auto", "load_in_4bit": arguments.load_in_4bit}
         | ({"attn_implementation": arguments.attn_implementation} if arguments.attn_implementation else {}),
     )
     transformer.verify_bidirectional()
@@ -351,7 +352,6 @@ def _save(model: Any, transformer: LionTransformer, arguments: MntpArguments, dt
         if arguments.use_peft and not arguments.merge:
             model.save_pretrained(folder)
         else:
-            transformer.model = model.merge_and_unload() if arguments.use_peft else model
-            transformer.model.to(dtype)  # type: ignore[arg-type]
+            transformer.model = model.get_base_model() if arguments.use_peft else model.to(dtype)
             transformer.save_merged(str(folder))
         transformer.processor.save_pretrained(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+from lion_st.errors import UsageError
 from lion_st.modules.llama_pooling import PoolingName
 from lion_st.modules.splade_head import Activation
 from lion_st.training.validation import require_positive, require_share
@@ -26,6 +27,9 @@ class LoraArguments:
     lora_target_modules: list[str] = field(
         default_factory=lambda: list(LORA_TARGETS), metadata={"help": "Names of the linear layers with an adapter."}
     )
+    load_in_4bit: bool = field(
+        default=False, metadata={"help": "QLoRA: hold the frozen linear layers in 4 bits; needs 'lion-st[quantized]'."}
+    )
 
     def lora_config(self) -> LoraConfig:
         """The adapter's PEFT configuration."""
@@ -46,10 +50,15 @@ class LoraArguments:
         """
         require_positive(self, "lora_r", "lora_alpha")
         require_share(self, "lora_dropout")
+        if self.load_in_4bit and not self.use_peft:
+            raise UsageError("--load_in_4bit holds weights that do not train: leave out --use_peft false.")
 
     def settings(self) -> dict[str, Any]:
         """Every value, for the record of a run."""
-        return {item.name: getattr(self, item.name) for item in fields(self)}
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        if not self.load_in_4bit:  # absent in the records of earlier runs
+            del values["load_in_4bit"]
+        return values
 
 
 @dataclass

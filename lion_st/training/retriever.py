@@ -49,7 +49,7 @@ from lion_st.training.recipes import BackboneShape
 from lion_st.training.regularizers import make_regularizer, prepare_regularizers
 from lion_st.training.released import SHARE, ramp_micro_batches, require_files
 from lion_st.training.runs import export_run, run_log
-from lion_st.training.sharding import build_device, is_sharded, share_checks
+from lion_st.training.sharding import build_device, is_sharded, refuse_sharded_quantization, share_checks
 from lion_st.training.starting import build_model
 from lion_st.training.teacher import report_teacher, teacher_weights
 from lion_st.training.trainers import DenseRetrieverTrainer, SparseRetrieverTrainer
@@ -366,6 +366,7 @@ def train_retriever(arguments: RetrieverArguments, training_arguments: Retriever
             folder = train_retriever(*retriever_arguments(recipe, output_dir="runs/lion-sp-1b"))
             SentenceTransformer(str(folder)).encode_query("what is a lion")
     """
+    refuse_sharded_quantization(arguments, training_arguments)
     training_arguments = resolve_batches(arguments, training_arguments)
     record = run_log(arguments, training_arguments)
     if record.is_finished:
@@ -416,6 +417,7 @@ def training_cost(
         shape,
         has_head=arguments.paradigm == "sparse",
         lora_r=arguments.lora_r if arguments.use_peft else None,
+        load_in_4bit=arguments.load_in_4bit,
         cached=arguments.mini_batch_size is not None and not uncacheable(arguments),
         gradient_checkpointing=recomputes_activations(training_arguments),
     )

@@ -72,6 +72,23 @@ def resolve_fsdp(arguments: Any) -> None:
             raise UsageError(f"{source} has {name}: {value}, which is not supported: {reason}.")
 
 
+def refuse_sharded_quantization(arguments: Any, training_arguments: TrainingArguments) -> None:
+    """Refuse to shard weights of 4 bits.
+
+    Args:
+        arguments: With `load_in_4bit`.
+        training_arguments: With `fsdp`.
+
+    Raises:
+        UsageError: If both are asked for.
+    """
+    if arguments.load_in_4bit and is_sharded(training_arguments):
+        raise UsageError(
+            "--load_in_4bit is not built for sharded weights: leave out --fsdp, and each GPU holds the frozen layers "
+            "in a quarter of what they take in bfloat16; or leave out --load_in_4bit."
+        )
+
+
 def build_device(arguments: TrainingArguments) -> str:
     """The device to build the model on that is to be trained: the process's own, or the CPU, from which it is sharded.
 

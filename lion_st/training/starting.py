@@ -62,6 +62,7 @@ def build_model(
         document_length=arguments.document_length,
         lora=arguments.lora_config() if new_adapter else None,
         train_adapter=arguments.train_adapter,
+        load_in_4bit=arguments.load_in_4bit,
         dtype=_dtype(arguments),
         scale=arguments.scale,
         activation=arguments.activation or "log1p",
@@ -113,15 +114,17 @@ def _train_on(arguments: RetrieverArguments, device: str | torch.device | None, 
             f"{', '.join(given)}, or make another retriever of its backbone."
         )
     source = arguments.model
-    model = _load(source, arguments, device)
+    model = _load(source, arguments, device, arguments.load_in_4bit)
     if arguments.train_adapter and not has_adapter(model[0].model):
         raise ValueError(
             f"--train_adapter trains the model's own adapter on, but {source!r} has none: leave it out for a new one."
         )
     if has_adapter(model[0].model) and not arguments.train_adapter:
         if arguments.use_peft:
+            if arguments.load_in_4bit:
+                model = _load(source, arguments, device)  # what is merged is not rounded
             source = _merged(partial(export, model, create_model_card=False, with_limits=True), source, folder)
-            model = _load(source, arguments, device)
+            model = _load(source, arguments, device, arguments.load_in_4bit)
         else:
             merge_adapter(model[0].model, model[0].awaits_weights)
             model[0].model.requires_grad_(True)
@@ -138,12 +141,15 @@ def _train_on(arguments: RetrieverArguments, device: str | torch.device | None, 
     return model
 
 
-def _load(source: str, arguments: RetrieverArguments, device: str | torch.device | None) -> Any:
+def _load(
+    source: str, arguments: RetrieverArguments, device: str | torch.device | None, load_in_4bit: bool = False
+) -> Any:
     return load(
         source,
         paradigm=arguments.paradigm,
         as_sparse_encoder=arguments.paradigm == "sparse",
         is_trainable=True,
+        load_in_4bit=load_in_4bit,
         dtype=_dtype(arguments),
         attn_implementation=arguments.attn_implementation,
         device=None if device is None else str(device),

@@ -22,10 +22,21 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotat
 from lion_st.files import LOCK, lock_folder
 from lion_st.hooks import without_message
 from lion_st.losses import FlopsRegularizer, TargetRegularizer
+from lion_st.model_classes import LionModel
+from lion_st.modules.adapters import load_adapter_weights
 from lion_st.modules.compilation import compile_layers, release_layers
+from lion_st.modules.quantization import is_quantized
 from lion_st.training.callbacks import EpochCallback, StopAfter
-from lion_st.training.checkpoints import begin_checkpoint, checkpoint_damage, decided_by_first_rank, seal_checkpoint
+from lion_st.training.checkpoints import (
+    begin_checkpoint,
+    checkpoint_damage,
+    decided_by_first_rank,
+    is_over,
+    saved_callback,
+    seal_checkpoint,
+)
 from lion_st.training.collapse import CollapseGuard, VectorStatistics
+from lion_st.training.contract import transformer_folder
 from lion_st.training.cost import TrainingCost
 from lion_st.training.sampling import NoFalseNegativesBatchSampler
 from lion_st.training.sharding import (
@@ -110,7 +121,7 @@ class GuardedTrainer(Trainer):
         ):
             if isinstance(resume_from_checkpoint, str):
                 state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / TRAINER_STATE_NAME))
-                if _is_over(state, getattr(self.args, "stop_after_steps", None)):
+                if is_over(state, getattr(self.args, "stop_after_steps", None)):
                     return self._end_again(state, resume_from_checkpoint)
             try:
                 return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
@@ -135,7 +146,7 @@ class GuardedTrainer(Trainer):
         if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
             self._load_best_model()
         for callback in self.callback_handler.callbacks:
-            restored = _saved_callback(state, type(callback).__name__)
+            restored = saved_callback(state, type(callback).__name__)
             for name, value in restored.get("attributes", {}).items():
                 setattr(callback, name, value)
             if isinstance(callback, StopAfter):
@@ -210,7 +221,11 @@ class GuardedTrainer(Trainer):
         return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if not self.is_fsdp_enabled:
+        backbone = backbone_of(self.model)
+        if is_quantized(backbone) and isinstance(self.model, LionModel):
+            folder = Path(resume_from_checkpoint, transformer_folder(resume_from_checkpoint))
+            load_adapter_weights(backbone, str(folder))  # on a base that is as it was
+        elif not self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint)
         elif model is None:  # else read above, before it was sharded
             whole = self.whole_model()
@@ -269,21 +284,6 @@ def _locked(folder: Path) -> Iterator[None]:
         finally:
             if get_rank() == 0 and [path.name for path in folder.iterdir()] == [LOCK]:  # nothing was written
                 (folder / LOCK).unlink()
-
-
-def _saved_callback(state: TrainerState, name: str) -> dict[str, Any]:
-    """What a saved state keeps of a callback: `args` and `attributes`."""
-    saved: Any = state.stateful_callbacks
-    return saved.get(name, {}) if isinstance(saved, dict) else {}
-
-
-def _is_over(state: TrainerState, stop_after: int | None) -> bool:
-    """Whether a training had taken its last step when this state was saved."""
-    last_step = state.max_steps if stop_after is None else min(state.max_steps, stop_after)
-    stopping = _saved_callback(state, "EarlyStopping")
-    patience = stopping.get("args", {}).get("early_stopping_patience")
-    counted = stopping.get("attributes", {}).get("early_stopping_patience_counter", 0)
-    return state.global_step >= last_step > 0 or (patience is not None and counted >= patience)
 
 
 class RetrieverTrainerMixin(GuardedTrainer, BaseTrainer):

@@ -22,6 +22,7 @@ def test_compiled_layers_train_what_others_do(tiny_backbone, tmp_path, monkeypat
         raise AssertionError("A whole module is compiled.")
 
     monkeypatch.setattr(OptimizedModule, "__init__", refuse)
+    backbone = tiny_backbone(num_hidden_layers=1)
     data = write_tuples(tmp_path / "tuples.jsonl")
     text = tmp_path / "text.txt"
     text.write_text("".join(f"Lions number {n} rest in place {n * 7 % 13}, at night {n}.\n" for n in range(99)))
@@ -32,12 +33,14 @@ def test_compiled_layers_train_what_others_do(tiny_backbone, tmp_path, monkeypat
     for name, compiled in (("plain", {}), ("compiled", {"torch_compile_backend": "aot_eager"})):
         output = tmp_path / name
         if stage == "train":
-            settings = dict(mini_batch_size=2, use_peft=True, **shared, **compiled)
-            train_retriever(*tiny_run(tiny_backbone(), data, output, **settings))
+            settings = dict(mini_batch_size=2, use_peft=True, lora_target_modules=["q_proj"], **shared, **compiled)
+            train_retriever(*tiny_run(backbone, data, output, **settings))
         else:
             settings = dict(output_dir=str(output), per_device_train_batch_size=4, disable_tqdm=True)
             adapt_mntp(
-                MntpArguments(backbone=tiny_backbone(), texts=[str(text)], block_size=16, eval_blocks=8),
+                MntpArguments(
+                    backbone=backbone, texts=[str(text)], block_size=16, eval_blocks=8, lora_target_modules=["q_proj"]
+                ),
                 MntpTrainingArguments(**settings, **shared, **compiled),
             )
         results.append(load_file(Path(output, "model.safetensors")))
