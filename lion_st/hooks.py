@@ -9,7 +9,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from lion_st.files import is_hub_name
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -68,6 +71,7 @@ USED = (
     "transformers.Trainer._load_from_checkpoint",
     "transformers.trainer_utils.rotate_checkpoints",
     "transformers.trainer_utils.sort_checkpoints",
+    "mteb.languages.iso_mappings._hf_langs_to_iso_lang_scripts",
     "peft.tuners.tuners_utils.BaseTunerLayer.get_base_layer",
     "peft.tuners.tuners_utils.cast_adapter_dtype",
     "peft.utils.other.ModulesToSaveWrapper",
@@ -117,6 +121,25 @@ def forget_compiled(module: Module) -> None:
 def hub_commit(config: Any) -> str | None:
     """The Hub commit that a configuration was loaded from, None for a local one."""
     return getattr(config, "_commit_hash", None)
+
+
+def note_hub_commit(config: Any, name: str, revision: str | None) -> None:
+    """Write down which Hub commit a configuration was loaded from, which transformers no longer does (since 5.20).
+
+    Args:
+        config: The configuration.
+        name: Folder or Hub repository that it was loaded from; nothing is noted of a folder.
+        revision: Branch, tag or commit that was asked for.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    if config is None or not is_hub_name(name):
+        return
+    for file in ("modules.json", "adapter_config.json", "config.json"):
+        path = try_to_load_from_cache(name, file, revision=revision)
+        if isinstance(path, str):
+            config._commit_hash = Path(path).parent.name  # the folder of the snapshot
+            return
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from sentence_transformers.sparse_encoder.modules import SpladePooling
 from sentence_transformers.util import load_file_path
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from lion_st.hooks import has_adapter
+from lion_st.hooks import has_adapter, note_hub_commit
 from lion_st.model_classes import LionSentenceTransformer, LionSparseEncoder
 from lion_st.modules import LionTransformer, LlamaPooling, SpladeHead, adapters
 from lion_st.modules.backbones import gguf_options
@@ -213,6 +213,7 @@ def build(
     prompts = {"query": query_prompt or "", "document": document_prompt or ""}
     model_class = LionSparseEncoder if as_sparse_encoder else LionSentenceTransformer
     model = model_class(modules=[transformer, head], prompts=prompts, similarity_fn_name="dot", device=device)
+    note_hub_commit(getattr(transformer.model, "config", None), backbone, revision)
     if not Path(backbone).exists():
         model.model_card_data.base_model = backbone
         model.model_card_data.base_model_revision = revision
@@ -330,6 +331,7 @@ def load(
         if paradigm not in (None, paradigm_of(model)):
             raise ValueError(f"{source!r} is a {paradigm_of(model)} model, not {paradigm}.")
     _require_paradigm(paradigm_of(model), as_sparse_encoder)
+    note_hub_commit(getattr(model[0].model, "config", None), source, revision)
     if merge_adapter and has_adapter(model[0].model):
         adapters.merge_adapter(model[0].model, model[0].awaits_weights)
     return model

@@ -27,6 +27,7 @@ LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in name
 # Within a layer, too, one way: what stands first imports nothing of what follows.
 WITHIN = {
     ("extras", "errors"),
+    ("files", "hooks"),
     ("kernels", "modules"),
     ("checkpoints", "exporting"),
     ("checkpoints", "model_classes"),

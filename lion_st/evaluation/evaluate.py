@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from lion_st.data.trec import read_run
-from lion_st.encoding.fingerprints import model_name
+from lion_st.encoding.fingerprints import model_name, model_revision
 from lion_st.engines import engine_settings, require_settings
 from lion_st.errors import require_list
 from lion_st.evaluation.metrics import Qrels, Run, evaluate_run, is_metric, metric_depth
-from lion_st.evaluation.mteb_search import MtebSearch, SelfMatches, model_meta
+from lion_st.evaluation.mteb_meta import is_standard, model_meta
+from lion_st.evaluation.mteb_search import MtebSearch, SelfMatches
 from lion_st.evaluation.protocols import Protocol, get_protocol
 from lion_st.evaluation.tasks import get_task_groups, loaded, origin_of
 from lion_st.evaluation.trec import check_ids, drop_self_matches, write_qrels, write_run
@@ -65,8 +66,9 @@ def evaluate_retrieval(
     """Evaluate a model on retrieval test sets.
 
     Writes into `output_dir`: mteb's result objects (`results/`), TREC runs and the judgements of each test set
-    (`runs/`), and rows of figures (`rows/`). Splits and subsets of a task of mteb gather in one result; each split of
-    a folder has a result of its own.
+    (`runs/`), and rows of figures (`rows/`). Results of a checkpoint on the Hub with its own lengths, exact search and
+    the depth of 1000 lie below its commit, as mteb's leaderboards take them; others below a digest and the settings.
+    Splits and subsets of a task of mteb gather in one result; each split of a folder has a result of its own.
     A test set whose files are there for the same weights, data and settings is read back instead of run again.
 
     Args:
@@ -179,6 +181,9 @@ def open_retriever(
     options = dict(load_options or {})
     encoder, found_name = _opened(model, options)
     query_encoder = None
+    if query_model is None and isinstance(model, str) and options.get("dtype") in (None, "auto"):
+        limited = options.get("query_top_k") or options.get("document_top_k")
+        settings["commit"] = None if limited else model_revision(encoder)
     if query_model is not None:
         query_encoder, query_name = _opened(query_model, options | {"revision": None})
         found_name += f"+{query_name.split('/')[-1]}"
@@ -281,7 +286,10 @@ class _Evaluation:
         self.output = output
         self.overwrite = overwrite
         self.show_progress = show_progress
-        self.meta = model_meta(retriever, top_k=protocol.top_k, self_matches=protocol.self_matches)
+        self.digest = hashlib.sha256(retriever.fingerprint().encode()).hexdigest()[:40]
+        settings = {"engine": retriever.engine, "top_k": protocol.top_k, "self_matches": protocol.self_matches}
+        is_plain = is_standard(retriever) and protocol.top_k >= 1000 and protocol.self_matches == "task"
+        self.meta = model_meta(retriever) if is_plain else model_meta(retriever, self.digest, settings)
         self.cache = mteb.ResultCache(output)
 
     def rows(self, task: AbsTaskRetrieval) -> list[Row]:
@@ -289,7 +297,7 @@ class _Evaluation:
         name, origin = task.metadata.name, origin_of(task)
         meta = self._meta(origin)
         parts = [sorted(task.eval_splits), sorted(task.hf_subsets)]
-        settings = [meta.revision, task.metadata.revision, parts, self.retriever.engine, asdict(self.protocol)]
+        settings = [self.digest, task.metadata.revision, parts, self.retriever.engine, asdict(self.protocol)]
         key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
         stem = f"{name}.{self.retriever.name.replace('/', '__')}.{self.retriever.engine}.{key}"
         row_file = self.output / "rows" / f"{stem}.json"

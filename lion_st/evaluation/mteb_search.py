@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from lion_st.evaluation.mteb_meta import model_meta
 from lion_st.evaluation.trec import drop_self_matches, hits_to_run
-from lion_st.extras import require
-from lion_st.retrieval.retriever import Retriever, require_retriever
+from lion_st.indexes import Hits
+from lion_st.indexes.base import CAN_CHANGE
+from lion_st.retrieval.retriever import HybridRetriever, ModelRetriever, Retriever, require_retriever
 
 if TYPE_CHECKING:
     from mteb.abstasks.task_metadata import TaskMetadata
@@ -17,8 +21,15 @@ SelfMatches: TypeAlias = Literal["task", "keep", "drop_before_cut", "drop_after_
 SELF_MATCHES: tuple[SelfMatches, ...] = ("task", "keep", "drop_before_cut", "drop_after_cut")
 
 
+QUERIES_AT_ONCE = 64  # re-ranked by an engine that cannot search among some documents alone
+
+
 class MtebSearch:
     """A retriever as mteb's `SearchProtocol`.
+
+    Tasks that re-rank get each query's candidates in the order of their scores. Prompts that a model has for a task or
+    a kind of task, by mteb's names for them ("SciFact-query", "Retrieval-query", ...), take the place of its usual
+    ones.
 
     Args:
         retriever: What searches.
@@ -51,6 +62,7 @@ class MtebSearch:
         self.self_matches = self_matches
         self.show_progress = show_progress
         self.runs: dict[tuple[str, str, str], dict[str, dict[str, float]]] = {}
+        self._documents = 0
         self._meta = meta or model_meta(retriever)
 
     @property
@@ -61,25 +73,72 @@ class MtebSearch:
     def index(self, corpus: Any, *, task_metadata: TaskMetadata, hf_split: str, hf_subset: str, **kwargs: Any) -> None:
         """Index a task's corpus."""
         documents = {row["id"]: document_text(row.get("title"), row["text"]) for row in corpus}
-        self.retriever.index(documents, show_progress=self.show_progress)
+        with task_prompts(self.retriever, task_metadata):
+            self.retriever.index(documents, show_progress=self.show_progress)
+        self._documents = len(documents)
 
     def search(
         self, queries: Any, *, task_metadata: TaskMetadata, hf_split: str, hf_subset: str, top_k: int, **kwargs: Any
     ) -> dict[str, dict[str, float]]:
         """Search a task's queries."""
-        if kwargs.get("top_ranked"):
-            raise ValueError(f"{task_metadata.name} re-ranks given candidates: an index cannot be evaluated on it.")
         texts = [query_text(row, task_metadata.name) for row in queries]
         ids = list(queries["id"])
-        k = self.top_k
-        if self.self_matches == "drop_before_cut":
-            run = drop_self_matches(hits_to_run(ids, self.retriever.search(texts, k + 1, self.show_progress)), k)
-        else:
-            run = hits_to_run(ids, self.retriever.search(texts, k, self.show_progress))
-            if self.self_matches == "drop_after_cut":
-                run = drop_self_matches(run)
+        k = self.top_k + (self.self_matches == "drop_before_cut")
+        with task_prompts(self.retriever, task_metadata):
+            if top_ranked := kwargs.get("top_ranked"):
+                hits = [one[:k] for one in self._reranked(texts, [top_ranked.get(query, ()) for query in ids])]
+            else:
+                hits = self.retriever.search(texts, k, self.show_progress)
+        run = hits_to_run(ids, hits)
+        if self.self_matches in ("drop_before_cut", "drop_after_cut"):
+            run = drop_self_matches(run, self.top_k)
         self.runs[task_metadata.name, hf_subset, hf_split] = run
         return {query: dict(islice(hits.items(), top_k)) for query, hits in run.items()}  # mteb edits what it gets
+
+    def _reranked(self, texts: list[str], candidates: Sequence[Sequence[str]]) -> list[Hits]:
+        """Each query's candidates by falling score; those that share no term with it come last, with a score of 0."""
+        for part in self.retriever.retrievers if isinstance(self.retriever, HybridRetriever) else [self.retriever]:
+            if isinstance(part, ModelRetriever) and not part.documents.searches_among:
+                raise ValueError(
+                    f"The engine {part.engine!r} cannot score the given candidates that this task re-ranks, "
+                    f"{CAN_CHANGE} can."
+                )
+        if isinstance(self.retriever, ModelRetriever):
+            found = self.retriever.rerank(texts, candidates, self.show_progress)
+        else:
+            found = []
+            for start in range(0, len(texts), QUERIES_AT_ONCE):
+                block = texts[start : start + QUERIES_AT_ONCE]
+                found += self.retriever.search(block, self._documents, self.show_progress)
+        return [_among(hits, own) for hits, own in zip(found, candidates, strict=True)]
+
+
+def _among(hits: Hits, candidates: Sequence[str]) -> Hits:
+    wanted = dict.fromkeys(candidates, 0.0)
+    kept = {document: score for document, score in hits if document in wanted}
+    return [*kept.items(), *((document, 0.0) for document in wanted if document not in kept)]
+
+
+@contextmanager
+def task_prompts(retriever: Retriever, task: TaskMetadata) -> Iterator[None]:
+    """Have a retriever's models put the prompts in front of texts that they have for a task, as mteb's wrappers do."""
+    from mteb.models.abs_encoder import get_prompt_name
+    from mteb.types import PromptType
+
+    parts = retriever.retrievers if isinstance(retriever, HybridRetriever) else [retriever]
+    models = [model for part in parts if isinstance(part, ModelRetriever) for model in (part.model, part.query_model)]
+    with ExitStack() as before:
+        for model in {id(model): model for model in models}.values():
+            prompts: dict[str, Any] = dict(model.prompts)
+            own: dict[str, str] = {}
+            for kind in ("query", "document"):
+                name = get_prompt_name(prompts, task, PromptType(kind))
+                if name is not None and name != kind:
+                    own[kind] = prompts[name]
+            if own:
+                before.callback(setattr, model, "prompts", model.prompts)
+                model.prompts = {**prompts, **own}
+        yield
 
 
 def document_text(title: str | None, text: str) -> str:
@@ -92,24 +151,3 @@ def query_text(row: dict[str, Any], task: str) -> str:
     if not isinstance(row["text"], str):
         raise ValueError(f"{task} has conversations for queries: only text queries are supported.")
     return f"{row['text']} {row['instruction']}" if row.get("instruction") else row["text"]
-
-
-def model_meta(retriever: Retriever, **experiment: Any) -> ModelMeta:
-    """Describe a retriever to mteb; its fingerprint is the revision, so that stale results are never reused.
-
-    Args:
-        retriever: A retriever.
-        experiment: Settings that give their own result files.
-    """
-    import hashlib
-
-    ModelMeta = require("mteb.models.model_meta").ModelMeta
-    name = retriever.name if "/" in retriever.name else f"lion_st/{retriever.name}"
-    return ModelMeta.create_empty(
-        {
-            "name": name,
-            "revision": hashlib.sha256(retriever.fingerprint().encode()).hexdigest()[:40],
-            "model_type": ["sparse" if retriever.paradigm in ("sparse", "lexical") else "dense"],
-            "experiment_kwargs": {"engine": retriever.engine, **experiment},
-        }
-    )

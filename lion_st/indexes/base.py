@@ -141,6 +141,11 @@ class Index(ABC):
             StorageError: If the folder is not an index of this engine and version, or is truncated or damaged.
         """
 
+    @property
+    def searches_among(self) -> bool:
+        """Whether `search` takes `allowed`."""
+        return False
+
     def __repr__(self) -> str:
         settings = "".join(f", {name}={getattr(self, name)!r}" for name in self.parameters)
         return f"{type(self).__name__}({self.paradigm!r}{settings}): {len(self):,} documents"
@@ -284,7 +289,7 @@ class LocalIndex(Index):
 
     def delete(self, ids: Sequence[str]) -> None:
         """Take documents out of the index; see `Index.delete`. Their space is freed by `compact`."""
-        if not self._can_change():
+        if not self.searches_among:
             super().delete(ids)
         ids = as_ids(ids)
         with self._lock:
@@ -331,12 +336,14 @@ class LocalIndex(Index):
             return np.full((matrix.shape[0], k), -1), np.zeros((matrix.shape[0], k), dtype=np.float32)
         return self._search(matrix, k, threads, mask)
 
-    def _can_change(self) -> bool:
+    @property
+    def searches_among(self) -> bool:
+        """Whether `search` takes `allowed`, and `delete` works."""
         return type(self)._keep is not LocalIndex._keep
 
     def _mask(self, allowed: Collection[str]) -> np.ndarray:
         """Which of `ids` may be found."""
-        if not self._can_change():
+        if not self.searches_among:
             raise NotImplementedError(
                 f"The engine {self.engine!r} cannot search among some documents alone, {CAN_CHANGE} can."
             )

@@ -85,6 +85,7 @@ class ModelRetriever:
             very documents to index, by this model.
         encoded_dir: Keep the encoded corpora here, resumable, and reuse them for the same model, lengths and documents.
         name: Name in tables and result files; the model's own by default.
+        commit: Hub commit that the model was loaded from and has not been changed since; results are filed below it.
 
     Raises:
         TypeError: If a model is not one, but a path for example.
@@ -111,6 +112,7 @@ class ModelRetriever:
         encoded: str | Path | None = None,
         encoded_dir: str | Path | None = None,
         name: str | None = None,
+        commit: str | None = None,
     ) -> None:
         from lion_st.models import paradigm_of
 
@@ -128,6 +130,7 @@ class ModelRetriever:
         self.encoded = EncodedCorpus(encoded) if encoded is not None else None
         self.encoded_dir = Path(encoded_dir) if encoded_dir is not None else None
         self.name = name or "+".join(dict.fromkeys(model_name(one) for one in (model, self.query_model)))
+        self.commit = commit
         self._figures: dict[str, Any] = {}
         self._folder: TemporaryDirectory[str] | None = None
         self._owns_collection = False
@@ -200,31 +203,48 @@ class ModelRetriever:
             RuntimeError: If nothing was indexed.
         """
         require_queries(queries)
-        if "index_bytes" not in self._figures:
-            raise RuntimeError("Nothing is indexed yet: call index(documents) before search.")
+        self._require_indexed()
         hits: list[Hits] = [[] for _ in queries]
         asked = [row for row, query in enumerate(queries) if query.strip()]
         if not asked:
             return hits
-        started = perf_counter()
-        vectors = encode_texts(
-            self.query_model,
-            [queries[row] for row in asked],
-            "query",
-            max_tokens=self.query_tokens,
-            tokens_per_batch=self.tokens_per_batch,
-            show_progress=show_progress,
-        )
-        encoded = perf_counter()
+        vectors, seconds = self._encoded_queries([queries[row] for row in asked], show_progress)
         self._index.search(vectors[:1], k, self.threads, allowed)  # compiles or warms up, outside the timing
         ready = perf_counter()
         for row, found in zip(asked, self._index.search(vectors, k, self.threads, allowed), strict=True):
             hits[row] = found
-        self._figures |= {
-            "query_terms": active_terms(vectors) if self.paradigm == "sparse" else None,
-            "encode_ms_per_query": 1000 * (encoded - started) / len(asked),
-            "search_ms_per_query": 1000 * (perf_counter() - ready) / len(asked),
-        }
+        self._note_queries(vectors, seconds, perf_counter() - ready)
+        return hits
+
+    def rerank(
+        self, queries: Sequence[str], candidates: Sequence[Collection[str]], show_progress: bool = False
+    ) -> list[Hits]:
+        """Encode queries and return for each its own candidates as (id, score), best first.
+
+        Args:
+            queries: Q texts.
+            candidates: For each query, ids of documents.
+            show_progress: Show a bar while encoding.
+
+        Returns:
+            Q lists. A sparse model's lack candidates that share no term with the query.
+
+        Raises:
+            TypeError: If the queries are one string, or one of them is not a text.
+            RuntimeError: If nothing was indexed.
+            NotImplementedError: If the engine cannot search among some documents alone.
+        """
+        require_queries(queries)
+        hits: list[Hits] = [[] for _ in queries]
+        asked = [row for row, query in enumerate(queries) if query.strip() and len(candidates[row])]
+        if asked:
+            self._require_indexed()
+            vectors, seconds = self._encoded_queries([queries[row] for row in asked], show_progress)
+            started = perf_counter()
+            for place, row in enumerate(asked):
+                own = candidates[row]
+                (hits[row],) = self._index.search(vectors[[place]], len(own), self.threads, own)
+            self._note_queries(vectors, seconds, perf_counter() - started)
         return hits
 
     def figures(self) -> dict[str, Any]:
@@ -233,6 +253,30 @@ class ModelRetriever:
         Encoding that was read back from `encoded_dir` counts with the time of reading it.
         """
         return dict(self._figures)
+
+    def _require_indexed(self) -> None:
+        if "index_bytes" not in self._figures:
+            raise RuntimeError("Nothing is indexed yet: call index(documents) before search.")
+
+    def _encoded_queries(self, queries: Sequence[str], show_progress: bool) -> tuple[Any, float]:
+        """Vectors, and the seconds that they took."""
+        started = perf_counter()
+        vectors = encode_texts(
+            self.query_model,
+            queries,
+            "query",
+            max_tokens=self.query_tokens,
+            tokens_per_batch=self.tokens_per_batch,
+            show_progress=show_progress,
+        )
+        return vectors, perf_counter() - started
+
+    def _note_queries(self, vectors: Any, encode_seconds: float, search_seconds: float) -> None:
+        self._figures |= {
+            "query_terms": active_terms(vectors) if self.paradigm == "sparse" else None,
+            "encode_ms_per_query": 1000 * encode_seconds / vectors.shape[0],
+            "search_ms_per_query": 1000 * search_seconds / vectors.shape[0],
+        }
 
     def _new_index(self) -> Index:
         from lion_st.models import paradigm_of
