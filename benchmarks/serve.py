@@ -6,8 +6,9 @@
 
 Clients are threads of a process of their own, each of which posts a query of about 9 tokens, waits for its sparse
 vector and posts the next. The other side is what one writes in ten lines: a route that FastAPI runs in its threads and
-that calls `SparseEncoder.encode_query` for each request. Memory is the server's resident set, after a warm-up and in
-the end: a server that leaks grows with the requests. The process ends with an error if a request failed.
+that calls `SparseEncoder.encode_query` for each request. Memory is the server's resident set, after a warm-up of
+one client, after a third of the time, and in the end: a server that leaks grows with the requests. The process ends
+with an error if a request failed.
 
 Without --model, the model is a small random Llama (hidden 64, 2 layers) with about 150 active terms a text.
 """
@@ -151,6 +152,8 @@ def load(url: str, process: int, clients: int, seconds: float, vocabulary: int) 
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(clients)]
     for thread in threads:
         thread.start()
+    time.sleep(seconds / 3)
+    early = resident_mib(process)
     for thread in threads:
         thread.join()
     spent = time.monotonic() - started
@@ -163,6 +166,7 @@ def load(url: str, process: int, clients: int, seconds: float, vocabulary: int) 
         "errors": len(errors),
         "first error": errors[0] if errors else "",
         "resident MiB": before,
+        "after a third": early,
         "in the end": resident_mib(process),
     }
 

@@ -56,12 +56,16 @@ def missing_extra(error: BaseException) -> str | None:
 
 
 def _remedy(package: str) -> str:
-    if package == "seismic" and not _has_seismic():
+    if package == "seismic" and not has_seismic():
         return 'it has wheels for Python 3.10 to 3.12 on x86-64 Linux alone. Use the engine "exact"'
     return f"pip install 'lion-st[{EXTRA_OF[package]}]'"
 
 
-def _has_seismic() -> bool:
+def has_seismic() -> bool:
+    """Whether Seismic has wheels for this platform: x86-64 Linux with glibc 2.34 or newer, Python 3.10 to 3.12."""
     import platform
 
-    return sys.platform == "linux" and platform.machine() == "x86_64" and sys.version_info < (3, 13)
+    if sys.platform != "linux" or platform.machine() != "x86_64" or sys.version_info >= (3, 13):
+        return False
+    library, version = platform.libc_ver()
+    return library == "glibc" and tuple(int(part) for part in version.split(".")[:2]) >= (2, 34)

@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from lion_st.cli.options import Device, Quiet, Revision, Weights, require_folder, require_model, require_source
+from lion_st.cli.options import (
+    Device,
+    IndexRevision,
+    Quiet,
+    Revision,
+    Weights,
+    require_folder,
+    require_model,
+    require_source,
+)
+from lion_st.errors import UsageError
+from lion_st.files import is_hub_name
 
 
 def register(app: typer.Typer) -> None:
@@ -30,6 +41,11 @@ def demo(
         Path | None,
         typer.Option(help="Folder of `lion-st encode`, or exact index, of the documents in place of encoding them."),
     ] = None,
+    index: Annotated[
+        str | None,
+        typer.Option(help="Exact index of the documents: a folder of `lion-st index`, or a data set on the Hub."),
+    ] = None,
+    index_revision: IndexRevision = None,
     host: Annotated[
         str | None, typer.Option(help="Address to listen on; by default 127.0.0.1, this machine alone.")
     ] = None,
@@ -47,11 +63,23 @@ def demo(
     require_source(None if data is None else str(data))
     if encoded is not None:
         require_folder(encoded, "what `lion-st encode` or `lion-st index` wrote")
+    if index is not None and encoded is not None:
+        raise UsageError("--index and --encoded both give the documents' vectors: leave one out.")
+    if index_revision is not None and index is None:
+        raise UsageError("--index-revision is that of an index on the Hub: give its name as --index.")
+    if index is not None and not is_hub_name(index):
+        require_folder(Path(index), "what `lion-st index` wrote")
     from lion_st.demo import build_page, launch, load_explorer
 
     options = {"device": device, "dtype": weights, "revision": revision}
-    launch(
-        build_page(load_explorer(model, data, dense, encoded=encoded, load_options=options, show_progress=not quiet)),
-        host,
-        port,
+    explorer = load_explorer(
+        model,
+        data,
+        dense,
+        encoded=encoded,
+        index=index,
+        index_revision=index_revision,
+        load_options=options,
+        show_progress=not quiet,
     )
+    launch(build_page(explorer), host, port)

@@ -29,7 +29,6 @@ from lion_st.encoding import encode_texts
 from lion_st.encoding.fingerprints import input_module, model_name, prompt_for, text_limit
 from lion_st.extras import require
 from lion_st.indexes import Hits
-from lion_st.indexes.exact import ExactSparseIndex
 from lion_st.models import load, paradigm_of
 from lion_st.retrieval import Bm25Retriever, ModelRetriever, explain_score
 from lion_st.retrieval.explain import TextTerm, expanded_terms
@@ -108,6 +107,8 @@ class Explorer:
         dense_name: The same of the dense model.
         encoded: Read the sparse model's vectors of these very documents from this folder of `encode_corpus`, or
             search this exact index of them.
+        index: Search this exact index of these very documents: a folder, or a name on the Hub, see `load_index`.
+        index_revision: Commit, tag or branch of an index on the Hub.
         encoded_dir: Keep the vectors here, and read them from here when they are of the same model and documents.
         show_progress: Show the progress of the encoding.
 
@@ -135,6 +136,8 @@ class Explorer:
         name: str | None = None,
         dense_name: str | None = None,
         encoded: str | Path | None = None,
+        index: str | Path | None = None,
+        index_revision: str | None = None,
         encoded_dir: str | Path | None = None,
         show_progress: bool = False,
     ) -> None:
@@ -147,20 +150,21 @@ class Explorer:
         self.collection = collection
         self._check_offsets()
         texts = {key: document.content for key, document in collection.documents.items()}
-        indexed = encoded is not None and is_index(encoded)
-        sparse = None if indexed else ModelRetriever(model, encoded=encoded, encoded_dir=encoded_dir)
+        if index is None and encoded is not None and is_index(encoded):
+            index = encoded
+        sparse = None if index is not None else ModelRetriever(model, encoded=encoded, encoded_dir=encoded_dir)
         self.beside: dict[str, ModelRetriever | Bm25Retriever] = {}
         if dense is not None and dense_name is not None:
             self.beside[f"{dense_name} (dense)" if dense_name == self.name else dense_name] = ModelRetriever(
                 dense, encoded_dir=encoded_dir
             )
         self.beside["BM25"] = Bm25Retriever()
+        self.index: Any  # with `vectors`
         if sparse is None:
-            assert encoded is not None
-            self.index = open_index(encoded, model, texts)
+            assert index is not None
+            self.index = open_index(index, model, texts, index_revision)
         else:
             sparse.index(texts, show_progress)
-            assert isinstance(sparse.documents, ExactSparseIndex)
             self.index = sparse.documents
         for retriever in self.beside.values():
             retriever.index(texts, show_progress)
@@ -250,6 +254,8 @@ def load_explorer(
     dense: str | Path | None = None,
     *,
     encoded: str | Path | None = None,
+    index: str | Path | None = None,
+    index_revision: str | None = None,
     encoded_dir: str | Path | None = None,
     load_options: Mapping[str, Any] | None = None,
     show_progress: bool = False,
@@ -261,6 +267,8 @@ def load_explorer(
         data: Documents, see `read_collection`; by default `quickstart_collection()`.
         dense: Dense checkpoint.
         encoded: See `Explorer`.
+        index: See `Explorer`.
+        index_revision: See `Explorer`.
         encoded_dir: Where vectors are kept for the next start; by default in the user's cache folder.
         load_options: Options of `lion_st.load` for both models; `revision` is that of the sparse one alone.
         show_progress: Show the progress of the encoding.
@@ -280,6 +288,8 @@ def load_explorer(
         name=Path(model).name,
         dense_name=Path(dense).name if dense is not None else None,
         encoded=encoded,
+        index=index,
+        index_revision=index_revision,
         encoded_dir=encoded_dir or cache_folder(),
         show_progress=show_progress,
     )

@@ -6,13 +6,12 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lion_st.data.records import Record
 from lion_st.encoding.fingerprints import text_limit
 from lion_st.encoding.reading import records_digest
 from lion_st.indexes import StorageError, load_index
-from lion_st.indexes.exact import ExactSparseIndex
 from lion_st.retrieval.retriever import require_same_encoding
 from lion_st.retrieval.search import require_explainable
 
@@ -26,22 +25,29 @@ def is_index(folder: str | Path) -> bool:
 
 
 def open_index(
-    folder: str | Path, model: SentenceTransformer | SparseEncoder, texts: Mapping[str, str]
-) -> ExactSparseIndex:
+    folder: str | Path,
+    model: SentenceTransformer | SparseEncoder,
+    texts: Mapping[str, str],
+    revision: str | None = None,
+) -> Any:
     """Open an index of the very documents to show, by the model that shows them.
 
     Args:
-        folder: Folder of an exact index, quantised or pruned as it may be.
+        folder: Folder of an exact index, quantised or pruned as it may be, or its name on the Hub.
         model: The sparse model.
         texts: The documents by id.
+        revision: Commit, tag or branch of an index on the Hub.
+
+    Returns:
+        The index, which keeps `vectors`.
 
     Raises:
+        FileNotFoundError: If there is neither such a folder nor such a data set.
         StorageError: If it holds vectors of another model or of other documents, or does not say of which.
         ValueError: If its engine does not keep the term weights that explain a score.
     """
-    index = load_index(folder, memory_map=True)
+    index: Any = load_index(folder, memory_map=True, revision=revision)
     require_explainable(index)
-    assert isinstance(index, ExactSparseIndex)
     if index.source is None:
         raise StorageError(f"{folder} does not say what its vectors come from: build it with `lion-st index`.")
     require_same_encoding(folder, index.source, model, text_limit(model, "document"))

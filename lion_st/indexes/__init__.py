@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from lion_st.encoding.snapshots import download_explained, local_folder
 from lion_st.encoding.storage import HEADER, StorageError, read_folder
 from lion_st.engines import ENGINES, engine_settings, require_settings
+from lion_st.extras import has_seismic
 from lion_st.files import is_hub_name
 from lion_st.indexes.base import KIND, VERSION, Hits, Index, LocalIndex, Paradigm
 from lion_st.indexes.pruning import Pruning
@@ -26,6 +29,7 @@ __all__ = [
     "engine_for",
     "index_folder",
     "load_index",
+    "present_engine",
 ]
 
 
@@ -33,7 +37,7 @@ def create_index(engine: str, paradigm: Paradigm, **parameters: Any) -> Index:
     """Make an empty index.
 
     Args:
-        engine: A key of `ENGINES`.
+        engine: A key of `ENGINES`; for "seismic" see `present_engine`.
         paradigm: "sparse", "dense" or, with milvus, "hybrid".
         parameters: The engine's own settings, see its class.
 
@@ -47,7 +51,28 @@ def create_index(engine: str, paradigm: Paradigm, **parameters: Any) -> Index:
         [[('d1', 1.5)]]
     """
     require_settings([engine], parameters, paradigm)
+    if (present := present_engine(engine)) != engine:
+        engine, parameters = present, {}
     return _engine_class(engine, paradigm)(paradigm, **parameters)
+
+
+def present_engine(engine: str) -> str:
+    """An engine, or what takes its place on platforms that it has no packages for: "exact" in that of "seismic".
+
+    No approximate search takes Seismic's place: over the wide vectors of language models, exact search was as fast up
+    to a million documents.
+
+    Warns:
+        UserWarning: If another engine takes its place.
+    """
+    if engine != "seismic" or has_seismic() or find_spec("seismic") is not None:
+        return engine
+    warnings.warn(
+        "Seismic has no package for this platform (wheels are for x86-64 Linux with glibc 2.34, Python 3.10 to 3.12): "
+        "the engine 'exact' takes its place, without settings, and finds all that is to be found.",
+        stacklevel=3,
+    )
+    return "exact"
 
 
 def engine_for(engines: str | Sequence[str], paradigm: str) -> str:

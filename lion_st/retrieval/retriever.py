@@ -27,7 +27,7 @@ from lion_st.encoding.reading import records_digest
 from lion_st.encoding.shards import EncodedCorpus
 from lion_st.encoding.vectors import Vectors, active_terms
 from lion_st.errors import require_list, require_type
-from lion_st.indexes import Hits, Index, StorageError, create_index
+from lion_st.indexes import Hits, Index, StorageError, create_index, present_engine
 from lion_st.retrieval.fusion import convex_fusion, reciprocal_rank_fusion, require_weights
 from lion_st.retrieval.texts import require_documents, require_queries
 
@@ -121,8 +121,8 @@ class ModelRetriever:
         for one in (self.model, self.query_model):
             input_module(one, "query")  # raises for a path
         self.paradigm: str = paradigm_of(model)
-        self.engine = engine
-        self.engine_parameters = dict(engine_parameters or {})
+        self.engine = present_engine(engine)
+        self.engine_parameters = dict(engine_parameters or {}) if self.engine == engine else {}
         self.query_tokens = query_tokens
         self.document_tokens = document_tokens
         self.tokens_per_batch = tokens_per_batch

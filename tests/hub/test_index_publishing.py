@@ -12,6 +12,8 @@ from typer.testing import CliRunner
 
 import lion_st
 from lion_st.cli import app
+from lion_st.demo.collection import Collection, Document
+from lion_st.demo.explorer import Explorer
 from lion_st.encoding import EncodedCorpus, encode_corpus
 from lion_st.hub import publish_index
 from lion_st.indexes import StorageError, create_index, load_index
@@ -211,3 +213,20 @@ def test_what_cannot_be_searched_by_others_is_not_published(made, tmp_path):
     with pytest.raises(ValueError, match=r"token\.txt has the name of a file with secrets"):
         publish_index(made / "index", NAME, dry_run=True)
     (made / "index" / "token.txt").unlink()
+
+
+def test_the_page_searches_a_published_index(connected, made):
+    publish_index(made / "index", NAME, license="mit")
+    documents = {f"d{row}": Document(f"d{row}", "", f"lion number {row} eats zebras") for row in range(30)}
+    collection = Collection("lions", documents)
+    model = lion_st.load(made / "model")
+    published = Explorer(model, collection, index=NAME, index_revision="v1")
+    local = Explorer(model, collection, index=made / "index")
+    (one, _), (other, _) = published.answer(QUERY).rankings, local.answer(QUERY).rankings
+    assert [(hit.document, hit.score) for hit in one.hits] == [(hit.document, hit.score) for hit in other.hits]
+    for arguments, complaint, code in (
+        (["--index", NAME, "--encoded", made / "vectors"], "leave one out", 2),
+        (["--index-revision", "v1"], "give its name as --index", 2),
+        (["--index", made / "nowhere"], "nowhere", 1),
+    ):
+        assert complaint in " ".join(lion("demo", made / "model", *arguments, exit_code=code).split())

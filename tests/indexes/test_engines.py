@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
+from lion_st import indexes
 from lion_st.encoding import to_csr
 from lion_st.indexes import StorageError, create_index, load_index
 from lion_st.indexes import faiss as faiss_engine
@@ -347,3 +348,20 @@ def test_milvus_refuses_what_it_cannot_store(tmp_path: Path, documents) -> None:
     with pytest.raises(ValueError, match="600 bytes"):
         index.add(["x" * 600], (documents[:1], np.ones((1, 4))))
     index.close()
+
+
+def test_exact_takes_the_place_of_seismic_where_it_has_no_package(monkeypatch, documents, queries, exact_hits) -> None:
+    monkeypatch.setattr(indexes, "find_spec", lambda package: None)
+    monkeypatch.setattr("platform.libc_ver", lambda: ("glibc", "2.17"))
+    with pytest.warns(UserWarning, match="no package for this platform .*: the engine 'exact' takes its place"):
+        index = create_index("seismic", "sparse", query_cut=5)
+    index.add(IDS, documents)
+    assert index.stats()["engine"] == "exact" and index.search(queries, 10) == exact_hits
+    with pytest.raises(ValueError, match="seismic has no setting 'probes'"):
+        create_index("seismic", "sparse", probes=5)
+    monkeypatch.setattr("platform.libc_ver", lambda: ("glibc", "2.34"))
+    assert indexes.present_engine("seismic") == "seismic"  # it can be installed there, and the error says how
+    monkeypatch.setattr("platform.machine", lambda: "arm64")
+    with pytest.warns(UserWarning, match="'exact' takes its place"):
+        assert indexes.present_engine("seismic") == "exact"
+    assert indexes.present_engine("faiss") == "faiss"
