@@ -31,6 +31,13 @@ TRAINED_ON = {
 }
 
 
+# Licences that mteb knows by their address alone
+LICENSES = {
+    f"llama{number}": f"https://www.llama.com/llama{number.replace('.', '_')}/license/"
+    for number in ("3", "3.1", "3.2", "3.3")
+}
+
+
 def is_standard(retriever: Retriever) -> bool:
     """Whether results are those of a checkpoint as it is on the Hub, exactly searched, and not of an experiment."""
     return (
@@ -99,7 +106,7 @@ def _described(retriever: ModelRetriever) -> dict[str, Any]:
     languages, datasets = card.get("language") or [], card.get("datasets") or []
     bases = card.get("base_model") or model.model_card_data.base_model or None
     license = card.get("license")
-    link = card.get("license_link") if license == "other" else None
+    link = LICENSES.get(str(license), card.get("license_link"))
     known = license if license in get_args(Licenses) else None
     return {
         "loader": SparseEncoderWrapper if isinstance(model, SparseEncoder) else SentenceTransformerEncoderWrapper,

@@ -10,8 +10,8 @@ from mteb.models.model_meta import ModelMeta
 
 import lion_st
 from lion_st.encoding.fingerprints import model_revision
-from lion_st.evaluation import evaluate_retrieval
-from lion_st.evaluation.mteb_meta import training_datasets
+from lion_st.evaluation import evaluate_retrieval, open_retriever
+from lion_st.evaluation.mteb_meta import model_meta, training_datasets
 from lion_st.hub import publish_folder
 
 NAME = "org/lion-sp-tiny"
@@ -69,6 +69,24 @@ def test_results_of_a_published_checkpoint_are_filed_below_its_commit(connected,
     evaluate_retrieval(loaded, lions, output_dir=tmp_path / "out")
     others = {path.name for path in (tmp_path / "out" / "results" / "org__lion-sp-tiny").iterdir()} - {commit}
     assert len(others) >= 1 and len(list(folder.rglob("lions.json"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("header", "license"),
+    [
+        ("license: llama3.2", "https://www.llama.com/llama3_2/license/"),
+        ("license: other\nlicense_link: https://lions.org/licence", "https://lions.org/licence"),
+        ("license: other\nlicense_link: LICENSE", None),
+        ("tags: [lion]", None),
+    ],
+)
+def test_the_licence_is_one_that_mteb_takes(tmp_path, tiny_backbone, header, license):
+    model = lion_st.build(tiny_backbone(), "dense", device="cpu")
+    lion_st.export(model, tmp_path / "model", verify=False, create_model_card=False)
+    (tmp_path / "model" / "README.md").write_text(f"---\n{header}\n---\n")
+    meta = model_meta(open_retriever(tmp_path / "model"))
+    assert meta.license == license
+    ModelMeta.model_validate(meta.model_dump())
 
 
 def test_training_data_are_named_as_mteb_names_them():

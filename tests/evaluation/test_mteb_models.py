@@ -1,0 +1,77 @@
+"""What is proposed to mteb for the released checkpoints computes what their import computes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from mteb.models.model_meta import ModelMeta
+from mteb.types import PromptType
+from sentence_transformers import SentenceTransformer
+
+from lion_st.evaluation import mteb_models
+from lion_st.hub import import_released
+from lion_st.hub.recipe_cards import RELEASED
+from lion_st.training.cost import TrainingCost
+from lion_st.training.recipes import BACKBONES
+
+GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "h64_tied_rope_default"
+TEXTS = ["what do lions eat", "Lions prey on zebras and wildebeest.", "night"]
+METAS = [one for one in vars(mteb_models).values() if isinstance(one, ModelMeta)]
+
+
+def encoded(wrapper: mteb_models.BidirectionalLlamaWrapper, task: str) -> torch.Tensor:
+    batches = [{"text": TEXTS[:2]}, {"text": TEXTS[2:]}]
+    about = {"task_metadata": SimpleNamespace(name="SciFact"), "hf_split": "test", "hf_subset": "default"}
+    return wrapper.encode(batches, prompt_type=PromptType(task), **about)
+
+
+def assert_alike(wrapper: mteb_models.BidirectionalLlamaWrapper, folder: Path) -> None:
+    stock = SentenceTransformer(str(folder), device="cpu")
+    found = {task: encoded(wrapper, task) for task in ("query", "document")}
+    expected = {task: getattr(stock, f"encode_{task}")(TEXTS, convert_to_tensor=True) for task in found}
+    for task, rows in found.items():
+        torch.testing.assert_close(rows.to_dense(), expected[task].float(), rtol=0, atol=1e-5)
+    products = expected["query"] @ expected["document"].T
+    torch.testing.assert_close(wrapper.similarity(found["query"], found["document"]), products, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("paradigm", ["sparse", "dense"])
+def test_an_adapter_of_the_paper_is_the_imported_model(tmp_path, tiny_backbone, paradigm) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(GOLDEN / "model", base)
+    for file in Path(tiny_backbone()).glob("*token*"):
+        shutil.copy(file, base)
+    folder = import_released(GOLDEN / f"lora_{paradigm}", base, tmp_path / "out")
+    options = {"base": str(base), "torch_dtype": torch.float32, "device": "cpu"}
+    meta = mteb_models.lion_sp_1b if paradigm == "sparse" else mteb_models.lion_ds_1b
+    wrapper = mteb_models.BidirectionalLlamaWrapper(str(GOLDEN / f"lora_{paradigm}"), **meta.loader_kwargs, **options)
+    assert_alike(wrapper, folder)
+
+
+def test_a_merged_laconic_is_the_imported_model(tmp_path, tiny_backbone) -> None:
+    folder = import_released(tiny_backbone(), tiny_backbone(), tmp_path / "out", contract="laconic")
+    settings = mteb_models.laconic_1b.loader_kwargs | {"base": tiny_backbone()}
+    wrapper = mteb_models.BidirectionalLlamaWrapper(
+        tiny_backbone(), **settings, torch_dtype=torch.float32, device="cpu"
+    )
+    assert_alike(wrapper, folder)
+
+
+def test_the_fields_fit_the_models() -> None:
+    names = [meta.name for meta in METAS]
+    assert set(RELEASED.values()) <= set(names) and len(set(names)) == len(names) == 7
+    shapes = {backbone.model: backbone.shape for backbone in BACKBONES.values()}
+    for meta in METAS:
+        shape = shapes[meta.adapted_from]
+        sparse = meta.model_type == ["sparse"]
+        assert meta.embed_dim == (shape.vocab_size if sparse else shape.hidden_size)
+        norms = (2 * shape.num_hidden_layers + 1) * shape.hidden_size
+        without_head = 0 if sparse or shape.tie_word_embeddings else shape.vocab_size * shape.hidden_size
+        every = TrainingCost(shape, has_head=sparse, lora_r=None).parameters + norms
+        assert meta.n_parameters == every - without_head
+        assert meta.n_embedding_parameters == shape.vocab_size * shape.hidden_size
+        meta._check_requirements()
