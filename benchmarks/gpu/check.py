@@ -36,6 +36,7 @@ import tables  # noqa: E402
 from stages import SIZES  # noqa: E402
 
 GPU_TESTS = ("tests/kernels/test_gpu.py", "tests/kernels/test_triton.py", "tests/indexes/test_torch_search.py")
+ABOUT = "about"  # the stage that always runs, so that figures have a card's name
 LEAST_SECONDS = 8  # that a stage is begun with
 LATEST = {
     "training": "side",
@@ -187,8 +188,8 @@ def plan(device: str, folder: Path, tests: bool) -> list[list[Stage]]:
         Stage("attention", 60, [*aside, *stages, "attention"]),
     ]
     if tests:
-        workers = max(1, (os.cpu_count() or 1) // 2) if on_gpu else 1
-        prepare.append(Stage("tests", 110, [*aside, *pytest_command(gpu_tests(), workers)]))
+        workers = max(1, (os.cpu_count() or 1) - 4) if on_gpu else 1
+        prepare.append(Stage("tests", 170, [*aside, *pytest_command(gpu_tests(), workers)]))
     prepare += [
         Stage(f"precompile {part}", 100, [*aside, *stages, "precompile", part])
         for part in [*map(str, sizes["dims"]), "compiled"]
@@ -207,7 +208,7 @@ def plan(device: str, folder: Path, tests: bool) -> list[list[Stage]]:
     ]
     groups = [prepare] if on_gpu else [[stage] for stage in prepare]
     alone.insert(0, Stage("machine", 45, [*stages, "machine"]))
-    return [*groups, *([stage] for stage in alone)]
+    return [[Stage(ABOUT, 40, [*stages, ABOUT])], *groups, *([stage] for stage in alone)]
 
 
 def gpu_tests() -> list[str]:
@@ -278,7 +279,7 @@ def main() -> None:
         patience = 1.0 if options.device == "cuda" else 4.0
         run = Run(results, options.output / "log.txt", seconds, variables, patience)
         for group in plan(options.device, Path(name) / "model", options.tests):
-            run.together([stage for stage in group if not options.stages or stage.name in options.stages])
+            run.together([stage for stage in group if not options.stages or stage.name in [ABOUT, *options.stages]])
     print("\n\n".join([tables.details(results.contents), tables.render(results.contents)]), flush=True)
 
 

@@ -42,8 +42,8 @@ def emit(section: str, **row: Any) -> None:
 # ---- the machine ----
 
 
-def machine(device: str) -> None:
-    """Versions, and what the card can do at best."""
+def about(device: str) -> None:
+    """Versions and the card."""
     import sentence_transformers
     import torch
     import transformers
@@ -58,13 +58,20 @@ def machine(device: str) -> None:
     if device == "cpu":
         emit("card", name="none: a rehearsal at toy shapes", cores=os.cpu_count())
         return
-    from triton.testing import do_bench
-
     properties = torch.cuda.get_device_properties(0)
     emit(
         "card", name=properties.name, GiB=properties.total_memory / 2**30, SMs=properties.multi_processor_count,
         cores=os.cpu_count(), CUDA=torch.version.cuda,
     )  # fmt: skip
+
+
+def machine(device: str) -> None:
+    """What the card can do at best."""
+    if device == "cpu":
+        return
+    import torch
+    from triton.testing import do_bench
+
     bench = {"warmup": 100, "rep": 400, "return_mode": "median"}
     source = torch.empty(2**31, dtype=torch.uint8, device="cuda").random_()
     target = torch.empty_like(source)
@@ -269,7 +276,7 @@ def model(device: str, folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=list(SIZES), default="cuda")
-    parser.add_argument("stage", choices=["machine", "attention", "head", "precompile", "model"])
+    parser.add_argument("stage", choices=["about", "machine", "attention", "head", "precompile", "model"])
     parser.add_argument("part", nargs="?", help="of the head or of what to compile; of model: the folder")
     options = parser.parse_args()
     if options.device == "cuda":
@@ -278,6 +285,8 @@ def main() -> None:
         if not torch.cuda.is_available():
             raise SystemExit("There is no GPU here; --device cpu rehearses at toy shapes.")
     match options.stage:
+        case "about":
+            about(options.device)
         case "machine":
             machine(options.device)
         case "attention":

@@ -80,7 +80,9 @@ def test_a_rehearsal_measures_the_head_and_lays_out_its_tables(bare, tmp_path):
     arguments = ["--device", "cpu", "--output", str(output), "--stages", "machine", "head"]
     printed = run(bare | {"COMMIT": "abc1234"}, str(CHECK), *arguments)
     results = json.loads((output / "results.json").read_text())
-    assert [(row["stage"], row["outcome"]) for row in results["stages"]] == [("machine", "done"), ("head", "done")]
+    assert [(row["stage"], row["outcome"]) for row in results["stages"]] == [
+        (name, "done") for name in ("about", "machine", "head")
+    ]
     sides = {row["side"] for row in results["head"] if row["case"] == "D 64, 1 % active"}
     assert sides == {"matmul", "matmul in tiles", "eager", "stock", "stock in chunks", "lion_st"}
     assert not [row for row in results["head"] if "failed" in row]

@@ -42,7 +42,7 @@ def test_one_result_is_computed_ahead_and_no_more():
     assert readers == {threading.main_thread()}
     assert list(read_ahead(range(7))) == list(range(7)) and list(read_ahead([])) == []
     gc.collect()  # the generator that was left
-    assert threading.active_count() == before
+    assert threading.active_count() <= before  # or threads of other tests have ended meanwhile
 
 
 def test_an_error_ahead_is_raised_in_its_turn():

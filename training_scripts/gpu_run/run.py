@@ -79,8 +79,6 @@ def _run_stage(stage: dict[str, Any], options: argparse.Namespace, deadline: flo
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            # Tokenizers with threads of their own hang in the worker processes of data loaders.
-            env=os.environ | {"TOKENIZERS_PARALLELISM": "false"},
         )
         try:
             # Loading, tokenizing and saving come on top of the seconds of training.

@@ -203,6 +203,7 @@ def main() -> None:
         {f"{pair.source}-{row}": pair.query for row, pair in enumerate(judged)},
         {f"{pair.source}-{row}": {ids[pair.passage]: 1} for row, pair in enumerate(judged)},
     )
+    training = [pair for pair in training if pair.query.strip()]
     passages = list(dict.fromkeys(pair.passage for pair in training))
     rows = {passage: f"d{row}" for row, passage in enumerate(passages)}
     write(output / "documents.parquet", {"document_id": list(rows.values()), "text": passages})

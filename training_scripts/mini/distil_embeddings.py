@@ -68,7 +68,11 @@ def labelled_texts(arguments: Arguments, cache: Path, seed: int) -> Dataset:
         return load_from_disk(str(cache))
     texts: list[str] = []
     for name, count in (("documents", arguments.documents), ("queries", arguments.queries)):
-        found = pq.read_table(Path(arguments.data_dir) / f"{name}.parquet")["text"].to_pylist()
+        found = [
+            text
+            for text in pq.read_table(Path(arguments.data_dir) / f"{name}.parquet")["text"].to_pylist()
+            if text.strip()
+        ]
         texts += found if count is None else random.Random(seed).sample(found, min(count, len(found)))
     teacher = SentenceTransformer(arguments.teacher)
     teacher.max_seq_length = min(teacher.max_seq_length, arguments.max_length)
