@@ -1,4 +1,4 @@
-"""lion_st: sparse (Lion-SP) and dense (Lion-DS) retrievers from decoder-only language models.
+"""lion_st: sparse (Lion-SP), dense (Lion-DS) and multi-vector retrievers from decoder-only language models.
 
 The names below are imported on first use, so that `import lion_st` costs next to nothing.
 """
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from lion_st.kernels import splade_pool
     from lion_st.losses import CachedContrastiveDistillationLoss, ContrastiveDistillationLoss, FlopsRegularizer
     from lion_st.models import build, load, paradigm_of
-    from lion_st.modules import LionTransformer, LlamaPooling, SpladeHead
+    from lion_st.modules import LionTransformer, LlamaPooling, MultiVectorHead, SpladeHead
 
 __version__ = "0.1.0"
 
@@ -24,6 +24,7 @@ __all__ = [
     "FlopsRegularizer",
     "LionTransformer",
     "LlamaPooling",
+    "MultiVectorHead",
     "SpladeHead",
     "__version__",
     "build",

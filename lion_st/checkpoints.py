@@ -13,7 +13,7 @@ from typing import Any
 
 from sentence_transformers.base.model import BaseModel
 from sentence_transformers.base.modules import Transformer
-from sentence_transformers.util import fullname
+from sentence_transformers.util import fullname, load_file_path
 
 from lion_st.files import atomic_folder, fsync, fsync_tree, staging_folder
 from lion_st.guard import TRANSFORMER, add_guard, move_transformer
@@ -21,6 +21,7 @@ from lion_st.hooks import model_config
 from lion_st.modules import SpladeHead
 
 STOCK_TRANSFORMER = fullname(Transformer)
+JSON_FILES = ("modules.json", "config_sentence_transformers.json", "config.json", "adapter_config.json")
 
 
 def unheld_by_stock(head: Any, model_type: str) -> str | None:
@@ -57,9 +58,9 @@ def write_stock_checkpoint(
     It is guarded against the class that it is not for; see `lion_st.guard`.
 
     Args:
-        model: `LionTransformer` followed by `SpladeHead` or `LlamaPooling`. It is left as it is.
+        model: `LionTransformer` followed by `SpladeHead`, `LlamaPooling` or `MultiVectorHead`. It is left as it is.
         folder: Existing folder.
-        model_type: `"SentenceTransformer"` or `"SparseEncoder"`: the class that will load it.
+        model_type: `"SentenceTransformer"`, `"SparseEncoder"` or `"MultiVectorEncoder"`: the class that will load it.
         resume: Also keep what folding loses, for training to go on from.
         with_limits: Where stock modules do not hold the head's limits of active terms, or its table of queries, write
             it as it is: stock then refuses the checkpoint, which `lion_st.load` reads. Without, they are left out.
@@ -90,7 +91,7 @@ def write_stock_checkpoint(
     if model_type == "SentenceTransformer":
         add_guard(folder)
     else:
-        move_transformer(folder)
+        move_transformer(folder, model_type)
 
 
 @contextmanager
@@ -171,3 +172,34 @@ def _names_head(folder: Path) -> bool:
     """Whether a checkpoint asks for the head itself, with what stock modules do not hold."""
     modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
     return any(module["type"] == fullname(SpladeHead) for module in modules)
+
+
+def source_name(source: str | Path, argument: str) -> str:
+    """A folder or Hub repository as a string; raises if an argument is neither."""
+    if not isinstance(source, str | Path):
+        raise TypeError(f"{argument} is a folder or a Hub repository, got {source!r}, a {type(source).__name__}.")
+    if not str(source):
+        raise ValueError(f"{argument} is empty; give a folder or a Hub repository.")
+    return str(source)
+
+
+def require_json(source: str, hub: dict[str, Any]) -> None:
+    """Raise if a file of a checkpoint's configuration is damaged, by its name."""
+    for name in JSON_FILES:
+        path = load_file_path(source, name, **hub)
+        if path is None:
+            continue
+        expected: Any = list if name == "modules.json" else dict
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            problem = None if isinstance(content, expected) else f"it holds a {type(content).__name__}"
+        except ValueError as error:  # of JSON and of UTF-8
+            problem = str(error)
+        if problem:
+            raise ValueError(f"{source!r} has a damaged {name} ({problem}). Restore the file or fetch it again.")
+
+
+def saved_model_type(source: str, hub: dict[str, Any]) -> str | None:
+    """The class of sentence-transformers that a checkpoint says it is for, None if it does not say."""
+    path = load_file_path(source, "config_sentence_transformers.json", **hub)
+    return None if path is None else json.loads(Path(path).read_text(encoding="utf-8")).get("model_type")

@@ -6,7 +6,11 @@ from collections.abc import Iterable
 
 # engine -> (kind of vectors -> class in lion_st.indexes)
 ENGINES: dict[str, dict[str, str]] = {
-    "exact": {"sparse": "exact.ExactSparseIndex", "dense": "exact.ExactDenseIndex"},
+    "exact": {
+        "sparse": "exact.ExactSparseIndex",
+        "dense": "exact.ExactDenseIndex",
+        "multi_vector": "exact_multi_vector.ExactMultiVectorIndex",
+    },
     "torch": {"sparse": "torch_sparse.TorchSparseIndex", "dense": "torch_dense.TorchDenseIndex"},
     "seismic": {"sparse": "seismic.SeismicIndex"},
     "faiss": {"dense": "faiss.FaissIndex"},
@@ -15,6 +19,7 @@ ENGINES: dict[str, dict[str, str]] = {
 _BY_CLASS = {
     "exact.ExactSparseIndex": ("quantization",),
     "exact.ExactDenseIndex": ("dtype",),
+    "exact_multi_vector.ExactMultiVectorIndex": ("dtype",),
     "torch_sparse.TorchSparseIndex": ("device", "memory_gb"),
     "torch_dense.TorchDenseIndex": ("device", "memory_gb"),
     "seismic.SeismicIndex": (
@@ -35,7 +40,7 @@ def engine_settings(engine: str, paradigm: str | None = None) -> list[str]:
 
     Args:
         engine: A key of `ENGINES`.
-        paradigm: "sparse", "dense" or "hybrid" vectors; by default the settings for any that it searches.
+        paradigm: "sparse", "dense", "multi_vector" or "hybrid" vectors; by default the settings for all it searches.
 
     Raises:
         ValueError: If there is no such engine, or it does not search such vectors.

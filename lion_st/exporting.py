@@ -1,22 +1,34 @@
-"""Stock checkpoints: what `SentenceTransformer(path)` and `SparseEncoder(path)` load without lion_st."""
+"""Stock checkpoints: what the classes of sentence-transformers load without lion_st."""
 
 from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from safetensors import SafetensorError
-from sentence_transformers import SentenceTransformer, SparseEncoder
+from sentence_transformers import MultiVectorEncoder, SentenceTransformer, SparseEncoder
 from sentence_transformers.base.model import BaseModel
 from sentence_transformers.util import batch_to_device
 
 from lion_st.checkpoints import atomic_checkpoint, describe_as_written, unheld_by_stock, write_stock_checkpoint
 from lion_st.hooks import has_adapter, write_model_card
 from lion_st.models import load, paradigm_of
-from lion_st.modules import LionTransformer, LlamaPooling, SpladeHead
+from lion_st.modules import LionTransformer, LlamaPooling, MultiVectorHead, SpladeHead
 
+ModelType: TypeAlias = Literal["SentenceTransformer", "SparseEncoder", "MultiVectorEncoder"]
+# paradigm -> the classes that its checkpoints can be for, the first by default
+CLASSES: dict[str, tuple[ModelType, ...]] = {
+    "sparse": ("SentenceTransformer", "SparseEncoder"),
+    "dense": ("SentenceTransformer",),
+    "multi_vector": ("MultiVectorEncoder",),
+}
+STOCK_CLASSES: dict[str, type[BaseModel]] = {
+    "SentenceTransformer": SentenceTransformer,
+    "SparseEncoder": SparseEncoder,
+    "MultiVectorEncoder": MultiVectorEncoder,
+}
 PROBE_TEXTS = (
     "Which animal is called the king of the beasts?",
     "lion",
@@ -28,7 +40,7 @@ PROBE_TEXTS = (
 def export(
     model: BaseModel | str | Path,
     path: str | Path,
-    model_type: Literal["SentenceTransformer", "SparseEncoder"] = "SentenceTransformer",
+    model_type: ModelType | None = None,
     overwrite: bool = False,
     verify: bool = True,
     create_model_card: bool = True,
@@ -45,8 +57,9 @@ def export(
     Args:
         model: A model of `lion_st.build` or `lion_st.load`, or a checkpoint to load first.
         path: The folder to make.
-        model_type: The class that will load it. `"SentenceTransformer"` gives dense rows, `"SparseEncoder"` sparse
-            tensors; the weights are the same.
+        model_type: The class that will load it. Of a sparse model `"SentenceTransformer"`, which is the default, gives
+            dense rows and `"SparseEncoder"` sparse tensors; the weights are the same. A dense model has
+            `"SentenceTransformer"` alone, a multi-vector one `"MultiVectorEncoder"`.
         overwrite: Replace an earlier checkpoint at `path`; it survives any failure.
         verify: Load the result with the stock class and compare vectors before it takes its place. This needs the
             model's memory once more.
@@ -60,8 +73,8 @@ def export(
 
     Raises:
         FileExistsError: If `path` exists and `overwrite` is False, or if it is not a checkpoint.
-        ValueError: If the model cannot be expressed in stock modules: another model class, a dense `SparseEncoder`,
-            limits of active terms that stock does not have, unless `with_limits`; or if the vectors differ.
+        ValueError: If the model cannot be expressed in stock modules: another model class, a type that is not of its
+            paradigm, limits of active terms that stock does not have, unless `with_limits`; or if the vectors differ.
         OSError: If writing fails, such as on a full disk; what was at `path` is untouched.
 
     Example:
@@ -73,7 +86,7 @@ def export(
     if isinstance(model, str | Path):
         model = load(model)
     path = Path(path)
-    _require_exportable(model, model_type, with_limits)
+    model_type = _require_exportable(model, model_type, with_limits)
     with atomic_checkpoint(path, overwrite) as folder:
         try:
             write_stock_checkpoint(model, folder, model_type, with_limits=with_limits)
@@ -127,18 +140,22 @@ def merge_backbone(
     return Path(path)
 
 
-def _require_exportable(model: BaseModel, model_type: str, with_limits: bool) -> None:
-    if model_type not in ("SentenceTransformer", "SparseEncoder"):
-        raise ValueError(f'model_type must be "SentenceTransformer" or "SparseEncoder", got {model_type!r}.')
+def _require_exportable(model: BaseModel, model_type: ModelType | None, with_limits: bool) -> ModelType:
+    """The class that the model is exported for; raises where it cannot be."""
+    if model_type not in (None, *get_args(ModelType)):
+        raise ValueError(f"model_type must be one of {get_args(ModelType)}, got {model_type!r}.")
     modules: list[Any] = list(model)
     match modules:
-        case [LionTransformer(), SpladeHead() | LlamaPooling()]:
+        case [LionTransformer(), SpladeHead() | LlamaPooling() | MultiVectorHead()]:
             pass
         case _:
             kinds = " + ".join(type(module).__name__ for module in modules)
             raise ValueError(f"export writes models of lion_st.build or lion_st.load, this one is {kinds}.")
-    if model_type == "SparseEncoder" and paradigm_of(model) == "dense":
-        raise ValueError('A dense model exports as model_type="SentenceTransformer" alone.')
+    paradigm = paradigm_of(model)
+    model_type = CLASSES[paradigm][0] if model_type is None else model_type
+    if model_type not in CLASSES[paradigm]:
+        allowed = " or ".join(CLASSES[paradigm])
+        raise ValueError(f"A {paradigm} model exports as model_type={allowed!r} alone, not as {model_type!r}.")
     if modules[1].query_table is not None and not with_limits:
         raise ValueError(
             "A table encodes this model's queries. Training ends with a Router of the two; write one of a checkpoint "
@@ -152,6 +169,7 @@ def _require_exportable(model: BaseModel, model_type: str, with_limits: bool) ->
             "(`--all-terms`; in Python, set query_max_active_dims, document_max_active_dims and max_active_dims of "
             "model[1] to None) and pass max_active_dims to encode_query and encode_document of the SparseEncoder."
         )
+    return model_type
 
 
 @torch.no_grad()
@@ -159,8 +177,7 @@ def _verify(model: BaseModel, folder: Path, model_type: str) -> None:
     if unheld_by_stock(model[1], model_type) is not None:
         stock: BaseModel = load(folder, device=str(model.device), local_files_only=True)
     else:
-        stock_class = SparseEncoder if model_type == "SparseEncoder" else SentenceTransformer
-        stock = stock_class(str(folder), device=str(model.device), local_files_only=True)
+        stock = STOCK_CLASSES[model_type](str(folder), device=str(model.device), local_files_only=True)
     expected, actual = _probe(model), _probe(stock)
     difference = (expected - actual).abs().max().item()
     # In half precision, merging and folding round weights that the live model keeps apart. The result is as near to
@@ -186,4 +203,6 @@ def _probe(model: BaseModel) -> torch.Tensor:
             head.max_active_dims = head.query_max_active_dims = head.document_max_active_dims = None
         features = head(features)
     model.train(was_training)
+    if paradigm_of(model) == "multi_vector":  # the vectors that count, whichever side the padding is on
+        return features["token_embeddings"][features["attention_mask"].bool()].float()
     return features["sentence_embedding"].float()

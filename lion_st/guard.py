@@ -7,7 +7,7 @@ module, and refuses one that knows no dimension. So the last module is one that 
 
 `SentenceTransformer(path)` takes the transformer of a checkpoint for SparseEncoder, from the top of its folder, and
 averages its states. So the transformer lies in a folder of its own, as `modules.json` may say, and the configuration at
-the top is of a type that transformers does not know and repeats in its error.
+the top is of a type that transformers does not know and repeats in its error. So it is for MultiVectorEncoder.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ TRANSFORMER = "0_Transformer"
 MODULES = "modules.json"
 SETTINGS = "config_sentence_transformers.json"
 NOTE = 'This form is for SentenceTransformer. SparseEncoder loads the revision "sparse-encoder" of a sparse model.'
-# What stands at the top in place of the transformer's configuration.
-SPARSE_ENCODER_ONLY = {"model_type": "for sentence_transformers.SparseEncoder alone"}
 
 
 def add_guard(folder: Path) -> None:
@@ -43,11 +41,12 @@ def add_guard(folder: Path) -> None:
     (folder / MODULES).write_text(json.dumps(modules, indent=2), encoding="utf-8")
 
 
-def move_transformer(folder: Path) -> None:
-    """Have `SentenceTransformer(folder)` fail at once. `SparseEncoder(folder)` gives the same vectors as before.
+def move_transformer(folder: Path, model_type: str = "SparseEncoder") -> None:
+    """Have `SentenceTransformer(folder)` fail at once. Its own class gives the same vectors as before.
 
     Args:
-        folder: A checkpoint with the model type "SparseEncoder", whose transformer lies at its top.
+        folder: A checkpoint whose transformer lies at its top.
+        model_type: Its type, `"SparseEncoder"` or `"MultiVectorEncoder"`.
     """
     (folder / TRANSFORMER).mkdir()
     for file in list(folder.iterdir()):
@@ -55,12 +54,17 @@ def move_transformer(folder: Path) -> None:
             file.rename(folder / TRANSFORMER / file.name)
     modules = json.loads((folder / MODULES).read_text(encoding="utf-8"))
     (folder / MODULES).write_text(json.dumps(with_moved_transformer(modules), indent=2), encoding="utf-8")
-    name_own_class(folder)
+    name_own_class(folder, model_type)
 
 
-def name_own_class(folder: Path) -> None:
+def name_own_class(folder: Path, model_type: str = "SparseEncoder") -> None:
     """Have `SentenceTransformer(folder)`, which finds no transformer at the top, say in its error what loads it."""
-    (folder / "config.json").write_text(json.dumps(SPARSE_ENCODER_ONLY), encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(own_class_alone(model_type)), encoding="utf-8")
+
+
+def own_class_alone(model_type: str = "SparseEncoder") -> dict[str, str]:
+    """What stands at the top in place of the transformer's configuration."""
+    return {"model_type": f"for sentence_transformers.{model_type} alone"}
 
 
 def is_of_transformer(name: str) -> bool:

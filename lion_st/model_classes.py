@@ -7,30 +7,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sentence_transformers import SentenceTransformer, SparseEncoder
+from sentence_transformers import MultiVectorEncoder, SentenceTransformer, SparseEncoder
 from sentence_transformers.base.model import BaseModel
-from sentence_transformers.base.modules import Module, Normalize
+from sentence_transformers.base.modules import Dense, Module, Normalize
+from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
 from sentence_transformers.sentence_transformer.modules import Pooling, WeightedLayerPooling
 from sentence_transformers.sparse_encoder.modules import SpladePooling
 from sentence_transformers.util import batch_to_device, fullname, select_max_active_dims
+from torch import nn
 from tqdm.auto import trange
 
 from lion_st.checkpoints import STOCK_TRANSFORMER, atomic_files_in, describe_as_written, write_stock_checkpoint
 from lion_st.guard import move_transformer
 from lion_st.hooks import has_adapter, write_model_card
-from lion_st.modules import LionTransformer, LlamaPooling, SpladeHead
+from lion_st.modules import LionTransformer, LlamaPooling, MultiVectorHead, SpladeHead
 from lion_st.modules.llama_pooling import PoolingName
 from lion_st.modules.query_table import QueryTable, query_features
 from lion_st.modules.tokenizing import check_texts
 
 # The module classes of ours that a checkpoint may ask for.
-LION_MODULES: dict[str, type[Module]] = {fullname(kind): kind for kind in (LionTransformer, SpladeHead, LlamaPooling)}
+LION_MODULES: dict[str, type[Module]] = {
+    fullname(kind): kind for kind in (LionTransformer, SpladeHead, LlamaPooling, MultiVectorHead)
+}
 
 
 class LionModel(BaseModel):
-    """What both model classes share: fast modules on loading, stock modules on disk."""
+    """What the model classes share: fast modules on loading, stock modules on disk."""
 
     _saved_limit: int | None = None
+    _encoded_value = "sentence_embedding"  # what `encode` gives unless another value is asked for
 
     def _load_module_class_from_ref(self, class_ref: str, *args: Any, **kwargs: Any) -> type:
         if class_ref == STOCK_TRANSFORMER:
@@ -55,7 +60,7 @@ class LionModel(BaseModel):
         super()._parse_model_config({name: value for name, value in model_config.items() if name != "max_active_dims"})
 
     def _get_model_type(self, *args: Any, **kwargs: Any) -> str:
-        # Either class reads checkpoints of both types: the modules decide what a model is.
+        # Each class reads checkpoints of all types: the modules decide what a model is.
         return self.model_type
 
     def _load_default_modules(self, model_name_or_path: str, *args: Any, **kwargs: Any) -> Any:
@@ -66,7 +71,7 @@ class LionModel(BaseModel):
             )
         raise ValueError(
             f"{model_name_or_path!r} is not a saved retriever (it has no modules.json). Make one of a backbone with "
-            'lion_st.build(backbone, "sparse" or "dense"), or load a bare adapter with '
+            'lion_st.build(backbone, "sparse", "dense" or "multi_vector"), or load a bare adapter with '
             "lion_st.load(path, paradigm=...)."
         )
 
@@ -82,7 +87,7 @@ class LionModel(BaseModel):
         return super().preprocess(inputs, prompt=prompt, **kwargs)
 
     def forward(self, input: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        """Run the modules; both heads take the states of packed texts, which are never padded again."""
+        """Run the modules; all heads take the states of packed texts, which are never padded again."""
         table = self.query_table
         if table is not None and (kwargs.get("task") or input.get("task")) == "query":
             vectors = table(input["input_ids"], input["attention_mask"])
@@ -96,7 +101,7 @@ class LionModel(BaseModel):
     def _inference(self, inputs: list[Any], **kwargs: Any) -> Any:
         # Batches are sorted by length: only here does a position in an error mean the caller's.
         check_texts(inputs)
-        if kwargs.get("output_value", "sentence_embedding") != "sentence_embedding":
+        if kwargs.get("output_value", self._encoded_value) != self._encoded_value:
             kwargs["packed_states"] = False  # the states themselves are asked for, text by text
         return super()._inference(inputs, **kwargs)
 
@@ -139,8 +144,8 @@ class LionModel(BaseModel):
         with atomic_files_in(Path(path)) as folder:
             if has_adapter(self.transformers_model):
                 super().save(str(folder), model_name, create_model_card, train_datasets)
-                if self.model_type == "SparseEncoder":
-                    move_transformer(folder)
+                if self.model_type != "SentenceTransformer":
+                    move_transformer(folder, self.model_type)
             else:
                 write_stock_checkpoint(self, folder, model_type=self.model_type, resume=True, with_limits=True)
                 if create_model_card:
@@ -173,6 +178,12 @@ class LionSentenceTransformer(LionModel, SentenceTransformer):
                 "zero in a sparse vector. Set model[1].max_active_dims to keep each text's heaviest terms."
             )
         return super()._inference(inputs, **kwargs)
+
+
+class LionMultiVectorEncoder(LionModel, MultiVectorEncoder):  # type: ignore[misc]
+    """A Lion retriever of late interaction, which returns for each text the vectors of its tokens, [L, D] floats."""
+
+    _encoded_value = "token_embeddings"
 
 
 class LionSparseEncoder(LionModel, SparseEncoder):
@@ -232,8 +243,21 @@ def _fast_modules(modules: list[Module], source: str, max_active_dims: int | Non
     match modules:
         case [*computing, WeightedLayerPooling(embedding_dimension=None)]:  # see lion_st.guard
             return _fast_modules(computing, source, max_active_dims)
-        case [LionTransformer(), SpladeHead() | LlamaPooling()]:
+        case [LionTransformer(), SpladeHead() | LlamaPooling() | MultiVectorHead()]:
             return modules
+        case [
+            LionTransformer() as transformer,
+            Dense(
+                module_input_name="token_embeddings",
+                module_output_name="token_embeddings",
+                activation_function=nn.Identity(),
+                bias=False,
+                use_residual=False,
+            ) as dense,
+            MultiVectorMask() as mask,
+            Normalize(module_input_name="token_embeddings", module_output_name="token_embeddings"),
+        ]:
+            return [transformer, MultiVectorHead.of_stock(dense, mask)]
         case [LionTransformer() as transformer, SpladePooling(pooling_strategy="max", activation_function=function)]:
             activation = "log1p" if function == "relu" else "double_log1p"
             saved = {"scale": 1.0, "max_active_dims": max_active_dims, "activation": activation}

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, get_args, overload
 
 import torch
-from sentence_transformers import SparseEncoder
+from sentence_transformers import MultiVectorEncoder, SparseEncoder
 from sentence_transformers.base.model import BaseModel
 from sentence_transformers.base.modules import Module
 from sentence_transformers.sparse_encoder.modules import SpladePooling
 from sentence_transformers.util import load_file_path
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from lion_st.checkpoints import require_json, saved_model_type, source_name
 from lion_st.hooks import has_adapter, note_hub_commit
-from lion_st.model_classes import LionSentenceTransformer, LionSparseEncoder
-from lion_st.modules import LionTransformer, LlamaPooling, SpladeHead, adapters
+from lion_st.model_classes import LionMultiVectorEncoder, LionSentenceTransformer, LionSparseEncoder
+from lion_st.modules import LionTransformer, LlamaPooling, MultiVectorHead, SpladeHead, adapters
 from lion_st.modules.backbones import gguf_options
 from lion_st.modules.llama_pooling import PoolingName
 from lion_st.modules.splade_head import Activation
@@ -26,9 +26,8 @@ if TYPE_CHECKING:
     from peft import LoraConfig
     from typing_extensions import Unpack
 
-Paradigm = Literal["sparse", "dense"]
-
-JSON_FILES = ("modules.json", "config_sentence_transformers.json", "config.json", "adapter_config.json")
+Paradigm = Literal["sparse", "dense", "multi_vector"]
+SingleVector: TypeAlias = Literal["sparse", "dense"]
 
 
 class BuildOptions(TypedDict, total=False):
@@ -44,6 +43,7 @@ class BuildOptions(TypedDict, total=False):
     activation: Activation
     pooling: PoolingName
     normalize: bool
+    token_dimension: int
     max_active_dims: int | None
     query_max_active_dims: int | None
     document_max_active_dims: int | None
@@ -62,8 +62,14 @@ class BuildOptions(TypedDict, total=False):
 
 @overload
 def build(
+    backbone: str | Path, paradigm: Literal["multi_vector"], **options: Unpack[BuildOptions]
+) -> LionMultiVectorEncoder: ...
+
+
+@overload
+def build(
     backbone: str | Path,
-    paradigm: Paradigm,
+    paradigm: SingleVector,
     *,
     as_sparse_encoder: Literal[False] = ...,
     **options: Unpack[BuildOptions],
@@ -72,14 +78,14 @@ def build(
 
 @overload
 def build(
-    backbone: str | Path, paradigm: Paradigm, *, as_sparse_encoder: Literal[True], **options: Unpack[BuildOptions]
+    backbone: str | Path, paradigm: SingleVector, *, as_sparse_encoder: Literal[True], **options: Unpack[BuildOptions]
 ) -> LionSparseEncoder: ...
 
 
 @overload
 def build(
     backbone: str | Path, paradigm: Paradigm, *, as_sparse_encoder: bool = ..., **options: Unpack[BuildOptions]
-) -> LionSentenceTransformer | LionSparseEncoder: ...
+) -> LionSentenceTransformer | LionSparseEncoder | LionMultiVectorEncoder: ...
 
 
 def build(
@@ -96,6 +102,7 @@ def build(
     activation: Activation = "log1p",
     pooling: PoolingName = "mean_normalized",
     normalize: bool = False,
+    token_dimension: int = 128,
     max_active_dims: int | None = None,
     query_max_active_dims: int | None = None,
     document_max_active_dims: int | None = None,
@@ -111,14 +118,15 @@ def build(
     attn_implementation: str | None = None,
     revision: str | None = None,
     token: bool | str | None = None,
-) -> LionSentenceTransformer | LionSparseEncoder:
-    """Make a retriever of a decoder-only backbone: a bidirectional transformer with a sparse or a dense head.
+) -> LionSentenceTransformer | LionSparseEncoder | LionMultiVectorEncoder:
+    """Make a retriever of a decoder-only backbone: a bidirectional transformer with a head.
 
     All that decides on its vectors is saved with the model and part of what `lion_st.export` writes.
 
     Args:
         backbone: Hub name, folder or GGUF file of a causal LM, or of a PEFT adapter of one (MNTP), which is merged.
-        paradigm: `"sparse"` (Lion-SP, one weight per vocabulary term) or `"dense"` (Lion-DS).
+        paradigm: `"sparse"` (Lion-SP, one weight per vocabulary term), `"dense"` (Lion-DS) or `"multi_vector"`
+            (a vector of each token, as in ColBERT, by a projection that is random until it is trained).
         query_length: Longest query, in tokens.
         document_length: Longest document, in tokens.
         lora: Train this adapter instead of all weights.
@@ -130,6 +138,7 @@ def build(
         activation: Sparse: see `SpladeHead`.
         pooling: Dense: see `LlamaPooling`.
         normalize: Dense: bring each vector to length 1 (RepLLaMA).
+        token_dimension: Multi-vector: width of a token's vector.
         max_active_dims: Sparse: largest number of terms a text keeps when encoded; see `SpladeHead`.
         query_max_active_dims: The same for queries.
         document_max_active_dims: The same for documents.
@@ -147,7 +156,8 @@ def build(
         token: Hub token.
 
     Returns:
-        The model, ready for `encode_query`, `encode_document` and sentence-transformers' trainers.
+        The model, ready for `encode_query`, `encode_document` and sentence-transformers' trainers: a
+        `MultiVectorEncoder` if it is multi-vector, else a `SentenceTransformer` or a `SparseEncoder`.
 
     Raises:
         ValueError: If the backbone cannot become a retriever, or the arguments do not fit each other.
@@ -161,7 +171,7 @@ def build(
             model = lion_st.build("meta-llama/Llama-3.2-1B", "sparse", lora=LoraConfig(r=16, lora_alpha=32))
             model.encode_query("what is a lion").shape  # (128256,)
     """
-    backbone = _name_of(backbone, "backbone")
+    backbone = source_name(backbone, "backbone")
     _require_paradigm(paradigm, as_sparse_encoder)
     _require_device(device)
     _, is_gguf = gguf_options(backbone)
@@ -206,13 +216,16 @@ def build(
     if lora is not None:
         adapters.attach_adapter(transformer.model, lora, revision=revision)
     head: Module
+    width = transformer.get_embedding_dimension()
     if paradigm == "sparse":
         head = SpladeHead(scale, max_active_dims, query_max_active_dims, document_max_active_dims, activation)
+    elif paradigm == "dense":
+        head = LlamaPooling(width, pooling, normalize)
     else:
-        head = LlamaPooling(transformer.get_embedding_dimension(), pooling, normalize)
+        head = MultiVectorHead(width, token_dimension)
     prompts = {"query": query_prompt or "", "document": document_prompt or ""}
-    model_class = LionSparseEncoder if as_sparse_encoder else LionSentenceTransformer
-    model = model_class(modules=[transformer, head], prompts=prompts, similarity_fn_name="dot", device=device)
+    model_class, similarity = _model_class(paradigm, as_sparse_encoder)
+    model = model_class(modules=[transformer, head], prompts=prompts, similarity_fn_name=similarity, device=device)
     note_hub_commit(getattr(transformer.model, "config", None), backbone, revision)
     if not Path(backbone).exists():
         model.model_card_data.base_model = backbone
@@ -223,7 +236,6 @@ def build(
 class LoadOptions(TypedDict, total=False):
     """The options of `load` that decide nothing about its type."""
 
-    paradigm: Paradigm | None
     device: str | None
     dtype: str | torch.dtype
     attn_implementation: str | None
@@ -238,20 +250,38 @@ class LoadOptions(TypedDict, total=False):
 
 @overload
 def load(
-    path_or_repo: str | Path, *, as_sparse_encoder: Literal[False] = ..., **options: Unpack[LoadOptions]
+    path_or_repo: str | Path, *, paradigm: Literal["multi_vector"], **options: Unpack[LoadOptions]
+) -> LionMultiVectorEncoder: ...
+
+
+@overload
+def load(
+    path_or_repo: str | Path,
+    *,
+    paradigm: SingleVector | None = ...,
+    as_sparse_encoder: Literal[False] = ...,
+    **options: Unpack[LoadOptions],
 ) -> LionSentenceTransformer: ...
 
 
 @overload
 def load(
-    path_or_repo: str | Path, *, as_sparse_encoder: Literal[True], **options: Unpack[LoadOptions]
+    path_or_repo: str | Path,
+    *,
+    paradigm: SingleVector | None = ...,
+    as_sparse_encoder: Literal[True],
+    **options: Unpack[LoadOptions],
 ) -> LionSparseEncoder: ...
 
 
 @overload
 def load(
-    path_or_repo: str | Path, *, as_sparse_encoder: bool = ..., **options: Unpack[LoadOptions]
-) -> LionSentenceTransformer | LionSparseEncoder: ...
+    path_or_repo: str | Path,
+    *,
+    paradigm: Paradigm | None = ...,
+    as_sparse_encoder: bool = ...,
+    **options: Unpack[LoadOptions],
+) -> LionSentenceTransformer | LionSparseEncoder | LionMultiVectorEncoder: ...
 
 
 def load(
@@ -269,15 +299,16 @@ def load(
     revision: str | None = None,
     token: bool | str | None = None,
     local_files_only: bool = False,
-) -> LionSentenceTransformer | LionSparseEncoder:
+) -> LionSentenceTransformer | LionSparseEncoder | LionMultiVectorEncoder:
     """Load a Lion checkpoint with the fast modules, whoever wrote it.
 
-    That is an exported (stock) checkpoint of either model type, a folder written in training with or without an
+    That is an exported (stock) checkpoint of any model type, a folder written in training with or without an
     adapter, or a bare PEFT adapter.
 
     Args:
         path_or_repo: Folder or Hub repository.
-        paradigm: Needed for a bare adapter alone, which does not say whether it is `"sparse"` or `"dense"`.
+        paradigm: Needed for a bare adapter alone, which does not say whether it is `"sparse"` or `"dense"`. Any other
+            checkpoint is compared with it.
         as_sparse_encoder: Return a `SparseEncoder` (sparse tensors) instead of a `SentenceTransformer`.
         device: Torch device; the best one there is by default.
         dtype: Of the weights; `"auto"` is that of the checkpoint or of an adapter's base.
@@ -291,7 +322,8 @@ def load(
         local_files_only: Do not reach for the network.
 
     Returns:
-        The model with its tokenizer contract, prompts and lengths as saved.
+        The model with its tokenizer contract, prompts and lengths as saved; a `MultiVectorEncoder` of a multi-vector
+        checkpoint, which type checkers know with `paradigm="multi_vector"`.
 
     Raises:
         ValueError: If this is not a Lion checkpoint, or its weights do not match its configuration.
@@ -303,7 +335,7 @@ def load(
             model = lion_st.load("runs/quickstart/lion-sp", as_sparse_encoder=True)
             model.encode_document(["A lion is a large cat."])  # sparse [1, V]
     """
-    source = _name_of(path_or_repo, "path_or_repo")
+    source = source_name(path_or_repo, "path_or_repo")
     _require_device(device)
     if load_in_4bit and merge_adapter:
         raise ValueError("load_in_4bit would round what merge_adapter merges to 4 bits: leave one of them out.")
@@ -314,20 +346,20 @@ def load(
         options["attn_implementation"] = attn_implementation
     if base is not None:
         options["base"] = str(base)
-    model_class = LionSparseEncoder if as_sparse_encoder else LionSentenceTransformer
     hub: dict[str, Any] = {"revision": revision, "token": token, "local_files_only": local_files_only}
     if not Path(source).exists() and (source.startswith((".", "/", "~")) or source.count("/") > 1):
         raise FileNotFoundError(f"There is no folder {source!r}. Pass a checkpoint's folder or a Hub repository.")
-    _require_json(source, hub)
+    require_json(source, hub)
     if load_file_path(source, "modules.json", **hub) is None and find_adapter_config_file(source, **hub) is not None:
         if paradigm is None:
             raise ValueError(
                 f"{source!r} is a bare adapter, which does not say what it was trained for; pass "
                 'paradigm="sparse" or paradigm="dense".'
             )
-        model = _load_bare_adapter(source, paradigm, model_class, options, hub, device)
+        model = _load_bare_adapter(source, paradigm, as_sparse_encoder, options, hub, device)
     else:
-        model = model_class(source, device=device, model_kwargs=options, similarity_fn_name="dot", **hub)
+        model_class, similarity = _model_class(saved_model_type(source, hub), as_sparse_encoder)
+        model = model_class(source, device=device, model_kwargs=options, similarity_fn_name=similarity, **hub)
         if paradigm not in (None, paradigm_of(model)):
             raise ValueError(f"{source!r} is a {paradigm_of(model)} model, not {paradigm}.")
     _require_paradigm(paradigm_of(model), as_sparse_encoder)
@@ -338,16 +370,18 @@ def load(
 
 
 def paradigm_of(model: BaseModel) -> Paradigm:
-    """Whether a model's vectors are sparse (one weight per vocabulary term) or dense.
+    """Whether a model's vectors are sparse (one weight per vocabulary term), dense, or several of each text.
 
     Args:
-        model: Any `SentenceTransformer` or `SparseEncoder`, with stock or Lion modules.
+        model: Any `SentenceTransformer`, `SparseEncoder` or `MultiVectorEncoder`, with stock or Lion modules.
 
     Raises:
         TypeError: If it is not a model, but a path for example.
     """
     if not isinstance(model, BaseModel):
         raise TypeError(f"Pass a model, not {model!r}: lion_st.load(path) makes one of a checkpoint.")
+    if isinstance(model, MultiVectorEncoder):
+        return "multi_vector"
     modules = list(model)
     if any(isinstance(module, LlamaPooling) for module in modules):
         return "dense"
@@ -367,18 +401,17 @@ def as_sparse_encoder(model: BaseModel) -> LionSparseEncoder:
 
 
 def _require_paradigm(paradigm: str, as_sparse_encoder: bool) -> None:
-    if paradigm not in ("sparse", "dense"):
-        raise ValueError(f'paradigm must be "sparse" or "dense", got {paradigm!r}.')
-    if as_sparse_encoder and paradigm == "dense":
-        raise ValueError("as_sparse_encoder=True needs a sparse model, this one is dense; leave it out.")
+    if paradigm not in get_args(Paradigm):
+        raise ValueError(f"paradigm must be one of {get_args(Paradigm)}, got {paradigm!r}.")
+    if as_sparse_encoder and paradigm != "sparse":
+        raise ValueError(f"as_sparse_encoder=True needs a sparse model, this one is {paradigm}; leave it out.")
 
 
-def _name_of(source: str | Path, argument: str) -> str:
-    if not isinstance(source, str | Path):
-        raise TypeError(f"{argument} is a folder or a Hub repository, got {source!r}, a {type(source).__name__}.")
-    if not str(source):
-        raise ValueError(f"{argument} is empty; give a folder or a Hub repository.")
-    return str(source)
+def _model_class(kind: str | None, as_sparse_encoder: bool) -> tuple[type[Any], str]:
+    """The class of a model of a paradigm or of a saved model type, and how its vectors are compared."""
+    if kind in ("multi_vector", LionMultiVectorEncoder.model_type):
+        return LionMultiVectorEncoder, "maxsim"
+    return LionSparseEncoder if as_sparse_encoder else LionSentenceTransformer, "dot"
 
 
 def _require_device(device: str | torch.device | None) -> None:
@@ -389,31 +422,20 @@ def _require_device(device: str | torch.device | None) -> None:
         )
 
 
-def _require_json(source: str, hub: dict[str, Any]) -> None:
-    """Raise if a file of a checkpoint's configuration is damaged, by its name."""
-    for name in JSON_FILES:
-        path = load_file_path(source, name, **hub)
-        if path is None:
-            continue
-        expected: Any = list if name == "modules.json" else dict
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-            problem = None if isinstance(content, expected) else f"it holds a {type(content).__name__}"
-        except ValueError as error:  # of JSON and of UTF-8
-            problem = str(error)
-        if problem:
-            raise ValueError(f"{source!r} has a damaged {name} ({problem}). Restore the file or fetch it again.")
-
-
 def _load_bare_adapter(
     source: str,
     paradigm: Paradigm,
-    model_class: type[LionSentenceTransformer] | type[LionSparseEncoder],
+    as_sparse_encoder: bool,
     options: dict[str, Any],
     hub: dict[str, Any],
     device: str | None,
 ) -> Any:
-    _require_paradigm(paradigm, False)
+    _require_paradigm(paradigm, as_sparse_encoder)
+    if paradigm == "multi_vector":
+        raise ValueError(
+            f"{source!r} is a bare adapter, without the projection of a multi-vector model: load the folder that "
+            "model.save_pretrained or training wrote, or build a new one on the adapter with lion_st.build."
+        )
     transformer = LionTransformer(
         source,
         transformer_task="text-generation" if paradigm == "sparse" else "feature-extraction",
@@ -422,4 +444,5 @@ def _load_bare_adapter(
         processor_kwargs=dict(hub),
     )
     head = SpladeHead() if paradigm == "sparse" else LlamaPooling(transformer.get_embedding_dimension())
-    return model_class(modules=[transformer, head], similarity_fn_name="dot", device=device)
+    model_class, similarity = _model_class(paradigm, as_sparse_encoder)
+    return model_class(modules=[transformer, head], similarity_fn_name=similarity, device=device)

@@ -120,7 +120,10 @@ vectors = {}
 for path, kind in jobs:
     model = getattr(sentence_transformers, kind)(path, device="cpu", local_files_only=True)
     for task in ("query", "document"):
-        rows = getattr(model, f"encode_{task}")(texts, convert_to_tensor=True)
+        if kind == "MultiVectorEncoder":
+            rows = torch.nn.utils.rnn.pad_sequence(getattr(model, f"encode_{task}")(texts), batch_first=True)
+        else:
+            rows = getattr(model, f"encode_{task}")(texts, convert_to_tensor=True)
         vectors[f"{path}|{kind}|{task}"] = (rows.to_dense() if rows.is_sparse else rows).float().numpy()
 assert "lion_st" not in sys.modules
 numpy.savez(out, **vectors)

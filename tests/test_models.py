@@ -8,6 +8,8 @@ import pytest
 import torch
 from peft import LoraConfig
 from sentence_transformers import (
+    MultiVectorEncoderTrainer,
+    MultiVectorEncoderTrainingArguments,
     SentenceTransformer,
     SentenceTransformerTrainer,
     SentenceTransformerTrainingArguments,
@@ -15,6 +17,7 @@ from sentence_transformers import (
     SparseEncoderTrainer,
     SparseEncoderTrainingArguments,
 )
+from sentence_transformers.multi_vector_encoder.losses import MultiVectorMultipleNegativesRankingLoss
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from sentence_transformers.sparse_encoder.losses import SparseMultipleNegativesRankingLoss, SpladeLoss
 
@@ -66,7 +69,7 @@ def test_a_sparse_encoder_is_one(tiny_backbone):
 
 
 def test_arguments_that_do_not_fit_are_refused(tiny_backbone, tmp_path):
-    with pytest.raises(ValueError, match='"sparse" or "dense", got \'hybrid\''):
+    with pytest.raises(ValueError, match=r"one of \('sparse', 'dense', 'multi_vector'\), got 'hybrid'"):
         lion_st.build(tiny_backbone(), "hybrid")
     with pytest.raises(ValueError, match="as_sparse_encoder=True needs a sparse model"):
         lion_st.build(tiny_backbone(), "dense", as_sparse_encoder=True)
@@ -380,7 +383,15 @@ def train(model, folder: Path, steps: int, resume: bool = False, **settings):
         }
     )
     sparse = isinstance(model, SparseEncoder)
-    arguments_class = SparseEncoderTrainingArguments if sparse else SentenceTransformerTrainingArguments
+    arguments_class, trainer_class, loss_class = {
+        "SparseEncoder": (SparseEncoderTrainingArguments, SparseEncoderTrainer, SparseMultipleNegativesRankingLoss),
+        "SentenceTransformer": (
+            SentenceTransformerTrainingArguments, SentenceTransformerTrainer, MultipleNegativesRankingLoss,
+        ),
+        "MultiVectorEncoder": (
+            MultiVectorEncoderTrainingArguments, MultiVectorEncoderTrainer, MultiVectorMultipleNegativesRankingLoss,
+        ),
+    }[model.model_type]  # fmt: skip
     arguments = arguments_class(
         output_dir=str(folder),
         max_steps=steps,
@@ -395,19 +406,19 @@ def train(model, folder: Path, steps: int, resume: bool = False, **settings):
         seed=5,
         **settings,
     )
+    loss = loss_class(model)
     if sparse:
-        ranking = SparseMultipleNegativesRankingLoss(model)
-        loss = SpladeLoss(model, ranking, document_regularizer_weight=1e-3, query_regularizer_weight=1e-3)
-    else:
-        loss = MultipleNegativesRankingLoss(model)
-    trainer_class = SparseEncoderTrainer if sparse else SentenceTransformerTrainer
+        loss = SpladeLoss(model, loss, document_regularizer_weight=1e-3, query_regularizer_weight=1e-3)
     trainer = trainer_class(model, arguments, train_dataset=pairs, loss=loss)
     trainer.train(resume_from_checkpoint=resume)
     return trainer
 
 
 @pytest.mark.parametrize("with_lora", [False, True], ids=["full", "lora"])
-@pytest.mark.parametrize(("paradigm", "as_sparse_encoder"), [("sparse", False), ("sparse", True), ("dense", False)])
+@pytest.mark.parametrize(
+    ("paradigm", "as_sparse_encoder"),
+    [("sparse", False), ("sparse", True), ("dense", False), ("multi_vector", False)],
+)
 def test_training_resumes_to_the_bit(tiny_backbone, tmp_path, lora, paradigm, as_sparse_encoder, with_lora):
     def fresh():
         torch.manual_seed(11)

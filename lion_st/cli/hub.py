@@ -100,8 +100,7 @@ def export(
     loaded = load(model, paradigm=paradigm, base=base, dtype=weights, revision=revision)
     if all_terms or query_top_k or document_top_k:
         limit_terms(loaded, model, query_top_k, document_top_k, only_these=all_terms)
-    model_type: Literal["SparseEncoder", "SentenceTransformer"]
-    model_type = "SparseEncoder" if sparse_encoder else "SentenceTransformer"
+    model_type: Literal["SparseEncoder"] | None = "SparseEncoder" if sparse_encoder else None
     typer.echo(write(loaded, output, model_type, overwrite, with_limits=with_limits))
 
 

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy import sparse
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 from lion_st.data.fields import Task
 from lion_st.encoding.fingerprints import input_module, prompt_for
 from lion_st.encoding.pipeline import HostCopy, computed_ahead, done_behind
-from lion_st.encoding.vectors import Vectors, keep_top_terms, to_csr, to_dense
+from lion_st.encoding.vectors import Vectors, keep_top_terms, stack, to_csr, to_dense, to_token_vectors
 from lion_st.model_classes import LionModel
 from lion_st.models import paradigm_of
 from lion_st.modules import SpladeHead
@@ -31,7 +30,7 @@ TEXTS_AT_ONCE = 4096  # are tokenized, and cut into batches of like length, whil
 class EncodedTexts(NamedTuple):
     """Vectors in the order of their texts, and what they cost."""
 
-    vectors: Vectors  # CSR [N, V] or array [N, D], float32
+    vectors: Vectors  # float32: CSR [N, V], array [N, D] or `TokenVectors`
     tokens: int  # real tokens that went through the model
     truncated: int  # texts longer than the model's limit
 
@@ -51,7 +50,7 @@ class BatchEncoder:
     The batches depend on the texts alone, and so do the vectors' bits.
 
     Args:
-        model: A sparse or dense model.
+        model: A sparse, dense or multi-vector model.
         task: Whether the texts are queries or documents.
         limit: Tokens to which texts are cut.
         tokens_per_batch: Padded tokens per batch.
@@ -76,7 +75,7 @@ class BatchEncoder:
         self.progress = progress
         self.prompt = prompt_for(model, task) or ""
         self.module = input_module(model, task)
-        self.is_sparse = paradigm_of(model) == "sparse"
+        self.paradigm = paradigm_of(model)
         self.tokens = 0
         self.started = time.monotonic()
         self._takes_token_ids = _takes_token_ids(model, task)
@@ -96,7 +95,7 @@ class BatchEncoder:
                 copies = self.run(tokenized)
                 behind(lambda *given: parts.append(self.collect(*given)), tokenized, copies)
         vectors, tokens, truncated = zip(*parts, strict=True)
-        return EncodedTexts(_stack(vectors), sum(tokens), sum(truncated))
+        return EncodedTexts(stack(vectors), sum(tokens), sum(truncated))
 
     def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
         """Tokenize N texts and make batches of them."""
@@ -130,7 +129,12 @@ class BatchEncoder:
         for batch in tokenized.batches:
             features = {name: _moved(value, self.model.device) for name, value in batch.items()}
             with torch.inference_mode():
-                vectors = self.model(features, **options)["sentence_embedding"]
+                output = self.model(features, **options)
+                if self.paradigm == "multi_vector":  # stock models have no other place for it than the mask
+                    counts = output["attention_mask"].bool()[..., None]
+                    vectors = torch.where(counts, output["token_embeddings"], 0.0)
+                else:
+                    vectors = output["sentence_embedding"]
                 copies.append(HostCopy(vectors))
             count = vectors.shape[0]
             self._report(count, int(tokenized.lengths[tokenized.order[first : first + count]].sum()))
@@ -140,7 +144,7 @@ class BatchEncoder:
     def collect(self, tokenized: TokenizedTexts, copies: Sequence[HostCopy]) -> EncodedTexts:
         """Wait for the vectors and put them in the order of the texts."""
         back = np.argsort(tokenized.order)
-        vectors = _stack([self._convert(copy.get()) for copy in copies])[back]
+        vectors = stack([self._convert(copy.get()) for copy in copies])[back]
         return EncodedTexts(vectors, int(tokenized.lengths.sum()), tokenized.truncated)
 
     def _cut_into_batches(self, order: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
@@ -171,8 +175,8 @@ class BatchEncoder:
         return {name: value.pin_memory() if torch.is_tensor(value) else value for name, value in features.items()}
 
     def _convert(self, vectors: Any) -> Any:
-        if not self.is_sparse:
-            return to_dense(vectors)
+        if self.paradigm != "sparse":
+            return to_dense(vectors) if self.paradigm == "dense" else to_token_vectors(vectors)
         limit = getattr(self.model, "max_active_dims", None)  # a stock SparseEncoder's own
         return to_csr(vectors) if limit is None else keep_top_terms(to_csr(vectors), limit)
 
@@ -208,7 +212,3 @@ def _takes_token_ids(model: Any, task: Task) -> bool:
 
 def _moved(value: Any, device: torch.device) -> Any:
     return value.to(device, non_blocking=True) if torch.is_tensor(value) else value
-
-
-def _stack(parts: Sequence[Any]) -> Any:
-    return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else sparse.vstack(parts, format="csr")

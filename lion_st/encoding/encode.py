@@ -62,7 +62,8 @@ def encode_texts(
         show_progress: Show a progress bar.
 
     Returns:
-        float32, [N, V] as CSR for a sparse model or [N, D] as an array for a dense one.
+        float32: [N, V] as CSR for a sparse model, [N, D] as an array for a dense one, `TokenVectors` for a multi-vector
+        one.
 
     Raises:
         ValueError: If there is no text, or one is empty or not a string.

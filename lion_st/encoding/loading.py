@@ -70,11 +70,12 @@ def limit_terms(
     Raises:
         ValueError: If the model is not a sparse one of ours, or a limit is below 1.
     """
+    from lion_st.models import paradigm_of
     from lion_st.modules import SpladeHead
 
     head = model[1]
     if not isinstance(head, SpladeHead):
-        raise ValueError(f"{source} is a dense model, which has no terms to limit: leave out the top-k.")
+        raise ValueError(f"{source} is a {paradigm_of(model)} model, which has no terms to limit: leave out the top-k.")
     if only_these:
         head.max_active_dims = head.query_max_active_dims = head.document_max_active_dims = None
     for name, limit in (("query_max_active_dims", query_top_k), ("document_max_active_dims", document_top_k)):

@@ -19,7 +19,7 @@ from lion_st.encoding.fingerprints import Algorithm
 from lion_st.encoding.reading import CorpusCounts, records_digest
 from lion_st.encoding.snapshots import download_explained, local_folder
 from lion_st.encoding.storage import StorageError, contents_checksum, strings_to_arrays, unpack_strings
-from lion_st.encoding.vectors import Vectors, to_csr, to_dense
+from lion_st.encoding.vectors import TokenVectors, Vectors, stack, to_csr, to_dense, to_token_vectors
 from lion_st.files import (
     LOCK,
     FolderInUse,
@@ -163,9 +163,12 @@ def write_shard(
     from safetensors.numpy import save_file
 
     arrays = strings_to_arrays("ids", [record.id for record in records])
+    without_terms = 0
     if isinstance(encoded.vectors, np.ndarray):
         arrays["vectors"] = encoded.vectors.astype(dtype)
-        without_terms = 0
+    elif isinstance(encoded.vectors, TokenVectors):
+        arrays["vectors"] = encoded.vectors.values.astype(dtype)
+        arrays["offsets"] = encoded.vectors.offsets
     else:
         without_terms = int((np.diff(encoded.vectors.indptr) == 0).sum())
         arrays["indptr"] = encoded.vectors.indptr.astype(np.int64)
@@ -275,7 +278,7 @@ class EncodedCorpus:
             raise StorageError(f"{self.path} has no {MANIFEST}: the encoding has not finished; run it again.")
         try:
             self.manifest: dict[str, Any] = dict(json.loads((self.path / MANIFEST).read_text(encoding="utf-8")))
-            self.paradigm: Literal["sparse", "dense"] = self.manifest["settings"]["paradigm"]
+            self.paradigm: Literal["sparse", "dense", "multi_vector"] = self.manifest["settings"]["paradigm"]
             for shard in self.manifest["shards"]:
                 inside(self.path, shard["file"])
             is_intact = self.manifest.get("xxh3") in (None, contents_checksum(self.manifest))
@@ -306,6 +309,8 @@ class EncodedCorpus:
                 shape = (len(ids), shard["dimensions"])
                 if self.paradigm == "dense":
                     vectors: Vectors = to_dense(arrays["vectors"])
+                elif self.paradigm == "multi_vector":
+                    vectors = to_token_vectors(TokenVectors(arrays["vectors"], arrays["offsets"]))
                 else:
                     parts = (arrays["weights"].astype(np.float32), arrays["terms"], arrays["indptr"])
                     vectors = to_csr(sparse.csr_array(parts, shape=shape))
@@ -319,5 +324,4 @@ class EncodedCorpus:
         """All ids and all vectors in memory, such as those of queries."""
         shards = list(self)
         ids = [one for part, _ in shards for one in part]
-        parts: list[Any] = [vectors for _, vectors in shards]
-        return ids, np.concatenate(parts) if self.paradigm == "dense" else sparse.vstack(parts, format="csr")
+        return ids, stack([vectors for _, vectors in shards])

@@ -1,9 +1,11 @@
-"""One form for sparse vectors and one for dense ones, whatever library made them."""
+"""One form for sparse vectors, one for dense ones and one for several of each text, whatever library made them."""
 
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeGuard
 
 import numpy as np
 from scipy import sparse
@@ -11,8 +13,116 @@ from scipy import sparse
 if TYPE_CHECKING:
     import torch
 
-# scipy CSR float32 [N, V] for a sparse model, numpy float32 or float16 [N, D] for a dense one.
-Vectors: TypeAlias = sparse.csr_array | np.ndarray
+
+@dataclass(frozen=True, eq=False)
+class TokenVectors:
+    """The vectors of the tokens of N texts, those of one text after those of the other.
+
+    Args:
+        values: [T, D] for T tokens.
+        offsets: int64 [N + 1]: text i has the rows offsets[i] to offsets[i + 1], one at least.
+
+    Raises:
+        ValueError: If the shapes or offsets do not fit, or a text has no token.
+    """
+
+    values: np.ndarray
+    offsets: np.ndarray
+
+    def __post_init__(self) -> None:
+        fits = self.values.ndim == 2 and self.offsets.ndim == 1 and len(self.offsets) > 0
+        if not fits or self.offsets[0] != 0 or self.offsets[-1] != len(self.values):
+            raise ValueError(
+                f"Token vectors are a matrix [T, D] with offsets from 0 to T, got the shape {self.values.shape} and "
+                f"{len(self.offsets)} offsets."
+            )
+        if (np.diff(self.offsets) < 1).any():
+            empty = int(np.flatnonzero(np.diff(self.offsets) < 1)[0])
+            raise ValueError(f"Text {empty} has no token that counts: check the text and the model's mask.")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Texts N and dimensions D."""
+        return len(self.offsets) - 1, self.values.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of values and offsets."""
+        return self.values.nbytes + self.offsets.nbytes
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, texts: slice | Sequence[int] | np.ndarray) -> TokenVectors:
+        """Some texts, in the order given: a slice, places, or a mask [N]."""
+        places = np.arange(len(self))[texts]
+        counts = np.diff(self.offsets)[places]
+        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        rows = np.arange(offsets[-1]) + np.repeat(self.offsets[places] - offsets[:-1], counts)
+        return TokenVectors(self.values[rows], offsets)
+
+    def astype(self, dtype: str) -> TokenVectors:
+        """The same vectors in another type; these themselves if they have it."""
+        return TokenVectors(self.values.astype(dtype, copy=False), self.offsets)
+
+
+# scipy CSR float32 [N, V] for a sparse model, numpy float32 or float16 [N, D] for a dense one, several of each text for
+# a multi-vector one.
+Vectors: TypeAlias = sparse.csr_array | np.ndarray | TokenVectors
+
+
+def kind_of(vectors: Vectors) -> Literal["sparse", "dense", "multi_vector"]:
+    """The paradigm whose vectors these are."""
+    if isinstance(vectors, TokenVectors):
+        return "multi_vector"
+    return "dense" if isinstance(vectors, np.ndarray) else "sparse"
+
+
+def stack(parts: Sequence[Any]) -> Any:
+    """The rows of several `Vectors` of one kind, one after the other."""
+    if isinstance(parts[0], TokenVectors):
+        starts = np.cumsum([0, *(len(part.values) for part in parts)])
+        offsets = [part.offsets[:-1] + start for part, start in zip(parts, starts, strict=False)]
+        return TokenVectors(np.concatenate([part.values for part in parts]), np.concatenate([*offsets, starts[-1:]]))
+    return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else sparse.vstack(parts, format="csr")
+
+
+def to_token_vectors(vectors: Any) -> TokenVectors:
+    """Convert the vectors of texts' tokens to `TokenVectors` of float32.
+
+    Args:
+        vectors: `TokenVectors`; [N, L, D] as a tensor or array, in which a token of zeros does not count; or a list of
+            [L, D], as `MultiVectorEncoder.encode` gives them.
+
+    Raises:
+        TypeError: If they are vectors of a sparse or dense model.
+        ValueError: If a text has no token, widths differ, or a value is not finite.
+    """
+    if not isinstance(vectors, TokenVectors):
+        if isinstance(vectors, list | tuple):
+            texts = [_float32(text) for text in vectors]
+        else:
+            padded = _float32(vectors) if not sparse.issparse(vectors) else vectors
+            texts = [text[(text != 0).any(axis=1)] for text in padded] if padded.ndim == 3 else [padded]
+        widths = {text.shape[-1] for text in texts if text.ndim == 2}
+        if len(widths) != 1 or any(text.ndim != 2 for text in texts) or getattr(vectors, "ndim", 3) != 3:
+            raise TypeError(
+                "This index holds several vectors of each text, [N, L, D] or a list of [L, D]: create it with "
+                "paradigm='sparse' or 'dense' for vectors of another kind."
+            )
+        offsets = np.cumsum([0, *(len(text) for text in texts)], dtype=np.int64)
+        vectors = TokenVectors(np.concatenate(texts), offsets)
+    vectors = vectors.astype("float32")
+    if not np.isfinite(vectors.values).all():
+        raise ValueError("Token vectors hold NaN or infinity: check the model's dtype and the encoded texts.")
+    return vectors
+
+
+def max_sim(queries: TokenVectors, documents: TokenVectors) -> np.ndarray:
+    """MaxSim of each query and document, the sum over the query's tokens of their best inner product: [Q, N]."""
+    products = queries.values @ documents.values.astype(np.float32, copy=False).T  # [query tokens, document tokens]
+    best = np.maximum.reduceat(products, documents.offsets[:-1], axis=1)  # [query tokens, N]
+    return np.add.reduceat(best, queries.offsets[:-1], axis=0)
 
 
 def to_csr(vectors: Any) -> sparse.csr_array:
@@ -60,6 +170,8 @@ def to_dense(vectors: Any) -> np.ndarray:
         ValueError: If the matrix is not two-dimensional or a value is not finite.
     """
     is_tensor = _is_tensor(vectors)
+    if isinstance(vectors, TokenVectors):
+        raise TypeError("This index holds one vector of each text and got several: use paradigm='multi_vector'.")
     if sparse.issparse(vectors) or (is_tensor and str(vectors.layout) != "torch.strided"):
         raise TypeError("This index holds dense vectors and got sparse ones: create it with paradigm='sparse'.")
     if is_tensor:
@@ -84,6 +196,12 @@ def _require_sound(matrix: Any) -> None:
     except ValueError as error:
         rows, terms = matrix.shape
         raise ValueError(f"Sparse vectors of {rows} texts over {terms} terms are damaged: {error}.") from error
+
+
+def _float32(vectors: Any) -> np.ndarray:
+    if _is_tensor(vectors):
+        vectors = vectors.detach().float().cpu().numpy()
+    return np.asarray(vectors, dtype=np.float32)
 
 
 def _is_tensor(vectors: Any) -> TypeGuard[torch.Tensor]:

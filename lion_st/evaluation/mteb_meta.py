@@ -37,6 +37,8 @@ LICENSES = {
     for number in ("3", "3.1", "3.2", "3.3")
 }
 
+MODEL_TYPES = {"sparse": "sparse", "lexical": "sparse", "multi_vector": "late-interaction"}  # of mteb, by paradigm
+
 
 def is_standard(retriever: Retriever) -> bool:
     """Whether results are those of a checkpoint as it is on the Hub, exactly searched, and not of an experiment."""
@@ -79,7 +81,7 @@ def model_meta(
         {
             "name": retriever.name if "/" in retriever.name else f"lion_st/{retriever.name}",
             "revision": revision,
-            "model_type": ["sparse" if retriever.paradigm in ("sparse", "lexical") else "dense"],
+            "model_type": [MODEL_TYPES.get(retriever.paradigm, "dense")],
             "experiment_kwargs": dict(experiment) if experiment else None,
             **described,
         }

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from lion_st.exporting import export
 from lion_st.guard import (
     GUARD,
-    SPARSE_ENCODER_ONLY,
     TRANSFORMER,
     is_of_transformer,
+    own_class_alone,
     with_moved_transformer,
 )
 from lion_st.guard import SETTINGS as CONFIG
@@ -336,7 +336,7 @@ def _for_sparse_encoder(contents: Contents) -> Contents:
     return moved | {
         CONFIG: json.dumps(config, indent=2).encode(),
         MODULES: json.dumps(with_moved_transformer(read_json(contents[MODULES])), indent=2).encode(),
-        "config.json": json.dumps(SPARSE_ENCODER_ONLY).encode(),
+        "config.json": json.dumps(own_class_alone()).encode(),
     }
 
 

@@ -18,7 +18,7 @@ from lion_st.hub.cards import (
     vector_description,
 )
 from lion_st.training.cost import TrainingCost
-from lion_st.training.recipes import BACKBONES, MNTP_RECIPES, PARADIGMS, Paradigm, get_recipe
+from lion_st.training.recipes import BACKBONES, MNTP_RECIPES, PAPER_PARADIGMS, Paradigm, get_recipe
 
 OBJECTIVE = "cl_kd"
 SIZES = {"llama-3.2-1b": "1b", "llama-3.2-3b": "3b", "llama-3-8b": "8b"}
@@ -112,7 +112,7 @@ def write_recipe_cards(folder: str | Path, overwrite: bool = False) -> list[Path
     Raises:
         FileExistsError: If one of them is there and `overwrite` is False; nothing is written then.
     """
-    recipes = [(backbone, paradigm) for backbone in SIZES for paradigm in PARADIGMS]
+    recipes = [(backbone, paradigm) for backbone in SIZES for paradigm in PAPER_PARADIGMS]
     files = {Path(folder) / f"{recipe_name(*recipe)}.md": recipe for recipe in recipes}
     for file in files:
         require_free(file, overwrite)

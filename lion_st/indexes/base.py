@@ -20,18 +20,19 @@ from lion_st.encoding.storage import (
     strings_to_arrays,
     write_folder,
 )
-from lion_st.encoding.vectors import to_csr, to_dense
+from lion_st.encoding.vectors import to_csr, to_dense, to_token_vectors
 from lion_st.errors import require_list, require_type
 from lion_st.files import require_free
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-Paradigm: TypeAlias = Literal["sparse", "dense", "hybrid"]
+Paradigm: TypeAlias = Literal["sparse", "dense", "multi_vector", "hybrid"]
 Hits: TypeAlias = list[tuple[str, float]]  # (document id, score), best first
 
 KIND = "lion_st index"
 VERSION = 2  # since 2 with xxh3 checksums
+CONVERTERS: dict[str, Callable[[Any], Any]] = {"sparse": to_csr, "dense": to_dense, "multi_vector": to_token_vectors}
 CAN_CHANGE = "exact and torch"  # the engines that delete, and search among some documents alone
 
 
@@ -42,8 +43,8 @@ class Index(ABC):
     none searches.
 
     Args:
-        paradigm: "sparse" (rows of term weights [N, V]), "dense" (rows of floats [N, D]) or, where the engine can,
-            "hybrid" (a pair of both).
+        paradigm: "sparse" (rows of term weights [N, V]), "dense" (rows of floats [N, D]), "multi_vector" (several such
+            rows of each text) or, where the engine can, "hybrid" (a pair of sparse and dense).
 
     Attributes:
         engine: Name in `create_index`.
@@ -77,7 +78,7 @@ class Index(ABC):
 
         Args:
             ids: N document ids, each given once.
-            vectors: [N, dimensions]; anything `to_csr` or `to_dense` accepts.
+            vectors: [N, dimensions]; anything that `to_csr`, `to_dense` or `to_token_vectors` accepts.
 
         Raises:
             ValueError: If lengths, dimensions or ids do not fit; nothing is added then.
@@ -396,7 +397,7 @@ class LocalIndex(Index):
 
     def _check(self, vectors: Any) -> Any:
         refuse_texts(vectors)
-        matrix = to_csr(vectors) if self.paradigm == "sparse" else to_dense(vectors)
+        matrix = CONVERTERS[self.paradigm](vectors)
         if self.dimensions is not None and matrix.shape[1] != self.dimensions:
             raise ValueError(
                 f"The index has {self.dimensions} dimensions and got vectors of {matrix.shape[1]}: "

@@ -275,7 +275,7 @@ class ExactDenseIndex(LocalIndex):
                         products = queries[part] @ block.T
                         if allowed is not None:
                             products[:, ~allowed[first_row + start : first_row + start + len(block)]] = -np.inf
-                        rows[part], scores[part] = _merge_best(rows[part], scores[part], products, first_row + start)
+                        rows[part], scores[part] = merge_best(rows[part], scores[part], products, first_row + start)
                 first_row += len(vectors)
         rows[scores == -np.inf] = -1
         scores[rows < 0] = 0.0
@@ -332,7 +332,7 @@ class _BlasThreads:
 blas_threads = _BlasThreads()
 
 
-def _merge_best(
+def merge_best(
     rows: np.ndarray, scores: np.ndarray, block_scores: np.ndarray, first_row: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Merge the scores [Q, N] of a block of documents into the k best so far, equal scores by rising row."""

@@ -13,7 +13,7 @@ from lion_st.losses.regularizers import (
     TargetRegularizer,
     term_idf,
 )
-from lion_st.losses.scoring import dot_scores, pairwise_dot_scores
+from lion_st.losses.scoring import dot_scores, maxsim_scores, pairwise_dot_scores, pairwise_maxsim_scores
 from lion_st.losses.teachers import TeacherTerms
 
 __all__ = [
@@ -27,6 +27,8 @@ __all__ = [
     "TargetRegularizer",
     "TeacherTerms",
     "dot_scores",
+    "maxsim_scores",
     "pairwise_dot_scores",
+    "pairwise_maxsim_scores",
     "term_idf",
 ]

@@ -10,6 +10,7 @@ from sentence_transformers.base.losses.gradcache import CachedLossMixin
 from torch import Tensor, nn
 
 from lion_st.losses.contrastive_distillation import ContrastiveDistillationLoss
+from lion_st.losses.scoring import cat_texts
 
 
 class CachedContrastiveDistillationLoss(CachedLossMixin, ContrastiveDistillationLoss):
@@ -77,7 +78,7 @@ class CachedContrastiveDistillationLoss(CachedLossMixin, ContrastiveDistillation
         self, reps: list[list[Tensor]], labels: Tensor | None = None, *, with_backward: bool = False
     ) -> Tensor:
         """The loss of the whole batch from each column's mini-batches of embeddings."""
-        terms = self.compute_loss_from_embeddings([torch.cat(column) for column in reps], labels)
+        terms = self.compute_loss_from_embeddings([cat_texts(column) for column in reps], labels)
         total = torch.stack(list(terms.values())).sum()
         if with_backward:
             total.backward()

@@ -15,14 +15,15 @@ from torch import Tensor, nn
 
 from lion_st.losses.distillation import WITHOUT_TEMPERATURE, Distillation, distil, faulty_grades
 from lion_st.losses.distributed import mean_across_ranks, scores_of_all_documents
-from lion_st.losses.scoring import dot_scores_of_columns
+from lion_st.losses.scoring import scores_of_columns
 from lion_st.losses.teachers import TeacherTerms
 
 
 class ContrastiveDistillationLoss(nn.Module):
     """Learns from labelled positives and from a teacher's scores of the same documents, at once.
 
-    For a query q_i, its candidates D_i = (d_i0, ..., d_in) with d_i0 the positive, and s(q, d) = scale * q . d:
+    For a query q_i, its candidates D_i = (d_i0, ..., d_in) with d_i0 the positive, and s(q, d) = scale * q . d, or
+    scale * MaxSim(q, d) of models that give each token a vector:
 
     - L_NCE = mean over i of -log(exp s(q_i, d_i0) / sum of exp s(q_i, d) over d in D_B), where D_B holds the candidates
       of all queries of the batch, on all ranks;
@@ -41,8 +42,8 @@ class ContrastiveDistillationLoss(nn.Module):
         distillation: `"kl_div"`; `"margin_mse"`; `"margin_mse_kl"`, KL + margin_mse_weight * MarginMSE; `"listwise"`,
             softmax cross-entropy on labels that are grades; or `"ranknet"`, the order of the teacher's scores alone.
         margin_mse_weight: Of MarginMSE in `"margin_mse_kl"`; 0.05 is that of SPLADE-v3.
-        scale: Factor on the student's scores, 1 / temperature: 1.0 for sparse models, 100.0 for dense ones, whose
-            temperature in the paper is 0.01.
+        scale: Factor on the student's scores, 1 / temperature: 1.0 for sparse and multi-vector models, 100.0 for dense
+            ones, whose temperature in the paper is 0.01.
         teacher_temperature: Divisor of the teacher's scores.
         teachers: How several teachers count, whose labels are [B, T, 1 + n].
         gather_across_devices: Candidates of the other ranks are negatives too. If False, those of this rank alone.
@@ -134,7 +135,8 @@ class ContrastiveDistillationLoss(nn.Module):
         """The weighted terms of the loss, which trainers log one by one and add up.
 
         Args:
-            embeddings: Queries, positives and n columns of negatives, [B, D] each.
+            embeddings: Queries, positives and n columns of negatives, [B, D] each; of multi-vector models [B, L, D],
+                L of each column its own, in which a token of zeros does not count.
             labels: [B, 1 + n] the teacher's scores of the positive and of each negative, in the order of the columns;
                 [B, T, 1 + n] of several teachers.
 
@@ -148,12 +150,12 @@ class ContrastiveDistillationLoss(nn.Module):
             several = () if self.teachers is None else (len(self.teachers.weights),)
             self._check_labels(labels, (len(queries), *several, len(columns)))
         gather = self.gather_across_devices and self.contrastive_weight > 0
-        shape = (*queries.shape, len(columns))
+        shape = (len(queries), queries.shape[-1], len(columns))
         if gather:
             scores = scores_of_all_documents(queries, columns, compare_shapes=shape != self._compared_shape)
             self._compared_shape = shape
         else:
-            scores = dot_scores_of_columns(queries, columns)
+            scores = scores_of_columns(queries, columns)
         scores = self.scale * scores
         own = torch.arange(len(columns) * len(queries), device=scores.device).view(len(columns), -1).T  # [B, 1 + n]
         if gather:
@@ -185,10 +187,11 @@ class ContrastiveDistillationLoss(nn.Module):
                 "Add a column of negatives to the data set, for example with mine_hard_negatives."
             )
         shapes = [tuple(column.shape) for column in embeddings]
-        if any(len(shape) != 2 or shape != shapes[0] for shape in shapes):
+        alike = {(len(shape), *shape[:1], *shape[-1:]) for shape in shapes}  # all but the tokens L
+        if len(alike) > 1 or len(shapes[0]) not in (2, 3):
             raise ValueError(
-                f"{type(self).__name__} needs embeddings [B, D] of one shape for all columns, got {shapes}. "
-                "Give every query the same number of negatives."
+                f"{type(self).__name__} needs embeddings [B, D] or [B, L, D] of one shape for all columns, got "
+                f"{shapes}. Give every query the same number of negatives."
             )
 
     def _check_labels(self, labels: Tensor | None, shape: tuple[int, ...]) -> None:

@@ -14,8 +14,9 @@ import torch
 import torch.distributed as dist
 from sentence_transformers.util import get_rank, get_world_size
 from torch import Tensor
+from torch.nn.functional import pad
 
-from lion_st.losses.scoring import dot_scores_of_columns
+from lion_st.losses.scoring import scores_of_columns
 
 
 class _AllGather(torch.autograd.Function):
@@ -89,8 +90,8 @@ def scores_of_all_documents(queries: Tensor, columns: Sequence[Tensor], compare_
     bfloat16, 8 ranks of 14 queries each hold 29 MB in place of 488 MB, and the gradients travel as little.
 
     Args:
-        queries: [B, D], the rank's own.
-        columns: 1 + n tensors [B, D], the rank's own documents.
+        queries: [B, D], the rank's own; or [B, L, D], see `scores_of_columns`, of any length L on each rank.
+        columns: 1 + n tensors [B, D] or [B, L', D], the rank's own documents.
         compare_shapes: Ask the other ranks for their shapes first, which is one more collective and waits for the GPU.
 
     Returns:
@@ -101,17 +102,26 @@ def scores_of_all_documents(queries: Tensor, columns: Sequence[Tensor], compare_
     """
     world_size = get_world_size()
     if world_size == 1:
-        return dot_scores_of_columns(queries, columns)
+        return scores_of_columns(queries, columns)
     if compare_shapes:
         _check_same_shapes(queries, columns)
-    scores = dot_scores_of_columns(_AllGather.apply(queries), columns)  # [W * B, (1 + n) * B]
+    if queries.ndim == 3:
+        queries = pad(queries, (0, 0, 0, _longest(queries) - queries.shape[1]))
+    scores = scores_of_columns(_AllGather.apply(queries), columns)  # [W * B, (1 + n) * B]
     received = _AllToAll.apply(scores.unflatten(0, (world_size, -1)))  # [W, B, (1 + n) * B]
     return received.transpose(0, 1).flatten(1)
 
 
+def _longest(queries: Tensor) -> int:
+    """The most tokens that the queries [B, L, D] of any rank are padded to."""
+    length = torch.tensor(queries.shape[1], device=queries.device)
+    dist.all_reduce(length, op=dist.ReduceOp.MAX)
+    return int(length)
+
+
 def _check_same_shapes(queries: Tensor, columns: Sequence[Tensor]) -> None:
     # Collectives of unequal shapes hang or return garbage, so a few bytes are spent on an error that explains it.
-    own = torch.tensor([*queries.shape, len(columns)], device=queries.device)
+    own = torch.tensor([len(queries), queries.shape[-1], len(columns)], device=queries.device)
     shapes = own.new_empty(get_world_size() * len(own))
     dist.all_gather_into_tensor(shapes, own)
     by_rank = shapes.view(-1, len(own)).tolist()

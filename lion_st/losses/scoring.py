@@ -1,8 +1,8 @@
-"""Dot products of embeddings in float32, whatever precision the embeddings come in.
+"""Scores of embeddings in float32, dot products or MaxSim, whatever precision the embeddings come in.
 
 Under bfloat16 or autocast a plain `queries @ documents.T` returns bfloat16: a score of 30 is rounded to a multiple of
-1/8 before the softmax, which is more than many of the margins that the loss should see. Both functions accumulate and
-return float32 and give gradients in the precision of the embeddings. They are also the `similarity_fct` to hand to
+1/8 before the softmax, which is more than many of the margins that the loss should see. The functions here accumulate
+and return float32 and give gradients in the precision of the embeddings. They are also the `similarity_fct` to hand to
 sentence-transformers' own losses.
 """
 
@@ -13,11 +13,17 @@ from functools import reduce
 from typing import Any
 
 import torch
+from sentence_transformers.multi_vector_encoder.scoring import colbert_scores, colbert_scores_pairwise
+from sentence_transformers.util import maxsim
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import pad
+from torch.utils.checkpoint import checkpoint
 
 # Numbers of one operand that are held in float32 at a time (64 MiB): 112 rows of Llama 3's 128,256 terms.
 _BLOCK = 2**24
+# Products of query and document tokens that are held at a time (256 MiB).
+_TOKEN_PRODUCTS = 2**26
 
 
 class _DotScores(torch.autograd.Function):
@@ -112,3 +118,56 @@ def pairwise_dot_scores(queries: Tensor, documents: Tensor, scale: float = 1.0) 
     """
     dtype = _score_dtype(queries, documents)
     return scale * (queries.to(dtype) * documents.to(dtype)).sum(dim=-1)
+
+
+def scores_of_columns(queries: Tensor, columns: Sequence[Tensor]) -> Tensor:
+    """Scores of every query and document: dot products of vectors, MaxSim where a text has several.
+
+    Of MaxSim only the scores are kept for the backward pass, in which the products of tokens are computed once more.
+
+    Args:
+        queries: [N, D], or [N, L, D] in which a token of zeros does not count.
+        columns: 1 + n tensors [B, D], or [B, L', D] of any lengths L'.
+
+    Returns:
+        Scores [N, (1 + n) * B], float32 (float64 dot products if an input is), column after column.
+    """
+    if queries.ndim == 2:
+        return dot_scores_of_columns(queries, columns)
+    return torch.cat([_max_sim(queries, documents) for documents in columns], dim=1)
+
+
+def cat_texts(parts: Sequence[Tensor]) -> Tensor:
+    """Embeddings [B_i, D] or [B_i, L_i, D] one after the other, the latter filled up with zeros to the longest."""
+    longest = max(part.shape[1] for part in parts)
+    return torch.cat([part if part.ndim == 2 else pad(part, (0, 0, 0, longest - part.shape[1])) for part in parts])
+
+
+def maxsim_scores(queries: Tensor, documents: Tensor, **masks: Any) -> Tensor:
+    """sentence-transformers' `colbert_scores` in float32: the `similarity_fct` of its multi-vector losses."""
+    return _in_float32(colbert_scores, queries, documents, **masks)
+
+
+def pairwise_maxsim_scores(queries: Tensor, documents: Tensor, scale: float = 1.0, **masks: Any) -> Tensor:
+    """sentence-transformers' `colbert_scores_pairwise` in float32, times `scale`."""
+    return scale * _in_float32(colbert_scores_pairwise, queries, documents, **masks)
+
+
+def _in_float32(function: Any, queries: Tensor, documents: Tensor, **masks: Any) -> Tensor:
+    dtype = _score_dtype(queries, documents)
+    with torch.autocast(queries.device.type, enabled=False):
+        return function(queries.to(dtype), documents.to(dtype), **masks)
+
+
+def _max_sim(queries: Tensor, documents: Tensor) -> Tensor:
+    """MaxSim [N, B] of queries [N, L, D] and documents [B, L', D], some queries at a time."""
+    products = queries.shape[1] * documents.shape[0] * documents.shape[1]
+    parts = queries.split(max(1, _TOKEN_PRODUCTS // max(1, products)))
+    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+    scores: list[Any] = [checkpoint(_max_sim_at_once, part, documents, **options) for part in parts]
+    return torch.cat(scores)
+
+
+def _max_sim_at_once(queries: Tensor, documents: Tensor) -> Tensor:
+    masks = {"a_mask": (queries != 0).any(dim=-1), "b_mask": (documents != 0).any(dim=-1)}
+    return _in_float32(maxsim, queries, documents, **masks)

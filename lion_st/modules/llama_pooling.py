@@ -73,7 +73,7 @@ class LlamaPooling(Head):
             features["sentence_embedding"] = normalize(features["sentence_embedding"], dim=-1)
         encodes = not self.training and not torch.is_grad_enabled()
         if encodes and not torch.compiler.is_compiling():
-            _check_finite(features["sentence_embedding"])
+            check_finite(features["sentence_embedding"])
         return features
 
     def stock_modules(self) -> list[Module]:
@@ -97,7 +97,8 @@ class LlamaPooling(Head):
         return self.embedding_dimension
 
 
-def _check_finite(vectors: torch.Tensor) -> None:
+def check_finite(vectors: torch.Tensor) -> None:
+    """Raise a ValueError if a row of the vectors [B, N] holds NaN or infinity."""
     finite = vectors.isfinite().all(dim=1)
     if bool(finite.all()):
         return

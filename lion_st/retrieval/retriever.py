@@ -11,7 +11,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from weakref import finalize
 
-import numpy as np
+from scipy import sparse
 
 from lion_st.data.records import Record
 from lion_st.encoding.encode import encode_corpus, encode_texts
@@ -69,7 +69,7 @@ def require_retriever(retriever: Any) -> None:
 
 
 class ModelRetriever:
-    """A sparse or dense model searched through an index.
+    """A sparse, dense or multi-vector model searched through an index.
 
     Args:
         model: The encoder.
@@ -166,7 +166,7 @@ class ModelRetriever:
         for ids, vectors in self._encoded(documents, show_progress):
             encoded = perf_counter()
             self._index.add(ids, vectors)
-            terms += vectors.nnz if not isinstance(vectors, np.ndarray) else 0
+            terms += vectors.nnz if isinstance(vectors, sparse.csr_array) else 0
             encode_seconds += encoded - started
             started = perf_counter()
             add_seconds += started - encoded

@@ -17,7 +17,7 @@ from scipy import sparse
 from lion_st.encoding.encode import encode_texts
 from lion_st.encoding.fingerprints import has_weights, input_module, model_name
 from lion_st.encoding.shards import EncodedCorpus
-from lion_st.encoding.vectors import Vectors, keep_top_terms
+from lion_st.encoding.vectors import Vectors, keep_top_terms, kind_of, stack
 from lion_st.errors import require_type
 from lion_st.files import require_free
 from lion_st.indexes import Hits, Index, StorageError, create_index
@@ -86,8 +86,10 @@ def index_corpus(
     require_type(pruning, Pruning | None, "A pruning", "pass lion_st.indexes.Pruning(top_terms=128)")
     refuse_texts(queries)
     corpus = EncodedCorpus(encoded, revision=revision)
-    if pruning is not None and corpus.paradigm == "dense":
-        raise ValueError("Pruning drops terms of sparse vectors, and this corpus was encoded by a dense model.")
+    if pruning is not None and corpus.paradigm != "sparse":
+        raise ValueError(
+            f"Pruning drops terms of sparse vectors, and this corpus was encoded by a {corpus.paradigm} model."
+        )
     started = perf_counter()
     index = create_index(engine, corpus.paradigm, **(engine_parameters or {}))
     shard_digests = [shard["corpus_sha256"] for shard in corpus.manifest["shards"]]
@@ -123,7 +125,7 @@ def exact_hits(shards: Iterable[tuple[list[str], Vectors]], queries: Vectors, k:
     """
     best: list[Hits] = [[] for _ in range(queries.shape[0])]
     for ids, vectors in shards:
-        part = create_index("exact", "dense" if isinstance(vectors, np.ndarray) else "sparse")
+        part = create_index("exact", kind_of(vectors))
         part.add(ids, vectors)
         for row, hits in enumerate(part.search(queries, k)):
             best[row] = sorted(best[row] + hits, key=lambda hit: -hit[1])[:k]
@@ -174,10 +176,8 @@ def _sample(corpus: EncodedCorpus, count: int) -> list[Any]:
 def sampled_queries(corpus: EncodedCorpus, count: int, terms: int | None = SAMPLE_TERMS) -> Vectors:
     """Documents at even steps, at most `count`, that stand for queries, sparse ones cut to their heaviest terms."""
     parts = _sample(corpus, count)
-    if corpus.paradigm == "dense":
-        return np.concatenate(parts)
-    rows = sparse.vstack(parts, format="csr")
-    return rows if terms is None else keep_top_terms(rows, terms)
+    rows = stack(parts)
+    return rows if terms is None or corpus.paradigm != "sparse" else keep_top_terms(rows, terms)
 
 
 def _is_exact(index: Index) -> bool:

@@ -81,6 +81,11 @@ class Service:
         self.settings = settings
         self.name = model_name(model)
         self.paradigm = paradigm_of(model)
+        if self.paradigm not in ("sparse", "dense"):
+            raise ValueError(
+                f"{self.name} is a {self.paradigm} model, whose several vectors of a text have no place in this "
+                "server's answers. Serve a sparse or dense model, and rerank with this one in Python: model.similarity."
+            )
         self.texts = texts
         self.metrics = Metrics()
         self.encoders = {

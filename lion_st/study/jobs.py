@@ -160,6 +160,7 @@ def contrastive_entropies(
 
     from lion_st.encoding.encode import encode_texts
     from lion_st.encoding.shards import EncodedCorpus
+    from lion_st.encoding.vectors import TokenVectors, max_sim
 
     there = [one for one, row in corpus.items() if f"{row.get('title', '')} {row['text']}".strip()]
     drawn = np.random.default_rng(seed).permutation(len(there))[:negatives]
@@ -172,7 +173,7 @@ def contrastive_entropies(
     rows = {one: number for number, one in enumerate(needed)}
     vectors = _rows_of(EncodedCorpus(encoded), rows)
     asked = encode_texts(model, [queries[query] for query in best], "query")
-    product = asked @ vectors.T
+    product: Any = max_sim(asked, vectors) if isinstance(asked, TokenVectors) else asked @ vectors.T
     scores = np.asarray(product if isinstance(product, np.ndarray) else product.toarray(), dtype=np.float64)
     scores /= temperature
     entropies: dict[str, float] = {}
@@ -186,7 +187,7 @@ def contrastive_entropies(
 
 def _rows_of(encoded: Any, rows: Mapping[str, int]) -> Any:
     """Vectors of some documents of an encoded corpus, in the order of `rows`."""
-    from scipy import sparse
+    from lion_st.encoding.vectors import stack
 
     parts: list[Any] = []
     order: list[int] = []
@@ -194,8 +195,7 @@ def _rows_of(encoded: Any, rows: Mapping[str, int]) -> Any:
         chosen: Sequence[int] = [place for place, one in enumerate(ids) if one in rows]
         parts.append(vectors[chosen])
         order += [rows[ids[place]] for place in chosen]
-    whole = np.vstack(parts) if isinstance(parts[0], np.ndarray) else sparse.vstack(parts, format="csr")
-    return whole[np.argsort(order)]
+    return stack(parts)[np.argsort(order)]
 
 
 def _remove_checkpoints(folder: Path) -> None:

@@ -183,8 +183,8 @@ class Results:
         for a, b in combinations(keys, 2):
             differing = {name for name in Key._fields if getattr(a, name) != getattr(b, name)}
             if differing == {"paradigm"}:
-                dense, sparse = sorted((a, b), key=lambda key: key.paradigm)
-                yield "sparse or dense", dense, sparse
+                first, second = sorted((a, b), key=lambda key: key.paradigm)
+                yield f"{second.paradigm} or {first.paradigm}", first, second
             elif differing == {"objective"}:
                 yield "objective", a, b
             elif differing == {"label_noise"}:

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 
 from lion_st.errors import UsageError
 from lion_st.training.cost import CARDS, UTILISATION
-from lion_st.training.recipes import BACKBONES, OBJECTIVES, PARADIGMS, Objective, Paradigm
+from lion_st.training.recipes import BACKBONES, OBJECTIVES, PAPER_PARADIGMS, PARADIGMS, Objective, Paradigm
 
 Domain: TypeAlias = Literal["in_domain", "zero_shot"]
 DOMAIN_NAMES: dict[Domain, str] = {"in_domain": "in domain", "zero_shot": "zero-shot"}
@@ -178,7 +178,7 @@ def parse_study(values: Mapping[str, Any], place: str = "The study") -> Study:
     study = Study(
         name=str(top.values.get("name", Path(place).stem)),
         backbones=_backbones(top),
-        paradigms=top.choices("paradigms", PARADIGMS),
+        paradigms=top.choices("paradigms", PARADIGMS, PAPER_PARADIGMS),
         objectives=top.choices("objectives", OBJECTIVES),
         seeds=tuple(int(seed) for seed in top.numbers("seeds", [42], 0, whole=True)),
         label_noise=top.numbers("label_noise", [0.0], 0, 1),
@@ -235,8 +235,8 @@ class _Section:
             )
         return list(value)
 
-    def choices(self, name: str, allowed: Sequence[Any]) -> tuple[Any, ...]:
-        found = self.list_of(name, allowed)
+    def choices(self, name: str, allowed: Sequence[Any], default: Sequence[Any] | None = None) -> tuple[Any, ...]:
+        found = self.list_of(name, allowed if default is None else default)
         for value in found:
             if value not in allowed:
                 raise UsageError(f"{self.place}: {name} names {value!r}: choose from {', '.join(allowed)}.")

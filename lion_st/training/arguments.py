@@ -51,6 +51,7 @@ RESULT_ARGUMENTS = (
     "fp16",
 )
 PRESET_HELP = "released: compute what the paper's released code does, in place of the recipe; see docs/fidelity.md."
+PARADIGM_HELP = "sparse (Lion-SP), dense (Lion-DS) or multi_vector (a vector of each token, as in ColBERT)."
 MAX_SECONDS_HELP = "Fit steps and schedules into this many seconds of training, if max_steps would take longer."
 # These too, which hardly anyone sets: recorded where they are not at their defaults.
 FURTHER_RESULT_ARGUMENTS = (
@@ -76,6 +77,7 @@ FURTHER_RESULT_ARGUMENTS = (
 )
 # Options that came later, with the values that runs had before.
 LATER = {
+    "token_dimension": None,
     "distillation": "kl_div",
     "margin_mse_weight": 0.05,
     "regularizer": "flops",
@@ -197,7 +199,7 @@ class RetrieverArguments(RegularizerArguments, TeacherArguments, QueryEncoderArg
 
     recipe: str | None = field(default=None, metadata={"help": "A published recipe, see `lion-st recipes`."})
     backbone: str = field(default="", metadata={"help": "Backbone of the recipe, as `lion-st recipes` lists them."})
-    paradigm: Paradigm = field(default="sparse", metadata={"help": "sparse (Lion-SP) or dense (Lion-DS)."})
+    paradigm: Paradigm = field(default="sparse", metadata={"help": PARADIGM_HELP})
     objective: Objective = field(
         default="cl_kd",
         metadata={
@@ -270,6 +272,7 @@ class RetrieverArguments(RegularizerArguments, TeacherArguments, QueryEncoderArg
             self.mini_batch_size = None
         require_positive(self, "batch_size", "query_length", "document_length", "mini_batch_size", "dry_run_devices")
         require_positive(self, "temperature", "teacher_temperature", "query_top_k", "document_top_k")
+        require_positive(self, "token_dimension")
         self.require_teachers()
         require_at_least_0(self, "query_regularizer_weight", "document_regularizer_weight", "negatives")
         require_at_least_0(self, "contrastive_weight", "distillation_weight", "margin_mse_weight")
@@ -377,11 +380,6 @@ def retriever_arguments(
     training = RetrieverTrainingArguments(**{name: value for name, value in values.items() if name not in own})
     training.require_prompts(arguments.train_data)
     return arguments, training
-
-
-def uncacheable(arguments: RetrieverArguments) -> bool:
-    """Whether the setting's loss has no cached form."""
-    return arguments.objective == "kd" and arguments.paradigm == "dense"
 
 
 def _changed(arguments: TrainingArguments, kind: type) -> dict[str, Any]:

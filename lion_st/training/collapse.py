@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
-from lion_st.losses import dot_scores
 from lion_st.losses.distributed import mean_across_ranks
+from lion_st.losses.scoring import cat_texts, scores_of_columns
 
 EVERY = 20  # steps from one look to the next
 IDENTICAL = 1e-4  # spread below which vectors are the same but for rounding
@@ -64,7 +64,8 @@ class VectorStatistics:
 
         Of queries and of documents: `..._active_terms` of a text and `..._empty`, the share of texts without any, both
         of sparse vectors alone; and `..._spread`, the share of the vectors' squared length by which they differ from
-        their mean: 0 if all are identical. Of both: `in_batch_accuracy`, see `Ranking`.
+        their mean: 0 if all are identical. A text of several vectors counts with their mean, brought to length 1. Of
+        both: `in_batch_accuracy`, see `Ranking`.
         """
         means = {}
         if self._ranking is not None and self._ranking.is_complete:
@@ -83,7 +84,8 @@ class VectorStatistics:
     def _observe(self, model: nn.Module, inputs: Any, output: dict[str, Any]) -> None:
         if not self._is_open:
             return
-        vectors = output["sentence_embedding"].detach()  # [N, V] or [N, D]
+        given = output["sentence_embedding"].detach()  # [N, V] or [N, D]; of token vectors [N, L, D]
+        vectors = given if given.ndim == 2 else F.normalize(given.sum(dim=1, dtype=torch.float32), dim=-1)
         task = output.get("task") or "text"
         # Neither makes a float32 copy of the vectors.
         found = {
@@ -101,7 +103,7 @@ class VectorStatistics:
         self.rows[task] = self.rows.get(task, 0) + len(vectors)
         self.width = vectors.shape[1]
         if self._ranking is not None:
-            self._ranking.add(vectors, task)
+            self._ranking.add(given, task)
 
 
 class Ranking:
@@ -123,13 +125,13 @@ class Ranking:
         return 0 < self._count <= self._documents
 
     def add(self, vectors: Tensor, task: str) -> None:
-        """Look at queries or documents [N, V]."""
+        """Look at queries or documents [N, V] or [N, L, D]."""
         if task == "query" and self._best is None:
             self._queries.append(vectors)
             self._count += len(vectors)
         elif task == "document" and self._queries:
             if self._best is None:
-                self._queries = [torch.cat(self._queries)]
+                self._queries = [cat_texts(self._queries)]
                 self._best = vectors.new_full((self._count,), -math.inf, dtype=torch.float32)
                 self._own = self._best.clone()
             self._rank(self._queries[0], vectors)
@@ -145,7 +147,7 @@ class Ranking:
 
     def _rank(self, queries: Tensor, documents: Tensor) -> None:
         assert self._own is not None and self._best is not None
-        scores = dot_scores(queries, documents).float()  # [B, N]
+        scores = scores_of_columns(queries, [documents]).float()  # [B, N]
         first, self._documents = self._documents, self._documents + len(documents)
         positives = min(self._count, self._documents) - first
         if positives > 0:

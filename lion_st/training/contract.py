@@ -10,7 +10,8 @@ from typing import Any
 from lion_st.files import is_hub_name
 
 # Options that decide what a retriever is: given for one that is there already, they would make another of it.
-FIXED = ("add_bos", "add_eos", "causal", "num_layers", "layers", "scale", "activation", "pooling", "normalize")
+FIXED = ("add_bos", "add_eos", "causal", "num_layers", "layers", "scale", "activation", "pooling", "normalize",
+         "token_dimension")  # fmt: skip
 # Options that may change when it is trained on; where they are not given they stay.
 KEPT = ("query_length", "document_length", "query_prompt", "document_prompt")
 

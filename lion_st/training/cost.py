@@ -24,8 +24,8 @@ UTILISATION = 0.4
 class TrainingCost:
     """Counts the floating point operations of training steps; a multiply-add is two.
 
-    Matrix products of the backbone, the adapter, attention and the LM head are counted. Scores, regularizers and the
-    optimizer, together below 1 %, are not.
+    Matrix products of the backbone, the adapter, attention and the LM head are counted. Scores, the projection of token
+    vectors, regularizers and the optimizer, together below 1 %, are not.
 
     Args:
         shape: The backbone's.
@@ -34,6 +34,7 @@ class TrainingCost:
         cached: Gradient caching: every text is embedded once more, without gradients.
         gradient_checkpointing: The backbone runs once more in the backward pass.
         load_in_4bit: The linear layers below an adapter are held in 4 bits.
+        vector_width: Numbers that a text becomes, if neither one per term nor the hidden size: of all tokens' vectors.
     """
 
     shape: BackboneShape
@@ -42,6 +43,7 @@ class TrainingCost:
     cached: bool = False
     gradient_checkpointing: bool = False
     load_in_4bit: bool = False
+    vector_width: int | None = None
 
     @property
     def linear_parameters(self) -> int:
@@ -136,7 +138,7 @@ class TrainingCost:
         embeddings = embedded_texts * HEAD_BYTES.get(objective, HEAD_BYTES["cl_kd"])[self.cached]
         if objective == "cl":
             embeddings += GATHERED_BYTES * gathered_texts
-        width = shape.vocab_size if self.has_head else shape.hidden_size
+        width = shape.vocab_size if self.has_head else self.vector_width or shape.hidden_size
         parts = {
             "weights": (FLOAT_BYTES * trained + frozen_bytes) / shards,
             "layer of 4 bits at work": LOW_PRECISION_BYTES * largest if self.load_in_4bit else 0.0,

@@ -9,6 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from sentence_transformers.base.evaluation import BaseEvaluator, SequentialEvaluator
+from sentence_transformers.multi_vector_encoder.evaluation import (
+    MultiVectorInformationRetrievalEvaluator,
+    MultiVectorNanoBEIREvaluator,
+)
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator, NanoBEIREvaluator
 from sentence_transformers.sparse_encoder.evaluation import (
     SparseInformationRetrievalEvaluator,
@@ -29,6 +33,12 @@ if TYPE_CHECKING:
     from lion_st.training.arguments import RetrieverTrainingArguments
 
 MAIN_METRIC = "ndcg@10"
+# paradigm -> evaluators of a collection and of NanoBEIR, and how they name the score in their metrics
+EVALUATORS: dict[str, tuple[Any, Any, str]] = {
+    "sparse": (SparseInformationRetrievalEvaluator, SparseNanoBEIREvaluator, "dot"),
+    "dense": (InformationRetrievalEvaluator, NanoBEIREvaluator, "dot"),
+    "multi_vector": (MultiVectorInformationRetrievalEvaluator, MultiVectorNanoBEIREvaluator, "maxsim"),
+}
 NANO_BEIR = "NanoBEIR"
 HELD_OUT = "held_out"
 SCORES_AT_ONCE = 10**8  # of queries and documents, 400 MB
@@ -114,7 +124,8 @@ class EarlyStopping(EarlyStoppingCallback):
 class RetrievalEvaluator(SequentialEvaluator):
     """sentence-transformers' evaluators one after the other, with `ndcg@10`, the mean of theirs, as the result."""
 
-    def __init__(self, evaluators: Sequence[BaseEvaluator]) -> None:
+    def __init__(self, evaluators: Sequence[BaseEvaluator], score: str = "dot") -> None:
+        self.score = score
         super().__init__(evaluators, main_score_function=lambda scores: float(np.mean(scores)))
 
     def __call__(self, *arguments: Any, **options: Any) -> dict[str, float]:
@@ -134,11 +145,11 @@ class RetrievalEvaluator(SequentialEvaluator):
         evaluators: list[Any] = self.evaluators
         for evaluator in evaluators:
             if isinstance(evaluator, NanoBEIREvaluator):
-                names.append(f"{evaluator.name}_dot_{MAIN_METRIC}")
+                names.append(f"{evaluator.name}_{self.score}_{MAIN_METRIC}")
                 continue
             for metric in ("accuracy", "precision", "recall", "mrr", "ndcg", "map"):
                 depths = getattr(evaluator, f"{metric}_at_k", None) or evaluator.precision_recall_at_k
-                names += [f"{evaluator.name}_dot_{metric}@{depth}" for depth in depths]
+                names += [f"{evaluator.name}_{self.score}_{metric}@{depth}" for depth in depths]
         if name.removeprefix("eval_") not in names:
             raise UsageError(f"--metric_for_best_model {name} is not measured: choose from {', '.join(names)}.")
 
@@ -169,13 +180,13 @@ def hold_out_share(
 
 
 def build_evaluator(
-    arguments: RetrieverTrainingArguments, is_sparse: bool, held_out: HeldOut | None = None
+    arguments: RetrieverTrainingArguments, paradigm: str, held_out: HeldOut | None = None
 ) -> RetrievalEvaluator | None:
     """The evaluator of a run, None if nothing is to be evaluated.
 
     Args:
         arguments: With `eval_data`, `eval_split` and the batch size.
-        is_sparse: Whether the model is a SparseEncoder.
+        paradigm: Of the model.
         held_out: What was held out of the training data.
 
     Raises:
@@ -183,12 +194,12 @@ def build_evaluator(
         UsageError: If two have one name, or `metric_for_best_model` is not measured.
         ValueError: If one cannot be read or has no relevant document.
     """
-    kind = SparseInformationRetrievalEvaluator if is_sparse else InformationRetrievalEvaluator
+    kind, _, score = EVALUATORS[paradigm]
     make = partial(_evaluator, kind, arguments.per_device_eval_batch_size)
     evaluators: dict[str, Any] = {}
     for source in arguments.eval_data or ():
         name, one = (
-            _nano_beir(source, is_sparse, arguments.per_device_eval_batch_size)
+            _nano_beir(source, paradigm, arguments.per_device_eval_batch_size)
             if source.partition(":")[0] == NANO_BEIR
             else _collection(source, arguments.eval_split, make)
         )
@@ -200,7 +211,7 @@ def build_evaluator(
         evaluators[HELD_OUT] = make(HELD_OUT, held_out.queries, held_out.corpus, held_out.relevant, **given)
     if not evaluators:
         return None
-    evaluator = RetrievalEvaluator(list(evaluators.values()))
+    evaluator = RetrievalEvaluator(list(evaluators.values()), score)
     if arguments.metric_for_best_model is not None:
         evaluator.require_metric(arguments.metric_for_best_model)
     if arguments.process_index == 0:
@@ -212,13 +223,13 @@ def build_evaluator(
 
 
 def nano_beir_evaluator(
-    names: Sequence[str] | None, is_sparse: bool, batch_size: int, dataset_id: str = "sentence-transformers/NanoBEIR-en"
+    names: Sequence[str] | None, paradigm: str, batch_size: int, dataset_id: str = "sentence-transformers/NanoBEIR-en"
 ) -> NanoBEIREvaluator:
     """sentence-transformers' evaluator of NanoBEIR.
 
     Args:
         names: Collections of it; None takes all 13.
-        is_sparse: Whether the model is a SparseEncoder.
+        paradigm: Of the model.
         batch_size: Texts encoded at a time.
         dataset_id: Hub name or folder of the data set.
 
@@ -226,7 +237,7 @@ def nano_beir_evaluator(
         FileNotFoundError: If it cannot be loaded.
         ValueError: If there is no such collection.
     """
-    kind: Any = SparseNanoBEIREvaluator if is_sparse else NanoBEIREvaluator
+    kind = EVALUATORS[paradigm][1]
     try:
         return kind(names, dataset_id=dataset_id, batch_size=batch_size, write_csv=False)
     except (OSError, ValueError) as error:
@@ -238,9 +249,9 @@ def nano_beir_evaluator(
         ) from error
 
 
-def _nano_beir(source: str, is_sparse: bool, batch_size: int) -> tuple[str, NanoBEIREvaluator]:
+def _nano_beir(source: str, paradigm: str, batch_size: int) -> tuple[str, NanoBEIREvaluator]:
     names = [name for name in source.partition(":")[2].split(",") if name]
-    return NANO_BEIR, nano_beir_evaluator(names or None, is_sparse, batch_size)
+    return NANO_BEIR, nano_beir_evaluator(names or None, paradigm, batch_size)
 
 
 def _collection(source: str, split: str, make: Any) -> tuple[str, InformationRetrievalEvaluator]:

@@ -96,6 +96,9 @@ class ModelArguments(LoraArguments):
         default=None, metadata={"help": "Dense: mean_normalized (the default), mean or last_token."}
     )
     normalize: bool | None = field(default=None, metadata={"help": "Dense: bring each vector to length 1."})
+    token_dimension: int | None = field(
+        default=None, metadata={"help": "Multi-vector: width of a token's vector, 128 by default."}
+    )
     attn_implementation: str | None = field(default=None, metadata={"help": "See lion_st.build."})
     query_length: int = field(default=64, metadata={"help": "Longest query, in tokens."})
     document_length: int = field(default=128, metadata={"help": "Longest document, in tokens."})

@@ -259,7 +259,7 @@ class QueryDistillationLoss(nn.Module):
     @staticmethod
     def _dense(vectors: Vectors, rows: np.ndarray, like: Tensor) -> Tensor:
         part = vectors[rows]
-        return torch.from_numpy(part if isinstance(part, np.ndarray) else part.toarray()).to(like)
+        return torch.from_numpy(part.toarray() if isinstance(part, sparse.csr_array) else np.asarray(part)).to(like)
 
 
 class SparseDistillationTrainer(GuardedTrainer, SparseEncoderTrainer):
@@ -429,7 +429,7 @@ def _require_equal(saved: Any, live: Any, task: Any) -> None:
 
 
 def _probe(model: Any, task: Any) -> Any:
-    vectors = encode_texts(model, PROBES, task)
+    vectors: Any = encode_texts(model, PROBES, task)
     return vectors if isinstance(vectors, np.ndarray) else vectors.toarray()
 
 
@@ -443,6 +443,8 @@ def _require_plain(model: SentenceTransformer | SparseEncoder) -> LionTransforme
         raise ValueError(
             f"Query encoders are made of models of lion_st.load, this one begins with {type(first).__name__}."
         )
+    if paradigm_of(model) == "multi_vector":
+        raise ValueError("Query encoders are made of sparse and dense models, this one is multi_vector.")
     if has_adapter(first.model):
         raise ValueError("The model has an adapter attached: load it with merge_adapter=True first.")
     return first

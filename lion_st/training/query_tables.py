@@ -50,6 +50,8 @@ class QueryEncoderArguments:
         require_positive(self, "query_encoder_learning_rate")
         if self.query_encoder == "full":
             return
+        if self.paradigm == "multi_vector":
+            raise UsageError("--query_encoder is of sparse and dense models, this one is multi_vector: leave it out.")
         if self.query_encoder == "idf" and self.paradigm == "dense":
             raise UsageError("--query_encoder idf weighs the terms of a sparse model: --paradigm sparse, or static.")
         if self.preset is not None:

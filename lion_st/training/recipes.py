@@ -1,5 +1,7 @@
 """The paper's settings as data: three backbones, two paradigms, three objectives, and the MNTP stage before them.
 
+Multi-vector models, which the paper does not have, are a third paradigm with the settings of dense ones.
+
 Zeng et al., Scaling Sparse and Dense Retrieval in Decoder-Only LLMs, 2025: https://arxiv.org/abs/2502.15526,
 section 4 (experimental setup). The backbones `mini` and `micro` are this project's own, small enough for a CPU.
 """
@@ -15,9 +17,10 @@ from typing import Any, Literal, TypeAlias
 from lion_st.data.quickstart import QUICKSTART_REPOSITORY
 from lion_st.errors import UsageError
 
-Paradigm: TypeAlias = Literal["sparse", "dense"]
+Paradigm: TypeAlias = Literal["sparse", "dense", "multi_vector"]
 Objective: TypeAlias = Literal["cl", "kd", "cl_kd", "kl", "margin_mse_kl", "listwise", "rank"]
-PARADIGMS: tuple[Paradigm, ...] = ("sparse", "dense")
+PAPER_PARADIGMS: tuple[Paradigm, ...] = ("sparse", "dense")
+PARADIGMS: tuple[Paradigm, ...] = (*PAPER_PARADIGMS, "multi_vector")
 OBJECTIVES: tuple[Objective, ...] = ("cl", "kd", "cl_kd")  # the paper's
 # Others, with the settings of cl_kd: a query learns from its own documents alone.
 FURTHER_OBJECTIVES: tuple[Objective, ...] = ("kl", "margin_mse_kl", "listwise", "rank")
@@ -103,7 +106,7 @@ class RetrieverRecipe:
 
     Attributes:
         backbone: Name in `BACKBONES`.
-        paradigm: `"sparse"` (Lion-SP) or `"dense"` (Lion-DS).
+        paradigm: `"sparse"` (Lion-SP), `"dense"` (Lion-DS) or `"multi_vector"` (a vector of each token, as ColBERT).
         objective: `"cl"` (contrastive), `"kd"` (MarginMSE on a teacher's margins) or `"cl_kd"` (contrastive and
             KL divergence from the teacher, half each); or of the teacher or of grades alone `"kl"`, `"margin_mse_kl"`
             (both), `"listwise"` (softmax cross-entropy on graded labels), `"rank"` (the teacher's order, RankNet).

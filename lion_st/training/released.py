@@ -13,7 +13,7 @@ from typing import Any
 from lion_st.errors import UsageError
 from lion_st.training.contract import start_options
 from lion_st.training.options import merge_layers
-from lion_st.training.recipes import MntpRecipe, RetrieverRecipe, mntp_folder
+from lion_st.training.recipes import PAPER_PARADIGMS, MntpRecipe, RetrieverRecipe, mntp_folder
 
 DEVICES = 4
 # Gradients of the gathered terms, NCE and FLOPS, come out divided by the number of devices; those of KL do not.
@@ -46,6 +46,8 @@ def recipe_options(recipe: RetrieverRecipe, given: Mapping[str, Any]) -> dict[st
         return start_options(values, given)
     if recipe.objective not in TRAIN_DATA:
         raise UsageError(f"--preset released has the objectives {', '.join(TRAIN_DATA)}, not {recipe.objective}.")
+    if recipe.paradigm not in PAPER_PARADIGMS:
+        raise UsageError(f"--preset released has the paradigms {', '.join(PAPER_PARADIGMS)}, not {recipe.paradigm}.")
     backbone, distilled = recipe.backbone, recipe.objective == "kd"
     preset: dict[str, Any] = {
         "model": released_mntp_folder(backbone),

@@ -11,49 +11,34 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from sentence_transformers.base.sampler import BatchSamplers
-from sentence_transformers.sentence_transformer.losses import (
-    CachedMultipleNegativesRankingLoss,
-    MarginMSELoss,
-    MultipleNegativesRankingLoss,
-)
 from sentence_transformers.sparse_encoder.callbacks.splade_callbacks import SpladeRegularizerWeightSchedulerCallback
-from sentence_transformers.sparse_encoder.losses import (
-    CachedSpladeLoss,
-    SparseMarginMSELoss,
-    SparseMultipleNegativesRankingLoss,
-    SpladeLoss,
-)
+from sentence_transformers.sparse_encoder.losses import SpladeLoss
 from torch import nn
 from transformers import TrainerCallback, set_seed
 
 from lion_st.data.quickstart import QUICKSTART_REPOSITORY, quickstart_data
 from lion_st.data.tuples import load_tuples, set_epoch
-from lion_st.losses import (
-    CachedContrastiveDistillationLoss,
-    ContrastiveDistillationLoss,
-    MicroBatchRegularizerWeightSchedulerCallback,
-    dot_scores,
-    pairwise_dot_scores,
-)
-from lion_st.losses.distillation import Distillation
-from lion_st.training.arguments import uncacheable
+from lion_st.losses import MicroBatchRegularizerWeightSchedulerCallback
+from lion_st.modules.multi_vector_head import TOKEN_DIMENSION
 from lion_st.training.callbacks import EpochCallback, SecondsBudget
 from lion_st.training.checkpoints import checkpoint_to_resume
 from lion_st.training.collapse import CollapseGuard
 from lion_st.training.cost import TrainingCost
 from lion_st.training.evaluation import EarlyStopping, build_evaluator, hold_out_share
 from lion_st.training.mixing import WeightedBatchSampler
+from lion_st.training.objectives import build_loss, uncacheable
+from lion_st.training.paradigm_trainers import TRAINERS
 from lion_st.training.prompts import column_prompts, source_prompts
 from lion_st.training.query_tables import attach_query_table
 from lion_st.training.recipes import BackboneShape
-from lion_st.training.regularizers import make_regularizer, prepare_regularizers
-from lion_st.training.released import SHARE, ramp_micro_batches, require_files
+from lion_st.training.regularizers import prepare_regularizers
+from lion_st.training.released import ramp_micro_batches, require_files
 from lion_st.training.runs import export_run, run_log
 from lion_st.training.sharding import build_device, is_sharded, refuse_sharded_quantization, share_checks
 from lion_st.training.starting import build_model
 from lion_st.training.teacher import report_teacher, teacher_weights
-from lion_st.training.trainers import DenseRetrieverTrainer, SparseRetrieverTrainer
-from lion_st.training.validation import reads_temperature, recomputes_activations
+from lion_st.training.trainers import RetrieverTrainerMixin
+from lion_st.training.validation import recomputes_activations
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -61,96 +46,6 @@ if TYPE_CHECKING:
     from lion_st.training.arguments import RetrieverArguments, RetrieverTrainingArguments
 
 logger = logging.getLogger(__name__)
-DISTILLATIONS: dict[str, Distillation] = {
-    "kl": "kl_div",
-    "margin_mse_kl": "margin_mse_kl",
-    "listwise": "listwise",
-    "rank": "ranknet",
-}
-
-
-def build_loss(model: Any, arguments: RetrieverArguments) -> nn.Module:
-    """The loss of an objective; cached where `mini_batch_size` is set.
-
-    | objective | dense | sparse, with FLOPS of queries and documents or another regularizer |
-    |---|---|---|
-    | cl | MultipleNegativesRankingLoss | SpladeLoss of SparseMultipleNegativesRankingLoss |
-    | kd | MarginMSELoss | SpladeLoss of SparseMarginMSELoss |
-    | all others, and kd at a temperature | ContrastiveDistillationLoss | SpladeLoss of ContrastiveDistillationLoss |
-
-    "At a temperature" is with another `teacher_temperature` than 1, or with several teachers that the loss tells apart.
-    Negatives and FLOPS are over all devices. Dense `kd` has no cached form and needs none: it has no terms across
-    queries, so that accumulation steps are as good.
-
-    With `preset="released"` the terms have the weights that the released code's gradients come out with on its four
-    GPUs, on any number here: (NCE / 4 + KL) / 2 + FLOPS / 4 in place of (NCE + KL) / 2 + FLOPS, and `kd` has FLOPS of
-    each device.
-
-    Args:
-        model: The model to train.
-        arguments: Those of `RetrieverArguments` under "objective".
-    """
-    scale = 1 / arguments.temperature
-    released = arguments.preset == "released"
-    share = SHARE if released and arguments.objective != "kd" else 1.0
-    cached: dict[str, Any] = {}
-    if arguments.mini_batch_size is not None:
-        cached["mini_batch_size"] = arguments.mini_batch_size
-    sparse = arguments.paradigm == "sparse"
-    loss: nn.Module
-    teachers = arguments.teacher_terms()
-    if arguments.objective == "kd" and (arguments.teacher_temperature != 1 or teachers is not None):
-        loss = ContrastiveDistillationLoss(
-            model,
-            contrastive_weight=0.0,
-            distillation_weight=1.0,
-            distillation="margin_mse",
-            scale=scale,
-            teacher_temperature=arguments.teacher_temperature,
-            teachers=teachers,
-        )
-    elif arguments.objective == "kd":
-        similarity = partial(pairwise_dot_scores, scale=scale)
-        loss = (SparseMarginMSELoss if sparse else MarginMSELoss)(model, similarity_fct=similarity)
-    elif arguments.objective == "cl" and not released:
-        settings: dict[str, Any] = {"scale": scale, "similarity_fct": dot_scores, "gather_across_devices": True}
-        if sparse:
-            loss = SparseMultipleNegativesRankingLoss(model, **settings)
-        elif cached:
-            loss = CachedMultipleNegativesRankingLoss(model, **settings, **cached)
-        else:
-            loss = MultipleNegativesRankingLoss(model, **settings)
-    else:
-        objective = arguments.objective
-        contrastive = {"cl": share, "cl_kd": share * arguments.contrastive_weight}.get(objective, 0.0)
-        distillation = {"cl": 0.0, "cl_kd": arguments.distillation_weight}.get(objective, 1.0)
-        joint: Any = ContrastiveDistillationLoss
-        if cached and not sparse:
-            joint = partial(CachedContrastiveDistillationLoss, **cached)
-        loss = joint(
-            model,
-            contrastive_weight=contrastive,
-            distillation_weight=distillation,
-            distillation=DISTILLATIONS.get(objective, arguments.distillation),
-            margin_mse_weight=arguments.margin_mse_weight,
-            scale=scale,
-            teacher_temperature=arguments.teacher_temperature if reads_temperature(vars(arguments)) else 1.0,
-            teachers=None if objective == "cl" else teachers,
-        )
-    if not sparse:
-        return loss
-    # MarginMSE regularizes positives and negatives each for themselves, the contrastive objectives all at once.
-    columns = 1 + arguments.negatives if arguments.objective == "kd" else 1
-    gather = not (released and arguments.objective == "kd")
-    splade: Any = partial(CachedSpladeLoss, **cached) if cached else SpladeLoss
-    return splade(
-        model,
-        loss,
-        query_regularizer_weight=share * arguments.query_regularizer_weight,
-        document_regularizer_weight=share * arguments.document_regularizer_weight,
-        query_regularizer=make_regularizer(model, arguments, "query", gather=gather),
-        document_regularizer=make_regularizer(model, arguments, "document", columns, gather),
-    )
 
 
 def build_trainer(
@@ -160,7 +55,7 @@ def build_trainer(
     train_dataset: Dataset | DatasetDict,
     callbacks: list[TrainerCallback] | None = None,
     loss: nn.Module | None = None,
-) -> SparseRetrieverTrainer | DenseRetrieverTrainer:
+) -> RetrieverTrainerMixin:
     """sentence-transformers' trainer of a model, with the recipe's loss, lengths, prompts and batches.
 
     Args:
@@ -188,7 +83,7 @@ def build_trainer(
     if held_out is not None:
         is_one = not isinstance(train_dataset, dict)
         train_dataset = next(iter(sources.values())) if is_one else type(train_dataset)(sources)
-    evaluator = build_evaluator(training_arguments, arguments.paradigm == "sparse", held_out)
+    evaluator = build_evaluator(training_arguments, arguments.paradigm, held_out)
     for name, source in sources.items():
         if len(source) < needed:
             raise ValueError(
@@ -232,8 +127,7 @@ def build_trainer(
         callbacks.append(SecondsBudget(training_arguments.max_seconds, ramp))
     if training_arguments.early_stopping_patience is not None:
         callbacks.append(EarlyStopping(training_arguments.early_stopping_patience))
-    trainer_class = SparseRetrieverTrainer if arguments.paradigm == "sparse" else DenseRetrieverTrainer
-    trainer = trainer_class(
+    trainer = TRAINERS[arguments.paradigm](
         model=model,
         args=training_arguments,
         train_dataset=train_dataset,
@@ -283,8 +177,8 @@ def resolve_batches(
     """The training arguments with the batch of each device and the accumulation steps that together are `batch_size`.
 
     What is left out follows from the rest; with both left out there is one accumulation step, which keeps all
-    in-batch negatives, and memory is bounded by `mini_batch_size`. Dense `kd`, which has no negatives across queries,
-    accumulates instead.
+    in-batch negatives, and memory is bounded by `mini_batch_size`. `kd` of other than sparse models, which has no
+    negatives across queries, accumulates instead.
 
     Args:
         arguments: With the batch.
@@ -413,6 +307,7 @@ def training_cost(
     arguments: RetrieverArguments, training_arguments: RetrieverTrainingArguments, shape: BackboneShape
 ) -> TrainingCost:
     """Counts the operations of a run's steps."""
+    tokens = arguments.document_length * (arguments.token_dimension or TOKEN_DIMENSION)
     return TrainingCost(
         shape,
         has_head=arguments.paradigm == "sparse",
@@ -420,4 +315,5 @@ def training_cost(
         load_in_4bit=arguments.load_in_4bit,
         cached=arguments.mini_batch_size is not None and not uncacheable(arguments),
         gradient_checkpointing=recomputes_activations(training_arguments),
+        vector_width=tokens if arguments.paradigm == "multi_vector" else None,
     )

@@ -17,6 +17,7 @@ from lion_st.models import build, load
 from lion_st.modules import SpladeHead
 from lion_st.modules.adapters import attach_adapter, merge_adapter
 from lion_st.modules.folding import scaled_norm
+from lion_st.modules.multi_vector_head import TOKEN_DIMENSION
 from lion_st.training.checkpoints import decided_by_first_rank
 from lion_st.training.contract import FIXED, is_retriever, transformer_folder
 from lion_st.training.published import PUBLISHED, output_folder
@@ -70,6 +71,7 @@ def build_model(
         normalize=bool(arguments.normalize),
         query_max_active_dims=arguments.query_top_k,
         document_max_active_dims=arguments.document_top_k,
+        token_dimension=arguments.token_dimension or TOKEN_DIMENSION,
         query_prompt=arguments.query_prompt,
         document_prompt=arguments.document_prompt,
         add_bos=arguments.add_bos,

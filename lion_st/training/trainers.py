@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from accelerate.utils import DynamoBackend
-from sentence_transformers import SentenceTransformerTrainer, SparseEncoderTrainer
 from sentence_transformers.base.sampler import BatchSamplers
 from sentence_transformers.base.trainer import BaseTrainer
 from sentence_transformers.util import get_rank
@@ -295,7 +294,7 @@ class RetrieverTrainerMixin(GuardedTrainer, BaseTrainer):
     """
 
     cost: TrainingCost
-    has_sparse_vectors: bool
+    has_sparse_vectors = False
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -435,15 +434,3 @@ class RetrieverTrainerMixin(GuardedTrainer, BaseTrainer):
             if isinstance(regularizer, FlopsRegularizer | TargetRegularizer) and regularizer.last is not None:
                 found[f"{task}_flops"] = regularizer.last
         return found
-
-
-class SparseRetrieverTrainer(RetrieverTrainerMixin, SparseEncoderTrainer):
-    """sentence-transformers' SparseEncoderTrainer, with batches over all devices."""
-
-    has_sparse_vectors = True
-
-
-class DenseRetrieverTrainer(RetrieverTrainerMixin, SentenceTransformerTrainer):
-    """sentence-transformers' SentenceTransformerTrainer, with batches over all devices."""
-
-    has_sparse_vectors = False

@@ -33,6 +33,7 @@ _READ_BY = {
         ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"),
         ("--use_peft", lambda values: values["use_peft"]),
     ),
+    "token_dimension": ("--paradigm multi_vector", lambda values: values["paradigm"] == "multi_vector"),
     **dict.fromkeys(("pooling", "normalize"), ("--paradigm dense", lambda values: values["paradigm"] == "dense")),
     "query_encoder_learning_rate": ("--query_encoder static", lambda values: values["query_encoder"] == "static"),
     "df_alpha": ("--regularizer df_flops", lambda values: values["regularizer"] == "df_flops"),

@@ -44,6 +44,12 @@ def scores_by_hand(embeddings, scale=1.0):
     return [[[dot(query, column[j]) for column in columns] for j in range(len(queries))] for query in queries]
 
 
+def max_sim_by_hand(queries, documents):
+    """Queries and documents as lists of token vectors: the sum over query tokens of the best inner product."""
+    dot = lambda a, b: sum(x * y for x, y in zip(a, b, strict=True))  # noqa: E731
+    return [[sum(max(dot(q, d) for d in document) for q in query) for document in documents] for query in queries]
+
+
 def softmax(values):
     exponentials = [math.exp(value) for value in values]
     return [value / sum(exponentials) for value in exponentials]
@@ -290,3 +296,38 @@ def test_model_card_settings():
     assert "2502.15526" in loss.citation and "2101.06983" in loss.citation
     splade = SpladeLoss(None, ContrastiveDistillationLoss(None), 0.04, 0.05, FlopsRegularizer(None, threshold=100))
     assert splade.get_config_dict()["document_regularizer_threshold"] == 100
+
+
+def test_the_joint_objective_of_token_vectors_is_that_of_their_maxsim():
+    """Against the definition token by token, with texts of different lengths and products that are all negative."""
+    generator = torch.Generator().manual_seed(0)
+    columns, ragged = [], []
+    for longest in (3, 4, 2, 5):
+        lengths = [1 + (row + longest) % longest for row in range(BATCH)]
+        texts = [-torch.rand(length, WIDTH, generator=generator, dtype=torch.float64) - 0.1 for length in lengths]
+        columns.append(torch.nn.utils.rnn.pad_sequence(texts, batch_first=True, padding_side="left"))
+        ragged.append([text.tolist() for text in texts])
+    columns[0] = -columns[0]
+    queries = [[[-x for x in token] for token in query] for query in ragged[0]]
+    labels = torch.randn(BATCH, 3, generator=generator, dtype=torch.float64)
+    scores = [max_sim_by_hand(queries, documents) for documents in ragged[1:]]  # column, query, document
+    assert all(score < 0 for column in scores for row in column for score in row)
+    contrastive = distillation = 0.0
+    for i in range(BATCH):
+        everything = [0.5 * score for column in scores for score in column[i]]
+        own = [0.5 * column[i][i] for column in scores]
+        contrastive -= math.log(math.exp(own[0]) / sum(map(math.exp, everything))) / BATCH
+        teacher = softmax(labels[i].tolist())
+        pairs = zip(teacher, softmax(own), strict=True)
+        distillation += sum(t * math.log(t / s) for t, s in pairs) / BATCH
+    actual = terms(columns, labels, scale=0.5)
+    assert actual["contrastive_loss"].item() == pytest.approx(0.5 * contrastive, rel=1e-5)
+    assert actual["distillation_loss"].item() == pytest.approx(0.5 * distillation, rel=1e-4)
+
+
+def test_token_vectors_of_other_widths_or_batches_are_refused():
+    tokens = [torch.rand(3, 2, 4), torch.rand(3, 5, 4)]
+    assert torch.isfinite(terms(tokens, distillation_weight=0.0)["contrastive_loss"])
+    for wrong in (torch.rand(3, 5, 6), torch.rand(2, 5, 4), torch.rand(3, 4)):
+        with pytest.raises(ValueError, match=r"needs embeddings \[B, D\] or \[B, L, D\] of one shape for all columns"):
+            terms([tokens[0], wrong], distillation_weight=0.0)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import torch
+from sentence_transformers.multi_vector_encoder.losses import (
+    CachedMultiVectorMultipleNegativesRankingLoss,
+    MultiVectorMultipleNegativesRankingLoss,
+)
 from sentence_transformers.sparse_encoder.losses import CachedSpladeLoss, SpladeLoss
 from torch import Tensor, nn
 
@@ -14,6 +18,7 @@ from lion_st.losses import (
     IdfFlopsRegularizer,
     L1Regularizer,
     TargetRegularizer,
+    maxsim_scores,
 )
 
 VOCABULARY, WIDTH, LENGTH, NEGATIVES = 50, 24, 6, 2
@@ -28,10 +33,26 @@ class TinyEncoder(nn.Module):
         self.embedding = nn.Embedding(VOCABULARY, 8, dtype=torch.float64)
         self.terms = nn.Linear(8, WIDTH, dtype=torch.float64)
 
-    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+    def forward(self, features: dict[str, Tensor], task: str | None = None) -> dict[str, Tensor]:
         mask = features["attention_mask"][:, :, None]
         tokens = self.embedding(features["input_ids"]) * mask
         return {"sentence_embedding": self.terms(tokens.sum(dim=1) / mask.sum(dim=1)).relu().log1p()}
+
+
+class TinyTokenEncoder(TinyEncoder):
+    """Token embeddings -> a vector [L, WIDTH] of each token, no more of them than the longest text has."""
+
+    def forward(self, features: dict[str, Tensor], task: str | None = None) -> dict[str, Tensor]:
+        mask = features["attention_mask"].bool()
+        longest = int(mask.sum(dim=1).max())
+        vectors = self.terms(self.embedding(features["input_ids"])) * mask[:, :, None]
+        found = {"token_embeddings": vectors[:, :longest], "attention_mask": mask[:, :longest]}
+        return found | {"sentence_embedding": found["token_embeddings"]}
+
+
+def encoder_of(name: str) -> TinyEncoder:
+    """The encoder that a loss of `LOSSES` is for."""
+    return TinyTokenEncoder() if name.startswith("multi_vector") else TinyEncoder()
 
 
 def columns_and_labels(rows: slice, batch: int = 6) -> tuple[list[dict[str, Tensor]], Tensor]:
@@ -64,8 +85,25 @@ LOSSES = {
     "idf_flops": lambda model: splade(SpladeLoss, model, IdfFlopsRegularizer(model, torch.linspace(1.0, 4.0, WIDTH))),
     "l1": lambda model: splade(SpladeLoss, model, L1Regularizer(model)),
     "target": lambda model: splade(SpladeLoss, model, TargetRegularizer(model, target=5.0, multiplier=1.0)),
+    "multi_vector": lambda model: ContrastiveDistillationLoss(model, scale=0.5),
+    "multi_vector cached": lambda model: CachedContrastiveDistillationLoss(model, scale=0.5, mini_batch_size=1),
+    "multi_vector contrastive": lambda model: stock_multi_vector(MultiVectorMultipleNegativesRankingLoss, model),
+    "multi_vector contrastive cached": lambda model: stock_multi_vector(
+        CachedMultiVectorMultipleNegativesRankingLoss, model, mini_batch_size=1
+    ),
     "cached sparse": lambda model: splade(CachedSpladeLoss, model, mini_batch_size=1),
 }
+
+
+class stock_multi_vector(nn.Module):
+    """A contrastive loss of sentence-transformers with the scores of the recipes."""
+
+    def __init__(self, kind: type[nn.Module], model: nn.Module, **settings) -> None:
+        super().__init__()
+        self.loss = kind(model, scale=0.5, similarity_fct=maxsim_scores, gather_across_devices=True, **settings)
+
+    def forward(self, columns: list[dict[str, Tensor]], labels: Tensor) -> dict[str, Tensor]:
+        return {"contrastive_loss": self.loss(columns)}
 
 
 def splade(

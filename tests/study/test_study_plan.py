@@ -94,7 +94,7 @@ def test_lengths_are_measured_with_the_backbones_tokenizer(tmp_path, tiny_backbo
     ("changes", "message"),
     [
         ({"paradigm": ["sparse"]}, "'paradigm', which is not a setting of it: did you mean 'paradigms'?"),
-        ({"paradigms": ["spars"]}, "paradigms names 'spars': choose from sparse, dense"),
+        ({"paradigms": ["spars"]}, "paradigms names 'spars': choose from sparse, dense, multi_vector"),
         ({"objectives": []}, "objectives is []: give a list of at least one"),
         ({"seeds": [1, 1]}, "names one twice"),
         ({"label_noise": [2]}, "label_noise is 2: give a number of at least 0 and at most 1"),

@@ -182,3 +182,14 @@ def test_a_larger_share_of_noise_shuffles_what_a_smaller_one_does() -> None:
     ]
     assert [len(one) for one in moved] == [10, 25, 100]
     assert moved[0] < moved[1] < moved[2]
+
+
+def test_multi_vector_models_are_cells_like_the_others(tmp_path: Path, tiny_backbone) -> None:
+    file, output = tmp_path / "tiny.yaml", tmp_path / "out"
+    file.write_text(yaml.safe_dump(tiny_study(tmp_path, tiny_backbone(), paradigms=["multi_vector"])))
+    done = CliRunner().invoke(app, ["study", str(file), "--output", str(output)])
+    assert done.exit_code == 0, done.output
+    rows = json.loads((output / "cells" / "small-multi_vector-cl_kd-seed1" / "rows.json").read_text())
+    assert {row["paradigm"] for row in rows} == {"multi_vector"}
+    assert {row["metric"] for row in rows} > {"nDCG@10", "MRR@10"}
+    assert all(0 <= row["value"] <= 1 for row in rows if row["metric"] == "nDCG@10")

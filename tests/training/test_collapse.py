@@ -168,3 +168,17 @@ def test_empty_vectors_are_counted():
     assert means["query_active_terms"] == 1
     assert means["query_empty"] == pytest.approx(1 / 3)
     assert means["query_spread"] == pytest.approx(1 - 14 / 9 / (14 / 3))
+
+
+def test_token_vectors_are_looked_at_text_by_text():
+    statistics = VectorStatistics(torch.nn.Identity(), counts_terms=False)
+    statistics.begin()
+    query, other = torch.tensor([[1.0, 0], [0, 1]]), torch.tensor([[-1.0, 0], [0, 0]])
+    statistics._observe(None, None, {"sentence_embedding": torch.stack([query, other]), "task": "query"})
+    documents = torch.tensor([[[1.0, 0], [0, 1], [0, 0]], [[-1.0, 0], [0, 0], [0, 0]]])
+    statistics._observe(None, None, {"sentence_embedding": documents, "task": "document"})
+    means = {name: value.item() for name, value in statistics.means().items()}
+    mean = torch.tensor([[0.5**0.5, 0.5**0.5], [-1.0, 0]]).mean(dim=0)
+    assert means["query_spread"] == pytest.approx(1 - mean.square().sum().item(), rel=1e-5)
+    assert means["in_batch_accuracy"] == 1
+    statistics.end()

@@ -187,8 +187,8 @@ def test_nano_beir_is_read_as_it_is_published(tiny_backbone, tmp_path):
         files = f"  - split: NanoSciFact\n    path: {name}/NanoSciFact.parquet\n"
         configs.append(f"- config_name: {name}\n  data_files:\n{files}")
     (tmp_path / "README.md").write_text("---\nconfigs:\n" + "".join(configs) + "---\n")
-    evaluator = nano_beir_evaluator(["scifact"], True, 8, dataset_id=str(tmp_path))
+    evaluator = nano_beir_evaluator(["scifact"], "sparse", 8, dataset_id=str(tmp_path))
     model = lion_st.build(tiny_backbone(), "sparse", as_sparse_encoder=True, device="cpu")
     assert 0 < evaluator(model)["NanoBEIR_mean_dot_ndcg@10"] <= 1
     with pytest.raises(FileNotFoundError, match=r"NanoBEIR cannot be loaded from .*nothing .* give BEIR folders"):
-        nano_beir_evaluator(["scifact"], True, 8, dataset_id=str(tmp_path / "nothing"))
+        nano_beir_evaluator(["scifact"], "sparse", 8, dataset_id=str(tmp_path / "nothing"))

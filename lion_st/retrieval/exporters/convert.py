@@ -110,7 +110,7 @@ def convert_index(
     asked = None if queries is None else EncodedCorpus(queries)
     for one in filter(None, (corpus, asked)):
         if one.paradigm != "sparse":
-            raise ValueError(f"{one.path} was encoded by a dense model: what is converted are sparse vectors.")
+            raise ValueError(f"{one.path} was encoded by a {one.paradigm} model: what is converted are sparse vectors.")
     if asked is not None and asked.manifest["dimensions"] != corpus.manifest["dimensions"]:
         raise ValueError(
             f"{asked.path} has {asked.manifest['dimensions']:,} terms and {corpus.path} "
