@@ -4,8 +4,8 @@ python training_scripts/mini/collect_pairs.py --sources SOURCES --test_sets EVAL
 
 SOURCES holds `<name>.jsonl.xz` files of {"query", "pos"} rows, all of a licence that lets them be passed on; EVAL holds
 BEIR folders, whose texts are kept out of the pairs. Writes `queries.parquet` (query_id, text, the id of the
-positive, source), `documents.parquet` (document_id, text), and `dev`, a BEIR folder of passages that no training pair
-has, among others as distractors.
+positive, source), `documents.parquet` (document_id, text), `qrels.tsv` with the same positives, and `dev`, a BEIR
+folder of passages that no training pair has, among others as distractors.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from trl import TrlParser
 
-from lion_st.data.beir import load_beir, save_beir
+from lion_st.data.beir import QRELS_HEADER, load_beir, save_beir
 
 WIKIPEDIA_LINES = 7938  # squadshifts' Wikipedia part comes first; the other two may not be passed on
 MEDQUAD_LIMIT = 2500  # pairs of one question template, such as "What are the symptoms"
@@ -214,6 +214,9 @@ def main() -> None:
         "source": [pair.source for pair in training],
     }
     write(output / "queries.parquet", columns)
+    judged_pairs = zip(columns["query_id"], columns["positive"], strict=True)
+    with (output / "qrels.tsv").open("w", encoding="utf-8") as qrels:
+        qrels.writelines(f"{line}\n" for line in [QRELS_HEADER, *(f"{one}\t{other}\t1" for one, other in judged_pairs)])
     figures = {
         "pairs": Counter(pair.source for pair in training),
         "passages": len(passages),
