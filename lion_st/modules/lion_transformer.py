@@ -33,7 +33,7 @@ from lion_st.modules.checks import (
 from lion_st.modules.folding import RESUME_FILE, final_norm, save_merged, save_unfolded, unfold
 from lion_st.modules.lm_head import LMHead, read_lm_head
 from lion_st.modules.loading import hold_places, load_backbone, read_base_config, read_config
-from lion_st.modules.tokenizer_contract import configure_tokenizer
+from lion_st.modules.tokenizer_contract import configure_tokenizer, keep_lengths
 from lion_st.modules.tokenizing import check_texts, exclusive_tokenizer, leading_parts, require_room
 from lion_st.modules.verdict import VERDICT_FILE, read_verdict, write_verdict
 
@@ -422,16 +422,15 @@ class LionTransformer(Transformer):
         config = super().get_config_dict()
         if has_adapter(self.model):
             config["model_kwargs"] = {"dtype": str(self.model.dtype).removeprefix("torch.")}
-            if self.kept_layers is not None:
-                config["layers"] = list(self.kept_layers)
-            if self.causal:
-                config["causal"] = True
+            config |= {"layers": list(self.kept_layers)} if self.kept_layers is not None else {}
+            config |= {"causal": True} if self.causal else {}
         return config
 
     def __repr__(self) -> str:
         return super().__repr__().replace("Transformer(", "LionTransformer(", 1)
 
     def _save_contract(self, output_path: str, config: dict[str, Any]) -> None:
+        keep_lengths(self.tokenizer, self.query_length, self.document_length)
         self.processor.save_pretrained(output_path)
         Path(output_path, self.config_file_name).write_text(json.dumps(config, indent=4), encoding="utf-8")
         write_verdict(Path(output_path), self.model, self.checked, self.loaded_attention)

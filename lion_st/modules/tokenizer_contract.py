@@ -60,6 +60,14 @@ def configure_tokenizer(
         append_eos(tokenizer)
 
 
+def keep_lengths(tokenizer: Any, *lengths: int | None) -> None:
+    """Have a tokenizer cut no text that is shorter than these lengths, which may have been changed since it was made.
+
+    A stock model reads its own length there alone.
+    """
+    tokenizer.model_max_length = max([tokenizer.model_max_length, *filter(None, lengths)])
+
+
 def _configure_bos(tokenizer: Any, model: PreTrainedModel, add_bos: bool | None) -> None:
     bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else model.config.bos_token_id
     # A "beginning" token that is really the padding or end token (Qwen, GPT-2) is never put in front.

@@ -274,6 +274,15 @@ def test_vectors_that_differ_are_never_published(tiny_backbone, tmp_path, monkey
     assert not list(tmp_path.iterdir())
 
 
+def test_stock_reads_as_far_as_lengths_that_were_changed(tiny_backbone, tmp_path):
+    model = lion_st.build(tiny_backbone(), "dense", query_length=4, document_length=6, device="cpu")
+    model[0].document_length = 20
+    long = "lions hunt at night in the tall grass of the plains and sleep in the shade"
+    stock = SentenceTransformer(str(lion_st.export(model, tmp_path / "out")), device="cpu")
+    assert stock.max_seq_length == 20
+    assert stock.encode_document([long]) == pytest.approx(model.encode_document([long]), abs=1e-5)
+
+
 def test_models_that_stock_cannot_express_are_refused(tiny_backbone, tmp_path):
     dense = lion_st.build(tiny_backbone(), "dense", device="cpu")
     with pytest.raises(ValueError, match="model_type must be"):
