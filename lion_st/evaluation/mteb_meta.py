@@ -38,6 +38,7 @@ LICENSES = {
 }
 
 MODEL_TYPES = {"sparse": "sparse", "lexical": "sparse", "multi_vector": "late-interaction"}  # of mteb, by paradigm
+SCORES = {"maxsim": "MaxSim"}  # sentence-transformers' name -> mteb's
 
 
 def is_standard(retriever: Retriever) -> bool:
@@ -96,11 +97,18 @@ def training_datasets(names: list[str]) -> set[str] | None:
 def _described(retriever: ModelRetriever) -> dict[str, Any]:
     from mteb.languages.iso_mappings import _hf_langs_to_iso_lang_scripts
     from mteb.models.model_meta import ScoringFunction
-    from mteb.models.sentence_transformer_wrapper import SentenceTransformerEncoderWrapper, SparseEncoderWrapper
+    from mteb.models.sentence_transformer_wrapper import (
+        MultiVectorWrapper,
+        SentenceTransformerEncoderWrapper,
+        SparseEncoderWrapper,
+    )
     from mteb.types import Licenses
-    from sentence_transformers import SparseEncoder
+    from sentence_transformers import MultiVectorEncoder, SparseEncoder
 
+    wrappers: dict[Any, Any] = {SparseEncoder: SparseEncoderWrapper, MultiVectorEncoder: MultiVectorWrapper}
+    other = SentenceTransformerEncoderWrapper
     model = retriever.model
+    score = model.similarity_fn_name or "dot"
     weights = {one.data_ptr(): one for one in model.parameters()}.values()
     inner: Any = getattr(input_module(model, "document"), "model", None)
     embeddings = inner.get_input_embeddings() if hasattr(inner, "get_input_embeddings") else None
@@ -111,13 +119,13 @@ def _described(retriever: ModelRetriever) -> dict[str, Any]:
     link = LICENSES.get(str(license), card.get("license_link"))
     known = license if license in get_args(Licenses) else None
     return {
-        "loader": SparseEncoderWrapper if isinstance(model, SparseEncoder) else SentenceTransformerEncoderWrapper,
+        "loader": next((own for kind, own in wrappers.items() if isinstance(model, kind)), other),
         "n_parameters": sum(one.numel() for one in weights),
         "n_embedding_parameters": None if embeddings is None else embeddings.weight.numel(),
         "memory_usage_mb": round(sum(one.nbytes for one in weights) / 2**20),
         "max_tokens": retriever.document_tokens or text_limit(model, "document"),
         "embed_dim": model.get_embedding_dimension(),
-        "similarity_fn_name": ScoringFunction.from_str(model.similarity_fn_name or "dot"),
+        "similarity_fn_name": ScoringFunction.from_str(SCORES.get(score, score)),
         "framework": ["Sentence Transformers", "PyTorch", "safetensors"],
         "use_instructions": any(model.prompts.values()),
         "license": known or (link if isinstance(link, str) and link.startswith("https://") else None),
