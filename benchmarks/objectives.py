@@ -59,6 +59,7 @@ from lion_st.training.starting import build_model
 
 ROOT = Path(__file__).parents[1]
 METRICS = ("nDCG@10", "Recall@100")
+TASKS = ("query", "document")
 OBJECTIVES = ("cl", "kd", "cl_kd", "kl", "margin_mse_kl", "listwise", "rank")
 # One scale for all teachers' scores: a row's span 10, about as the bundled ones do. Listwise labels are grades.
 ONE_SCALE = {"combine": "zscore", "teacher_normalization": "minmax", "teacher_temperature": 0.1}
@@ -96,10 +97,14 @@ def runs(teachers: list[str]) -> list[dict[str, Any]]:
     add("regularizers", "sparse", "l1 / 100", regularizer="l1", **BUNDLED, **{n: w / 100 for n, w in FLOPS.items()})
     add("regularizers", "sparse", "df_flops", regularizer="df_flops", **BUNDLED)
     add("regularizers", "sparse", "idf_flops", regularizer="idf_flops", **BUNDLED)
-    for steps, (query, document) in ((1, (32, 256)), (4, (32, 256))):
-        add("regularizers", "sparse", f"target {query} / {document}" + (f", {steps} x the steps" if steps > 1 else ""),
-            regularizer="target", query_target_terms=query, document_target_terms=document, steps=steps,
-            **BUNDLED)  # fmt: skip
+    for steps in (1, 4):
+        # Weights decide on the way to the target alone, which few steps have to go fast.
+        add("regularizers", "sparse", "target 32 / 256" + (f", {steps} x the steps" if steps > 1 else ""),
+            regularizer="target", query_target_terms=32, document_target_terms=256, steps=steps,
+            **BUNDLED, **{name: 10 * weight for name, weight in FLOPS.items()})  # fmt: skip
+    for objective in ("cl", "cl_kd"):  # a dense model has hardly begun when a sparse one has learned
+        add("objectives", "dense", f"{objective}, 4 x the steps", objective=objective, steps=4,
+            **({} if objective == "cl" else BUNDLED))  # fmt: skip
     add("query encoders", "sparse", "full", **BUNDLED)
     for paradigm, kind in (("sparse", "static"), ("sparse", "idf"), ("dense", "static")):
         add("query encoders", paradigm, f"{kind}, trained together", query_encoder=kind, **BUNDLED)
@@ -157,8 +162,8 @@ def arguments_of(
         **{
             "train_data": [str(tuples)], "negatives": options.negatives, "sampling": "first", "seed": seed,
             "batch_size": options.batch_size, "max_steps": steps, "query_length": 24, "document_length": 64,
-            "batch_sampler": "no_duplicates", "save_strategy": "no", "logging_steps": steps, "disable_tqdm": True,
-            "output_dir": tempfile.mkdtemp(),
+            "batch_sampler": "no_duplicates", "save_strategy": "no", "logging_steps": max(1, steps // 4),
+            "disable_tqdm": True, "output_dir": tempfile.mkdtemp(),
         },
         **settings,
     )  # fmt: skip
@@ -180,6 +185,11 @@ def train(run: Mapping[str, Any], seed: int, options: argparse.Namespace, tuples
         "TFLOP": trainer.state.total_flos / 1e12,
         "training seconds": round(time.perf_counter() - began, 1),
         "loss": logged["loss"],
+        **{
+            f"trained terms/{task}": logged[f"{task}_active_terms"]
+            for task in TASKS
+            if f"{task}_active_terms" in logged
+        },
     }
 
 
@@ -249,7 +259,8 @@ def means(rows: list[dict[str, Any]], group: str, paradigm: str) -> list[dict[st
         numbers = {
             key: mean(row[key] for row in of_seeds) for key in of_seeds[0] if isinstance(of_seeds[0][key], float)
         }
-        line = {group.removesuffix("s"): name, "nDCG@10": mean(scores), "±": (max(scores) - min(scores)) / 2} | numbers
+        spread = {"±": (max(scores) - min(scores)) / 2} if len(scores) > 1 else {}
+        line = {group.removesuffix("s"): name, "nDCG@10": mean(scores)} | spread | numbers
         table.append({key: value for key, value in line.items() if key not in ("loss", "training seconds")})
     return table
 

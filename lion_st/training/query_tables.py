@@ -69,7 +69,7 @@ def attach_query_table(model: Any, arguments: RetrieverArguments, sources: dict[
     """Have a table encode the queries of a model that is to be trained.
 
     A sparse one begins with inverse document frequencies among the positives, in the mean 1; a dense one with the
-    vectors that the model gives each token alone.
+    vectors that the model gives each token alone. A table that the model has already is trained on.
 
     Args:
         model: Of `build_model`; it is changed.
@@ -79,6 +79,10 @@ def attach_query_table(model: Any, arguments: RetrieverArguments, sources: dict[
     Raises:
         ValueError: If the tokenizer has not as many tokens as the vectors terms, for which stock modules have no place.
     """
+    trainable = arguments.query_encoder == "static"
+    if model.query_table is not None:
+        model.query_table.requires_grad_(trainable)
+        return
     tokenizer, terms = model.tokenizer, model[-1].get_embedding_dimension()
     tokens = len(tokenizer.get_vocab())
     if arguments.paradigm == "dense":
@@ -91,7 +95,7 @@ def attach_query_table(model: Any, arguments: RetrieverArguments, sources: dict[
     else:
         weight = training_idf(model, sources.values())
         weight = weight / weight.mean()
-    model[-1].query_table = QueryTable(weight, trainable=arguments.query_encoder == "static").to(model.device)
+    model[-1].query_table = QueryTable(weight, trainable).to(model.device)
 
 
 def training_idf(model: Any, sources: Iterable[Dataset]) -> Tensor:

@@ -113,6 +113,10 @@ def build_trainer(
         attach_query_table(model, arguments, sources)
         rates = {r"query_table\.weight": arguments.query_encoder_learning_rate}
         training_arguments.learning_rate_mapping = rates | cast(dict, training_arguments.learning_rate_mapping or {})
+    elif getattr(model, "query_table", None) is not None:
+        raise ValueError(
+            f"A table encodes the queries of {arguments.model!r}: train it on with --query_encoder static."
+        )
     loss = build_loss(model, arguments) if loss is None else loss
     callbacks = list(callbacks or [])
     for source in sources.values():

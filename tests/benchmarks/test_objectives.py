@@ -39,6 +39,8 @@ def test_every_setting_is_one_that_training_takes_on_the_same_texts(objectives, 
     assert {run["name"] for run, (_, training) in zip(runs, found, strict=True) if training.max_steps != 5} == {
         "untrained",
         "target 32 / 256, 4 x the steps",
+        "cl, 4 x the steps",
+        "cl_kd, 4 x the steps",
     }
 
 

@@ -91,6 +91,17 @@ def test_an_interrupted_run_goes_on_with_its_table(tiny_backbone, data, tmp_path
     assert torch.equal(*tables)
 
 
+def test_a_table_is_trained_on_and_never_replaced(tiny_backbone, data, tmp_path):
+    model = with_table(tiny_backbone(), data, tmp_path, query_length=7)
+    with torch.no_grad():
+        model.query_table.weight.fill_(0.5)
+    model.save_pretrained(str(tmp_path / "saved"))
+    again = with_table(str(tmp_path / "saved"), data, tmp_path)
+    assert torch.equal(again.query_table.weight, model.query_table.weight)
+    with pytest.raises(ValueError, match="train it on with --query_encoder static"):
+        train_retriever(*tiny_run(str(tmp_path / "saved"), data, tmp_path / "run"))
+
+
 def test_a_table_gives_a_query_the_weights_of_its_own_tokens(tiny_backbone, data, tmp_path):
     model = with_table(tiny_backbone(), data, tmp_path, query_length=7)
     table, tokenizer = model.query_table, model.tokenizer
