@@ -145,6 +145,7 @@ def test_a_dense_table_begins_with_the_models_vector_of_each_token(tiny_backbone
 @pytest.mark.parametrize(
     ("paradigm", "options", "message"),
     [
+        ("multi_vector", {"query_encoder": "static"}, "is of sparse and dense models"),
         ("dense", {"query_encoder": "idf"}, "weighs the terms of a sparse model"),
         ("sparse", {"query_encoder": "static", "query_top_k": 4}, "--query_top_k limits what a network adds"),
         ("sparse", {"query_encoder": "static", "document_top_k": 9, "query_length": 10}, "--document_top_k 9 would"),
