@@ -12,7 +12,8 @@ is less work. Every measurement runs in a process of its own: tokens/s over real
 fits fewer rows than --rows is timed with as many as fit. Gradient caching fits any number of rows.
 
 Switches stand behind the side's name, any of them together: cached (gradient caching), recomputed (activations),
-compiled (torch.compile of the decoder layers), padded (texts padded to the longest one, as stock does, not packed).
+compiled (torch.compile of the decoder layers), liger (its kernels in them), 4bit (QLoRA), padded (texts padded to the
+longest one, as stock does, not packed).
 "first step s" holds what is compiled and tuned once; every step has other lengths of text than the one before.
 """
 
@@ -26,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,7 @@ from common import RESULTS, SHAPES, in_process, make_models, msmarco_lengths, pe
 
 SIDES = ("lion_st", "stock", "lion_st cached", "stock cached")
 SWITCHES = {
-    "lion_st": ("cached", "recomputed", "compiled", "padded"),
+    "lion_st": ("cached", "recomputed", "compiled", "liger", "4bit", "padded"),
     "stock": ("cached", "recomputed"),
 }
 MOST_ROWS = 4096
@@ -78,14 +80,16 @@ def make_step(side: str, folder: Path, options: argparse.Namespace) -> Any:
 
     import lion_st
     from lion_st.modules.compilation import compile_layers
+    from lion_st.modules.liger import liger_kernels
 
     name, *switches = side.split()
     targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     lora = LoraConfig(r=16, lora_alpha=32, lora_dropout=options.lora_dropout, target_modules=targets)
     if name == "lion_st":
         model: Any = lion_st.build(
-            folder / "backbone", "sparse", lora=lora, as_sparse_encoder=True, device=options.device
-        )
+            folder / "backbone", "sparse", lora=lora, as_sparse_encoder=True, device=options.device,
+            load_in_4bit="4bit" in switches,
+        )  # fmt: skip
         inner: Any = lion_st.ContrastiveDistillationLoss(model)
         regularizers = {f"{kind}_regularizer": lion_st.FlopsRegularizer(model) for kind in ("query", "document")}
         if "padded" in switches:
@@ -104,6 +108,8 @@ def make_step(side: str, folder: Path, options: argparse.Namespace) -> Any:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if "compiled" in switches:
         compile_layers(model[0].model)
+    if "liger" in switches:
+        ExitStack().enter_context(liger_kernels(model[0].model))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
     model.train()
 

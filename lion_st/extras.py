@@ -11,6 +11,7 @@ EXTRAS = {
     "retrieval": ("bm25s", "faiss", "pyarrow", "seismic"),
     "eval": ("evaluate", "mteb", "pytrec_eval"),
     "quantized": ("bitsandbytes",),
+    "liger": ("liger_kernel",),
     "serve": ("fastapi", "orjson", "prometheus_client", "uvicorn"),
     "milvus": ("milvus_lite", "pymilvus"),
     "ray": ("ray",),

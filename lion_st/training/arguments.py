@@ -24,6 +24,7 @@ from lion_st.training.sharding import resolve_fsdp
 from lion_st.training.teacher import TeacherArguments
 from lion_st.training.validation import (
     FSDP_ALONE,
+    refuse_liger,
     refuse_unread,
     rename_checkpointing,
     require_at_least_0,
@@ -181,6 +182,7 @@ class MntpTrainingArguments(TrainingArguments):
         refuse_unread(self, _NOT_READ_BY_MNTP)
         resolve_fsdp(self)
         resolve_compilation(self)
+        refuse_liger(self)
         rename_checkpointing(self)
         require_training_ranges(self)
         resolve_steps(self, 10_000)
@@ -335,6 +337,7 @@ class RetrieverTrainingArguments(
         refuse_unread(self, _NOT_READ_BY_RETRIEVER)
         resolve_fsdp(self)
         resolve_compilation(self)
+        refuse_liger(self)
         rename_checkpointing(self)
         require_training_ranges(self)
         resolve_steps(self, -1)

@@ -23,7 +23,6 @@ from lion_st.hooks import without_message
 from lion_st.losses import FlopsRegularizer, TargetRegularizer
 from lion_st.model_classes import LionModel
 from lion_st.modules.adapters import load_adapter_weights
-from lion_st.modules.compilation import compile_layers, release_layers
 from lion_st.modules.quantization import is_quantized
 from lion_st.training.callbacks import EpochCallback, StopAfter
 from lion_st.training.checkpoints import (
@@ -50,6 +49,7 @@ from lion_st.training.sharding import (
     whole_model,
     whole_optimizer_state,
 )
+from lion_st.training.speed import faster_layers
 from lion_st.training.throughput import Throughput, lengths_of_read_texts, peak_memory
 
 if TYPE_CHECKING:
@@ -64,8 +64,8 @@ class GuardedTrainer(Trainer):
     or not: a run goes on from them on any number of processes. A checkpoint ends with the checksums of its files, and
     only then an earlier one makes room for it; the best one is kept beside the last `save_total_limit`. A training that
     has collapsed ends with an error before it writes. One that goes on from its last step takes no further one.
-    Evaluations draw no random numbers of the training's. With `torch_compile` the decoder layers are compiled while it
-    trains.
+    Evaluations draw no random numbers of the training's. `torch_compile` and `use_liger_kernel` are of the decoder
+    layers, see `lion_st.training.speed`.
 
     Args:
         arguments: Of the trainer.
@@ -117,16 +117,13 @@ class GuardedTrainer(Trainer):
         with (
             _locked(Path(str(self.args.output_dir))),
             without_message("sentence_transformers.util.distributed", alone),
+            faster_layers(self.model, self.args),
         ):
             if isinstance(resume_from_checkpoint, str):
                 state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / TRAINER_STATE_NAME))
                 if is_over(state, getattr(self.args, "stop_after_steps", None)):
                     return self._end_again(state, resume_from_checkpoint)
-            try:
-                return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
-            finally:
-                if self.args.torch_compile:
-                    release_layers(backbone_of(self.model))
+            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
         """Evaluate, and leave the random states as they were: what follows is the same as without."""
@@ -215,8 +212,6 @@ class GuardedTrainer(Trainer):
             self._structure = structure_of(model)
             half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
             configure_units(plugin, model, half)
-        if self.args.torch_compile:
-            compile_layers(backbone_of(self.model), str(self.args.torch_compile_backend), self.args.torch_compile_mode)
         return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:

@@ -7,8 +7,12 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import torch
+
 from lion_st.errors import UsageError
+from lion_st.extras import require
 from lion_st.losses.distillation import WITHOUT_TEMPERATURE
+from lion_st.modules.liger import KERNELS
 
 FSDP_ALONE = (
     "of the kinds of sharded training FSDP2 alone is built. `torchrun --nproc_per_node N ... --fsdp` divides weights, "
@@ -122,10 +126,39 @@ def resolve_compilation(arguments: Any) -> None:
             f"--torch_compile_{name} {value} records CUDA graphs, each for one length of texts, and every batch has "
             "another: leave it out, or say --torch_compile_mode max-autotune-no-cudagraphs."
         )
+    if arguments.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1", "yes"):
+        raise UsageError("--torch_compile is not built for sharded weights: leave it out, or --fsdp.")
     if mode and backend not in (None, "inductor"):
         raise UsageError(f"--torch_compile_mode is of the backend inductor, not of {backend}: leave one out.")
     if arguments.tf32 is None:
         arguments.tf32 = False
+
+
+def refuse_liger(arguments: Any) -> None:
+    """Refuse Liger's kernels where they cannot run or are compiled anyway, and those of a language model's loss.
+
+    Args:
+        arguments: Training arguments, before transformers reads them.
+
+    Raises:
+        UsageError: Naming the option.
+        ImportError: If liger-kernel is missing, with the line that installs it.
+    """
+    kernels = arguments.liger_kernel_config or {}
+    if not arguments.use_liger_kernel:
+        if kernels:
+            raise UsageError("liger_kernel_config is read with --use_liger_kernel alone: add it, or leave both out.")
+        return
+    if unknown := set(kernels) - set(KERNELS):
+        raise UsageError(
+            f"liger_kernel_config names {', '.join(sorted(unknown))}: {', '.join(KERNELS)} are read. LM head and loss "
+            "are not those of a causal language model here."
+        )
+    if arguments.torch_compile or arguments.torch_compile_backend or arguments.torch_compile_mode:
+        raise UsageError("--torch_compile fuses what Liger's kernels do: leave out one of them.")
+    if arguments.use_cpu or not torch.cuda.is_available():
+        raise UsageError("--use_liger_kernel runs on GPUs alone: leave it out on a CPU.")
+    require("liger_kernel")
 
 
 def rename_checkpointing(arguments: Any) -> None:

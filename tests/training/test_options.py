@@ -111,6 +111,9 @@ def test_the_command_line_takes_the_place_of_a_rival_in_the_yaml_file(tmp_path):
             ["--torch_compile_backend", "eager", "--torch_compile_mode", "default"],
             "--torch_compile_mode is of the backend inductor, not of eager",
         ),
+        (["--torch_compile", "--fsdp"], "--torch_compile is not built for sharded weights: leave it out, or --fsdp"),
+        (["--use_liger_kernel", "--torch_compile"], "--torch_compile fuses what Liger's kernels do"),
+        (["--use_liger_kernel", "--use_cpu", "true"], "--use_liger_kernel runs on GPUs alone"),
         (["--save_only_model"], "--save_only_model is not read here: a run could not go on"),
         (["--max_steps", "0"], "--max_steps must be positive, got 0"),
         (["--max_steps", "-3"], "--max_steps must be positive, got -3"),
@@ -128,6 +131,13 @@ def test_the_command_line_takes_the_place_of_a_rival_in_the_yaml_file(tmp_path):
 def test_what_cannot_be_heeded_is_refused_by_name(options, message):
     with pytest.raises(UsageError, match=message):
         parse_retriever_arguments([*MICRO, *options])
+
+
+def test_kernels_of_a_language_models_loss_are_refused():
+    with pytest.raises(UsageError, match="names cross_entropy: rope, rms_norm, swiglu, geglu are read"):
+        RetrieverTrainingArguments(use_liger_kernel=True, liger_kernel_config={"cross_entropy": True})
+    with pytest.raises(UsageError, match="liger_kernel_config is read with --use_liger_kernel alone"):
+        MntpTrainingArguments(liger_kernel_config={"rope": True})
 
 
 def test_compiling_leaves_the_precision_of_float32_as_it_is(monkeypatch):
