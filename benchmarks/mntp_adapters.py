@@ -83,7 +83,8 @@ def main() -> None:
         stage |= dict(block_size=128, per_device_train_batch_size=16, mask_probability=0.3, kept_share=0.4)
         stage |= dict(z_loss_weight=0.02, z_loss_target=6, eval_blocks=64, attn_implementation="eager", merge=False)
         adapt_mntp(*parse_mntp_arguments(["--texts", *texts, *words(common | stage)]))
-        losses.append(json.loads((adapter / "mntp.json").read_text()))
+        record = json.loads((adapter / "mntp.json").read_text())
+        losses.append([record["eval_loss_before"], record["eval_loss_after"]])
     for paradigm in options.paradigms:
         for way, more in WAYS.items():
             found = []
