@@ -54,8 +54,8 @@ def get_task_groups(source: str | Path | AbsTaskRetrieval, split: str = "test") 
     """Like `get_task`, and also for the names of benchmarks and of tasks that average others.
 
     Args:
-        source: As for `get_task`; or an mteb benchmark, such as "BEIR", "NanoBEIR" or "MTEB(eng, v2)", of which the
-            text retrieval tasks are taken; or an average, such as "CQADupstackRetrieval".
+        source: As for `get_task`; or an mteb benchmark, such as "BEIR", "NanoBEIR" or "MTEB(eng, v2)", in whatever
+            case, of which the text retrieval tasks are taken; or an average, such as "CQADupstackRetrieval".
         split: Split of a folder.
 
     Raises:
@@ -67,8 +67,9 @@ def get_task_groups(source: str | Path | AbsTaskRetrieval, split: str = "test") 
 
     if not isinstance(source, str) or _is_collection(source):
         return [TaskGroup(None, [get_task(source, split)])]
-    if source in {benchmark.name for benchmark in mteb.get_benchmarks()}:
-        found: list[Any] = [task for task in mteb.get_benchmark(source).tasks if _is_retrieval(task)]
+    benchmarks = {benchmark.name.lower(): benchmark for benchmark in mteb.get_benchmarks()}
+    if source.lower() in benchmarks:
+        found: list[Any] = [task for task in benchmarks[source.lower()].tasks if _is_retrieval(task)]
     else:
         found = [_mteb_task(source)]
     groups = []

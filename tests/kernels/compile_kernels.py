@@ -15,7 +15,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from lion_st.kernels import triton_backend, triton_backward, triton_forward
+from lion_st.kernels import triton_backend, triton_backward, triton_forward, triton_postings
 from lion_st.kernels.triton_backend import CONFIGURATIONS, Configuration
 
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
@@ -93,7 +93,11 @@ def compile_others(architecture: int) -> list[dict]:
     ):
         compiled = compile_kernel(kernel, types, constants, architecture, num_warps=warps)
         found.append(describe(kernel.__name__, compiled, architecture, 4096))
-    return found
+    types = {"scores": "*fp32", "stride": "i32", "documents": "*i32", "values": "*fp32", "weights": "*fp32"}
+    types |= dict.fromkeys(["starts", "rows", "terms"], "*i64")
+    kernel = triton_postings.add_postings_kernel
+    compiled = compile_kernel(kernel, types, {"BLOCK": triton_postings.BLOCK}, architecture, num_warps=4)
+    return [*found, describe("add_postings_kernel", compiled, architecture, 0)]
 
 
 def main() -> None:

@@ -260,7 +260,8 @@ def test_the_kernels_compile_within_the_limits_of_gpus():
     assert run.returncode == 0, run.stderr[-3000:]
     kernels = json.loads(run.stdout)
     assert {kernel["name"] for kernel in kernels} == {
-        "schedule_kernel", "maxima_kernel", "finish_kernel", "sum_rows_kernel", "merge_sums_kernel"
+        "schedule_kernel", "maxima_kernel", "finish_kernel", "sum_rows_kernel", "merge_sums_kernel",
+        "add_postings_kernel",
     }  # fmt: skip
     for kernel in kernels:
         assert kernel["shared_bytes"] <= kernel["expected_shared_bytes"], kernel
