@@ -20,7 +20,7 @@ from lion_st.data.quickstart import QUICKSTART_REPOSITORY, quickstart_data
 from lion_st.data.tuples import load_tuples, set_epoch
 from lion_st.losses import MicroBatchRegularizerWeightSchedulerCallback
 from lion_st.modules.multi_vector_head import TOKEN_DIMENSION
-from lion_st.training.callbacks import EpochCallback, SecondsBudget
+from lion_st.training.callbacks import SecondsBudget
 from lion_st.training.checkpoints import checkpoint_to_resume
 from lion_st.training.collapse import CollapseGuard
 from lion_st.training.cost import TrainingCost
@@ -119,9 +119,6 @@ def build_trainer(
         )
     loss = build_loss(model, arguments) if loss is None else loss
     callbacks = list(callbacks or [])
-    for source in sources.values():
-        if source.format["type"] == "custom":
-            callbacks.append(EpochCallback(partial(set_epoch, source)))
     callbacks += prepare_regularizers(loss, model, sources)
     ramp = None
     if isinstance(loss, SpladeLoss):
@@ -142,6 +139,9 @@ def build_trainer(
             ramp, regularized=arguments.document_regularizer_weight > 0 and arguments.regularizer != "target"
         ),
     )
+    trainer.epoch_listeners += [
+        partial(set_epoch, source) for source in sources.values() if source.format["type"] == "custom"
+    ]
     trainer.cost = training_cost(arguments, training_arguments, BackboneShape.from_config(model[0].config))
     return trainer
 

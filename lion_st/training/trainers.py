@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -296,6 +296,7 @@ class RetrieverTrainerMixin(GuardedTrainer, BaseTrainer):
         self.guard.statistics = VectorStatistics(cast(nn.Module, self.model), self.has_sparse_vectors)
         self.throughput = Throughput()
         self._sampler: Any = None
+        self.epoch_listeners: list[Callable[[int], Any]] = []  # of what draws negatives anew in each epoch
         self.add_callback(EpochCallback(self._set_epoch))
         self._has_logged = False
 
@@ -366,7 +367,12 @@ class RetrieverTrainerMixin(GuardedTrainer, BaseTrainer):
         return loader
 
     def _set_epoch(self, epoch: int) -> None:
-        """Tell the sampler, which transformers misses behind accelerate's when several processes resume in an epoch."""
+        """Tell the listeners, and the sampler.
+
+        transformers misses that behind accelerate's when several processes resume in an epoch.
+        """
+        for listener in self.epoch_listeners:
+            listener(epoch)
         if hasattr(self._sampler, "set_epoch"):
             self._sampler.set_epoch(epoch)
 

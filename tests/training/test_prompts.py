@@ -12,8 +12,10 @@ from tiny_runs import tiny_run, write_tuples
 
 from lion_st.data import load_tuples
 from lion_st.data.held_out import hold_out
+from lion_st.data.tuples import reader_of
 from lion_st.errors import UsageError
 from lion_st.hub import render_card
+from lion_st.training.callbacks import EpochCallback
 from lion_st.training.dry_run import describe_run
 from lion_st.training.retriever import build_trainer, load_training_tuples, train_retriever
 from lion_st.training.sampling import NoFalseNegativesBatchSampler, _read_candidates
@@ -53,6 +55,17 @@ def test_each_batch_is_of_one_source_with_its_own_prompts(sources, tiny_backbone
         assert all(len(one) == 1 for one in begins), begins
         seen.add(tuple(one.pop() for one in begins))
     assert seen == {("storms", "rivers", "rivers"), ("what do engines do\nlions", "poems", "poems")}
+
+
+def test_every_source_hears_of_each_epoch_once(sources, tiny_backbone, tmp_path):
+    arguments, training = tiny_run(tiny_backbone(), "", tmp_path / "run", "sparse", "cl", **settings(sources))
+    tuples = load_training_tuples(arguments, 0)
+    trainer = build_trainer(build_model(arguments), arguments, training, tuples)
+    callbacks = [one for one in trainer.callback_handler.callbacks if isinstance(one, EpochCallback)]
+    assert len(callbacks) == 1  # of several, transformers warns
+    callbacks[0].epoch = 3
+    callbacks[0].on_epoch_begin(training, trainer.state, trainer.control)
+    assert [reader_of(rows).epoch for rows in tuples.values()] == [3, 3]
 
 
 def test_a_run_keeps_them_in_its_record_and_says_them_in_the_card(sources, tiny_backbone, tmp_path):
