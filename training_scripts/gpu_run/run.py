@@ -1,6 +1,6 @@
 """Train the small retrievers on one GPU within minutes: stages in lanes, each with its own seconds, resumable.
 
-python training_scripts/gpu_run/run.py --data data --out results --plan plan.json --seconds 330
+python training_scripts/gpu_run/run.py --data data --out results --plan plan.json --seconds 540
 
 A plan is a JSON list of stages {"name", "lane", "seconds", "command", "keep"}: stages of a lane run one after another,
 lanes side by side; one that comes "after" a stage of another lane waits for it. A stage that has ended well is not
@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="folder of the data")
     parser.add_argument("--out", required=True, help="folder for what is kept")
     parser.add_argument("--work", default="runs/gpu_run", help="folder of everything else")
-    parser.add_argument("--seconds", type=float, default=330, help="seconds for all")
+    parser.add_argument("--seconds", type=float, default=540, help="seconds for all")
     parser.add_argument("--grace", type=float, default=60, help="seconds of a stage beside those of training")
     parser.add_argument("--scale", type=float, default=1.0, help="factor on the seconds of every stage")
     parser.add_argument("--lanes", help="comma-separated; all by default")
