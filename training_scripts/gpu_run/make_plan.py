@@ -3,8 +3,8 @@
 python training_scripts/gpu_run/make_plan.py > plan.json
 
 The seconds are those of training; loading, tokenizing and saving come on top. Gradient caching bounds what each lane
-takes: without it a batch of lion-mini took 47 GB, and three lanes more than an H200 has. The studies need lion_st[study]
-and have the card to themselves for some minutes: run them with --lanes studies.
+takes: without it a batch of lion-mini took 47 GB, and three lanes more than an H200 has. The studies need
+lion_st[study] and have the card to themselves for some minutes: run them with --lanes studies.
 """
 
 from __future__ import annotations
