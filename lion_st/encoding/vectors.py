@@ -145,7 +145,8 @@ def to_csr(vectors: Any) -> sparse.csr_array:
         matrix = sparse.csr_array(vectors, dtype=np.float32)
     else:
         matrix = sparse.csr_array(_two_dimensional(np.asarray(vectors, dtype=np.float32)))
-    _require_sound(matrix)
+    if matrix is not vectors:
+        _require_sound(matrix)
     matrix = matrix.astype(np.float32, copy=False)
     if not matrix.has_canonical_format:
         matrix = matrix.copy()

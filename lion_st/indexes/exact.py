@@ -257,7 +257,7 @@ class ExactDenseIndex(LocalIndex):
         self._blocks: list[np.ndarray] = []
 
     def _add(self, vectors: np.ndarray) -> None:
-        self._blocks.append(vectors.astype(self.dtype))
+        self._blocks.append(stored(vectors, self.dtype))
 
     def _search(
         self, queries: np.ndarray, k: int, threads: int, allowed: np.ndarray | None
@@ -296,6 +296,19 @@ class ExactDenseIndex(LocalIndex):
         vectors = read_array(data, "vectors", memory_map)
         require_sound(data, vectors.dtype == self.dtype, vectors.shape == (len(self.ids), self.dimensions))
         self._blocks = [vectors]
+
+
+def stored(vectors: np.ndarray, dtype: str, copy: bool = True) -> np.ndarray:
+    """Vectors in the type that an index keeps them in.
+
+    Raises:
+        ValueError: If a number is beyond the type's range: infinity times zero would hide the document.
+    """
+    with np.errstate(over="ignore"):
+        found = vectors.astype(dtype, copy=copy)
+    if found.dtype != vectors.dtype and not np.isfinite(found).all():
+        raise ValueError(f"float16 ends at 65,504, and a vector has {np.abs(vectors).max():g}: use dtype='float32'.")
+    return found
 
 
 class _BlasThreads:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,8 +13,10 @@ from lion_st.encoding.storage import read_array, require_sound
 from lion_st.indexes import torch_search
 from lion_st.indexes.base import Paradigm
 from lion_st.indexes.torch_search import ADDING, Approximation, TorchIndex, padded
+from lion_st.kernels.pair_scores import dense_pair_scores
 
 SLACK = 1.001  # of norms, which are sums in float32
+LARGEST = 1e15  # number of a vector, so that no norm, nor product of two, leaves the range of float32
 
 
 class _Chunk(NamedTuple):
@@ -24,6 +26,13 @@ class _Chunk(NamedTuple):
     rounded: Tensor  # bfloat16 [N padded, D]
     longest: Tensor  # float32, the largest norm
     error: Tensor  # float32, the largest norm of what rounding took
+
+
+class _Batch(NamedTuple):
+    vectors: Tensor  # float32 [Q, D]
+    rounded: Tensor  # bfloat16 [Q, D]
+    norms: Tensor  # float32 [Q, 1]
+    taken: Tensor  # float32 [Q, 1], norms of what rounding took
 
 
 class TorchDenseIndex(TorchIndex):
@@ -44,6 +53,16 @@ class TorchDenseIndex(TorchIndex):
         super().__init__(paradigm, device, memory_gb)
         self._parts: list[np.ndarray] = []
 
+    def _check(self, vectors: Any) -> np.ndarray:
+        matrix: np.ndarray = super()._check(vectors)
+        largest = max(matrix.max(), -matrix.min()) if matrix.size else 0.0
+        if largest > LARGEST:
+            raise ValueError(
+                f"The engine 'torch' searches vectors of numbers up to {LARGEST:g}, got {largest:g}: normalise "
+                "them, or use the engine 'exact'."
+            )
+        return matrix
+
     def _add(self, vectors: np.ndarray) -> None:
         if len(vectors):
             self._parts.append(vectors.copy())
@@ -62,24 +81,23 @@ class TorchDenseIndex(TorchIndex):
         taken = vectors - rounded[: stop - first].float()
         return _Chunk(first, stop - first, vectors, rounded, vectors.norm(dim=1).max(), taken.norm(dim=1).max())
 
-    def _batch(self, queries: np.ndarray, part: slice, device: torch.device) -> Tensor:
-        return torch.tensor(queries[part], device=device)
+    def _queries(self, queries: np.ndarray, device: torch.device) -> Tensor:
+        return torch.tensor(queries, device=device)
 
-    def _approximate(self, chunk: _Chunk, batch: Tensor) -> Approximation:
-        rounded = batch.bfloat16()
-        norms = batch.norm(dim=1, keepdim=True)  # [Q, 1]
-        taken = (batch - rounded.float()).norm(dim=1, keepdim=True)
+    def _batch(self, queries: Tensor, part: slice) -> _Batch:
+        own = queries[part]
+        rounded = own.bfloat16()
+        taken = (own - rounded.float()).norm(dim=1, keepdim=True)
+        return _Batch(own, rounded, own.norm(dim=1, keepdim=True), taken)
+
+    def _approximate(self, chunk: _Chunk, batch: _Batch) -> Approximation:
         longest = chunk.longest + chunk.error
-        error = norms * chunk.error + taken * longest + (batch.shape[1] + 1) * ADDING * norms * longest
-        return Approximation(torch_search.product(rounded, chunk.rounded), 0.0, SLACK * error)
+        summing = (batch.vectors.shape[1] + 1) * ADDING * batch.norms * longest
+        error = batch.norms * chunk.error + batch.taken * longest + summing
+        return Approximation(torch_search.product(batch.rounded, chunk.rounded), 0.0, SLACK * error)
 
-    def _exact(self, chunk: _Chunk, batch: Tensor, query: Tensor, document: Tensor) -> Tensor:
-        scores = torch.empty(len(query), device=query.device)
-        step = max(1, torch_search.ENTRIES // batch.shape[1])
-        for start in range(0, len(query), step):
-            part = slice(start, start + step)
-            scores[part] = (batch[query[part]].double() * chunk.vectors[document[part]].double()).sum(1).float()
-        return scores
+    def _exact(self, chunk: _Chunk, batch: _Batch, query: Tensor, document: Tensor) -> Tensor:
+        return dense_pair_scores(batch.vectors, chunk.vectors, query, document)
 
     def _keep(self, kept: np.ndarray) -> None:
         first, parts = 0, []

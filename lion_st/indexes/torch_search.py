@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 DOCUMENTS = 262_144  # of a chunk
 GROUP = 64  # documents of which the highest score alone is looked at first
 WORKSPACE = 2**28  # bytes of a batch's scores
-ENTRIES = 2**24  # numbers of documents that are scored again at a time
+BATCH = 512  # queries of a batch, at most: sparse ones take a number for each term of the vocabulary
 FREE_SHARE = 0.15  # of a GPU's memory that chunks leave free, by default
 NONE = torch.iinfo(torch.int64).min  # the key of no document
 ROUNDING = 2.0**-8  # share by which a number in bfloat16 is off at most
@@ -80,7 +80,7 @@ class TorchIndex(LocalIndex):
         with self._lock, torch.inference_mode():
             chunks = self._ready()
             assert self._place is not None
-            with _cpu_threads(self._place, threads):
+            with _working_on(self._place, threads):
                 best = self._search_chunks(chunks, queries, k, allowed, self._place)
         ordered = best >> 32
         bits = np.where(ordered >= 0, ordered, ordered ^ 0x7FFFFFFF).astype(np.int32)
@@ -93,23 +93,25 @@ class TorchIndex(LocalIndex):
         count = queries.shape[0]
         best = torch.full((count, k), NONE, device=device)
         largest = max(chunk.size for chunk in chunks)
-        step = max(1, WORKSPACE // (4 * largest + 64 * min(k, largest)))
-        batches = [slice(start, min(start + step, count)) for start in range(0, count, step)]
+        step = max(1, min(BATCH, WORKSPACE // (4 * largest + 64 * min(k, largest))))
+        parts = [slice(start, min(start + step, count)) for start in range(0, count, step)]
+        there = self._queries(queries, device)
+        only = self._batch(there, parts[0]) if len(parts) == 1 else None
         for chunk in chunks:
             own = None if allowed is None else allowed[chunk.first : chunk.first + chunk.size]
             if own is not None and not own.any():
                 continue
             hidden = None if own is None else torch.tensor(~own, device=device)
-            there = moved(chunk, device)
-            for part in batches:
-                batch = self._batch(queries, part, device)
-                scores, relative, absolute = self._approximate(there, batch)
+            here = moved(chunk, device)
+            for part in parts:
+                batch = self._batch(there, part) if only is None else only
+                scores, relative, absolute = self._approximate(here, batch)
                 scores[:, chunk.size :] = -torch.inf
                 if hidden is not None:
                     scores[:, : chunk.size].masked_fill_(hidden, -torch.inf)
                 query, document = candidates(Approximation(scores, relative, absolute), best[part], self.lowest)
                 if len(query):
-                    keys = keys_of(self._exact(there, batch, query, document), document + chunk.first)
+                    keys = keys_of(self._exact(here, batch, query, document), document + chunk.first)
                     best[part] = merged(best[part], query, keys)
         return best.cpu().numpy()
 
@@ -123,7 +125,7 @@ class TorchIndex(LocalIndex):
         done = sum(chunk.size for chunk in self._chunks)
         if done < len(self.ids) and self._chunks and self._chunks[-1].size < DOCUMENTS:
             done -= self._chunks.pop().size
-        with torch.inference_mode():
+        with torch.inference_mode(), _current(place):
             for first in range(done, len(self.ids), DOCUMENTS):
                 chunk = self._make_chunk(first, min(first + DOCUMENTS, len(self.ids)), place)
                 self._chunks.append(chunk if self._fits(chunk, place) else _in_main_memory(chunk))
@@ -149,8 +151,12 @@ class TorchIndex(LocalIndex):
         """What is searched of the documents of some rows, on the device: a NamedTuple with `first` and `size`."""
 
     @abstractmethod
-    def _batch(self, queries: Any, part: slice, device: torch.device) -> Any:
-        """Some of the queries on the device."""
+    def _queries(self, queries: Any, device: torch.device) -> Any:
+        """All queries on the device, as they were given."""
+
+    @abstractmethod
+    def _batch(self, queries: Any, part: slice) -> Any:
+        """Some of the queries that `_queries` returned, in the form that chunks are searched with."""
 
     @abstractmethod
     def _approximate(self, chunk: Any, batch: Any) -> Approximation:
@@ -207,11 +213,11 @@ def scores_of(keys: Tensor) -> Tensor:
 def merged(best: Tensor, query: Tensor, keys: Tensor) -> Tensor:
     """The k largest keys of each query, falling: of those it had [Q, k], and those found for some, by rising query."""
     queries, k = best.shape
-    counts = torch.bincount(query, minlength=queries)
-    width = int(counts.max())
+    starts = torch.searchsorted(query, torch.arange(queries + 1, device=best.device))
+    width = len(query) if queries == 1 else int(starts.diff().max())
     table = torch.full((queries, width + k), NONE, device=best.device)
     table[:, width:] = best
-    place = torch.arange(len(query), device=best.device) - (counts.cumsum(0) - counts)[query]
+    place = torch.arange(len(query), device=best.device) - starts[query]
     table[query, place] = keys
     return table.topk(k).values
 
@@ -246,7 +252,7 @@ def size_of(chunk: Any) -> int:
 
 def _in_main_memory(chunk: Any) -> Any:
     there = moved(chunk, torch.device("cpu"))
-    torch.cuda.synchronize()
+    torch.cuda.synchronize()  # of the current GPU, on which the chunk was made
     tensors = {name: one.pin_memory() for name, one in there._asdict().items() if isinstance(one, Tensor)}
     return there._replace(**tensors)
 
@@ -265,13 +271,20 @@ def _usable(name: str) -> torch.device:
     return device
 
 
+def _current(device: torch.device) -> AbstractContextManager[Any]:
+    """Makes a GPU the current one, on which Triton launches and which `torch.cuda` means."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
 @contextmanager
-def _cpu_threads(device: torch.device, count: int) -> Iterator[None]:
+def _working_on(device: torch.device, threads: int) -> Iterator[None]:
+    if device.type == "cuda":
+        with _current(device):
+            yield
+        return
     before = torch.get_num_threads()
-    if device.type == "cpu":
-        torch.set_num_threads(count)
+    torch.set_num_threads(threads)
     try:
         yield
     finally:
-        if device.type == "cpu":
-            torch.set_num_threads(before)
+        torch.set_num_threads(before)

@@ -15,6 +15,7 @@ from lion_st.encoding.storage import read_array, require_sound
 from lion_st.indexes import torch_search
 from lion_st.indexes.base import Paradigm, as_ids
 from lion_st.indexes.torch_search import ADDING, ROUNDING, Approximation, TorchIndex, padded
+from lion_st.kernels.pair_scores import sparse_pair_scores
 from lion_st.kernels.postings import Postings, add_postings
 
 FREQUENT = 32  # a term in one of so many documents is frequent
@@ -57,6 +58,13 @@ class _Chunk(NamedTuple):
     posting_starts: Tensor  # int64 [V + 1]; see `Postings`, of all other terms
     posting_documents: Tensor
     posting_values: Tensor
+
+
+class _Queries(NamedTuple):
+    starts: np.ndarray  # [Q + 1], where each query's terms begin
+    dimensions: int
+    terms: Tensor  # int64 [pairs]
+    weights: Tensor  # float32 [pairs]
 
 
 class _Batch(NamedTuple):
@@ -138,14 +146,18 @@ class TorchSparseIndex(TorchIndex):
             values[rare][order],
         )
 
-    def _batch(self, queries: sparse.csr_array, part: slice, device: torch.device) -> _Batch:
-        own = queries[part]
-        pairs = own.tocoo()
-        rows, terms = (torch.tensor(one, dtype=torch.int64, device=device) for one in (pairs.row, pairs.col))
-        weights = torch.tensor(pairs.data, device=device)
-        table = torch.zeros(own.shape, device=device)
+    def _queries(self, queries: sparse.csr_array, device: torch.device) -> _Queries:
+        terms = torch.tensor(queries.indices, dtype=torch.int64, device=device)
+        return _Queries(queries.indptr, queries.shape[1], terms, torch.tensor(queries.data, device=device))
+
+    def _batch(self, queries: _Queries, part: slice) -> _Batch:
+        counts = np.diff(queries.starts[part.start : part.stop + 1])
+        own = slice(int(queries.starts[part.start]), int(queries.starts[part.stop]))
+        terms, weights = queries.terms[own], queries.weights[own]
+        rows = torch.tensor(np.repeat(np.arange(len(counts)), counts), device=terms.device)
+        table = torch.zeros(len(counts), queries.dimensions, device=terms.device)
         table[rows, terms] = weights
-        return _Batch(table, rows, terms, weights, int(np.diff(own.indptr).max()))
+        return _Batch(table, rows, terms, weights, int(counts.max()))
 
     def _approximate(self, chunk: _Chunk, batch: _Batch) -> Approximation:
         queries = batch.table.shape[0]
@@ -160,19 +172,8 @@ class TorchSparseIndex(TorchIndex):
         return Approximation(scores, relative, batch.table.new_zeros(queries, 1))
 
     def _exact(self, chunk: _Chunk, batch: _Batch, query: Tensor, document: Tensor) -> Tensor:
-        scores = torch.empty(len(query), device=query.device)
-        lanes = torch.arange(chunk.longest, device=query.device)
-        step = max(1, torch_search.ENTRIES // max(1, chunk.longest))
-        for start in range(0, len(query), step):
-            part = slice(start, start + step)
-            begin = chunk.starts[document[part], None]
-            place = begin + lanes
-            inside = place < chunk.starts[document[part] + 1, None]
-            place = torch.where(inside, place, begin)
-            weights = batch.table[query[part, None], chunk.terms[place].long()]
-            products = weights.double() * chunk.values[place].double()
-            scores[part] = torch.where(inside, products, 0.0).sum(1).float()
-        return scores
+        rows = (chunk.starts, chunk.terms, chunk.values)
+        return sparse_pair_scores(batch.table, *rows, chunk.longest, query, document)
 
     def vectors(self, ids: Sequence[str]) -> sparse.csr_array:
         """The stored rows of documents, [len(ids), V].

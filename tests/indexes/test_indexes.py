@@ -104,6 +104,16 @@ def test_quantised_scores_stay_within_their_stated_error(quantization: str, tole
     assert coarse.stats()["bytes"] < plain.stats()["bytes"]
 
 
+def test_numbers_that_float16_cannot_hold_are_refused_and_nothing_is_added():
+    for paradigm, vectors in (("dense", [[1e5, 0.0], [1.0, 1.0]]), ("multi_vector", [[[1e5, 0.0]], [[1.0, 1.0]]])):
+        index = create_index("exact", paradigm, dtype="float16")
+        with pytest.raises(ValueError, match=r"float16 ends at 65,504, and a vector has 100000: use dtype='float32'"):
+            index.add(["a", "b"], np.array(vectors))
+        assert len(index) == 0
+        index.add(["a", "b"], np.array(vectors) / 2)
+        assert len(index.search(np.array(vectors)[:1] / 1e5)[0]) == 2
+
+
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-6), ("float16", 2e-3)])
 def test_exact_dense_search_equals_brute_force(monkeypatch: pytest.MonkeyPatch, dtype: str, tolerance: float) -> None:
     monkeypatch.setattr(exact, "WINDOW", 64)

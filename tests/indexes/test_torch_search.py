@@ -12,7 +12,7 @@ from scipy import sparse
 
 from lion_st.encoding import to_csr
 from lion_st.indexes import StorageError, create_index, load_index, torch_search, torch_sparse
-from lion_st.kernels import postings
+from lion_st.kernels import pair_scores, postings
 
 VOCABULARY = 3000
 IDS = [f"d{row}" for row in range(900)]
@@ -23,7 +23,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="There is n
 def several_chunks_and_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch_search, "DOCUMENTS", 250)
     monkeypatch.setattr(torch_search, "WORKSPACE", 4 * 250 * 12)
-    monkeypatch.setattr(torch_search, "ENTRIES", 500)
+    monkeypatch.setattr(pair_scores, "ENTRIES", 500)
     monkeypatch.setattr(torch_sparse, "FREQUENT", 8)
     monkeypatch.setattr(postings, "STEP", 300)
 
@@ -100,12 +100,15 @@ def test_scores_that_bfloat16_cannot_tell_apart_are_in_the_right_order(monkeypat
     np.testing.assert_array_equal(scores, np.take_along_axis(true, order, 1))
 
 
-@pytest.mark.parametrize("k", [1, 15, 2000])
-def test_dense_search_equals_brute_force(k: int) -> None:
+@pytest.mark.parametrize("backend, k", [("blockwise", 1), ("blockwise", 15), ("blockwise", 2000), ("triton", 3)])
+def test_dense_search_equals_brute_force(monkeypatch, backend: str, k: int) -> None:
+    if backend == "triton":
+        pytest.importorskip("triton")
+    monkeypatch.setenv("LION_ST_KERNEL", backend)
     rng = np.random.default_rng(4)
     documents = rng.standard_normal((900, 24), dtype=np.float32)
     documents[500:600] = documents[100:200]  # equal scores, in another chunk
-    queries = rng.standard_normal((30, 24), dtype=np.float32)
+    queries = rng.standard_normal((30, 24), dtype=np.float32)[: 30 if backend == "blockwise" else 4]
     index = filled("torch", "dense", documents)
     true = (queries.astype(np.float64) @ documents.T.astype(np.float64)).astype(np.float32)
     rows, scores = index.search_rows(queries, k)
@@ -113,6 +116,55 @@ def test_dense_search_equals_brute_force(k: int) -> None:
     np.testing.assert_array_equal(rows, order)
     np.testing.assert_array_equal(scores, np.take_along_axis(true, order, axis=1))
     assert not (index.search_rows(queries, 5, allowed=IDS[::2])[0] % 2).any()
+
+
+def test_a_batch_has_a_limited_number_of_queries_and_a_single_one_serves_all_chunks(monkeypatch) -> None:
+    """Each query takes a number for each term, which in a small index is far more than its scores."""
+    made = []
+    make = torch_sparse.TorchSparseIndex._batch
+
+    def counted(index, queries, part):
+        made.append(make(index, queries, part))
+        return made[-1]
+
+    monkeypatch.setattr(torch_sparse.TorchSparseIndex, "_batch", counted)
+    monkeypatch.setattr(torch_search, "BATCH", 8)
+    documents, queries = sparse_vectors(900, 30, 10), sparse_vectors(30, 15, 11)
+    index, exact = filled("torch", "sparse", documents[:40]), filled("exact", "sparse", documents[:40])
+    assert_same(index, exact, queries, 2)
+    assert [len(batch.table) for batch in made] == [8, 8, 8, 6]
+    made.clear()
+    index, exact = filled("torch", "sparse", documents), filled("exact", "sparse", documents)
+    assert_same(index, exact, queries[:3], 5)
+    assert len(index._chunks) == 4 and len(made) == 1
+
+
+@pytest.mark.parametrize("width", [1, 700])
+def test_pairs_are_scored_in_float64_alike_by_all_backends(monkeypatch, width: int) -> None:
+    """Of numbers whose sum in float32 is another."""
+    pytest.importorskip("triton")
+    rng = np.random.default_rng(12)
+    queries, documents = (torch.tensor(rng.lognormal(0, 4, (4, width)).astype(np.float32)) for _ in range(2))
+    query, document = torch.tensor([0, 0, 1, 3]), torch.tensor([3, 1, 2, 0])
+    true = (queries[query].double() * documents[document].double()).sum(1).float()
+    starts = torch.arange(5) * width
+    terms = torch.arange(width).repeat(4).int()
+    for backend in ("blockwise", "triton"):
+        monkeypatch.setenv("LION_ST_KERNEL", backend)
+        dense = pair_scores.dense_pair_scores(queries, documents, query, document)
+        rows = (starts, terms, documents.flatten())
+        few = pair_scores.sparse_pair_scores(queries, *rows, width, query, document)
+        assert torch.equal(dense, true) and torch.equal(few, true)
+
+
+def test_dense_vectors_whose_products_leave_the_range_are_refused() -> None:
+    index = create_index("torch", "dense")
+    with pytest.raises(ValueError, match=r"numbers up to 1e\+15, got 3e\+38: normalise them"):
+        index.add(["a", "b"], [[3e38, 0.0], [1.0, 1.0]])
+    index.add(["b"], [[1e15, 1.0]])
+    assert index.search([[1.0, 2.0]]) == [[("b", float(np.float32(1e15)))]]
+    with pytest.raises(ValueError, match="got 2e\\+15"):
+        index.search([[0.0, -2e15]])
 
 
 @pytest.mark.parametrize("paradigm", ["sparse", "dense"])

@@ -15,7 +15,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from lion_st.kernels import triton_backend, triton_backward, triton_forward, triton_postings
+from lion_st.kernels import triton_backend, triton_backward, triton_forward, triton_pair_scores, triton_postings
 from lion_st.kernels.triton_backend import CONFIGURATIONS, Configuration
 
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
@@ -95,9 +95,17 @@ def compile_others(architecture: int) -> list[dict]:
         found.append(describe(kernel.__name__, compiled, architecture, 4096))
     types = {"scores": "*fp32", "stride": "i32", "documents": "*i32", "values": "*fp32", "weights": "*fp32"}
     types |= dict.fromkeys(["starts", "rows", "terms"], "*i64")
-    kernel = triton_postings.add_postings_kernel
-    compiled = compile_kernel(kernel, types, {"BLOCK": triton_postings.BLOCK}, architecture, num_warps=4)
-    return [*found, describe("add_postings_kernel", compiled, architecture, 0)]
+    types |= {"queries": "*fp32"} | dict.fromkeys(["query", "document"], "*i64")
+    dense, sparse = types | {"documents": "*fp32"}, types | {"terms": "*i32"}
+    constants = {"BLOCK": 512}
+    for kernel, own, shared in (
+        (triton_postings.add_postings_kernel, types, 0),
+        (triton_pair_scores.dense_pair_scores_kernel, dense, 64),
+        (triton_pair_scores.sparse_pair_scores_kernel, sparse, 64),
+    ):
+        compiled = compile_kernel(kernel, own, constants, architecture, num_warps=4)
+        found.append(describe(kernel.__name__, compiled, architecture, shared))
+    return found
 
 
 def main() -> None:
