@@ -5,6 +5,7 @@ The names below are imported on first use, so that `import lion_st` costs next t
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from lion_st.lazy import attach
@@ -35,3 +36,6 @@ __all__ = [
 ]
 
 __getattr__, __dir__ = attach(__name__)
+
+# bitsandbytes, which peft imports where it is installed, warns in every process of a CPU kernel that it does without.
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "gemm_4bit_forward" not in str(record.msg))

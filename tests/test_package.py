@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.utils import canonicalize_name
 
 import lion_st
 from lion_st.extras import EXTRA_OF, EXTRAS
@@ -152,7 +153,8 @@ def test_extras_bring_what_they_are_named_for(project):
     distributions |= {"pytrec_eval": "pytrec_eval-terrier"}
     for extra, packages in EXTRAS.items():
         brought = {re.match(r"[\w-]+", line)[0] for line in project["optional-dependencies"][extra]}
-        assert {distributions.get(package, package) for package in packages} <= brought, extra
+        needed = {distributions.get(package, package) for package in packages}
+        assert set(map(canonicalize_name, needed)) <= set(map(canonicalize_name, brought)), extra
         assert extra in project["optional-dependencies"]["all"][0], extra
 
 
