@@ -188,7 +188,9 @@ def index(
     stats = report.index.stats()
     size = "" if stats["bytes"] is None else f", {stats['bytes'] / 1e6:,.1f} MB"
     recall = "".join(f", {name} {value:.4f}" for name, value in report.recall.items())
-    typer.echo(f"{output}: {engine}, {stats['documents']:,} documents{size}, {report.seconds:.1f} s{recall}.")
+    typer.echo(
+        f"{output}: {report.index.engine}, {stats['documents']:,} documents{size}, {report.seconds:.1f} s{recall}."
+    )
 
 
 def search(

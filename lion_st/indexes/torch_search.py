@@ -129,6 +129,14 @@ class TorchIndex(LocalIndex):
             for first in range(done, len(self.ids), DOCUMENTS):
                 chunk = self._make_chunk(first, min(first + DOCUMENTS, len(self.ids)), place)
                 self._chunks.append(chunk if self._fits(chunk, place) else _in_main_memory(chunk))
+        waiting = sum(chunk.size for chunk in self._chunks if not is_on(chunk, place))
+        if waiting and done < len(self.ids):
+            logger.warning(
+                "%s of %s documents do not fit on %s and are copied there by each search: search many queries at once.",
+                f"{waiting:,}",
+                f"{len(self.ids):,}",
+                place,
+            )
         return self._chunks
 
     def _fits(self, chunk: Any, device: torch.device) -> bool:
@@ -142,9 +150,9 @@ class TorchIndex(LocalIndex):
         taken = sum(size_of(one) for one in self._chunks if is_on(one, device))
         return taken + size_of(chunk) <= self.memory_gb * 1e9
 
-    def _bytes(self) -> int:
-        with self._lock:
-            return sum(map(size_of, self._ready()))
+    def _bytes(self) -> int | None:
+        chunks = list(self._chunks)  # the first search makes them: a machine that builds an index need not hold them
+        return sum(map(size_of, chunks)) if sum(chunk.size for chunk in chunks) == len(self.ids) else None
 
     @abstractmethod
     def _make_chunk(self, first: int, stop: int, device: torch.device) -> Any:

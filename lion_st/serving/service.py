@@ -141,7 +141,7 @@ class Service:
             "prompt_names": {task: list(PROMPT_NAMES[task]) for task in PROMPT_NAMES},
             "index": None
             if index is None
-            else {key: index.stats()[key] for key in ("engine", "paradigm", "documents")},
+            else {"engine": index.engine, "paradigm": index.paradigm, "documents": len(index)},
         }
 
     def task_of(self, prompt_name: str | None) -> Task:

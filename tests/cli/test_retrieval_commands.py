@@ -61,6 +61,15 @@ def encoded(models, data, tmp_path_factory) -> Path:
     return folder
 
 
+def test_the_engine_that_took_the_place_of_another_is_said_and_written(monkeypatch, encoded, tmp_path) -> None:
+    monkeypatch.setattr("lion_st.indexes.find_spec", lambda package: None)
+    monkeypatch.setattr("platform.libc_ver", lambda: ("glibc", "2.17"))
+    with pytest.warns(UserWarning, match="'exact' takes its place"):
+        shown = lion("index", encoded / "corpus", tmp_path / "index", "--engine", "seismic", "--set", "query_cut=5")
+    assert "index: exact, 32 documents" in shown
+    assert load_index(tmp_path / "index").stats()["engine"] == "exact"
+
+
 def test_a_folder_of_text_becomes_a_scored_run(models, data, encoded, tmp_path) -> None:
     assert "exact, 32 documents" in lion("index", encoded / "corpus", tmp_path / "index")
     run = tmp_path / "sp.trec"

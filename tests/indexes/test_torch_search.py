@@ -178,6 +178,7 @@ def test_a_loaded_index_searches_and_grows_alike_wherever_it_was_made(
     assert "device" not in (index.save(tmp_path / "index") / "header.json").read_text()
     loaded = load_index(tmp_path / "index", memory_map=memory_map)
     assert loaded.device is None
+    assert loaded.stats()["bytes"] is None and not loaded._chunks  # as no search has made what is searched
     for one in (index, loaded):
         one.search(rows[:2])  # chunks are made, and the last one has room for more
         one.add(IDS[600:], rows[600:])
@@ -224,7 +225,7 @@ def test_a_device_that_is_not_there_is_named(caplog) -> None:
 
 @needs_gpu
 @pytest.mark.parametrize("memory_gb", [None, 0.0, 0.0002])
-def test_on_a_gpu_documents_beyond_the_limit_wait_in_main_memory(monkeypatch, memory_gb: float | None) -> None:
+def test_on_a_gpu_documents_beyond_the_limit_wait_in_main_memory(monkeypatch, caplog, memory_gb: float | None) -> None:
     monkeypatch.delenv("LION_ST_KERNEL", raising=False)
     documents, queries = sparse_vectors(900, 30, 7), sparse_vectors(30, 15, 8)
     index, exact = filled("torch", "sparse", documents, memory_gb=memory_gb), filled("exact", "sparse", documents)
@@ -232,6 +233,8 @@ def test_on_a_gpu_documents_beyond_the_limit_wait_in_main_memory(monkeypatch, me
         assert_same(index, exact, queries, k)
     on_gpu = [chunk.values.is_cuda for chunk in index._chunks]
     assert on_gpu[0] == (memory_gb != 0.0) and on_gpu[-1] == (memory_gb is None)
+    told = [record.message for record in caplog.records if "copied there by each search" in record.message]
+    assert len(told) == (memory_gb is not None)
     dense = np.random.default_rng(9).integers(-3, 4, (900, 64)).astype(np.float32)
     index, exact = filled("torch", "dense", dense, memory_gb=memory_gb), filled("exact", "dense", dense)
     assert_same(index, exact, dense[:40], 25)
