@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from sentence_transformers import MultiVectorEncoder, SentenceTransformer, SparseEncoder
 from sentence_transformers.base.model import BaseModel
-from sentence_transformers.base.modules import Dense, Module, Normalize
+from sentence_transformers.base.modules import Dense, Module, Normalize, Router
 from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
 from sentence_transformers.sentence_transformer.modules import Pooling, WeightedLayerPooling
 from sentence_transformers.sparse_encoder.modules import SpladePooling
@@ -241,6 +241,12 @@ class LionSparseEncoder(LionModel, SparseEncoder):
 def _fast_modules(modules: list[Module], source: str, max_active_dims: int | None) -> list[Module]:
     """The Lion modules that compute what a checkpoint's modules do."""
     match modules:
+        case [Router()]:
+            raise ValueError(
+                f"{source!r} is a Router, with an encoder for queries and another for documents, of stock modules "
+                "already: lion_st.encoding.load_encoder opens it, and `lion-st publish --folder` uploads it with its "
+                "README.md. To change the model, use the checkpoint that it was made of."
+            )
         case [*computing, WeightedLayerPooling(embedding_dimension=None)]:  # see lion_st.guard
             return _fast_modules(computing, source, max_active_dims)
         case [LionTransformer(), SpladeHead() | LlamaPooling() | MultiVectorHead()]:

@@ -76,12 +76,20 @@ def query_encoder(
         static_query_encoder,
         truncated_query_encoder,
     )
+    from lion_st.training.query_tables import router_limit
 
     full = lion_st.load(model, device=device, dtype=weights, revision=revision, merge_adapter=True)
-    if kind == "truncated":
+    if full.query_table is not None:
+        raise UsageError(f"{model} encodes queries by a table, and has no other query encoder to learn from.")
+    paradigm = lion_st.paradigm_of(full)
+    if kind == "truncated" or paradigm == "multi_vector":
         student = truncated_query_encoder(full, kept)
-    elif lion_st.paradigm_of(full) == "dense":
+    elif paradigm == "dense":
         raise UsageError(f"--kind {kind} weighs the terms of a sparse model, and {model} is dense: --kind truncated.")
+    else:
+        student = static_query_encoder(full)
+    if paradigm == "sparse":
+        router_limit(student, full)  # raises before documents are encoded
     tuples = load_tuples(
         quickstart_data() if data == QUICKSTART_REPOSITORY else data,
         negatives=negatives,

@@ -15,6 +15,7 @@ from lion_st.encoding.fingerprints import (
     model_name,
     model_revision,
     prompt_for,
+    term_limit,
     text_limit,
     tokenizer_contract,
     weights_fingerprint,
@@ -174,6 +175,7 @@ def corpus_settings(
     from lion_st.models import paradigm_of
 
     algorithm = weights_algorithm(output)
+    limit = term_limit(model, options.task)
     return {
         "kind": "lion_st encoded corpus",
         "version": VERSION,
@@ -185,6 +187,7 @@ def corpus_settings(
         "texts": options.task,
         "prompt": prompt_for(model, options.task),
         "max_tokens": text_limit(model, options.task, options.max_tokens),
+        **({} if limit is None else {"max_active_dims": limit}),  # earlier versions had no word for none
         "tokenizer": tokenizer_contract(input_module(model, options.task).tokenizer),
         "dtype": options.dtype,
         "shard_documents": options.shard_documents,

@@ -56,6 +56,8 @@ def model_fingerprint(model: SentenceTransformer | SparseEncoder, algorithm: Alg
     }
     if getattr(input_module(model, "document"), "causal", False):  # which the same weights need not be
         settings["causal"] = True
+    if getattr(model, "max_active_dims", None) is not None:  # a stock SparseEncoder's own
+        settings["max_active_dims"] = model.max_active_dims
     digest = hashlib.sha256(weights_fingerprint(model, algorithm).encode())
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     return digest.hexdigest()
@@ -165,6 +167,13 @@ def text_limit(model: SentenceTransformer | SparseEncoder, task: Task, max_token
     if limit is None:
         raise ValueError("The model has no length limit: set model.max_seq_length.")
     return int(limit)
+
+
+def term_limit(model: SentenceTransformer | SparseEncoder, task: Task) -> int | None:
+    """Terms of a text that a sparse model keeps, the heaviest ones; None if it keeps all, or has none."""
+    head: Any = list(model)[-1]
+    of_head = head.active_dims(task) if hasattr(head, "active_dims") else None
+    return min((limit for limit in (of_head, getattr(model, "max_active_dims", None)) if limit), default=None)
 
 
 def prompt_for(model: SentenceTransformer | SparseEncoder, task: Task) -> str | None:

@@ -105,7 +105,7 @@ def card_data(model: BaseModel) -> CardData:
     if paradigm not in ("sparse", "dense"):
         raise ValueError(
             f"There is no card for {paradigm} models: the README.md that export writes is sentence-transformers' own, "
-            "and model.push_to_hub(repo_id) publishes it with the model."
+            "and the model's push_to_hub publishes it with the model."
         )
     unique = {parameter.data_ptr(): parameter.numel() for parameter in transformer.model.parameters()}
     measured: dict[str, Any] = {}

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lion_st.checkpoints import unheld_by_stock
 from lion_st.extras import require
 from lion_st.files import is_hub_name
 from lion_st.hub.card_data import (
@@ -112,7 +113,14 @@ def render_card(
     if folder is not None and (folder / RESULTS_FOLDER).is_dir():
         places.insert(0, folder / RESULTS_FOLDER)
     scores = task_scores(places)
+    for_sparse_encoder = _is_for_sparse_encoder(folder)
     data, training = card_data(model), training_summary(folder)
+    problem = unheld_by_stock(model[1], "SparseEncoder" if for_sparse_encoder else "SentenceTransformer")
+    if problem is not None:
+        raise ValueError(
+            f"A card says how to load the model without lion_st, which this one cannot be: {problem}. Describe what "
+            "`lion-st export` writes (--all-terms leaves limits out), or keep the README.md saved with the model."
+        )
     metadata = card_metadata(
         repo_id,
         data.paradigm,
@@ -124,7 +132,7 @@ def render_card(
         emissions=carbon_emissions(folder),
     )
     context = _model_context(data, base, metadata, repo_id)
-    context["for_sparse_encoder"] = context["local"] and _is_for_sparse_encoder(folder)
+    context["for_sparse_encoder"] = context["local"] and for_sparse_encoder
     context |= _results_context(scores, bool(places) and folder is not None and places[0] == folder / RESULTS_FOLDER)
     context |= _training_context(training, metadata)
     return render(context | {"has_sparse_encoder_revision": has_sparse_encoder_revision})

@@ -21,6 +21,7 @@ from lion_st.encoding.fingerprints import (
     model_fingerprint,
     model_name,
     prompt_for,
+    term_limit,
     text_limit,
 )
 from lion_st.encoding.reading import records_digest
@@ -364,7 +365,7 @@ def require_same_encoding(
         limit: Tokens to which it cuts documents.
 
     Raises:
-        StorageError: With what differs: weights, length or prompt.
+        StorageError: With what differs: weights, length, limit of terms or prompt.
     """
     if not has_weights(model, settings):
         raise StorageError(
@@ -375,6 +376,12 @@ def require_same_encoding(
         raise StorageError(
             f"{place} holds texts cut to {settings['max_tokens']} tokens, not to {limit}: encode the documents with "
             f"max_tokens={limit}."
+        )
+    kept, terms = settings.get("max_active_dims"), term_limit(model, "document")
+    if kept != terms:
+        raise StorageError(
+            f"{place} holds {kept or 'all'} terms of a text, and the model keeps {terms or 'all'}: encode them "
+            "with this limit, or ask for that one (--document-top-k)."
         )
     prompt = prompt_for(model, "document")
     if settings["prompt"] != prompt:

@@ -296,8 +296,8 @@ def require_explainable(index: Index) -> None:
     require_index(index)
     if not hasattr(index, "vectors"):
         raise ValueError(
-            f"Explanations need the term weights that the engines 'exact' and 'torch' keep for sparse vectors, not "
-            f"{index.engine!r}."
+            "Explanations need the term weights that the engines 'exact' and 'torch' keep for sparse vectors; this "
+            f"index is of the engine {index.engine!r} for {index.paradigm} ones."
         )
 
 

@@ -40,6 +40,7 @@ from lion_st.losses import dot_scores
 from lion_st.models import paradigm_of
 from lion_st.modules import LionTransformer
 from lion_st.modules.backbones import keep_layers
+from lion_st.training.query_tables import router_limit
 from lion_st.training.trainers import GuardedTrainer
 
 if TYPE_CHECKING:
@@ -70,8 +71,8 @@ def static_query_encoder(
     """
     if not isinstance(model[0], LionTransformer):
         _require_plain(model)
-    if paradigm_of(model) == "dense":
-        raise ValueError("A static query encoder needs the vocabulary of a sparse model, this one is dense.")
+    if (paradigm := paradigm_of(model)) != "sparse":
+        raise ValueError(f"A static query encoder needs the vocabulary of a sparse model, this one is {paradigm}.")
     terms = model.get_embedding_dimension()
     tokenizer = copy.deepcopy(model.tokenizer)
     tokenizer.model_max_length = text_limit(model, "query")
@@ -384,7 +385,7 @@ def save_query_encoder(
         )
         options: dict[str, Any] = {"prompts": _prompts(model), "similarity_fn_name": "dot", "device": "cpu"}
         if stock_class is SparseEncoder:
-            options["max_active_dims"] = _document_limit(student, model)
+            options["max_active_dims"] = router_limit(student, model)
         stock_class(modules=[router], **options).save(str(folder))
         if stock_class is SparseEncoder:
             name_own_class(folder)
@@ -403,22 +404,6 @@ def _stock_modules(model: SentenceTransformer | SparseEncoder, folder: Path, sto
     write_stock_checkpoint(model, folder, stock_class.__name__)
     modules = list(stock_class(str(folder), device="cpu", local_files_only=True))
     return [module for module in modules if not isinstance(module, WeightedLayerPooling)]  # see lion_st.guard
-
-
-def _document_limit(student: Any, model: Any) -> int | None:
-    """The limit of active terms that a Router has for queries and documents together, without effect on the former."""
-    limit = model[1].active_dims("document")
-    if isinstance(student[0], SparseStaticEmbedding):
-        holds = limit is None or limit >= text_limit(student, "query")  # a query has no more terms than tokens
-    else:
-        holds = limit == student[1].active_dims("query")
-    if not holds:
-        raise ValueError(
-            f"A stock Router has one limit of active terms, and documents are to keep {limit or 'all'} of theirs, "
-            "queries another number. Set the same one, or none, for both: query_max_active_dims and "
-            "document_max_active_dims of model[1] and of the student's."
-        )
-    return limit
 
 
 def _require_equal(saved: Any, live: Any, task: Any) -> None:

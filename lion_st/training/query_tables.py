@@ -8,8 +8,10 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
+from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding
 from torch import Tensor
 
+from lion_st.encoding.fingerprints import text_limit
 from lion_st.errors import UsageError
 from lion_st.losses.regularizers import term_idf
 from lion_st.modules.query_table import QueryTable
@@ -125,3 +127,28 @@ def _token_vectors(model: Any, tokens: int) -> Tensor:
         parts.append(model(features)["sentence_embedding"].float())
     model.train(was_training)
     return torch.cat(parts)
+
+
+def router_limit(student: Any, model: Any) -> int | None:
+    """The limit of active terms that a Router has for queries and documents together, without effect on the former.
+
+    Args:
+        student: A sparse query encoder.
+        model: The full model.
+
+    Raises:
+        ValueError: If queries and documents have different limits.
+    """
+    limit = model[1].active_dims("document")
+    if isinstance(student[0], SparseStaticEmbedding):
+        holds = limit is None or limit >= text_limit(student, "query")  # a query has no more terms than tokens
+    else:
+        holds = limit == student[1].active_dims("query")
+    if not holds:
+        raise ValueError(
+            f"A stock Router has one limit of active terms, and documents are to keep {limit or 'all'} of theirs, "
+            "queries another number. Set the same one, or none, for both: query_max_active_dims and "
+            "document_max_active_dims of model[1] and of the student's; `lion-st export --all-terms` drops those of a "
+            "checkpoint."
+        )
+    return limit

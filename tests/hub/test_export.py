@@ -210,6 +210,8 @@ def test_limits_that_stock_does_not_have_are_exported_on_request_for_lion_st_alo
     lion_st.export(model, tmp_path / "out", model_type, with_limits=True)
     loaded = lion_st.load(tmp_path / "out", device="cpu")
     assert (loaded[1].query_max_active_dims, loaded[1].document_max_active_dims) == (None, 5)
+    with pytest.raises(ValueError, match=r"A card says how to load .*limit.*lion-st export.*--all-terms"):
+        lion_st.hub.render_card(tmp_path / "out", offline=True)
     for encode in ("encode_query", "encode_document"):
         assert abs(getattr(loaded, encode)(texts) - getattr(model, encode)(texts)).max() < 1e-5
     with pytest.raises(ValueError, match="trust_remote_code"):

@@ -85,6 +85,23 @@ def test_an_encoded_corpus_of_something_else_is_refused(model, tiny_backbone, tm
         ModelRetriever(model, encoded=encoded).index(DOCUMENTS | {"d4": "another text"})
 
 
+def test_documents_encoded_with_another_limit_of_terms_are_refused(tiny_backbone, tmp_path) -> None:
+    model = lion_st.build(tiny_backbone(), "sparse", document_length=32, device="cpu")
+    whole = encode_corpus(model, RECORDS, tmp_path / "whole", show_progress=False)
+    model[1].document_max_active_dims = 3
+    with pytest.raises(StorageError, match=r"holds all terms of a text, and the model keeps 3: .*--document-top-k"):
+        ModelRetriever(model, encoded=whole).index(DOCUMENTS)
+    few = encode_corpus(model, RECORDS, tmp_path / "few", show_progress=False)
+    retriever = ModelRetriever(model, encoded=few)
+    retriever.index(DOCUMENTS)
+    assert retriever.figures()["document_terms"] == 3
+    model[1].document_max_active_dims = None
+    with pytest.raises(StorageError, match="holds 3 terms of a text, and the model keeps all"):
+        ModelRetriever(model, encoded=few).index(DOCUMENTS)
+    model[1].query_max_active_dims = 2  # decides nothing about documents
+    ModelRetriever(model, encoded=whole).index(DOCUMENTS)
+
+
 def test_an_interrupted_encoding_goes_on_with_smaller_batches(model, tmp_path) -> None:
     whole = encode_corpus(model, RECORDS, tmp_path / "whole", shard_documents=3, show_progress=False)
     broken = (row if row["id"] != "d5" else {"id": "d5", "text": 5} for row in RECORDS)

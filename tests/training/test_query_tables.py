@@ -15,6 +15,7 @@ from tiny_runs import tiny_run, write_tuples
 import lion_st
 from lion_st.encoding import encode_texts, load_encoder, model_fingerprint
 from lion_st.errors import UsageError
+from lion_st.hub import render_card
 from lion_st.training.query_encoders import save_query_encoder, table_query_encoder
 from lion_st.training.query_tables import attach_query_table
 from lion_st.training.retriever import load_training_tuples, train_retriever
@@ -119,7 +120,13 @@ def test_a_table_gives_a_query_the_weights_of_its_own_tokens(tiny_backbone, data
         SparseEncoder(str(tmp_path / "saved"), device="cpu")
     with pytest.raises(ValueError, match="A table encodes this model's queries"):
         lion_st.export(model, tmp_path / "out")
+    with pytest.raises(ValueError, match=r"A table encodes the queries of .* leave out the query's"):
+        load_encoder(tmp_path / "saved", query_top_k=2, device="cpu")
+    loaded = load_encoder(tmp_path / "saved", document_top_k=9, device="cpu")
+    assert encode_texts(loaded, QUERIES, "document").nnz == 9 * len(QUERIES)
     loaded = lion_st.load(tmp_path / "saved", device="cpu")
+    with pytest.raises(ValueError, match=r"A card says how to load .* queries are looked up in a table"):
+        render_card(loaded, offline=True)
     assert abs(loaded.encode_query(QUERIES[1]) - row).max() < 1e-6
     path = save_query_encoder(table_query_encoder(loaded), loaded, tmp_path / "router")
     assert abs(encode_texts(load_encoder(path), QUERIES, "query") - encode_texts(model, QUERIES, "query")).max() < 1e-6
