@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from lion_st.data.trec import read_run
-from lion_st.encoding.fingerprints import model_name, model_revision
+from lion_st.encoding.fingerprints import model_name, model_revision, term_limit
 from lion_st.engines import engine_settings, require_settings
 from lion_st.errors import require_list
 from lion_st.evaluation.metrics import Qrels, Run, evaluate_run, is_metric, metric_depth
@@ -288,6 +288,12 @@ class _Evaluation:
         self.show_progress = show_progress
         self.digest = hashlib.sha256(retriever.fingerprint().encode()).hexdigest()[:40]
         settings = {"engine": retriever.engine, "top_k": protocol.top_k, "self_matches": protocol.self_matches}
+        if isinstance(retriever, ModelRetriever):
+            limits = {
+                "query_top_k": term_limit(retriever.query_model, "query"),
+                "document_top_k": term_limit(retriever.model, "document"),
+            }
+            settings |= {name: limit for name, limit in limits.items() if limit is not None}
         is_plain = is_standard(retriever) and protocol.top_k >= 1000 and protocol.self_matches == "task"
         self.meta = model_meta(retriever) if is_plain else model_meta(retriever, self.digest, settings)
         self.cache = mteb.ResultCache(output)

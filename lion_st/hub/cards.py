@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lion_st.checkpoints import unheld_by_stock
+from lion_st.encoding.fingerprints import term_limit
 from lion_st.extras import require
 from lion_st.files import is_hub_name
 from lion_st.hub.card_data import (
@@ -113,6 +114,7 @@ def render_card(
     if folder is not None and (folder / RESULTS_FOLDER).is_dir():
         places.insert(0, folder / RESULTS_FOLDER)
     scores = task_scores(places)
+    _require_own_limits(model, scores)
     for_sparse_encoder = _is_for_sparse_encoder(folder)
     data, training = card_data(model), training_summary(folder)
     problem = unheld_by_stock(model[1], "SparseEncoder" if for_sparse_encoder else "SentenceTransformer")
@@ -136,6 +138,19 @@ def render_card(
     context |= _results_context(scores, bool(places) and folder is not None and places[0] == folder / RESULTS_FOLDER)
     context |= _training_context(training, metadata)
     return render(context | {"has_sparse_encoder_revision": has_sparse_encoder_revision})
+
+
+def _require_own_limits(model: Any, scores: Sequence[TaskScores]) -> None:
+    """Refuse scores that were measured with fewer terms of a text than the model keeps."""
+    own = {"query_top_k": term_limit(model, "query"), "document_top_k": term_limit(model, "document")}
+    for entry in scores:
+        other = {name: entry.settings[name] for name in own if entry.settings.get(name) not in (None, own[name])}
+        if other:
+            measured = ", ".join(f"{name}={limit}" for name, limit in other.items())
+            raise ValueError(
+                f"{entry.file} was measured with {measured}, limits of terms that the model does not have: name the "
+                "results without them, or describe a checkpoint with these limits."
+            )
 
 
 def render(context: Mapping[str, Any]) -> str:
