@@ -206,9 +206,10 @@ def _cell(
     documents = 1 + arguments.negatives
     lengths = _lengths(study, choice, arguments.query_length, arguments.document_length)
     batch = arguments.batch_size
-    tokens = batch * (lengths.query + documents * lengths.document)
-    squared = batch * (lengths.query_squared + documents * lengths.document_squared)
-    each = cost.flops(batch * (1 + documents), tokens, squared)
+    queries = int(arguments.query_encoder == "full")  # else a table has them, and no network reads them
+    tokens = batch * (queries * lengths.query + documents * lengths.document)
+    squared = batch * (queries * lengths.query_squared + documents * lengths.document_squared)
+    each = cost.flops(batch * (queries + documents), tokens, squared)
     spent = stage.flops if stage is not None else 0.0
     steps = int((budget - (spent if study.includes_mntp else 0.0)) // each)
     if steps < 1:
@@ -260,6 +261,7 @@ def _stage(study: Study, choice: BackboneChoice, shape: BackboneShape) -> MntpSt
         has_head=False,
         lora_r=arguments.lora_r if arguments.use_peft else None,
         gradient_checkpointing=recomputes_activations(training_arguments),
+        loads_head=True,
     )
     size = arguments.block_size
     masked = blocks * max(1, round(arguments.mask_probability * size))

@@ -63,6 +63,13 @@ def transformer_folder(source: str) -> str:
     return str(_read(source, "modules.json")[0]["path"])
 
 
+def load_heads(model: Any, folder: str) -> None:
+    """Give the modules behind a model's transformer their weights of a checkpoint of the same model, in place."""
+    modules = list(model)[1:]
+    for module, entry in zip(modules, _read(folder, "modules.json")[1:], strict=True):
+        module.load_state_dict(type(module).load(folder, subfolder=entry["path"]).state_dict())
+
+
 def _read(source: str, name: str, subfolder: str = "") -> Any:
     file = _file(source, name, subfolder)
     return {} if file is None else json.loads(Path(file).read_text(encoding="utf-8"))

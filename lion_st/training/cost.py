@@ -35,6 +35,8 @@ class TrainingCost:
         gradient_checkpointing: The backbone runs once more in the backward pass.
         load_in_4bit: The linear layers below an adapter are held in 4 bits.
         vector_width: Numbers that a text becomes, if neither one per term nor the hidden size: of all tokens' vectors.
+        loads_head: Whether the LM head is in memory; by default where it runs over every token. MNTP reads some alone.
+        table_parameters: Weights of a table that learns queries, beside the model.
     """
 
     shape: BackboneShape
@@ -44,6 +46,8 @@ class TrainingCost:
     gradient_checkpointing: bool = False
     load_in_4bit: bool = False
     vector_width: int | None = None
+    loads_head: bool | None = None
+    table_parameters: int = 0
 
     @property
     def linear_parameters(self) -> int:
@@ -57,8 +61,10 @@ class TrainingCost:
 
     @property
     def parameters(self) -> int:
-        """All weights but the norms': blocks, embeddings, and the LM head where it is not tied to them."""
-        return self.linear_parameters + self.head_parameters * (1 if self.shape.tie_word_embeddings else 2)
+        """All weights but the norms': blocks, embeddings, and the LM head where it is loaded and not tied to them."""
+        loads_head = self.has_head if self.loads_head is None else self.loads_head
+        is_apart = loads_head and not self.shape.tie_word_embeddings
+        return self.linear_parameters + self.head_parameters * (2 if is_apart else 1)
 
     @property
     def adapter_parameters(self) -> int:
@@ -122,6 +128,7 @@ class TrainingCost:
         trained, frozen_bytes = self.parameters, 0.0
         if self.lora_r is not None:
             trained, frozen_bytes = self.adapter_parameters, LOW_PRECISION_BYTES * float(self.parameters)
+        trained += self.table_parameters
         if self.load_in_4bit:
             frozen_bytes -= (LOW_PRECISION_BYTES - FOUR_BIT_BYTES) * self.linear_parameters
         largest = max(rows * columns for rows, columns in self._linear_shapes())

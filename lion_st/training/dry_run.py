@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from lion_st.training.arguments import RetrieverArguments, RetrieverTrainingArguments
@@ -38,8 +39,13 @@ def describe_run(arguments: RetrieverArguments, training_arguments: RetrieverTra
         own |= {output_folder(before, arguments.backbone)}
     is_own = arguments.model in own
     shape = backbone.shape if is_own else BackboneShape.from_config(backbone_config(arguments.model))
+    kept = arguments.num_layers if arguments.layers is None else len(arguments.layers)
+    if kept is not None:
+        shape = replace(shape, num_hidden_layers=kept)
     cost = training_cost(arguments, training_arguments, shape)
-    lengths = [arguments.query_length, *[arguments.document_length] * documents]
+    lengths = [arguments.document_length] * documents
+    if arguments.query_encoder == "full":  # else a table has the queries, and no network reads them
+        lengths.append(arguments.query_length)
     tokens = arguments.batch_size * sum(lengths)
     squared = arguments.batch_size * sum(length**2 for length in lengths)
     flops = cost.flops(arguments.batch_size * len(lengths), tokens, squared)
@@ -49,7 +55,7 @@ def describe_run(arguments: RetrieverArguments, training_arguments: RetrieverTra
     accumulated = training_arguments.gradient_accumulation_steps
     memory = cost.memory(
         at_once,
-        each * len(lengths),
+        each * (1 + documents),
         arguments.objective,
         gathered_texts=(devices - 1) * each * documents,
         half_precision=training_arguments.bf16 or training_arguments.fp16,

@@ -332,6 +332,7 @@ def _build_trainer(
             has_head=False,
             lora_r=arguments.lora_r if arguments.use_peft else None,
             gradient_checkpointing=recomputes_activations(training_arguments),
+            loads_head=True,
         ),
     )
 

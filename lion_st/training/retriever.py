@@ -312,6 +312,8 @@ def training_cost(
 ) -> TrainingCost:
     """Counts the operations of a run's steps."""
     tokens = arguments.document_length * (arguments.token_dimension or TOKEN_DIMENSION)
+    is_learned = arguments.query_encoder == "static"
+    table = shape.vocab_size * (1 if arguments.paradigm == "sparse" else shape.hidden_size) if is_learned else 0
     return TrainingCost(
         shape,
         has_head=arguments.paradigm == "sparse",
@@ -320,4 +322,5 @@ def training_cost(
         cached=arguments.mini_batch_size is not None and not uncacheable(arguments),
         gradient_checkpointing=recomputes_activations(training_arguments),
         vector_width=tokens if arguments.paradigm == "multi_vector" else None,
+        table_parameters=table,
     )

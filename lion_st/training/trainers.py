@@ -34,7 +34,7 @@ from lion_st.training.checkpoints import (
     seal_checkpoint,
 )
 from lion_st.training.collapse import CollapseGuard, VectorStatistics
-from lion_st.training.contract import transformer_folder
+from lion_st.training.contract import load_heads, transformer_folder
 from lion_st.training.cost import TrainingCost
 from lion_st.training.sampling import NoFalseNegativesBatchSampler
 from lion_st.training.sharding import (
@@ -177,7 +177,7 @@ class GuardedTrainer(Trainer):
         All processes call this together; with sharded weights the others get None.
         """
         if not self.is_fsdp_enabled:
-            return self.accelerator.unwrap_model(self.model)
+            return self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)  # nor under autocast
         return whole_model(self._structure, cast(nn.Module, self.model))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -219,6 +219,7 @@ class GuardedTrainer(Trainer):
         if is_quantized(backbone) and isinstance(self.model, LionModel):
             folder = Path(resume_from_checkpoint, transformer_folder(resume_from_checkpoint))
             load_adapter_weights(backbone, str(folder))  # on a base that is as it was
+            load_heads(self.model, resume_from_checkpoint)
         elif not self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint)
         elif model is None:  # else read above, before it was sharded

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,27 @@ def test_a_run_resumes_to_the_bit_and_its_result_is_a_stock_checkpoint(tiny_back
         rtol=1e-4,
         atol=1e-5,
     )
+
+
+@pytest.mark.parametrize(("paradigm", "options"), [("sparse", {"query_encoder": "static"}), ("multi_vector", {})])
+def test_what_learns_beside_the_adapter_resumes_too(tiny_backbone, data, tmp_path, paradigm, options):
+    pytest.importorskip("bitsandbytes")
+
+    def run():
+        return tiny_run(
+            tiny_backbone(**SHAPE), data, tmp_path / "run", paradigm, **FOUR_BITS, **options, save_total_limit=None
+        )
+
+    def learned():
+        return lion_st.load(tmp_path / "run" / "checkpoint-4", device="cpu")[1].state_dict()
+
+    folder = train_retriever(*run())
+    (expected,) = learned().values()
+    shutil.rmtree(folder / "checkpoint-4")  # as if killed before its third step
+    (folder / "training.json").unlink()
+    train_retriever(*run())
+    (found,) = learned().values()
+    assert torch.equal(found, expected)
 
 
 def test_a_retriever_with_an_adapter_is_merged_unrounded_below_a_new_one(tiny_backbone, data, tmp_path):

@@ -16,6 +16,10 @@ import lion_st
 from lion_st.encoding import encode_texts, load_encoder, model_fingerprint
 from lion_st.errors import UsageError
 from lion_st.hub import render_card
+from lion_st.study.grid import plan_study
+from lion_st.study.settings import parse_study
+from lion_st.training.command_line import parse_retriever_arguments
+from lion_st.training.dry_run import describe_run
 from lion_st.training.query_encoders import save_query_encoder, table_query_encoder
 from lion_st.training.query_tables import attach_query_table
 from lion_st.training.retriever import load_training_tuples, train_retriever
@@ -45,6 +49,7 @@ def with_table(backbone, data, folder, paradigm="sparse", **options):
         ("sparse", "static", {"use_peft": True, "query_prompt": "query: ", "mini_batch_size": 2}),
         ("sparse", "idf", {"document_top_k": 40}),
         ("dense", "static", {"objective": "cl"}),
+        ("sparse", "static", {"bf16": True}),
     ],
 )
 def test_a_table_and_the_documents_encoder_learn_together_and_become_a_stock_router(
@@ -163,6 +168,34 @@ def test_a_dense_table_begins_with_the_models_vector_of_each_token(tiny_backbone
 def test_tables_that_cannot_be_are_refused(data, tmp_path, paradigm, options, message):
     with pytest.raises(UsageError, match=message):
         tiny_run("backbone", data, tmp_path, paradigm, **options)
+
+
+def test_a_dry_run_counts_no_queries_that_no_network_reads_but_the_table():
+    def cost(*options):
+        lines = describe_run(*parse_retriever_arguments(["--backbone", "llama-3-8b", "--paradigm", "dense", *options]))
+        found = {line.partition(":")[0].partition(",")[0]: line for line in lines.splitlines()}
+        optimizer = found["Memory of each device"].partition("optimizer ")[2].partition(",")[0]
+        return int(found["Tokens"].split(": ")[1].partition(" ")[0].replace(",", "")), float(optimizer)
+
+    full, static = cost(), cost("--query_encoder", "static")
+    assert full[0] - static[0] == 128 * 64
+    assert static[1] - full[1] == pytest.approx(8 * 128_256 * 4096 / 2**30, abs=0.02)
+
+
+def test_a_study_spends_its_budget_on_what_a_network_reads():
+    def planned(**training):
+        values = {
+            "backbones": [{"recipe": "micro"}], "paradigms": ["sparse"], "objectives": ["cl"], "training": training,
+            "budget": {"flops": 1e13, "lengths": {"query": 100, "document": 100}},
+            "data": {"train": "lion-st/lion-quickstart"},
+            "evaluation": {"zero_shot": ["lion-st/lion-quickstart:scifact"]},
+        }  # fmt: skip
+        (cell,) = plan_study(parse_study(values)).cells
+        return cell
+
+    full, static = planned(), planned(query_encoder="static")
+    assert full.tokens / full.steps == 1.5 * static.tokens / static.steps
+    assert static.steps > 1.4 * full.steps and static.flops == pytest.approx(1e13, rel=0.03)
 
 
 def test_queries_that_no_network_reads_do_not_cost():

@@ -3,7 +3,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from lion_st.training.arguments import (
     MntpArguments,
@@ -161,6 +161,9 @@ def test_the_shape_of_a_configuration_counts_the_weights_of_its_model(tiny_backb
     shape = BackboneShape.from_config(AutoConfig.from_pretrained(path))
     matrices = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(path).parameters() if p.ndim == 2)
     assert TrainingCost(shape, has_head=True, lora_r=None).parameters == matrices
+    assert TrainingCost(shape, has_head=False, lora_r=None, loads_head=True).parameters == matrices  # in MNTP
+    matrices = sum(p.numel() for p in AutoModel.from_pretrained(path).parameters() if p.ndim == 2)
+    assert TrainingCost(shape, has_head=False, lora_r=None).parameters == matrices
 
 
 def test_operations_are_those_that_torch_counts(tiny_backbone):

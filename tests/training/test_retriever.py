@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -364,6 +365,11 @@ def test_a_dry_run_reads_the_shape_and_no_weights(tiny_backbone, data, tmp_path,
     assert "Tokens, every text at full length: 280 a step, 1,120 in all" in report  # 4 x (10 + 3 x 20), 4 steps
     assert json.loads(report[: report.index("\n}") + 2])["per_device_train_batch_size"] == 4
     assert "Devices: 1, 4 queries on each, 1 accumulation step(s)" in report
+    flops = []
+    for cut in ({"layers": [1]}, {"num_layers": 2}):
+        report = describe_run(*tiny_run(str(folder), data, tmp_path / "out", **cut))
+        flops.append(float(re.search(r"operations: (\S+) a step", report).group(1)))
+    assert flops[0] < flops[1]
     assert "GPU hours at 40% of the peak in bfloat16: " in report and "of H100s" in report
     assert not (tmp_path / "out").exists()
     with pytest.raises(OSError, match="no/such/folder"):
