@@ -160,6 +160,7 @@ def render_index_card(
         "Texts": f"{vectors.documents:,}" + (" queries" if source.get("texts") == "query" else " documents"),
         **({"Dimensions": f"{vectors.dimensions:,}"} if vectors.dimensions is not None else {}),
         "Texts were cut to": f"{source['max_tokens']:,} tokens" if source.get("max_tokens") else "unknown",
+        **({"Terms of a text": f"the {limit:,} heaviest"} if (limit := source.get("max_active_dims")) else {}),
         **vectors.facts,
         "Size": f"{size / 1e6:,.1f} MB",
     }

@@ -230,3 +230,11 @@ def test_the_page_searches_a_published_index(connected, made):
         (["--index", made / "nowhere"], "nowhere", 1),
     ):
         assert complaint in " ".join(lion("demo", made / "model", *arguments, exit_code=code).split())
+
+
+def test_the_card_says_how_many_terms_of_a_text_are_kept(made, tmp_path):
+    assert "Terms of a text" not in publish_index(made / "vectors", VECTORS, dry_run=True).card
+    model = lion_st.load(made / "model", device="cpu")
+    model[1].document_max_active_dims = 7
+    encode_corpus(model, [{"id": "a", "text": "a lion"}], tmp_path / "few", show_progress=False)
+    assert "| Terms of a text | the 7 heaviest |" in publish_index(tmp_path / "few", VECTORS, dry_run=True).card
