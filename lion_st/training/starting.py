@@ -19,7 +19,7 @@ from lion_st.modules.adapters import attach_adapter, merge_adapter
 from lion_st.modules.folding import scaled_norm
 from lion_st.modules.multi_vector_head import TOKEN_DIMENSION
 from lion_st.training.checkpoints import decided_by_first_rank
-from lion_st.training.contract import FIXED, is_retriever, transformer_folder
+from lion_st.training.contract import FIXED, is_retriever, is_router, transformer_folder
 from lion_st.training.published import PUBLISHED, output_folder
 from lion_st.training.recipes import BACKBONES, mntp_folder
 from lion_st.training.released import released_mntp_folder
@@ -116,6 +116,11 @@ def _train_on(arguments: RetrieverArguments, device: str | torch.device | None, 
             f"{', '.join(given)}, or make another retriever of its backbone."
         )
     source = arguments.model
+    if is_router(source):
+        raise ValueError(
+            f"{source!r} is a Router, whose document encoder is not taken out of it: train on a checkpoint of its run, "
+            f"such as {source}/checkpoint-1000, with the same --query_encoder, or on the model that it was made of."
+        )
     model = _load(source, arguments, device, arguments.load_in_4bit)
     if arguments.train_adapter and not has_adapter(model[0].model):
         raise ValueError(

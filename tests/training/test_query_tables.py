@@ -63,6 +63,8 @@ def test_a_table_and_the_documents_encoder_learn_together_and_become_a_stock_rou
     stock_class = SparseEncoder if paradigm == "sparse" else SentenceTransformer
     stock = stock_class(str(folder), device="cpu")
     assert isinstance(stock[0], Router)
+    with pytest.raises(ValueError, match=r"is a Router.*train on a checkpoint of its run"):
+        with_table(str(folder), data, tmp_path / "again", paradigm)
     router = load_encoder(folder, device="cpu")
     for task, texts in (("query", QUERIES), ("document", DOCUMENTS)):
         expected = encode_texts(trained, texts, task)
