@@ -13,7 +13,7 @@ from lion_st.training.published import PUBLISHED, output_folder
 from lion_st.training.recipes import BACKBONES, BackboneShape, mntp_folder
 from lion_st.training.released import released_mntp_folder
 from lion_st.training.retriever import resolve_batches, training_cost
-from lion_st.training.sharding import is_sharded, refuse_sharded_quantization
+from lion_st.training.sharding import is_sharded, refuse_with_quantization
 
 
 def describe_run(arguments: RetrieverArguments, training_arguments: RetrieverTrainingArguments) -> str:
@@ -28,7 +28,7 @@ def describe_run(arguments: RetrieverArguments, training_arguments: RetrieverTra
         ValueError: If the batch cannot be divided as asked.
     """
     devices = arguments.dry_run_devices or training_arguments.world_size
-    refuse_sharded_quantization(arguments, training_arguments)
+    refuse_with_quantization(arguments, training_arguments)
     sharded = is_sharded(training_arguments)
     training_arguments = resolve_batches(arguments, training_arguments, devices)
     each: Any = training_arguments.per_device_train_batch_size

@@ -24,7 +24,7 @@ from lion_st.training.checkpoints import checkpoint_to_resume, decided_by_first_
 from lion_st.training.cost import TrainingCost
 from lion_st.training.recipes import BackboneShape
 from lion_st.training.record import RunLog, files_checksum
-from lion_st.training.sharding import read_once_per_node, refuse_sharded_quantization
+from lion_st.training.sharding import read_once_per_node, refuse_with_quantization
 from lion_st.training.trainers import GuardedTrainer
 from lion_st.training.validation import recomputes_activations
 
@@ -233,7 +233,7 @@ def adapt_mntp(arguments: MntpArguments, training_arguments: MntpTrainingArgumen
             )
             lion_st.build("runs/llama-3.2-1b-mntp", "sparse")
     """
-    refuse_sharded_quantization(arguments, training_arguments)
+    refuse_with_quantization(arguments, training_arguments)
     output = Path(training_arguments.output_dir)
     blocks_a_step = training_arguments.train_batch_size * training_arguments.gradient_accumulation_steps
     record = RunLog(

@@ -34,7 +34,7 @@ from lion_st.training.recipes import BackboneShape
 from lion_st.training.regularizers import prepare_regularizers
 from lion_st.training.released import ramp_micro_batches, require_files
 from lion_st.training.runs import export_run, run_log
-from lion_st.training.sharding import build_device, is_sharded, refuse_sharded_quantization, share_checks
+from lion_st.training.sharding import build_device, is_sharded, refuse_with_quantization, share_checks
 from lion_st.training.starting import build_model
 from lion_st.training.teacher import report_teacher, teacher_weights
 from lion_st.training.trainers import RetrieverTrainerMixin
@@ -264,7 +264,7 @@ def train_retriever(arguments: RetrieverArguments, training_arguments: Retriever
             folder = train_retriever(*retriever_arguments(recipe, output_dir="runs/lion-sp-1b"))
             SentenceTransformer(str(folder)).encode_query("what is a lion")
     """
-    refuse_sharded_quantization(arguments, training_arguments)
+    refuse_with_quantization(arguments, training_arguments)
     training_arguments = resolve_batches(arguments, training_arguments)
     record = run_log(arguments, training_arguments)
     if record.is_finished:

@@ -72,16 +72,18 @@ def resolve_fsdp(arguments: Any) -> None:
             raise UsageError(f"{source} has {name}: {value}, which is not supported: {reason}.")
 
 
-def refuse_sharded_quantization(arguments: Any, training_arguments: TrainingArguments) -> None:
-    """Refuse to shard weights of 4 bits.
+def refuse_with_quantization(arguments: Any, training_arguments: TrainingArguments) -> None:
+    """Refuse to shard or compile weights of 4 bits.
 
     Args:
         arguments: With `load_in_4bit`.
-        training_arguments: With `fsdp`.
+        training_arguments: With `fsdp` and `torch_compile`.
 
     Raises:
         UsageError: If both are asked for.
     """
+    if arguments.load_in_4bit and training_arguments.torch_compile:
+        raise UsageError("--torch_compile is not proved with layers of 4 bits: leave out one of the two.")
     if arguments.load_in_4bit and is_sharded(training_arguments):
         raise UsageError(
             "--load_in_4bit is not built for sharded weights: leave out --fsdp, and each GPU holds the frozen layers "
