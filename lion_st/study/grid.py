@@ -130,12 +130,12 @@ def plan_study(study: Study) -> Plan:
     stages = {choice.name: _stage(study, choice, shapes[choice.name]) for choice in study.backbones if study.mntp}
     cells = tuple(
         _cell(study, choice, shapes[choice.name], stages.get(choice.name), paradigm, objective, seed, noise, budget)
+        for seed in study.seeds  # first a whole grid of one seed, which a study cut short can report
         for choice in study.backbones
         for paradigm in study.paradigms
         for objective in study.objectives
         for noise in study.label_noise
         for budget in study.flops
-        for seed in study.seeds
     )
     return Plan(study, tuple(stages.values()), cells)
 

@@ -36,8 +36,9 @@ def run_study(plan: Plan, output: str | Path, say: Callable[[str], Any] = print,
         plan: See `plan_study`.
         output: Folder of everything: data, backbones, cells.
         say: Takes a line for every cell.
-        workers: Cells that run side by side. Where there are several GPUs each worker has one, in turn. Results are the
-            same; seconds, and latencies of queries, are then those of a shared machine.
+        workers: Cells that run side by side, with the cores divided among them. Where there are several GPUs each
+            worker has one, in turn. Results are the same up to the order of sums; seconds, and latencies of queries,
+            are then those of a shared machine.
 
     Returns:
         The folder.
@@ -146,7 +147,8 @@ class Workers:
                 self.say(f"{name}: runs, {place / LOG}")
                 slot = self._free.pop(0)
                 command = [sys.executable, "-m", "lion_st.study.jobs", str(place)]
-                process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=_environment(slot))
+                environment = worker_environment(slot, self.number)
+                process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
                 self._running.add(process)
             code = process.wait()
             with self._lock:
@@ -202,15 +204,18 @@ def commit() -> str:
         return "unknown"
 
 
-def _environment(slot: int) -> dict[str, str]:
-    """Variables of a worker's process, which sees one of several GPUs."""
+def worker_environment(slot: int, workers: int) -> dict[str, str]:
+    """Variables of a worker's process, which sees one of several GPUs and has its share of the cores."""
     import torch
 
+    environment = dict(os.environ)
+    if workers > 1:
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // workers)))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     devices = [one for one in visible if one] or [str(one) for one in range(torch.cuda.device_count())]
     if len(devices) < 2:
-        return dict(os.environ)
-    return os.environ | {"CUDA_VISIBLE_DEVICES": devices[slot % len(devices)]}
+        return environment
+    return environment | {"CUDA_VISIBLE_DEVICES": devices[slot % len(devices)]}
 
 
 def _choice(plan: Plan, name: str) -> BackboneChoice:

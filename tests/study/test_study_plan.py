@@ -55,6 +55,14 @@ def test_the_budget_buys_the_steps_that_an_independent_count_gives(paradigm: str
     assert cell.options["max_steps"] == cell.steps
 
 
+def test_a_grid_is_whole_for_one_seed_before_the_next() -> None:
+    cells = planned(seeds=[7, 3], objectives=["cl", "kd"]).cells
+    assert [cell.seed for cell in cells] == [7] * 4 + [3] * 4
+    assert [(cell.paradigm, cell.objective) for cell in cells[:4]] == [
+        (cell.paradigm, cell.objective) for cell in cells[4:]
+    ]
+
+
 def test_mntp_comes_out_of_the_budget_only_where_it_is_included() -> None:
     mntp = {"texts": ["a.txt"], "max_steps": 100}
     budget = {"flops": 1e19, "lengths": "full"}

@@ -24,7 +24,7 @@ from lion_st.files import lock_folder
 from lion_st.study import parse_study, plan_study, run_study
 from lion_st.study.data import OverlapError, prepare_data, shuffle_labels
 from lion_st.study.jobs import LOCK, run_job
-from lion_st.study.run import Job, Workers
+from lion_st.study.run import Job, Workers, worker_environment
 from lion_st.training.checkpoints import CHECKSUMS, checkpoint_to_resume
 
 
@@ -133,6 +133,16 @@ def test_an_interrupt_ends_the_processes_of_all_workers(tmp_path: Path) -> None:
             locks.enter_context(lock_folder(job.place, name=LOCK))  # for which its process would wait for ever
         with pytest.raises(KeyboardInterrupt):
             Workers(2, say).run(jobs)
+
+
+def test_workers_divide_the_cores_unless_told_otherwise(monkeypatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 8)
+    assert "OMP_NUM_THREADS" not in worker_environment(0, 1)
+    assert worker_environment(0, 3)["OMP_NUM_THREADS"] == "2"
+    assert worker_environment(11, 12)["OMP_NUM_THREADS"] == "1"
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert worker_environment(0, 3)["OMP_NUM_THREADS"] == "5"
 
 
 def test_a_folder_of_other_settings_is_refused(finished: Finished) -> None:
