@@ -197,21 +197,11 @@ def _let_others_read(file: Path) -> None:
         new.unlink()
 
 
-def checksum(path: Path, algorithm: str = "xxh3") -> str:
-    """A file's checksum in hexadecimal.
+def checksum(path: Path) -> str:
+    """A file's xxh3 checksum (128 bits, as fast as memory; against damage) in hexadecimal."""
+    import xxhash
 
-    Args:
-        path: The file.
-        algorithm: "xxh3" (128 bits, as fast as memory; against damage) or "sha256" (of earlier versions' manifests).
-    """
-    if algorithm == "xxh3":
-        import xxhash
-
-        digest: Any = xxhash.xxh3_128()
-    else:
-        import hashlib
-
-        digest = hashlib.sha256()
+    digest = xxhash.xxh3_128()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
@@ -219,15 +209,14 @@ def checksum(path: Path, algorithm: str = "xxh3") -> str:
 
 
 def has_checksum(path: Path, facts: Mapping[str, Any]) -> bool:
-    """Whether a file has the checksum that a manifest names, under "xxh3" or, from earlier versions, "sha256".
+    """Whether a file has the checksum that a manifest names under "xxh3".
 
     Raises:
         ValueError: If the manifest names none.
     """
-    for algorithm in ("xxh3", "sha256"):
-        if isinstance(facts.get(algorithm), str):
-            return checksum(path, algorithm) == facts[algorithm]
-    raise ValueError(f"The manifest names no checksum of {path}.")
+    if not isinstance(facts.get("xxh3"), str):
+        raise ValueError(f"The manifest names no checksum of {path}.")
+    return checksum(path) == facts["xxh3"]
 
 
 def is_hub_name(place: str | Path) -> bool:

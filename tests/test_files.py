@@ -174,9 +174,8 @@ def _refused_elsewhere(folder: Path) -> None:
 def test_checksums_of_both_kinds_are_compared_and_none_is_an_error(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"lion")
-    for algorithm in ("xxh3", "sha256"):
-        assert has_checksum(file, {algorithm: checksum(file, algorithm)})
-        assert not has_checksum(file, {algorithm: "0" * 32})
+    assert has_checksum(file, {"xxh3": checksum(file)})
+    assert not has_checksum(file, {"xxh3": "0" * 32})
     with pytest.raises(ValueError, match="no checksum"):
         has_checksum(file, {"bytes": 4})
 

@@ -12,7 +12,7 @@ import lion_st
 from lion_st.data.beir import save_beir
 from lion_st.evaluation import trade_off_figure, write_prune_report, write_qrels, write_run
 from lion_st.files import LOCK, atomic_folder
-from lion_st.hub import merge_backbone, write_recipe_cards
+from lion_st.hub import merge_backbone
 from lion_st.indexes import Pruning, create_index
 from lion_st.indexes import base as index_base
 
@@ -54,7 +54,7 @@ def encoder_of_queries(path: Path, backbone: str, **options):
 
 def reported(path: Path, _: str, **options):
     judged = {"a": {"a": 1}}
-    write_prune_report(path, (IDS, VECTORS), (["a"], VECTORS[[0]]), judged, [Pruning()], **options)
+    write_prune_report(path, (IDS, VECTORS), (["a"], VECTORS[[0]]), judged, document_settings=[Pruning()], **options)
 
 
 WRITERS = {
@@ -68,7 +68,6 @@ WRITERS = {
     "figure": lambda path, _, **options: trade_off_figure(
         [{"documents": "none", "queries": "none", "index_bytes": 1, "nDCG@10": 0.5}], path, **options
     ),
-    "recipe cards": lambda path, _, **options: write_recipe_cards(path, **options),
     "test collection": lambda path, _, **options: save_beir(path, {"d": {"text": "t"}}, {"q": "t"}, {}, **options),
 }
 

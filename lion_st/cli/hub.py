@@ -105,35 +105,24 @@ def export(
 
 
 def card(
-    model: Annotated[str | None, typer.Argument(help="Checkpoint: a folder or a Hub repository.")] = None,
+    model: Annotated[str, typer.Argument(help="Checkpoint: a folder or a Hub repository.")],
     repo_id: Annotated[str | None, typer.Option(help="Its name on the Hub; by default the folder's.")] = None,
     output: Annotated[Path | None, typer.Option(help="File to write; by default the standard output.")] = None,
     base_model: BaseModel = None,
     license: License = None,
     results: Results = None,
     online: Annotated[bool, typer.Option("--online", help="Read the base model's card from the Hub.")] = False,
-    recipes: Annotated[
-        Path | None, typer.Option(help="Write the cards of the paper's six models into this folder instead.")
-    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Write a model card: what the model and the files beside it say, and nothing else."""
-    if (model is None) == (recipes is None):
-        raise UsageError("Give a model, or --recipes with a folder.")
     require_results(results)
     require_new(output, overwrite)
-    if recipes is not None:
-        from lion_st.hub import write_recipe_cards
-
-        for file in write_recipe_cards(recipes, overwrite):
-            typer.echo(file)
-        return
-    require_model(str(model))
+    require_model(model)
     from lion_st.files import atomic_write
     from lion_st.hub import render_card
 
     text = render_card(
-        str(model), repo_id, base_model=base_model, license=license, results=results or (), offline=not online
+        model, repo_id, base_model=base_model, license=license, results=results or (), offline=not online
     )
     if output is None:
         typer.echo(text, nl=False)

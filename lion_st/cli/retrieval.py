@@ -320,11 +320,11 @@ def prune(
         corpora[0].whole(),
         corpora[1].whole(),
         read_qrels(qrels),
-        [Pruning(), *settings] if settings else DEFAULT_SETTINGS,
-        query_settings,
-        metrics,
-        k,
-        overwrite,
+        overwrite=overwrite,
+        document_settings=[Pruning(), *settings] if settings else DEFAULT_SETTINGS,
+        query_settings=query_settings,
+        metrics=metrics,
+        k=k,
     )
     typer.echo(format_table(rows, style=style))
 

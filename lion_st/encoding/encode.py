@@ -28,7 +28,6 @@ from lion_st.encoding.shards import (
     finish_output,
     is_finished,
     locked_output,
-    weights_algorithm,
     write_shard,
 )
 from lion_st.encoding.vectors import Vectors
@@ -140,7 +139,7 @@ def encode_corpus(
     output = Path(output)
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     options = EncodingOptions(task, split, max_tokens, dtype, shard_documents, tokens_per_batch, on_bad_record)
-    settings = corpus_settings(model, options, output)
+    settings = corpus_settings(model, options)
     reader = ShardReader(corpus, options)
     # What an iterator runs may insist on the caller's thread, and a standard input may never end.
     is_file = isinstance(corpus, str | Path) and str(corpus) != "-"
@@ -168,26 +167,22 @@ def encode_corpus(
     return output
 
 
-def corpus_settings(
-    model: SentenceTransformer | SparseEncoder, options: EncodingOptions, output: Path
-) -> dict[str, Any]:
-    """Everything besides the corpus that the shards' bytes depend on, weights named as `output` already names them."""
+def corpus_settings(model: SentenceTransformer | SparseEncoder, options: EncodingOptions) -> dict[str, Any]:
+    """Everything besides the corpus that the shards' bytes depend on."""
     from lion_st.models import paradigm_of
 
-    algorithm = weights_algorithm(output)
-    limit = term_limit(model, options.task)
     return {
         "kind": "lion_st encoded corpus",
         "version": VERSION,
         "model": model_name(model),
         "revision": model_revision(model),
-        f"model_{algorithm}": model_fingerprint(model, algorithm),
-        f"weights_{algorithm}": weights_fingerprint(model, algorithm),
+        "model_xxh3": model_fingerprint(model),
+        "weights_xxh3": weights_fingerprint(model),
         "paradigm": paradigm_of(model),
         "texts": options.task,
         "prompt": prompt_for(model, options.task),
         "max_tokens": text_limit(model, options.task, options.max_tokens),
-        **({} if limit is None else {"max_active_dims": limit}),  # earlier versions had no word for none
+        "max_active_dims": term_limit(model, options.task),
         "tokenizer": tokenizer_contract(input_module(model, options.task).tokenizer),
         "dtype": options.dtype,
         "shard_documents": options.shard_documents,

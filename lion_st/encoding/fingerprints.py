@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import xxhash
@@ -16,8 +16,6 @@ from lion_st.hooks import hub_commit
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer, SparseEncoder
-
-Algorithm: TypeAlias = Literal["xxh3", "sha256"]
 
 NO_LIMIT = 1_000_000  # tokens of a text
 HASHING_THREADS = 4  # as many tensors of a GPU are on the host at a time
@@ -40,13 +38,8 @@ def model_revision(model: SentenceTransformer | SparseEncoder) -> str | None:
     return hub_commit(getattr(inner, "config", None))
 
 
-def model_fingerprint(model: SentenceTransformer | SparseEncoder, algorithm: Algorithm = "xxh3") -> str:
-    """A digest of everything that decides a model's vectors: weights, module settings, prompts and lengths.
-
-    Args:
-        model: A sparse or dense model.
-        algorithm: Of its weights' digest, see `weights_fingerprint`.
-    """
+def model_fingerprint(model: SentenceTransformer | SparseEncoder) -> str:
+    """A digest of everything that decides a model's vectors: weights, module settings, prompts and lengths."""
     require_encoder(model)
     settings: dict[str, Any] = {
         "modules": [(type(module).__name__, getattr(module, "get_config_dict", dict)()) for module in model],
@@ -58,56 +51,40 @@ def model_fingerprint(model: SentenceTransformer | SparseEncoder, algorithm: Alg
         settings["causal"] = True
     if getattr(model, "max_active_dims", None) is not None:  # a stock SparseEncoder's own
         settings["max_active_dims"] = model.max_active_dims
-    digest = hashlib.sha256(weights_fingerprint(model, algorithm).encode())
+    digest = hashlib.sha256(weights_fingerprint(model).encode())
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     return digest.hexdigest()
 
 
-_digests: WeakKeyDictionary[Any, dict[str, tuple[Any, str]]] = WeakKeyDictionary()
+_digests: WeakKeyDictionary[Any, tuple[Any, str]] = WeakKeyDictionary()
 
 
-def weights_fingerprint(model: SentenceTransformer | SparseEncoder, algorithm: Algorithm = "xxh3") -> str:
+def weights_fingerprint(model: SentenceTransformer | SparseEncoder) -> str:
     """A digest of the names, types and values of all weights as they are in memory, trained or merged as they may be.
 
     Every value counts: a sample would miss what an adapter of a few layers changes. They are read again only where a
-    tensor was replaced or changed in place.
-
-    Args:
-        model: A sparse or dense model.
-        algorithm: "xxh3" (128 bits, about as fast as memory) or "sha256" (what earlier versions wrote down, a tenth as
-            fast). It tells models apart, and does not keep out those who would forge one.
+    tensor was replaced or changed in place. xxh3 (128 bits, about as fast as memory) tells models apart, and does not
+    keep out those who would forge one.
     """
     require_encoder(model)
     state = sorted(model.state_dict(keep_vars=True).items())
     versions = [0 if tensor.is_inference() else tensor._version for _, tensor in state]
     key = [(name, t.data_ptr(), version, t.dtype, t.shape) for (name, t), version in zip(state, versions, strict=True)]
-    known = _digests.setdefault(model, {})
-    if algorithm in known and known[algorithm][0] == key:
-        return known[algorithm][1]
-    if algorithm == "sha256":
-        digest: Any = hashlib.sha256()
-        for name, tensor in state:
-            digest.update(_header(name, tensor))
-            digest.update(_contents(tensor))
-    else:
-        with ThreadPoolExecutor(HASHING_THREADS) as threads:  # they run without Python's lock
-            parts = list(threads.map(lambda one: xxhash.xxh3_128_digest(_contents(one[1])), state))
-        digest = xxhash.xxh3_128()
-        for (name, tensor), part in zip(state, parts, strict=True):
-            digest.update(_header(name, tensor))
-            digest.update(part)
-    known[algorithm] = (key, digest.hexdigest())
-    return known[algorithm][1]
+    if model in _digests and _digests[model][0] == key:
+        return _digests[model][1]
+    with ThreadPoolExecutor(HASHING_THREADS) as threads:  # they run without Python's lock
+        parts = list(threads.map(lambda one: xxhash.xxh3_128_digest(_contents(one[1])), state))
+    digest = xxhash.xxh3_128()
+    for (name, tensor), part in zip(state, parts, strict=True):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(part)
+    _digests[model] = (key, digest.hexdigest())
+    return _digests[model][1]
 
 
 def has_weights(model: SentenceTransformer | SparseEncoder, settings: Mapping[str, Any]) -> bool:
-    """Whether a model has the weights that settings of an encoding, of this version or an earlier one, name."""
-    algorithm: Algorithm = "sha256" if "weights_sha256" in settings else "xxh3"
-    return settings.get(f"weights_{algorithm}") == weights_fingerprint(model, algorithm)
-
-
-def _header(name: str, tensor: Any) -> bytes:
-    return f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
+    """Whether a model has the weights that settings of an encoding name."""
+    return settings.get("weights_xxh3") == weights_fingerprint(model)
 
 
 def _contents(tensor: Any) -> Any:

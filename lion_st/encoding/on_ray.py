@@ -174,7 +174,7 @@ class _ShardWorker:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """Those of the output folder, which every worker claims."""
-        settings = corpus_settings(self.model, self.options, self.output)
+        settings = corpus_settings(self.model, self.options)
         claim_output(self.output, settings)
         return settings
 

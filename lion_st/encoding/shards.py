@@ -15,7 +15,6 @@ import xxhash
 from scipy import sparse
 
 from lion_st.data.records import Record
-from lion_st.encoding.fingerprints import Algorithm
 from lion_st.encoding.reading import CorpusCounts, records_digest
 from lion_st.encoding.snapshots import download_explained, local_folder
 from lion_st.encoding.storage import StorageError, contents_checksum, strings_to_arrays, unpack_strings
@@ -60,15 +59,6 @@ def locked_output(output: Path, rank: int = 0) -> Iterator[None]:
         lock.__exit__(None, None, None)
 
 
-def weights_algorithm(output: Path) -> Algorithm:
-    """How the settings in a folder name weights; earlier versions named them by SHA-256."""
-    try:
-        settings = json.loads((output / SETTINGS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # there are none, or `claim_output` complains of them
-        return "xxh3"
-    return "sha256" if "weights_sha256" in settings else "xxh3"
-
-
 def claim_output(output: Path, settings: dict[str, Any]) -> None:
     """Write the settings into a new folder, or check that an earlier run had the same ones."""
     file = output / SETTINGS
@@ -107,8 +97,8 @@ def is_finished(output: Path, number: int, records: list[Record]) -> bool:
         return False
     try:
         metadata = shard_metadata(file)
-        is_intact = _is_intact(file, metadata)
-    except StorageError:
+        is_intact = _arrays_checksum(_read_arrays(file)) == metadata["arrays_xxh3"]
+    except (StorageError, KeyError):
         is_intact = False
     if not is_intact:
         warnings.warn(f"{file} is damaged and is encoded again.", stacklevel=2)
@@ -119,18 +109,6 @@ def is_finished(output: Path, number: int, records: list[Record]) -> bool:
             "the corpus changed. Give a new folder."
         )
     return True
-
-
-def _is_intact(file: Path, metadata: Mapping[str, Any]) -> bool:
-    """Whether a shard's arrays have the checksum in its header; of an earlier version's shard the manifest's counts."""
-    if "arrays_xxh3" in metadata:
-        return _arrays_checksum(_read_arrays(file)) == metadata["arrays_xxh3"]
-    try:
-        manifest = json.loads((file.parent / MANIFEST).read_text(encoding="utf-8"))
-        facts = next(shard for shard in manifest["shards"] if shard["file"] == file.name)
-    except (OSError, ValueError, KeyError, TypeError, StopIteration):
-        return True  # nothing is known of it beyond its header
-    return has_checksum(file, facts)
 
 
 def _read_arrays(file: Path) -> dict[str, np.ndarray]:
@@ -220,7 +198,7 @@ def finish_output(output: Path, settings: dict[str, Any], counts: CorpusCounts) 
         "dimensions": shards[0]["dimensions"],
         "tokens": sum(shard["tokens"] for shard in shards),
         "truncated": sum(shard["truncated"] for shard in shards),
-        "without_terms": sum(shard.get("without_terms", 0) for shard in shards),
+        "without_terms": sum(shard["without_terms"] for shard in shards),
         "skipped": dict(sorted(counts.skipped.items())),
         "skipped_examples": counts.examples,
         "shards": shards,
@@ -281,7 +259,7 @@ class EncodedCorpus:
             self.paradigm: Literal["sparse", "dense", "multi_vector"] = self.manifest["settings"]["paradigm"]
             for shard in self.manifest["shards"]:
                 inside(self.path, shard["file"])
-            is_intact = self.manifest.get("xxh3") in (None, contents_checksum(self.manifest))
+            is_intact = self.manifest["xxh3"] == contents_checksum(self.manifest)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StorageError(
                 f"{self.path / MANIFEST} cannot be read ({error}): delete it and run the encoding again."

@@ -153,7 +153,7 @@ def read_header(path: str | Path, kind: str, version: int, verify: bool = True) 
             f"{path} was written with layout version {found_version}; this lion_st reads version {version}: "
             f"build the {kind} again or use the lion_st that wrote it."
         )
-    if found_version > 1 and header.get("xxh3") != contents_checksum(header):
+    if header.get("xxh3") != contents_checksum(header):
         raise StorageError(f"{path / HEADER} does not match its checksum: it is damaged. Build the {kind} again.")
     for file, size in sizes.items():
         if not file.is_file():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -15,7 +14,8 @@ from lion_st.encoding.vectors import active_terms, to_csr
 from lion_st.errors import require_type
 from lion_st.evaluation.metrics import Qrels, evaluate_run, require_metrics
 from lion_st.evaluation.trec import hits_to_run
-from lion_st.files import atomic_write, require_free
+from lion_st.extras import require
+from lion_st.files import atomic_file, atomic_write, require_free
 from lion_st.indexes import create_index
 from lion_st.indexes.pruning import Pruning
 from lion_st.tables import format_table
@@ -91,11 +91,10 @@ def write_prune_report(
     documents: tuple[Sequence[str], sparse.csr_array],
     queries: tuple[Sequence[str], sparse.csr_array],
     qrels: Qrels,
-    document_settings: Sequence[Pruning] = DEFAULT_SETTINGS,
-    query_settings: Sequence[Pruning] = (Pruning(),),
+    *,
     metrics: Sequence[str] = ("nDCG@10", "Recall@100"),
-    k: int = 100,
     overwrite: bool = False,
+    **settings: Any,
 ) -> list[dict[str, Any]]:
     """Write what `prune_report` measures into a folder: a table, its rows, and two figures.
 
@@ -104,14 +103,12 @@ def write_prune_report(
 
     Args:
         folder: Folder of the files.
-        documents: See `prune_report`, as are the arguments below.
+        documents: Ids and vectors [N, V].
         queries: Ids and vectors [Q, V].
         qrels: Relevance judgements.
-        document_settings: Prunings of the documents.
-        query_settings: Prunings of the queries.
         metrics: See `evaluate_queries`.
-        k: Documents per query.
         overwrite: Replace earlier files.
+        settings: Further arguments of `prune_report`.
 
     Returns:
         The rows.
@@ -119,10 +116,10 @@ def write_prune_report(
     Raises:
         FileExistsError: If one of the files is there and `overwrite` is False.
     """
-    for name in ("report.md", "report.json", "quality-size.svg", "quality-latency.svg"):
-        require_free(Path(folder) / name, overwrite)
-    rows = prune_report(documents, queries, qrels, document_settings, query_settings, metrics, k)
     folder = Path(folder)
+    for name in ("report.md", "report.json", "quality-size.svg", "quality-latency.svg"):
+        require_free(folder / name, overwrite)
+    rows = prune_report(documents, queries, qrels, metrics=metrics, **settings)
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write(folder / "report.md", f"{format_table(rows)}\n")
     atomic_write(folder / "report.json", json.dumps(rows, indent=1))
@@ -138,49 +135,22 @@ def trade_off_figure(
     y: str = "nDCG@10",
     overwrite: bool = False,
 ) -> Path:
-    """Draw one figure of every row against another as an SVG file, each point labelled with its pruning.
-
-    Args:
-        rows: What `prune_report` returned.
-        path: File to write.
-        x: Column on the horizontal axis.
-        y: Column on the vertical axis.
-        overwrite: Replace an earlier file.
+    """Draw one column of what `prune_report` returned against another as an SVG file, each point with its pruning.
 
     Raises:
         FileExistsError: If the file is there and `overwrite` is False.
     """
     require_free(path, overwrite)
-    width, height, margin = 720, 440, 70
-    xs, ys = [float(row[x]) for row in rows], [float(row[y]) for row in rows]
-    low_y, high_y = min(ys), max(ys)
-    span_x, span_y = max(xs) or 1.0, (high_y - low_y) or 1.0
-
-    def place(value_x: float, value_y: float) -> tuple[float, float]:
-        across = margin + value_x / span_x * (width - 2 * margin)
-        return across, height - margin - (value_y - low_y) / span_y * (height - 2 * margin)
-
-    marks = []
-    for row, value_x, value_y in zip(rows, xs, ys, strict=True):
-        across, down = place(value_x, value_y)
-        label = escape(" / ".join(str(row[key]) for key in ("documents", "queries") if row.get(key, "none") != "none"))
-        marks.append(f'<circle cx="{across:.1f}" cy="{down:.1f}" r="4" fill="#b5541c"/>')
-        marks.append(f'<text x="{across + 7:.1f}" y="{down - 5:.1f}" font-size="10">{label or "unpruned"}</text>')
-    bottom, right = height - margin, width - margin
-    axes = f'<path d="M{margin} {margin} V{bottom} H{right}" fill="none" stroke="#333"/>'
-    captions = (
-        f'<text x="{width / 2}" y="{height - 20}" text-anchor="middle" font-size="13">{escape(x)}</text>'
-        f'<text x="20" y="{height / 2}" text-anchor="middle" font-size="13" '
-        f'transform="rotate(-90 20 {height / 2})">{escape(y)}</text>'
-        f'<text x="{margin - 6}" y="{bottom}" text-anchor="end" font-size="10">{low_y:.3f}</text>'
-        f'<text x="{margin - 6}" y="{margin + 4}" text-anchor="end" font-size="10">{high_y:.3f}</text>'
-        f'<text x="{right}" y="{bottom + 16}" text-anchor="end" font-size="10">{span_x:,.0f}</text>'
-    )
-    svg = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif">'
-        f'<rect width="100%" height="100%" fill="white"/>{axes}{captions}{"".join(marks)}</svg>\n'
-    )
+    figure = require("matplotlib.figure").Figure(figsize=(7.2, 4.4), layout="constrained")
+    axes = figure.subplots()
+    for row in rows:
+        label = " / ".join(str(row[key]) for key in ("documents", "queries") if row.get(key, "none") != "none")
+        axes.plot(row[x], row[y], "o", color="#b5541c")
+        axes.annotate(label or "unpruned", (row[x], row[y]), (5, 3), textcoords="offset points", fontsize=8)
+    axes.set(xlabel=x, ylabel=y)
+    axes.set_xlim(left=0)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, svg)
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="svg", metadata={"Date": None})
     return path

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from lion_st.exporting import export, merge_backbone
     from lion_st.hub.cards import render_card
     from lion_st.hub.publishing import publish, publish_folder, publish_index
-    from lion_st.hub.recipe_cards import render_recipe_card, write_recipe_cards
     from lion_st.hub.released import CONTRACTS, Contract, import_released
     from lion_st.hub.repository import Publication
 
@@ -28,8 +27,6 @@ __all__ = [
     "publish_folder",
     "publish_index",
     "render_card",
-    "render_recipe_card",
-    "write_recipe_cards",
 ]
 
 __getattr__, __dir__ = attach(__name__)

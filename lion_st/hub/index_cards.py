@@ -151,11 +151,10 @@ def render_index_card(
     commit = source.get("revision") if name == source["model"] else None  # None of a folder too
     is_on_hub = model is not None or commit is not None
     shown = f"[{name}](https://huggingface.co/{name})" if is_on_hub else f"`{name}`, a local folder"
-    algorithm = "xxh3" if "weights_xxh3" in source else "sha256"
     rows = {
         "Model": shown + (f" at `{commit}`" if commit else ""),
-        f"Its weights, {algorithm}": f"`{source.get(f'weights_{algorithm}', 'unknown')}`",
-        f"Its fingerprint, {algorithm}": f"`{source.get(f'model_{algorithm}', 'unknown')}`",
+        "Its weights, xxh3": f"`{source.get('weights_xxh3', 'unknown')}`",
+        "Its fingerprint, xxh3": f"`{source.get('model_xxh3', 'unknown')}`",
         "Vectors": vectors.paradigm,
         "Texts": f"{vectors.documents:,}" + (" queries" if source.get("texts") == "query" else " documents"),
         **({"Dimensions": f"{vectors.dimensions:,}"} if vectors.dimensions is not None else {}),

@@ -33,6 +33,7 @@ from lion_st.training.validation import (
     require_share,
     require_training_ranges,
     resolve_compilation,
+    unread_options,
 )
 
 # Training arguments that change the result of a run; the others change its speed, its logs or its place.
@@ -76,22 +77,6 @@ FURTHER_RESULT_ARGUMENTS = (
     "router_mapping",
     "stop_after_steps",
 )
-# Options that came later, with the values that runs had before.
-LATER = {
-    "token_dimension": None,
-    "distillation": "kl_div",
-    "margin_mse_weight": 0.05,
-    "regularizer": "flops",
-    "df_alpha": 0.1,
-    "df_beta": 10.0,
-    "recipe": None,
-    "query_target_terms": None,
-    "document_target_terms": None,
-    "query_top_k": None,
-    "document_top_k": None,
-    "query_encoder": "full",
-    "query_encoder_learning_rate": 1e-2,
-}
 _NOT_READ = {
     "deepspeed": FSDP_ALONE,
     "parallelism_config": FSDP_ALONE,
@@ -287,19 +272,8 @@ class RetrieverArguments(RegularizerArguments, TeacherArguments, QueryEncoderArg
 
     def settings(self) -> dict[str, Any]:
         """The values that change the result, for the record of a run."""
-        values = super().settings()
-        del values["dry_run"], values["dry_run_devices"], values["mini_batch_size"]
-        values["pooling"] = self.pooling or "mean_normalized"
-        for name, default in LATER.items():  # absent in the records of earlier runs
-            if values[name] == default:
-                del values[name]
-        if len(self.train_data) == 1:
-            values["train_data"] = self.train_data[0]
-        if self.train_weights is None:
-            del values["train_weights"]
-        if self.teachers is None:
-            del values["teachers"], values["combine"], values["weight_by_agreement"]
-        return values
+        left_out = {"dry_run", "dry_run_devices", "mini_batch_size", *unread_options(vars(self))}
+        return {name: value for name, value in super().settings().items() if name not in left_out}
 
 
 @dataclass

@@ -6,14 +6,12 @@ import json
 import logging
 import os
 import shutil
-import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch.distributed as dist
-from safetensors import SafetensorError, safe_open
 from sentence_transformers.util import get_rank, get_world_size
 from transformers import TrainerState
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
@@ -57,18 +55,15 @@ def begin_checkpoint(folder: Path) -> None:
 def checkpoint_damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint, None if a run can go on from it.
 
-    Weights or an adapter, optimizer, learning rate schedule, random states and the trainer's state have to be there and
-    whole: by their checksums, or by their own structure in a checkpoint of an earlier version, which has none.
+    Weights or an adapter, optimizer, learning rate schedule, random states and the trainer's state have to be there,
+    and all files as their checksums say.
     """
-    if _is_unsealed(folder):
+    if _is_unfinished(folder):
         return "it was not written to its end"
     try:
-        found = _missing_part(folder)
-        if found is None:
-            found = _changed_file(folder) if (folder / CHECKSUMS).exists() else _broken_file(folder)
+        return _missing_part(folder) or _changed_file(folder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"cannot be read ({error})"
-    return found
 
 
 def checkpoint_to_resume(folder: Path, given: str | bool | None = None) -> str | None:
@@ -178,23 +173,12 @@ def _remove_leftovers(folder: Path) -> None:
             shutil.rmtree(checkpoint)
     for place in (folder, *_checkpoints(folder)):
         remove_abandoned(place / "saving")
-        for leftover in place.glob(".saving-*"):  # of earlier versions
-            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _is_unfinished(checkpoint: Path) -> bool:
-    """Whether a process was killed while it wrote the checkpoint: before its checksums the trainer's state comes."""
-    if (checkpoint / CHECKSUMS).exists() or _is_unsealed(checkpoint):
-        return _is_unsealed(checkpoint)
-    try:
-        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return True
-    return False
-
-
-def _is_unsealed(checkpoint: Path) -> bool:
-    return (checkpoint / UNSEALED).exists() and not (checkpoint / CHECKSUMS).exists()
+    """Whether a process was killed while it wrote the checkpoint, or has not sealed it yet."""
+    is_begun = (checkpoint / UNSEALED).exists() or not (checkpoint / TRAINER_STATE_NAME).exists()
+    return is_begun and not (checkpoint / CHECKSUMS).exists()
 
 
 def _missing_part(folder: Path) -> str | None:
@@ -227,25 +211,6 @@ def _changed_file(folder: Path) -> str | None:
             return f"{name} has {path.stat().st_size:,} bytes instead of {facts['bytes']:,}"
         if not has_checksum(path, facts):
             return f"{name} does not match its checksum"
-    return None
-
-
-def _broken_file(folder: Path) -> str | None:
-    """The first file whose own structure shows that it was cut off or changed."""
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        try:
-            if path.suffix == ".safetensors":
-                with safe_open(path, "pt"):
-                    pass
-            elif path.suffix == ".json":
-                json.loads(path.read_text(encoding="utf-8"))
-            elif path.suffix in (".pt", ".pth"):
-                with zipfile.ZipFile(path) as archive:
-                    if archive.testzip() is not None:
-                        return f"{name} does not match its checksum"
-        except (SafetensorError, ValueError, zipfile.BadZipFile) as error:
-            return f"{name} is cut off or changed ({error})"
     return None
 
 

@@ -55,10 +55,7 @@ class LoraArguments:
 
     def settings(self) -> dict[str, Any]:
         """Every value, for the record of a run."""
-        values = {item.name: getattr(self, item.name) for item in fields(self)}
-        if not self.load_in_4bit:  # absent in the records of earlier runs
-            del values["load_in_4bit"]
-        return values
+        return {item.name: getattr(self, item.name) for item in fields(self)}
 
 
 @dataclass

@@ -47,6 +47,7 @@ _READ_BY = {
     "teachers": ("another --objective than cl", lambda values: values["objective"] != "cl"),
     "combine": ("several --teachers", lambda values: len(values["teachers"] or ()) > 1),
     "weight_by_agreement": ("several --teachers", lambda values: len(values["teachers"] or ()) > 1),
+    "train_weights": ("several --train_data", lambda values: len(values["train_data"]) > 1),
     "teacher_normalization": ("another --objective than cl", lambda values: values["objective"] != "cl"),
     "teacher_temperature": ("--objective kd, kl, margin_mse_kl or cl_kd", lambda values: reads_temperature(values)),
     "distillation": ("--objective cl_kd", lambda values: values["objective"] == "cl_kd"),
@@ -86,12 +87,16 @@ def require_read(arguments: Any, given: Iterable[str]) -> None:
     """
     values = vars(arguments)
     defaults = type(arguments).__dataclass_fields__
+    unread = unread_options(values)
     for name in given:
-        if name not in _READ_BY or values[name] in (None, defaults[name].default):
-            continue
-        setting, reads = _READ_BY[name]
-        if not reads(values):
+        if name in unread and values[name] not in (None, defaults[name].default):
+            setting = _READ_BY[name][0]
             raise UsageError(f"--{name} is read with {setting} alone, which this run is without: leave it out.")
+
+
+def unread_options(values: Mapping[str, Any]) -> set[str]:
+    """Options of `RetrieverArguments` that a run with these values does not read."""
+    return {name for name, (_, reads) in _READ_BY.items() if not reads(values)}
 
 
 def reads_temperature(values: Mapping[str, Any]) -> bool:

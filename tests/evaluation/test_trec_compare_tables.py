@@ -151,5 +151,4 @@ def test_the_pruning_report_shows_the_trade_off(tmp_path: Path) -> None:
     assert rows[0]["index_bytes"] > rows[1]["index_bytes"] > rows[2]["index_bytes"]
     assert rows[2]["document_terms"] == 2.0
     figure = trade_off_figure(rows, tmp_path / "figure.svg").read_text()
-    assert figure.count("<circle") == 3
-    assert "top_terms=30" in figure
+    assert "top_terms=30" in figure and "unpruned" in figure

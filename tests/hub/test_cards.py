@@ -20,7 +20,7 @@ from lion_st.cli import hub as commands
 from lion_st.data.beir import save_beir
 from lion_st.evaluation import evaluate_retrieval
 from lion_st.files import is_hub_name
-from lion_st.hub import render_card, render_recipe_card
+from lion_st.hub import render_card
 from lion_st.hub.card_data import (
     EXPANDED_QUERY,
     SAMPLE_DOCUMENTS,
@@ -32,6 +32,9 @@ from lion_st.training.recipes import get_recipe
 from lion_st.training.record import RunLog
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "model_cards"))
+from write import render_recipe_card  # noqa: E402
+
 EMISSIONS = "timestamp,duration,emissions,gpu_model,cpu_model\n2026-01-01,1800,0.25,,Some CPU\n"
 
 
@@ -321,7 +324,7 @@ def test_the_cards_of_the_papers_models_are_marked_and_up_to_date(backbone, para
     ModelCard(card).validate()
     name = f"lion-{'sp' if paradigm == 'sparse' else 'ds'}-{backbone.split('-')[-1]}"
     kept = ROOT / "model_cards" / f"{name}.md"
-    assert kept.read_text() == card, "run `lion-st card --recipes model_cards`"
+    assert kept.read_text() == card, "run `python model_cards/write.py`"
     assert "A recipe, not trained here." in card
     metadata = ModelCard(card).data.to_dict()
     assert "model-index" not in metadata and metadata["license"].startswith("llama3")
@@ -338,11 +341,6 @@ def test_published_figures_are_marked_as_the_authors_and_kept_out_of_the_metadat
     assert rows_of(example)[0] == [" What is the capital of France? ", " 0.287761 ", " 0.132120 "]
     assert not rows_of(section(render_recipe_card("llama-3.2-3b", "dense"), "Published by the paper's authors"))
     assert "eval_results" not in ModelCard(card).data.to_dict()
-
-
-def test_a_recipe_that_the_paper_has_not_is_refused():
-    with pytest.raises(ValueError, match="got micro, sparse"):
-        render_recipe_card("micro", "sparse")
 
 
 def test_a_card_says_what_a_checkpoint_cannot_refuse(card, tiny_backbone):

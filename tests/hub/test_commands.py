@@ -65,9 +65,3 @@ def test_publish_lists_what_it_would_publish(lion, tmp_path):
     assert lines[-1] == "# Toy"
     refused = lion("publish", "--folder", folder, "toy", "--dry-run")
     assert refused.exit_code == 1 and "Write owner/name" in refused.stderr
-
-
-def test_recipe_cards_are_written_together(lion, tmp_path):
-    written = lion("card", "--recipes", tmp_path)
-    assert len(written.stdout.splitlines()) == 6 and (tmp_path / "lion-sp-8b.md").is_file()
-    assert lion("card").exit_code == 2

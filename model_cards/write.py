@@ -1,11 +1,11 @@
-"""Cards of the paper's six models: how to train them with lion_st."""
+"""Write the cards of the paper's six models, which say how to train them: python model_cards/write.py."""
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from lion_st.files import atomic_write, require_free
 from lion_st.hub.card_data import BaseModelData
 from lion_st.hub.cards import (
     ACTIVATION,
@@ -49,20 +49,7 @@ def recipe_name(backbone: str, paradigm: Paradigm) -> str:
 
 
 def render_recipe_card(backbone: str, paradigm: Paradigm) -> str:
-    """Write the card of one of the paper's models, marked as not trained here.
-
-    Args:
-        backbone: "llama-3.2-1b", "llama-3.2-3b" or "llama-3-8b".
-        paradigm: "sparse" (Lion-SP) or "dense" (Lion-DS).
-
-    Returns:
-        Markdown with a YAML header.
-
-    Raises:
-        ValueError: If the paper has no such model.
-    """
-    if backbone not in SIZES or paradigm not in ("sparse", "dense"):
-        raise ValueError(f"backbone is {', '.join(SIZES)} and paradigm sparse or dense, got {backbone}, {paradigm}.")
+    """Write the card of one of the paper's models, marked as not trained here."""
     base = BaseModelData((BACKBONES[backbone].model,), LICENSES[backbone], languages=("en",))
     recipe, mntp = get_recipe(backbone, paradigm, OBJECTIVE), MNTP_RECIPES[backbone]
     shape = BACKBONES[backbone].shape
@@ -91,40 +78,13 @@ def render_recipe_card(backbone: str, paradigm: Paradigm) -> str:
         "published_passages": PUBLISHED_PASSAGES,
         "published_scores": PUBLISHED_SCORES.get(name),
         "released": RELEASED.get(name),
-        "train_commands": _commands(backbone, paradigm),
+        "train_commands": f"lion-st adapt --backbone {backbone}\n"
+        f"lion-st train --backbone {backbone} --paradigm {paradigm} --objective {OBJECTIVE}",
         "trained_folder": recipe.defaults()["output_dir"],
         "training": _settings(backbone, paradigm),
         "llm2vec": True,
     }
     return render(context)
-
-
-def write_recipe_cards(folder: str | Path, overwrite: bool = False) -> list[Path]:
-    """Write the six cards into a folder, each as `<name>.md`.
-
-    Args:
-        folder: Made if needed.
-        overwrite: Replace earlier cards.
-
-    Returns:
-        The files.
-
-    Raises:
-        FileExistsError: If one of them is there and `overwrite` is False; nothing is written then.
-    """
-    recipes = [(backbone, paradigm) for backbone in SIZES for paradigm in PAPER_PARADIGMS]
-    files = {Path(folder) / f"{recipe_name(*recipe)}.md": recipe for recipe in recipes}
-    for file in files:
-        require_free(file, overwrite)
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    for file, recipe in files.items():
-        atomic_write(file, render_recipe_card(*recipe))
-    return list(files)
-
-
-def _commands(backbone: str, paradigm: str) -> str:
-    choice = f"--backbone {backbone} --paradigm {paradigm} --objective {OBJECTIVE}"
-    return f"lion-st adapt --backbone {backbone}\nlion-st train {choice}"
 
 
 def _settings(backbone: str, paradigm: str) -> list[tuple[str, str]]:
@@ -141,3 +101,10 @@ def _settings(backbone: str, paradigm: str) -> list[tuple[str, str]]:
                 continue
             rows.append((f"{stage}: {name}", setting_value(value)))
     return rows
+
+
+if __name__ == "__main__":
+    for recipe in product(SIZES, PAPER_PARADIGMS):
+        file = Path(__file__).with_name(f"{recipe_name(*recipe)}.md")
+        file.write_text(render_recipe_card(*recipe), encoding="utf-8")
+        print(file)
