@@ -30,7 +30,7 @@ BaseModel: TypeAlias = Annotated[
 ]
 License: TypeAlias = Annotated[
     str | None,
-    typer.Option("--license", help="Its licence, if the base model's card does not say, or those of two contradict."),
+    typer.Option("--license", help="Its licence; by default that which the base model's card names."),
 ]
 Results: TypeAlias = Annotated[
     list[Path] | None,
@@ -280,7 +280,7 @@ def import_released(
     weights: Weights = "auto",
     license: Annotated[
         str | None,
-        typer.Option("--license", help="Its licence, if the cards of it and of its base name none, or two."),
+        typer.Option("--license", help="Its licence; by default that which the card of its base or its own names."),
     ] = None,
     overwrite: Overwrite = False,
     revision: Revision = None,

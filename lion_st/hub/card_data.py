@@ -202,7 +202,6 @@ def base_model_data(
     name: str | None = None,
     *,
     own_name: str | None = None,
-    license: str | None = None,
     offline: bool = True,
     token: Any = None,
 ) -> BaseModelData | None:
@@ -213,74 +212,49 @@ def base_model_data(
         source: Its folder or Hub name.
         name: The base model's Hub name, if known.
         own_name: The checkpoint's own Hub name, which is not its base's.
-        license: See `merged_base_data`.
         offline: Read the base model's card from the disk alone, not from the Hub.
         token: Hub token.
 
     Returns:
         Its name and what its card says, or None if nothing says what the base is.
-
-    Raises:
-        ValueError: See `merged_base_data`.
     """
     groups: list[tuple[str, ...]] = [(name,)] if name else [*_recorded_bases(model, source, offline, token)]
     groups = [tuple(base for base in group if base not in (source, own_name)) for group in groups]
     several = next((group for group in groups if len(group) > 1), None)
-    parts = [[base] for base in several] if several else [[base for group in groups for base in group]]
-    places = [[(base, None) for base in part] for part in parts]
-    return merged_base_data(places, license=license, offline=offline, token=token)
+    bases = several or tuple(base for group in groups for base in group)
+    names = several or next(((base,) for base in bases if is_hub_name(base)), ())
+    # Of an adapter and its base, in this order, the base's licence is that of the merged weights.
+    places = [(base, None) for base in (reversed(bases) if several else bases)]
+    return described_bases(names, places, offline=offline, token=token)
 
 
-def merged_base_data(
-    parts: Iterable[Iterable[Place]], *, license: str | None = None, offline: bool = True, token: Any = None
+def described_bases(
+    names: tuple[str, ...], places: Iterable[Place], *, offline: bool = True, token: Any = None
 ) -> BaseModelData | None:
-    """What is known of the models whose weights were merged into one, such as an adapter and its base.
+    """What the cards of base models say; of licences and languages, the first that is named.
 
     Args:
-        parts: For each of them the folders and Hub names where it is described, the surest first.
-        license: The licence, where the models name none, or the one that holds, where they name several.
+        names: Hub names of the models.
+        places: Folders and Hub names where they are described, the surest first.
         offline: Read cards from the disk alone, not from the Hub.
         token: Hub token.
 
     Returns:
-        Their names and what their cards say, or None if nothing is known.
-
-    Raises:
-        ValueError: If the models name licences and `license` is none of them, or several and it is None.
+        Names, licence and languages, or None if nothing is known.
     """
     from huggingface_hub import ModelCardData
 
-    names: list[str] = []
-    cards: dict[str, ModelCardData] = {}
-    for places in (list(part) for part in parts):
-        name = next((source for source, _ in places if is_hub_name(source)), None)
-        names += [] if name is None or name in names else [name]
-        found = (_card_metadata(source, offline, token, revision) for source, revision in places)
-        card = next((metadata for metadata in found if metadata), None)
-        if card is not None:
-            cards[name or places[0][0]] = ModelCardData(**{**card, "ignore_metadata_errors": True})
-    licenses = {name: card.license for name, card in cards.items() if card.license}
-    told = " and ".join(f"{name}, {own!r}" for name, own in licenses.items())
-    if license is not None and licenses and license not in licenses.values():
-        raise ValueError(
-            f"The licence {license!r} is not that of the base model {told}, which its merged weights inherit. Leave "
-            "the licence out."
-        )
-    if license is None and len({str(own) for own in licenses.values()}) > 1:
-        raise ValueError(
-            f"The licences contradict one another: {told}. Name the one that holds for the merged weights (license=, "
-            "--license)."
-        )
-    holding = license or next(iter(licenses.values()), None)
-    of_license = next((card for card in cards.values() if holding is not None and card.license == holding), None)
-    languages = next((card.language for card in cards.values() if card.language), [])
+    found = (_card_metadata(source, offline, token, revision) for source, revision in places)
+    cards = [ModelCardData(**{**metadata, "ignore_metadata_errors": True}) for metadata in found if metadata]
     if not names and not cards:
         return None
+    licensed = next((card for card in cards if card.license), None)
+    languages = next((card.language for card in cards if card.language), [])
     return BaseModelData(
-        tuple(names),
-        holding,
-        of_license.license_name if of_license else None,
-        of_license.license_link if of_license else None,
+        names,
+        licensed.license if licensed else None,
+        licensed.license_name if licensed else None,
+        licensed.license_link if licensed else None,
         tuple([languages] if isinstance(languages, str) else languages),
     )
 

@@ -74,7 +74,7 @@ def render_card(
         repo_id: Name on the Hub, `owner/name`; by default the folder's.
         beside: Folder with the files named above; by default the checkpoint's own.
         base_model: Hub name of the model it was made of, if its files do not say; or all that is known of it.
-        license: Hub identifier of the licence, if the base model's card does not say, or those of several contradict.
+        license: Hub identifier of the licence; by default that which the base model's card names.
         datasets: Hub names of training data, if the training record does not say.
         languages: Language codes, if the base model's card does not say.
         results: More files or folders with mteb's results of this model and of BM25.
@@ -88,8 +88,7 @@ def render_card(
 
     Raises:
         FileNotFoundError: If there are no results where they should be.
-        ValueError: If the licence contradicts the base model's, or the results are of several models, or of one with
-            several weights or settings.
+        ValueError: If the results are of several models, or several of one test set.
 
     Example:
         ::
@@ -108,7 +107,7 @@ def render_card(
     base = (
         base_model
         if isinstance(base_model, BaseModelData)
-        else base_model_data(model, source, base_model, own_name=repo_id, license=license, offline=offline, token=token)
+        else base_model_data(model, source, base_model, own_name=repo_id, offline=offline, token=token)
     )
     places = [Path(place) for place in results]
     if folder is not None and (folder / RESULTS_FOLDER).is_dir():
@@ -199,8 +198,8 @@ def card_metadata(
         language=list(languages or (base.languages if base else ())) or None,
         library_name="sentence-transformers",
         license=license or (base.license if base else None),
-        license_name=base.license_name if base else None,
-        license_link=base.license_link if base else None,
+        license_name=base.license_name if base and license in (None, base.license) else None,
+        license_link=base.license_link if base and license in (None, base.license) else None,
         pipeline_tag="feature-extraction" if sparse else "sentence-similarity",
         tags=tags,
         datasets=list(datasets) if datasets else None,

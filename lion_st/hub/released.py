@@ -14,7 +14,7 @@ from sentence_transformers.util import load_file_path
 
 from lion_st.exporting import export
 from lion_st.files import is_hub_name, require_free
-from lion_st.hub.card_data import BaseModelData, Place, merged_base_data
+from lion_st.hub.card_data import BaseModelData, Place, described_bases
 from lion_st.hub.cards import render_card
 from lion_st.models import LionSentenceTransformer, Paradigm, load
 from lion_st.modules import LionTransformer, LlamaPooling, SpladeHead
@@ -103,7 +103,7 @@ def import_released(
         contract: `"lion"`, `"laconic"`, `"repllama"`, or your own; by default `"lion"` for the paper's adapters.
         model_type: See `export`.
         dtype: Of the weights: `"auto"` is the base's own. Merging is exact in float32.
-        license: Hub identifier of the licence, where the cards of the checkpoint and its base name none, or two.
+        license: Hub identifier of the licence; by default that which the card of its base or its own names.
         overwrite: Replace an earlier checkpoint at `output`.
         revision: Hub revision of the checkpoint.
         token: Hub token; the paper's adapters are gated by the licence of their base models.
@@ -113,8 +113,7 @@ def import_released(
 
     Raises:
         FileNotFoundError: If the checkpoint or its base cannot be reached.
-        ValueError: If it is an adapter of another kind, its contract is unknown, its weights do not fit, or its
-            licence contradicts its base's.
+        ValueError: If it is an adapter of another kind, its contract is unknown, or its weights do not fit.
         FileExistsError: If `output` exists and `overwrite` is False.
 
     Example:
@@ -136,36 +135,33 @@ def import_released(
         settings = _contract(contract, adapter, source)
         model = _build(source, base, paradigm, settings, dtype, hub, is_adapter=adapter is not None)
         replaced = base if adapter is not None else None
-    origin = _origin(model, source, replaced, license, hub)
+    origin = _origin(model, source, replaced, hub)
     export(model, target, model_type, overwrite=overwrite)
     card = render_card(model, target.name, beside=target, base_model=origin, license=license)
     (target / "README.md").write_text(card, encoding="utf-8")
     return target
 
 
-def _origin(
-    model: BaseModel, source: str, base: str | Path | None, license: str | None, hub: dict[str, Any]
-) -> BaseModelData | None:
-    """What is known of the checkpoint and of the model that its adapter was merged into.
+def _origin(model: BaseModel, source: str, base: str | Path | None, hub: dict[str, Any]) -> BaseModelData | None:
+    """What is known of the model that the checkpoint's adapter was merged into, and of the checkpoint.
 
     Args:
         model: The loaded checkpoint.
         source: Its folder or Hub name.
         base: Where the adapter's base was read, if not where the adapter says.
-        license: See `merged_base_data`.
         hub: Revision of the checkpoint, and token.
-
-    Raises:
-        ValueError: See `merged_base_data`.
     """
-    parts: list[list[Place]] = [[(source, hub["revision"])]]
+    places: list[Place] = [(source, hub["revision"])]
     adapter: Any = getattr(model[0], "adapter_config", None)
-    if adapter is not None:
-        recorded = (adapter.base_model_name_or_path, adapter.revision)
-        parts.append([recorded] if base is None else [(str(base), None), recorded])
+    if adapter is not None:  # the licence of merged weights is their base's
+        if base is None or not is_hub_name(base):
+            places.insert(0, (adapter.base_model_name_or_path, adapter.revision))
+        if base is not None:
+            places.insert(0, (str(base), None))
+    names = tuple(place for place, _ in reversed(places) if is_hub_name(place))
     # A base that is read from the disk alone may have been chosen because the Hub cannot be reached.
-    offline = not any(is_hub_name(places[0][0]) for places in parts)
-    return merged_base_data(parts, license=license, offline=offline, token=hub["token"])
+    offline = not (is_hub_name(source) or is_hub_name(places[0][0]))
+    return described_bases(names, places, offline=offline, token=hub["token"])
 
 
 def _adapter_config(source: str, hub: dict[str, Any]) -> dict[str, Any] | None:

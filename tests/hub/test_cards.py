@@ -163,8 +163,6 @@ def test_the_licence_and_languages_are_the_bases(checkpoint, tmp_path):
     # The training record names the base's folder, whose card has them, and its recipe, whose backbone has a Hub name.
     assert metadata["base_model"] == "lion-st/lion-micro-base"
     assert metadata["license"] == "llama3.2" and metadata["language"] == ["en", "de"]
-    with pytest.raises(ValueError, match=r"'mit' is not that of the base model lion-st/lion-micro-base, 'llama3.2'"):
-        render_card(checkpoint, license="mit")
 
 
 def test_results_of_two_models_are_refused(checkpoint, tmp_path):
@@ -194,7 +192,6 @@ def measured_again(checkpoint: Path, target: Path, engine: str = "exact", task: 
         {"revision": "0" * 40},  # other weights, another type of them, or a quantized index
         {"settings": {"top_k": 10}},
         {"settings": {"self_matches": "keep"}},
-        {"engine": "seismic", "revision": "0" * 40},
         {},  # the same settings, and yet another score
     ],
 )
@@ -213,20 +210,9 @@ def test_of_several_engines_over_the_same_vectors_the_exact_one_counts(checkpoin
     assert again == card
 
 
-def test_results_of_two_trainings_do_not_share_a_table(checkpoint, tmp_path):
-    same = measured_again(checkpoint, tmp_path / "same", task="second")
-    assert {scores.task for scores in task_scores([checkpoint, same])} == {"toy", "second"}
-    older = measured_again(checkpoint, tmp_path / "older", task="third", revision="0" * 40)
-    with pytest.raises(ValueError, match=r"on third, toy are not of the same weights: .*third\.json, .*toy\.json"):
-        task_scores([checkpoint, older])
-
-
-def test_figures_of_another_measurement_and_missing_results_are_refused(checkpoint, tmp_path):
+def test_figures_of_another_model_are_not_shown_and_missing_results_are_refused(checkpoint, tmp_path):
     (file,) = (file for file in (checkpoint / "results/rows").iterdir() if "bm25" not in file.name)
     rows = json.loads(file.read_text())
-    (tmp_path / "older.json").write_text(json.dumps([row | {"query_terms": 1.0} for row in rows]))
-    with pytest.raises(ValueError, match=r"Rows of figures of lion_st/lion-sp-tiny on toy contradict .*older\.json"):
-        task_scores([checkpoint, tmp_path / "older.json"])
     (tmp_path / "older.json").write_text(json.dumps([row | {"model": "another", "query_terms": 1.0} for row in rows]))
     assert task_scores([checkpoint, tmp_path / "older.json"]) == task_scores([checkpoint])
     with pytest.raises(FileNotFoundError, match=r"no results at .*nowhere"):
