@@ -21,7 +21,7 @@ from lion_st.cli.options import (
 from lion_st.errors import UsageError
 
 if TYPE_CHECKING:
-    from lion_st.hub import Publication
+    from lion_st.hub.publishing import Publication, PublishOptions
 
 STALE = "weights, module folders, tokenizer files and results that are not listed"
 
@@ -160,32 +160,11 @@ def publish(
     from lion_st.hub import publish as publish_model
     from lion_st.hub import publish_folder
 
+    options = _options(private, revision, create_pr, dry_run, tag)
     if folder:
-        done = publish_folder(
-            model,
-            repo_id,
-            repo_type=repo_type,
-            private=private or None,
-            revision=revision,
-            create_pr=create_pr,
-            dry_run=dry_run,
-            tag=tag,
-            announce=_list_files,
-        )
+        done = publish_folder(model, repo_id, repo_type=repo_type, **options)
     else:
-        done = publish_model(
-            model,
-            repo_id,
-            private=private or None,
-            revision=revision,
-            create_pr=create_pr,
-            dry_run=dry_run,
-            tag=tag,
-            base_model=base_model,
-            license=license,
-            results=results or (),
-            announce=_list_files,
-        )
+        done = publish_model(model, repo_id, base_model=base_model, license=license, results=results or (), **options)
     _report(done, "all other files" if folder else STALE)
 
 
@@ -213,19 +192,14 @@ def publish_vectors(
         raise UsageError("Give the --license of the index, which that of the documents has to allow.")
     from lion_st.hub import publish_index
 
-    done = publish_index(
-        folder,
-        repo_id,
-        license=license,
-        model=model,
-        private=private or None,
-        revision=revision,
-        create_pr=create_pr,
-        dry_run=dry_run,
-        tag=tag,
-        announce=_list_files,
-    )
+    options = _options(private, revision, create_pr, dry_run, tag)
+    done = publish_index(folder, repo_id, license=license, model=model, **options)
     _report(done, "all other files")
+
+
+def _options(private: bool, revision: str | None, create_pr: bool, dry_run: bool, tag: str | None) -> PublishOptions:
+    return {"private": private or None, "revision": revision, "create_pr": create_pr, "dry_run": dry_run, "tag": tag,
+            "announce": _list_files}  # fmt: skip
 
 
 def require_results(results: list[Path] | None) -> None:

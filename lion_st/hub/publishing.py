@@ -6,8 +6,9 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from lion_st.exporting import export
 from lion_st.guard import (
@@ -36,25 +37,45 @@ from lion_st.hub.upload_files import Contents, files_to_upload, stays_inside
 
 if TYPE_CHECKING:
     from sentence_transformers.base.model import BaseModel
+    from typing_extensions import Unpack
 
 LICENCES = ("LICENSE", "NOTICE", "USE_POLICY")
+
+
+class PublishOptions(TypedDict, total=False):
+    """Where in a repository something is published, and how.
+
+    Attributes:
+        private: Make a new repository private, and refuse one that is there and public; by default the owner's
+            setting.
+        revision: Branch or pull request (`refs/pr/1`) to publish to in place of main, without the sparse-encoder
+            revision and with no tag but `tag`. A branch is made if it is not there.
+        create_pr: Open a pull request in place of committing, without the sparse-encoder revision and tags.
+        dry_run: Say what would be published, without a network.
+        token: Hub token that may write; by default the one that `hf auth login` saved.
+        tag: Name of the tag; of models and indexes by default the next of v1, v2, ...
+        message: Commit message.
+        announce: Called with what is going up before anything is sent, such as to print it.
+    """
+
+    private: bool | None
+    revision: str | None
+    create_pr: bool
+    dry_run: bool
+    token: Token
+    tag: str | None
+    message: str | None
+    announce: Callable[[Publication], None] | None
 
 
 def publish(
     model: BaseModel | str | Path,
     repo_id: str,
     *,
-    private: bool | None = None,
-    revision: str | None = None,
-    create_pr: bool = False,
-    dry_run: bool = False,
-    token: Token = None,
-    tag: str | None = None,
     base_model: str | None = None,
     license: str | None = None,
     results: Iterable[str | Path] = (),
-    message: str | None = None,
-    announce: Callable[[Publication], None] | None = None,
+    **options: Unpack[PublishOptions],
 ) -> Publication:
     """Publish a model on the Hub as a stock checkpoint with its card.
 
@@ -73,19 +94,10 @@ def publish(
         model: A model of `lion_st.build` or `lion_st.load`, or a checkpoint to load first, with the files of
             `render_card` beside it. Its LICENSE, NOTICE and USE_POLICY files are published too.
         repo_id: Name on the Hub, `owner/name`; made if it is not there.
-        private: Make a new repository private, and refuse one that is there and public; by default the owner's
-            setting.
-        revision: Branch or pull request (`refs/pr/1`) to publish to in place of main, without the sparse-encoder
-            revision and with no tag but `tag`. A branch is made if it is not there.
-        create_pr: Open a pull request in place of committing, without the sparse-encoder revision and tags.
-        dry_run: Export, and say what would be published, without a network.
-        token: Hub token that may write; by default the one that `hf auth login` saved.
-        tag: Name of the tag; by default the next of v1, v2, ...
         base_model: See `render_card`.
         license: See `render_card`.
         results: See `render_card`.
-        message: Commit message.
-        announce: Called with what is going up before anything is sent, such as to print it.
+        options: See `PublishOptions`.
 
     Returns:
         Files, card, commits, tags and deletions.
@@ -103,29 +115,24 @@ def publish(
             lion_st.hub.publish("runs/lion-sp-1b", "org/lion-sp-1b", dry_run=True).files["main"]
             lion_st.hub.publish("runs/lion-sp-1b", "org/lion-sp-1b").url
     """
-    revision = _place(repo_id, create_pr, revision, tag)
+    target = _Destination(repo_id, **options)
     with tempfile.TemporaryDirectory(prefix="lion-st-publish-") as temporary:
         folder = Path(temporary) / repo_id.split("/")[-1]
         card = _stage(
             model,
             folder,
             repo_id,
-            offline=dry_run,
-            token=token,
+            offline=target.dry_run,
+            token=target.token,
             base_model=base_model,
             license=license,
             results=list(results),
-            has_sparse_encoder_revision=revision is None and not create_pr,
+            has_sparse_encoder_revision=target.revision is None and not target.create_pr,
         )
-        contents = _revisions(files_to_upload(folder), revision, create_pr)
-        files = _sizes(contents)
-        if dry_run:
-            return Publication(repo_id, files, card)
-        _require_license(card, repo_id)
-        if announce is not None:
-            announce(Publication(repo_id, files, card))
-        repository = Repository(repo_id, "model", token, private)
-        return repository.send(contents, files, card, message, create_pr, tag or (NEXT if revision is None else None))
+        contents = _revisions(files_to_upload(folder), target.revision, target.create_pr)
+        if not target.dry_run:
+            _require_license(card, repo_id)
+        return target.send(contents, card, "model", versioned=True)
 
 
 def publish_folder(
@@ -133,14 +140,7 @@ def publish_folder(
     repo_id: str,
     *,
     repo_type: RepositoryType | None = None,
-    private: bool | None = None,
-    revision: str | None = None,
-    create_pr: bool = False,
-    dry_run: bool = False,
-    token: Token = None,
-    tag: str | None = None,
-    message: str | None = None,
-    announce: Callable[[Publication], None] | None = None,
+    **options: Unpack[PublishOptions],
 ) -> Publication:
     """Publish a folder as it is, such as one of hub_uploads/, in one commit.
 
@@ -154,14 +154,7 @@ def publish_folder(
         repo_id: Name on the Hub, `owner/name`; made if it is not there.
         repo_type: `"model"`, `"dataset"` or `"space"`; by default as the folder's parent says (models/, datasets/,
             spaces/).
-        private: Make a new repository private, and refuse one that is there and public.
-        revision: Branch or pull request (`refs/pr/1`) in place of main.
-        create_pr: Open a pull request in place of committing.
-        dry_run: Say what would be published, without a network.
-        token: Hub token that may write.
-        tag: Name of a tag to set.
-        message: Commit message.
-        announce: Called with what is going up before anything is sent, such as to print it.
+        options: See `PublishOptions`.
 
     Returns:
         Files, commits, tags and deletions.
@@ -178,21 +171,15 @@ def publish_folder(
 
             lion_st.hub.publish_folder("hub_uploads/datasets/lion-quickstart", "org/lion-quickstart")
     """
-    revision = _place(repo_id, create_pr, revision, tag)
+    target = _Destination(repo_id, **options)
     folder = Path(folder)
     contents = files_to_upload(folder)
     if not contents:
         raise FileNotFoundError(f"{str(folder)!r} is not a folder with files to publish.")
     repo_type = repo_type or _type_of(folder)
-    revisions = _revisions(contents, revision, create_pr or repo_type != "model")
+    revisions = _revisions(contents, target.revision, target.create_pr or repo_type != "model")
     card = (folder / "README.md").read_text(encoding="utf-8") if (folder / "README.md").is_file() else None
-    plan = Publication(repo_id, _sizes(revisions), card)
-    if dry_run:
-        return plan
-    if announce is not None:
-        announce(plan)
-    repository = Repository(repo_id, repo_type, token, private, is_mirror=True)
-    return repository.send(revisions, plan.files, card, message, create_pr, tag)
+    return target.send(revisions, card, repo_type, is_mirror=True)
 
 
 def publish_index(
@@ -201,14 +188,7 @@ def publish_index(
     *,
     license: str | None = None,
     model: str | None = None,
-    private: bool | None = None,
-    revision: str | None = None,
-    create_pr: bool = False,
-    dry_run: bool = False,
-    token: Token = None,
-    tag: str | None = None,
-    message: str | None = None,
-    announce: Callable[[Publication], None] | None = None,
+    **options: Unpack[PublishOptions],
 ) -> Publication:
     """Publish an index, or an encoded corpus, as a data set with a card, in one commit.
 
@@ -222,14 +202,7 @@ def publish_index(
         repo_id: Name on the Hub, `owner/name`; made if it is not there.
         license: Licence, that of the documents for example; needed but in a dry run.
         model: Name on the Hub of the model that made the vectors, for the card, where that was a folder.
-        private: Make a new repository private, and refuse one that is there and public.
-        revision: Branch or pull request (`refs/pr/1`) in place of main, with no tag but `tag`.
-        create_pr: Open a pull request in place of committing.
-        dry_run: Say what would be published, without a network.
-        token: Hub token that may write.
-        tag: Name of the tag; by default the next of v1, v2, ...
-        message: Commit message.
-        announce: Called with what is going up before anything is sent, such as to print it.
+        options: See `PublishOptions`.
 
     Returns:
         Files, card, commits, tags and deletions.
@@ -247,7 +220,7 @@ def publish_index(
 
             lion_st.hub.publish_index("runs/index", "org/scifact-index", license="cc-by-4.0").url
     """
-    revision = _place(repo_id, create_pr, revision, tag)
+    target = _Destination(repo_id, **options)
     folder = Path(folder)
     vectors = read_vectors(folder)
     files: Contents = {
@@ -257,19 +230,49 @@ def publish_index(
     }
     files.update(vectors.replaced)
     card = render_index_card(vectors, repo_id, sum(map(_size, files.values())), license, model)
-    contents: dict[str, Contents] = {revision or MAIN: files | {"README.md": card.encode()}}
-    plan = Publication(repo_id, _sizes(contents), card)
-    if dry_run:
-        return plan
-    if license is None:
+    if license is None and not target.dry_run:
         raise ValueError(
             f"No licence is known for {repo_id!r}: give one (license=, --license) that the licence of the documents "
             "allows."
         )
-    if announce is not None:
-        announce(plan)
-    repository = Repository(repo_id, "dataset", token, private, is_mirror=True)
-    return repository.send(contents, plan.files, card, message, create_pr, tag or (NEXT if revision is None else None))
+    contents: dict[str, Contents] = {target.revision or MAIN: files | {"README.md": card.encode()}}
+    return target.send(contents, card, "dataset", is_mirror=True, versioned=True)
+
+
+@dataclass
+class _Destination:
+    """A repository's name with `PublishOptions`, of which nothing is wrong."""
+
+    repo_id: str
+    private: bool | None = None
+    revision: str | None = None
+    create_pr: bool = False
+    dry_run: bool = False
+    token: Token = None
+    tag: str | None = None
+    message: str | None = None
+    announce: Callable[[Publication], None] | None = None
+
+    def __post_init__(self) -> None:
+        self.revision = _place(self.repo_id, self.create_pr, self.revision, self.tag)
+
+    def send(
+        self,
+        contents: dict[str, Contents],
+        card: str | None,
+        repo_type: RepositoryType,
+        is_mirror: bool = False,
+        versioned: bool = False,
+    ) -> Publication:
+        """Make revisions hold these contents, or say what would be sent; `versioned` names a new version in a tag."""
+        plan = Publication(self.repo_id, _sizes(contents), card)
+        if self.dry_run:
+            return plan
+        if self.announce is not None:
+            self.announce(plan)
+        tag = self.tag or (NEXT if versioned and self.revision is None else None)
+        repository = Repository(self.repo_id, repo_type, self.token, self.private, is_mirror)
+        return repository.send(contents, plan.files, card, self.message, self.create_pr, tag)
 
 
 def _stage(model: Any, folder: Path, repo_id: str, *, offline: bool, token: Token, **card_settings: Any) -> str:

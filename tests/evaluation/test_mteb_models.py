@@ -6,15 +6,15 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import mteb_models
 import pytest
 import torch
 from mteb.models.model_meta import ModelMeta
 from mteb.types import PromptType
+from recipe_cards import RELEASED
 from sentence_transformers import SentenceTransformer
 
-from lion_st.evaluation import mteb_models
 from lion_st.hub import import_released
-from lion_st.hub.recipe_cards import RELEASED
 from lion_st.training.cost import TrainingCost
 from lion_st.training.recipes import BACKBONES
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import typer
 from huggingface_hub import ModelCard
+from recipe_cards import render_recipe_card
 from typer.testing import CliRunner
 
 import lion_st
@@ -32,9 +33,6 @@ from lion_st.training.recipes import get_recipe
 from lion_st.training.record import RunLog
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "model_cards"))
-from write import render_recipe_card  # noqa: E402
-
 EMISSIONS = "timestamp,duration,emissions,gpu_model,cpu_model\n2026-01-01,1800,0.25,,Some CPU\n"
 
 
@@ -310,7 +308,7 @@ def test_the_cards_of_the_papers_models_are_marked_and_up_to_date(backbone, para
     ModelCard(card).validate()
     name = f"lion-{'sp' if paradigm == 'sparse' else 'ds'}-{backbone.split('-')[-1]}"
     kept = ROOT / "model_cards" / f"{name}.md"
-    assert kept.read_text() == card, "run `python model_cards/write.py`"
+    assert kept.read_text() == card, "run `python model_cards/recipe_cards.py`"
     assert "A recipe, not trained here." in card
     metadata = ModelCard(card).data.to_dict()
     assert "model-index" not in metadata and metadata["license"].startswith("llama3")

@@ -1,4 +1,4 @@
-"""Write the cards of the paper's six models, which say how to train them: python model_cards/write.py."""
+"""Write the cards of the paper's six models, which say how to train them: python model_cards/recipe_cards.py."""
 
 from __future__ import annotations
 

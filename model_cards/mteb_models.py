@@ -7,7 +7,7 @@ The file needs mteb, transformers and peft alone, so that it can be proposed to 
 Example:
     ::
 
-        from lion_st.evaluation.mteb_models import laconic_1b
+        from mteb_models import laconic_1b
 
         mteb.evaluate(laconic_1b.load_model(device="cuda"), mteb.get_task("SciFact"))
 """
