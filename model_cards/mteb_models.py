@@ -1,8 +1,11 @@
 """The released Lion and LACONIC checkpoints for mteb's list of models.
 
 The file needs mteb, transformers and peft alone, so that it can be proposed to mteb as it is
-(mteb/models/model_implementations/lion_models.py). Before that, set each `revision` to the commit that was evaluated,
-`huggingface_hub.model_info(name).sha`: without one, mteb takes what is said here for all revisions.
+(mteb/models/model_implementations/lion_models.py). Two things are left to whoever proposes it: the commits in
+`REVISIONS`, without which mteb's tests refuse the models, and a look at the training data. Lion was trained on MS MARCO
+alone. LACONIC's authors name rlhn/rlhn-680K for the second phase, whose seven parts stand here under mteb's names for
+them (`v_splade_models.py`), and for the first utahnlp/nomic-embed-pretrain-lite, web pairs of many sources, of which
+none stands here: look whether mteb knows some of them by a task's name.
 
 Example:
     ::
@@ -14,12 +17,26 @@ Example:
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from mteb.models.abs_encoder import AbsEncoder
 from mteb.models.model_meta import ModelMeta, ScoringFunction
-from mteb.types import PromptType
+from mteb.types import OutputDType, PromptType
+
+if TYPE_CHECKING:
+    import torch
+
+# TO FILL IN: the commit of each repository that was evaluated, `huggingface_hub.model_info(name).sha`.
+REVISIONS: dict[str, str | None] = {
+    "hzeng/Lion-SP-1B-llama3-marco-mntp": None,
+    "hzeng/Lion-SP-8B-llama3-marco-mntp": None,
+    "hzeng/Lion-DS-1B-llama3-marco-mntp": None,
+    "hzeng/Lion-DS-8B-llama3-marco-mntp": None,
+    "utahnlp/laconic-1b": None,
+    "utahnlp/laconic-3b": None,
+    "utahnlp/laconic-8b": None,
+}
+RLHN_680K = {"ArguAna", "FEVER", "FiQA2018", "HotpotQA", "MSMARCO", "NQ", "SciDocsRR"}
 
 LION_CITATION = r"""
 @inproceedings{zeng2025scaling,
@@ -71,9 +88,10 @@ class BidirectionalLlamaWrapper(AbsEncoder):
         model_prompts: dict[str, str] | None = None,
         max_tokens: int = 512,
         base: str | None = None,
-        torch_dtype: torch.dtype = torch.bfloat16,
+        torch_dtype: torch.dtype | str = "bfloat16",
         **kwargs: Any,
     ) -> None:
+        import torch
         from peft import PeftConfig, PeftModel
         from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
         from transformers.utils.peft_utils import find_adapter_config_file
@@ -99,7 +117,6 @@ class BidirectionalLlamaWrapper(AbsEncoder):
         self.max_tokens = max_tokens
         self.model_prompts = model_prompts
 
-    @torch.inference_mode()
     def encode(
         self,
         inputs: Any,
@@ -111,11 +128,16 @@ class BidirectionalLlamaWrapper(AbsEncoder):
         **kwargs: Any,
     ) -> torch.Tensor:
         """Encode batches of texts: sparse COO [N, V] or dense [N, D], float32 on the CPU."""
+        import torch
+
         prompt = (self.model_prompts or {}).get(prompt_type.value if prompt_type else "", "")
-        rows = [self._vectors([prompt + text for text in batch["text"]]).cpu() for batch in inputs]
-        return torch.cat(rows)
+        with torch.inference_mode():
+            rows = [self._vectors([prompt + text for text in batch["text"]]).cpu() for batch in inputs]
+            return torch.cat(rows)
 
     def _vectors(self, texts: list[str]) -> torch.Tensor:
+        import torch
+
         batch = self.tokenizer(
             texts, padding=True, truncation=True, max_length=self.max_tokens, add_special_tokens=self.add_bos,
             return_tensors="pt",
@@ -130,6 +152,8 @@ class BidirectionalLlamaWrapper(AbsEncoder):
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> torch.Tensor:
         """Inner products [N, M]."""
+        import torch
+
         product = torch.as_tensor(embeddings1) @ torch.as_tensor(embeddings2).T
         return product.to_dense() if product.layout != torch.strided else product
 
@@ -140,7 +164,7 @@ def _meta(name: str, base: str, embed_dim: int, n_parameters: int, sparse: bool,
     return ModelMeta(
         loader=loader,
         name=name,
-        revision=None,
+        revision=REVISIONS[name],
         release_date=None,  # mteb reads it from the repository's first commit
         model_type=["sparse" if sparse else "dense"],
         languages=["eng-Latn"],
@@ -153,6 +177,7 @@ def _meta(name: str, base: str, embed_dim: int, n_parameters: int, sparse: bool,
         similarity_fn_name=ScoringFunction.DOT_PRODUCT,
         framework=["PyTorch", "Transformers"],
         adapted_from=base,
+        output_dtypes=OutputDType.BF16,
         extra_requirements_groups=["peft"],
         **fields,
     )
@@ -185,9 +210,8 @@ def _laconic(name: str, base: str, n_parameters: int, embedding: int) -> ModelMe
         },
         max_tokens=256,
         use_instructions=True,
-        # Of rlhn/rlhn-680K; the first phase's, utahnlp/nomic-embed-pretrain-lite, are not data of mteb.
-        training_datasets={"MSMARCO", "HotpotQA", "NQ", "FEVER", "FiQA2018", "ArguAna", "SciDocsRR"},
-        public_training_code=None,
+        training_datasets=RLHN_680K,
+        public_training_code="https://github.com/zhichaoxu-shufe/laconic-sparse-retrieval",
         public_training_data="https://huggingface.co/datasets/rlhn/rlhn-680K",
         citation=LACONIC_CITATION,
     )  # fmt: skip

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 
+import mteb
 import mteb_models
 import pytest
 import torch
@@ -73,3 +77,35 @@ def test_the_fields_fit_the_models() -> None:
         assert meta.n_parameters == TrainingCost(shape, has_head=sparse, lora_r=None).parameters + norms
         assert meta.n_embedding_parameters == shape.vocab_size * shape.hidden_size
         meta._check_requirements()
+
+
+def test_the_models_pass_the_tests_that_mteb_has_for_them() -> None:
+    """Its tests/test_models/test_model_meta.py, but for the revisions, which nobody here can look up."""
+    tasks = {task.metadata.name for task in mteb.get_tasks(exclude_superseded=False)}
+    for meta in METAS:
+        assert meta.name != meta.adapted_from and meta.n_embedding_parameters is not None
+        trained_on = meta.get_training_datasets()
+        assert trained_on >= {"MSMARCO", "NanoMSMARCORetrieval"}  # with what mteb holds for alike
+        assert meta.training_datasets <= tasks
+        assert ModelMeta.model_validate(meta.model_dump()) == meta
+        json.dumps(meta.to_dict(), default=str)
+    assert mteb_models.REVISIONS.keys() == {meta.name for meta in METAS}
+    from mteb.models.model_implementations.v_splade_models import RLHN_680K_TRAINING_DATA
+
+    assert mteb_models.RLHN_680K == RLHN_680K_TRAINING_DATA
+
+
+def test_the_file_stands_alone_and_is_read_without_torch() -> None:
+    """mteb also reads the descriptions of its models where only mteb-core is installed, which has no torch."""
+    tree = ast.parse(Path(mteb_models.__file__).read_text())
+
+    def packages(nodes: Iterable[ast.AST]) -> set[str]:
+        found = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+        found |= {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
+        return {name.split(".")[0] for name in found}
+
+    assert packages(tree.body) == {"__future__", "typing", "mteb"}
+    assert packages(list(ast.walk(tree))) == {"__future__", "typing", "mteb", "torch", "transformers", "peft"}
+    run = [node for node in tree.body if not isinstance(node, ast.Import | ast.ImportFrom | ast.If)]
+    decorators = [one for node in run for part in ast.walk(node) for one in getattr(part, "decorator_list", [])]
+    assert not [one for one in decorators if "torch" in ast.unparse(one)]
