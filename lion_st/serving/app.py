@@ -27,11 +27,18 @@ PUBLIC = ("/health", "/metrics")  # what probes and Prometheus ask for, without 
 METHODS = {"/": "embed", "/embed": "embed", "/embed_sparse": "embed_sparse"}
 METHODS |= {"/v1/embeddings": "openai", "/search": "search"}
 Texts = str | list[str]
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Coordinate = Annotated[float, Field(allow_inf_nan=False)]
+LARGEST = 1e15  # of a number in a vector: sums of products of two such are far from the end of float32
+Weight = Annotated[float, Field(ge=0, le=LARGEST)]
+Coordinate = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
 
 
-class EmbedSparseRequest(BaseModel):
+class Body(BaseModel):
+    """JSON whose values are of the types that are asked for: "5" is not a number."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class EmbedSparseRequest(Body):
     """Body of `/embed_sparse`."""
 
     inputs: Texts
@@ -53,7 +60,7 @@ class EmbedRequest(EmbedSparseRequest):
     dimensions: int | None = None
 
 
-class OpenAIRequest(BaseModel):
+class OpenAIRequest(Body):
     """Body of `/v1/embeddings`."""
 
     input: Texts
@@ -63,14 +70,14 @@ class OpenAIRequest(BaseModel):
     dimensions: int | None = None
 
 
-class SparseValue(BaseModel):
+class SparseValue(Body):
     """A term of a sparse vector, as `/embed_sparse` answers with it."""
 
-    index: Annotated[int, Field(ge=0)]
+    index: Annotated[int, Field(ge=0, lt=2**31)]
     value: Weight
 
 
-class SearchRequest(BaseModel):
+class SearchRequest(Body):
     """Body of `/search`: texts, or vectors as `/embed` and `/embed_sparse` answer with them."""
 
     model_config = ConfigDict(extra="forbid")
@@ -151,6 +158,8 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         return await _embed(service, request, rows)
 
     app.post("/")(embed_sparse if is_sparse else embed)
+    for path, probe in (("/health", health), ("/info", info), ("/metrics", metrics)):
+        app.head(path, include_in_schema=False)(probe)
 
     @app.post("/v1/embeddings")
     async def openai(request: OpenAIRequest) -> Response:
@@ -287,6 +296,11 @@ def _answer_errors(app: FastAPI, service: Service) -> None:
     @app.exception_handler(RequestValidationError)
     async def not_understood(request: Request, error: RequestValidationError) -> Response:
         problems = error.errors()
+        if isinstance(error.body, bytes):
+            message = "Send JSON, with the header `Content-Type: application/json`."
+            return answer(request, RequestError(415, "Validation", message))
+        if problems[0]["loc"] == ("body",) and problems[0]["type"] == "missing":
+            return answer(request, RequestError(400, "Validation", "The body is empty: send JSON."))
         is_json = all(problem["type"] != "json_invalid" for problem in problems)
         parts = [f"{'.'.join(str(part) for part in problem['loc'][1:])}: {problem['msg']}" for problem in problems[:3]]
         message = "; ".join(part.removeprefix(": ") for part in parts)
@@ -294,9 +308,14 @@ def _answer_errors(app: FastAPI, service: Service) -> None:
             message = f"The body is not JSON ({problems[0].get('ctx', {}).get('error', problems[0]['msg'])})."
         return answer(request, RequestError(422 if is_json else 400, "Validation", message))
 
+    @app.exception_handler(UnicodeEncodeError)
+    async def no_unicode(request: Request, error: UnicodeEncodeError) -> Response:  # pydantic, of what it would quote
+        return answer(request, invalid(f"A string in the body is not valid Unicode ({error.reason})."))
+
     @app.exception_handler(HTTPException)
     async def not_here(request: Request, error: HTTPException) -> Response:
-        return answer(request, RequestError(error.status_code, "Validation", str(error.detail)))
+        headers = dict(error.headers or {})  # which methods are allowed
+        return answer(request, RequestError(error.status_code, "Validation", str(error.detail), headers))
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> Response:

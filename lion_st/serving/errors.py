@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+LONGEST_MESSAGE = 1000  # characters of an answer, which may quote what was sent
+
 
 class RequestError(Exception):
     """An error to answer with.
@@ -24,9 +26,12 @@ class RequestError(Exception):
 
     def body(self, is_openai: bool) -> dict[str, Any]:
         """The answer's body, as of an OpenAI-compatible route or of any other."""
+        message = self.message.encode("utf-8", "backslashreplace").decode()  # lone surrogates are not Unicode
+        if len(message) > LONGEST_MESSAGE:
+            message = f"{message[:LONGEST_MESSAGE]}..."
         if is_openai:
-            return {"message": self.message, "code": self.status, "type": self.kind}
-        return {"error": self.message, "error_type": self.kind}
+            return {"message": message, "code": self.status, "type": self.kind}
+        return {"error": message, "error_type": self.kind}
 
 
 def too_large(message: str) -> RequestError:

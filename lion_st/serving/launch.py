@@ -138,6 +138,7 @@ def _config(app: Any, settings: ServerSettings) -> Any:
     return Config(
         app,
         access_log=False,
+        http="h11",  # which ends a request whose header is too long; httptools reads on for ever
         log_level="warning",
         server_header=False,
         timeout_graceful_shutdown=round(settings.timeout + GRACE),

@@ -6,13 +6,14 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from lion_st.encoding import encode_corpus, encode_texts, to_csr
 from lion_st.indexes import StorageError, create_index, load_index
 from lion_st.retrieval import index_corpus, search_texts
 from lion_st.serving import ServerSettings, Service, create_app
-from lion_st.serving.launch import _bound_socket
+from lion_st.serving.launch import _bound_socket, _config
 from lion_st.serving.live_index import TextStore
 
 DOCUMENTS = {f"d{number}": text for number, text in enumerate(TEXTS)}
@@ -64,7 +65,7 @@ class Running:
         self.service = service
         self.socket = _bound_socket("127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
-        self.server = uvicorn.Server(uvicorn.Config(create_app(service), log_level="error", access_log=False))
+        self.server = uvicorn.Server(_config(create_app(service), service.settings))
         self.thread = threading.Thread(target=self.server.run, args=([self.socket],))
         self.thread.start()
         wait_until(lambda: self.server.started)
@@ -219,6 +220,20 @@ def test_info_health_and_metrics_say_how_the_server_is(sparse, models):
         ("/search", {"vectors": [[{"index": 99_999, "value": 1}]]}, 422, "Validation", "got 99999: of another vocab"),
         ("/search", {"vectors": [[{"index": 5, "value": -1}]]}, 422, "Validation", "greater than or equal to 0"),
         ("/search", {"vectors": [[0.5, 0.5]]}, 422, "Validation", "The index holds sparse vectors"),
+        ("/search", {"vectors": [[{"index": 5, "value": 1e38}]]}, 422, "Validation", "less than or equal to 1"),
+        ("/search", {"vectors": [[{"index": 5, "value": float("nan")}]]}, 422, "Validation", "equal to"),
+        ("/search", {"vectors": [[{"index": 2**70, "value": 1}]]}, 422, "Validation", "less than 2147483648"),
+        ("/search", {"vectors": [[{"index": "5", "value": 1}]]}, 422, "Validation", "valid integer"),
+        ("/search", {"vectors": []}, 400, "Empty", "`vectors` cannot be empty"),
+        ("/search", {"inputs": "a", "k": 10**30}, 422, "Validation", "`k` is at most 5, got 1000"),
+        ("/search", {"inputs": "a", "k": True}, 422, "Validation", "k: Input should be a valid integer"),
+        ("/search", {"inputs": "a", "k": 0}, 422, "Validation", "k: Input should be greater than"),
+        ("/search", {"inputs": "a", "texts": "no"}, 422, "Validation", "texts: Input should be a valid boolean"),
+        ("/search", {"inputs": "a", "\ud800": 6}, 422, "Validation", "unicode string"),
+        ("/embed_sparse", {"inputs": "a", "truncation_direction": "\ud800"}, 422, "Validation", "not valid Unicode"),
+        ("/embed_sparse", {"inputs": "a", "prompt_name": "q" * 9_000}, 422, "Validation", "qqq..."),
+        ("/embed_sparse", None, 422, "Validation", "valid dictionary"),
+        ("/embed_sparse", "text", 422, "Validation", "valid dictionary"),
         ("/nothing", {}, 404, "Validation", "Not Found"),
     ],
 )
@@ -227,6 +242,55 @@ def test_a_bad_request_gets_the_status_and_the_body_of_tei(sparse, path, body, s
     assert answer.status_code == status, answer.text
     assert answer.json().keys() == {"error", "error_type"}
     assert answer.json()["error_type"] == kind and message in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("content", "status"),
+    [
+        (b"", 400),
+        (b"{", 400),
+        (b'{"inputs": "\xff"}', 400),
+        (b"[" * 15_000, 400),  # deeper than Python reads
+        (b'{"inputs": "a", "k": ' + b"1" * 5_000 + b"}", 400),  # a longer number than Python reads
+        ('{"inputs": "a"}'.encode("utf-16"), 200),  # JSON may be so
+    ],
+    ids=["empty", "cut", "encoding", "deep", "long number", "utf-16"],
+)
+def test_a_body_that_cannot_be_read_is_refused(sparse, content, status):
+    answer = sparse.client.post("/embed_sparse", content=content, headers={"Content-Type": "application/json"})
+    assert answer.status_code == status, answer.text
+    assert status == 200 or (answer.json()["error_type"] == "Validation" and answer.json()["error"])
+
+
+@pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded"])
+def test_a_body_that_is_not_called_json_is_refused_with_what_to_send(sparse, kind):
+    headers = {} if kind is None else {"Content-Type": kind}
+    answer = sparse.client.post("/embed_sparse", content=b'{"inputs": "a"}', headers=headers)
+    assert answer.status_code == 415 and "Content-Type: application/json" in answer.json()["error"]
+
+
+def test_other_methods_get_what_http_says(sparse):
+    for path in ("/health", "/info", "/metrics"):  # load balancers ask for the head alone
+        answer = sparse.client.head(path)
+        assert (answer.status_code, answer.content) == (200, b"")
+    for method, path, allowed in (("OPTIONS", "/embed_sparse", "POST"), ("GET", "/search", "POST")):
+        answer = sparse.client.request(method, path)
+        assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
+        assert answer.json()["error_type"] == "Validation"
+
+
+def test_a_header_that_does_not_end_ends_the_connection(sparse):
+    host, port = sparse.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=PATIENCE) as connection:
+        connection.sendall(b"POST /embed_sparse HTTP/1.1\r\nHost: a\r\nX-Long: ")
+        answer = b""
+        with suppress(ConnectionError):  # the server may have closed it by now
+            for _ in range(64):
+                connection.sendall(b"x" * 65_536)
+        with suppress(ConnectionError):
+            answer = connection.recv(100)
+    assert answer == b"" or answer.startswith(b"HTTP/1.1 400")
+    assert sparse.client.get("/health").status_code == 200
 
 
 def test_what_is_no_json_or_has_no_key_is_refused(sparse):
