@@ -187,24 +187,39 @@ def term_idf(token_ids: Iterable[Iterable[int]], documents: int, terms: int) -> 
 
 
 class TargetRegularizer(nn.Module):
-    r"""Reaches a given mean number of active terms: TARGET(X) = m * min(n / target, 2)^2 * FLOPS(X).
+    r"""Reaches a given mean number of active terms: TARGET(X) = c * FLOPS(X) / FLOPS(X)', where ' is without a gradient.
 
-    n is the mean number of active terms of the batch's texts, without a gradient, and m a multiplier that follows it:
-    after every batch in training ln m grows by rate * clip(ln(n / target), -1, 1), within `bounds`. Above the target
-    the penalty grows, below it falls away; what its weight in the SpladeLoss is matters only for the way there. No ramp
-    is needed. That is control by the integral (m) and by the proportion (n / target) of what is to be held. More terms
-    than the model keeps without any penalty are out of its reach.
+    The gradient is c times that of ln FLOPS(X), so that the same c weighs as much of many terms as of few. c follows
+    the number of terms, as the multiplier of a constraint under PI control: with n the mean number of active terms of
+    the batch's texts, r what it should be now, and e = ln(n / r),
+
+    - ln c = I + clip(gain * e, -3, 3);
+    - after every batch in training I grows by rate * clip(e, -1, 1), within the logarithms of `bounds`.
+
+    r goes from the n of the first batch to the target in `steps` batches of equal ratios, and stays there. Without such
+    a way I would grow while n is far off, and n fall far below the target: terms that are gone seldom come back. The
+    weight in the SpladeLoss is a factor of c, which I makes up for.
+
+    A penalty takes terms away and gives none: a number above what the model keeps without one is out of its reach, and
+    c then falls to its least. Queries and documents are encoded by the same weights, so that this can be a matter of
+    both targets together.
 
     Args:
         model: The model that is trained.
         target: Mean number of active terms, positive.
-        rate: Largest change of ln m in one batch.
-        multiplier: m at the beginning.
-        bounds: Least and largest m.
+        steps: Batches in which it should be reached. `lion-st train` sets it to the ramp of the regularizers.
+        rate: Change of I in one batch, for e.
+        gain: Of ln c, for e.
+        multiplier: c at the beginning.
+        bounds: Least and largest exp(I).
         settings: Of the `FlopsRegularizer` inside.
 
     Raises:
         ValueError: If a setting is out of range.
+
+    References:
+        Stooke et al., Responsive Safety in Reinforcement Learning by PID Lagrangian Methods, 2020:
+        https://arxiv.org/abs/2007.03964.
 
     Example:
         ::
@@ -220,48 +235,76 @@ class TargetRegularizer(nn.Module):
     """
 
     multiplier: Tensor
+    STATE = ("multiplier", "start", "batches", "mean")  # what the next batches depend on
 
     def __init__(
         self,
         model: nn.Module | None,
         target: float,
-        rate: float = 0.05,
-        multiplier: float = 0.01,
+        steps: float = 100,
+        rate: float = 0.3,
+        gain: float = 20.0,
+        multiplier: float = 0.1,
         bounds: tuple[float, float] = (1e-4, 1e4),
         **settings: Any,
     ) -> None:
         super().__init__()
-        for name, value in (("target", target), ("rate", rate), ("multiplier", multiplier)):
+        positive = {"target": target, "steps": steps, "rate": rate, "gain": gain, "multiplier": multiplier}
+        for name, value in positive.items():
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} must be a finite number above 0, got {value!r}.")
         if not 0 < bounds[0] <= multiplier <= bounds[1]:
             raise ValueError(f"bounds must be positive and hold the multiplier {multiplier!r}, got {bounds!r}.")
         self.flops = FlopsRegularizer(model, **settings)  # type: ignore[arg-type]
         self.target = target
+        self.steps = steps
         self.rate = rate
+        self.gain = gain
         self.bounds = bounds
-        self.register_buffer("multiplier", torch.tensor(multiplier, dtype=torch.float64), persistent=False)
+        for name, number in (("multiplier", multiplier), ("start", math.nan), ("batches", 0), ("mean", math.nan)):
+            self.register_buffer(name, torch.tensor(number, dtype=torch.float64), persistent=False)
 
     @property
     def last(self) -> Tensor | None:
         """FLOPS of the last batch."""
         return self.flops.last
 
+    def state(self) -> dict[str, float]:
+        """exp(I), n of the first batch, how many there were, and a mean of n over about the last ten of them."""
+        return {name: getattr(self, name).item() for name in self.STATE}
+
+    def load_state(self, state: dict[str, float]) -> None:
+        """Go on where `state` was returned."""
+        for name in self.STATE:
+            getattr(self, name).fill_(state[name])
+
     def compute_loss_from_embeddings(self, embeddings: Tensor) -> Tensor:
-        """The penalty in float32 of embeddings [N, V]; where it has a gradient, the multiplier follows."""
+        """The penalty in float32 of embeddings [N, V]; where it has a gradient, c follows."""
         value = self.flops.compute_loss_from_embeddings(embeddings)
         with torch.no_grad():
+            self.to(embeddings.device)
             active = (embeddings != 0).sum(dim=1).double().mean()
             if self.flops.gather_across_devices:
                 active = mean_across_ranks(active)
-            excess = active / self.target
-            self.multiplier = self.multiplier.to(embeddings.device)
-            factor = self.multiplier * excess.clamp(max=2).square()
+            active = active.clamp(min=1e-9)
+            start = torch.where(self.batches == 0, active, self.start)
+            progress = ((self.batches + 1) / self.steps).clamp(max=1)
+            error = (active / (start ** (1 - progress) * self.target**progress)).log()
+            factor = self.multiplier * (self.gain * error).clamp(-3, 3).exp()
+            factor = factor / value.clamp(min=torch.finfo(value.dtype).tiny)
             if value.requires_grad:
-                step = self.rate * excess.clamp(min=1e-9).log().clamp(-1, 1)
-                self.multiplier = (self.multiplier * step.exp()).clamp(*self.bounds)
+                mean = torch.where(self.batches == 0, active, 0.9 * self.mean + 0.1 * active)
+                multiplier = (self.multiplier * (self.rate * error.clamp(-1, 1)).exp()).clamp(*self.bounds)
+                for name, now in zip(self.STATE, (multiplier, start, self.batches + 1, mean), strict=True):
+                    getattr(self, name).copy_(now)
         return factor.to(value) * value
 
     def get_config_dict(self) -> dict[str, Any]:
         """The hyperparameters, for the model card."""
-        return {"target": self.target, "rate": self.rate, "bounds": list(self.bounds)}
+        return {
+            "target": self.target,
+            "steps": self.steps,
+            "rate": self.rate,
+            "gain": self.gain,
+            "bounds": list(self.bounds),
+        }

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import torch
 from sentence_transformers.sparse_encoder.losses import SpladeLoss
 from torch import nn
 from transformers import TrainerCallback, TrainerState, TrainingArguments
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     from lion_st.training.arguments import RetrieverArguments
 
+logger = logging.getLogger(__name__)
+MISSED = 0.2  # share of a target by which the last batches may be off before it is said
 TASKS = ("query", "document")
 
 
@@ -88,13 +90,16 @@ def make_regularizer(
     return FlopsRegularizer(model, **settings)
 
 
-def prepare_regularizers(loss: nn.Module, model: Any, sources: dict[str, Dataset]) -> list[TrainerCallback]:
+def prepare_regularizers(
+    loss: nn.Module, model: Any, sources: dict[str, Dataset], ramp: float
+) -> list[TrainerCallback]:
     """Give regularizers what they need of the data, and return the callbacks that keep what they learn.
 
     Args:
         loss: Of the run.
         model: Whose tokenizer splits texts into terms.
         sources: The training tuples; the first positives of each are looked at.
+        ramp: Share of the run's steps in which target regularizers go to their number.
     """
     if not isinstance(loss, SpladeLoss):
         return []
@@ -105,28 +110,55 @@ def prepare_regularizers(loss: nn.Module, model: Any, sources: dict[str, Dataset
         for one in without:
             one.set_idf(idf)
     targets = {task: one for task, one in found.items() if isinstance(one, TargetRegularizer)}
-    return [MultiplierCallback(targets)] if targets else []
+    return [TargetCallback(targets, ramp)] if targets else []
 
 
-class MultiplierCallback(TrainerCallback, ExportableState):
-    """Keeps the multipliers of target regularizers in the trainer's state, with which a resumed run goes on.
+class TargetCallback(TrainerCallback, ExportableState):
+    """Has target regularizers reach their number within the first part of a run, whose state keeps theirs.
+
+    A resumed run goes on with it. A number that the run does not reach is said in a warning.
 
     Args:
         targets: By task.
+        ramp: Share of the run's steps after which the number should be reached.
     """
 
-    def __init__(self, targets: dict[str, TargetRegularizer]) -> None:
+    def __init__(self, targets: dict[str, TargetRegularizer], ramp: float) -> None:
         self.targets = targets
+        self.ramp = ramp
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"args": {}, "attributes": {task: one.multiplier.item() for task, one in self.targets.items()}}
+        return {
+            "args": {"ramp": self.ramp},
+            "attributes": {task: target.state() for task, target in self.targets.items()},
+        }
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Take up what a checkpoint kept."""
         callbacks: Any = state.stateful_callbacks or {}
         kept = callbacks.get(type(self).__name__)
         if state.global_step and isinstance(kept, dict):
-            for task, multiplier in kept["attributes"].items():
-                target = self.targets[task]
-                target.multiplier = torch.tensor(multiplier, dtype=torch.float64, device=target.multiplier.device)
+            for task, of_task in kept["attributes"].items():
+                self.targets[task].load_state(of_task)
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Follow the number of steps, which a budget of time may lower."""
+        for target in self.targets.values():
+            target.steps = max(1.0, self.ramp * state.max_steps * args.gradient_accumulation_steps)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Warn of a number that was not reached."""
+        for task, target in self.targets.items():
+            mean, least = target.mean.item(), target.multiplier.item() <= 2 * target.bounds[0]
+            if state.is_world_process_zero and not abs(mean - target.target) <= MISSED * target.target:
+                logger.warning(
+                    "The last batches had %.3g active terms a %s in place of --%s_target_terms %.3g: %s.",
+                    mean,
+                    task,
+                    task,
+                    target.target,
+                    "the model keeps no more without any penalty"
+                    if mean < target.target and least
+                    else "give more steps or a larger learning rate",
+                )

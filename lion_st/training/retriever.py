@@ -119,7 +119,7 @@ def build_trainer(
         )
     loss = build_loss(model, arguments) if loss is None else loss
     callbacks = list(callbacks or [])
-    callbacks += prepare_regularizers(loss, model, sources)
+    callbacks += prepare_regularizers(loss, model, sources, arguments.regularizer_warmup_ratio)
     ramp = None
     if isinstance(loss, SpladeLoss):
         ramp = _ramp(loss, arguments)

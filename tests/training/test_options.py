@@ -372,20 +372,22 @@ def test_a_regularizer_is_chosen_by_name_and_its_settings_belong_to_it(data, tmp
             loss(**options)
 
 
-def test_target_regularizers_go_on_where_they_were(tiny_backbone, data, tmp_path):
+def test_target_regularizers_go_on_where_they_were_and_say_what_was_not_reached(tiny_backbone, data, tmp_path, caplog):
     options = dict(regularizer="target", query_target_terms=5, document_target_terms=9, max_steps=4, save_steps=2)
     whole = tiny_run(tiny_backbone(), data, tmp_path / "whole", "sparse", "cl", **options)
     train_retriever(*whole)
-    multipliers = []
+    assert "active terms a document in place of --document_target_terms 9" in caplog.text
+    states = []
     for checkpoint in (2, 4):
         state = json.loads((tmp_path / "whole" / f"checkpoint-{checkpoint}" / "trainer_state.json").read_text())
-        multipliers.append(state["stateful_callbacks"]["MultiplierCallback"]["attributes"])
-    assert multipliers[0]["document"] < multipliers[1]["document"]
+        states.append(state["stateful_callbacks"]["TargetCallback"]["attributes"])
+    assert states[0]["document"]["multiplier"] < states[1]["document"]["multiplier"]
+    assert states[0]["document"]["start"] == states[1]["document"]["start"] > 9
     arguments, training = tiny_run(tiny_backbone(), data, tmp_path / "again", "sparse", "cl", **options)
-    trainer = build_trainer(build_model(arguments, "cpu"), arguments, training, load_training_tuples(arguments, 0))
+    trainer = build_trainer(build_model(arguments, "cpu"), arguments, training, load_training_tuples(arguments, training.seed))
     trainer.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
-    found = {task: getattr(trainer.loss, f"{task}_regularizer").multiplier.item() for task in ("query", "document")}
-    assert found == multipliers[1]
+    found = {task: getattr(trainer.loss, f"{task}_regularizer").state() for task in ("query", "document")}
+    assert found == states[1]
 
 
 def test_the_terms_of_the_texts_are_counted_for_idf_flops(tiny_backbone, data, tmp_path):
