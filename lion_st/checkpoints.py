@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import re
@@ -20,12 +19,14 @@ from lion_st.guard import TRANSFORMER, add_guard, move_transformer
 from lion_st.hooks import model_config
 from lion_st.modules import SpladeHead
 
+NOT_STOCK = "The model's learned thresholds have no place in a stock checkpoint"
+WITH_LIMITS = "Write them for lion_st.load alone, with with_limits=True (`lion-st export --with-limits`)"
 STOCK_TRANSFORMER = fullname(Transformer)
 JSON_FILES = ("modules.json", "config_sentence_transformers.json", "config.json", "adapter_config.json")
 
 
 def unheld_by_stock(head: Any, model_type: str) -> str | None:
-    """Why stock modules of one model do not hold what a head has: limits of active terms, or a table of queries.
+    """Why stock modules of one model do not hold what a head has: thresholds, limits of terms, or a table of queries.
 
     None if they do, or if there is neither.
 
@@ -37,6 +38,8 @@ def unheld_by_stock(head: Any, model_type: str) -> str | None:
         return "queries are looked up in a table, and one model encodes all texts"
     if not isinstance(head, SpladeHead):
         return None
+    if head.thresholds is not None:
+        return "thresholds of terms are a bias of the LM head, for which stock modules have no place"
     query, document = head.active_dims("query"), head.active_dims("document")
     if query != document:
         return (
@@ -62,16 +65,21 @@ def write_stock_checkpoint(
         folder: Existing folder.
         model_type: `"SentenceTransformer"`, `"SparseEncoder"` or `"MultiVectorEncoder"`: the class that will load it.
         resume: Also keep what folding loses, for training to go on from.
-        with_limits: Where stock modules do not hold the head's limits of active terms, or its table of queries, write
-            it as it is: stock then refuses the checkpoint, which `lion_st.load` reads. Without, they are left out.
+        with_limits: Where stock modules do not hold the head's thresholds, limits of active terms, or table of queries,
+            write it as it is: stock then refuses the checkpoint, which `lion_st.load` reads. Without, limits and table
+            are left out.
+
+    Raises:
+        ValueError: If there are thresholds, and they would be left out.
     """
     transformer: Any = model[0]
     head: Any = model[1]
+    if getattr(head, "thresholds", None) is not None and not with_limits:
+        raise ValueError(f"{NOT_STOCK}: {unheld_by_stock(head, model_type)}. {WITH_LIMITS}.")
     modules = head.stock_modules()
-    if with_limits and unheld_by_stock(head, model_type) is not None:
-        modules = [copy.copy(head)]
-        if isinstance(head, SpladeHead):
-            modules[0].scale = head.scale if resume else 1.0  # else it is folded in
+    is_learned = isinstance(head, SpladeHead) and head.log_top_k is not None
+    if (with_limits and unheld_by_stock(head, model_type) is not None) or (resume and is_learned):
+        modules = [head if resume or not isinstance(head, SpladeHead) else head.of_result(scale=1.0)]  # folded in
     if isinstance(head, SpladeHead):
         transformer.save_stock(str(folder), scale=head.scale, resume=head.get_config_dict() if resume else None)
     else:

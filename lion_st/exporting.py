@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -12,7 +11,14 @@ from sentence_transformers import MultiVectorEncoder, SentenceTransformer, Spars
 from sentence_transformers.base.model import BaseModel
 from sentence_transformers.util import batch_to_device
 
-from lion_st.checkpoints import atomic_checkpoint, describe_as_written, unheld_by_stock, write_stock_checkpoint
+from lion_st.checkpoints import (
+    NOT_STOCK,
+    WITH_LIMITS,
+    atomic_checkpoint,
+    describe_as_written,
+    unheld_by_stock,
+    write_stock_checkpoint,
+)
 from lion_st.hooks import has_adapter, write_model_card
 from lion_st.models import load, paradigm_of
 from lion_st.modules import LionTransformer, LlamaPooling, MultiVectorHead, SpladeHead
@@ -64,9 +70,9 @@ def export(
         verify: Load the result with the stock class and compare vectors before it takes its place. This needs the
             model's memory once more.
         create_model_card: Write sentence-transformers' README.md, which looks the base model up on the Hub.
-        with_limits: Where stock modules do not hold the model's limits of active terms, write a checkpoint that
-            `lion_st.load` alone reads and stock classes refuse, in place of an error. `"SparseEncoder"` holds one
-            limit, the same for queries and documents; `"SentenceTransformer"` none.
+        with_limits: Where stock modules do not hold the model's limits of active terms, or its thresholds, write a
+            checkpoint that `lion_st.load` alone reads and stock classes refuse, in place of an error.
+            `"SparseEncoder"` holds one limit, the same for queries and documents; `"SentenceTransformer"` none.
 
     Returns:
         The folder.
@@ -162,6 +168,8 @@ def _require_exportable(model: BaseModel, model_type: ModelType | None, with_lim
             "with lion_st.training.query_encoders.save_query_encoder(table_query_encoder(model), model, folder)."
         )
     problem = unheld_by_stock(modules[1], model_type)
+    if problem is not None and not with_limits and getattr(modules[1], "thresholds", None) is not None:
+        raise ValueError(f"{NOT_STOCK}: {problem}. {WITH_LIMITS}.")
     if problem is not None and not with_limits:
         raise ValueError(
             f"The model's limits of active terms have no place in this form: {problem}. Write them all the same, for "
@@ -198,10 +206,8 @@ def _probe(model: BaseModel) -> torch.Tensor:
     features = batch_to_device(model.preprocess(list(PROBE_TEXTS), task="document"), model.device)
     features = transformer(features)
     for head in heads:
-        if isinstance(head, SpladeHead):
-            head = copy.copy(head)
-            head.max_active_dims = head.query_max_active_dims = head.document_max_active_dims = None
-        features = head(features)
+        all_terms = {"max_active_dims": head.get_embedding_dimension()} if isinstance(head, SpladeHead) else {}
+        features = head(features, **all_terms)
     model.train(was_training)
     if paradigm_of(model) == "multi_vector":  # the vectors that count, whichever side the padding is on
         return features["token_embeddings"][features["attention_mask"].bool()].float()

@@ -78,6 +78,7 @@ def limit_terms(
         raise ValueError(f"{source} is a {paradigm_of(model)} model, which has no terms to limit: leave out the top-k.")
     if query_top_k is not None and model.query_table is not None:
         raise ValueError(f"A table encodes the queries of {source} and adds no terms to them: leave out the query's.")
+    head.freeze_top_k()
     if only_these:
         head.max_active_dims = head.query_max_active_dims = head.document_max_active_dims = None
     for name, limit in (("query_max_active_dims", query_top_k), ("document_max_active_dims", document_top_k)):

@@ -187,7 +187,7 @@ def term_idf(token_ids: Iterable[Iterable[int]], documents: int, terms: int) -> 
 
 
 class TargetRegularizer(nn.Module):
-    r"""Reaches a given mean number of active terms: TARGET(X) = c * FLOPS(X) / FLOPS(X)', where ' is without a gradient.
+    r"""Reaches a given mean number of active terms: TARGET(X) = c * FLOPS(X) / FLOPS(X)', ' without a gradient.
 
     The gradient is c times that of ln FLOPS(X), so that the same c weighs as much of many terms as of few. c follows
     the number of terms, as the multiplier of a constraint under PI control: with n the mean number of active terms of
@@ -235,6 +235,9 @@ class TargetRegularizer(nn.Module):
     """
 
     multiplier: Tensor
+    start: Tensor
+    batches: Tensor
+    mean: Tensor
     STATE = ("multiplier", "start", "batches", "mean")  # what the next batches depend on
 
     def __init__(
@@ -269,12 +272,12 @@ class TargetRegularizer(nn.Module):
         """FLOPS of the last batch."""
         return self.flops.last
 
-    def state(self) -> dict[str, float]:
+    def get_state(self) -> dict[str, float]:
         """exp(I), n of the first batch, how many there were, and a mean of n over about the last ten of them."""
         return {name: getattr(self, name).item() for name in self.STATE}
 
-    def load_state(self, state: dict[str, float]) -> None:
-        """Go on where `state` was returned."""
+    def set_state(self, state: dict[str, float]) -> None:
+        """Go on where `get_state` returned it."""
         for name in self.STATE:
             getattr(self, name).fill_(state[name])
 

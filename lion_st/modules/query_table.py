@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,8 +99,13 @@ class Head(Module):
     def load(cls, model_name_or_path: str, *args: Any, **kwargs: Any) -> Self:
         """Load the configuration, and the table if there is one."""
         module = super().load(model_name_or_path, *args, **kwargs)
-        names = ("subfolder", "token", "cache_folder", "revision", "local_files_only")
-        hub = {name: kwargs[name] for name in names if name in kwargs}
-        if (file := load_file_path(model_name_or_path, TABLE_FILE, **hub)) is not None:
-            module.query_table = QueryTable(load_file(file)["weight"])
+        if weights := module.own_weights(model_name_or_path, TABLE_FILE, kwargs):
+            module.query_table = QueryTable(weights["weight"])
         return module
+
+    @staticmethod
+    def own_weights(source: str, name: str, options: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The tensors in a file of a module's own folder, none if it is not there."""
+        names = ("subfolder", "token", "cache_folder", "revision", "local_files_only")
+        file = load_file_path(source, name, **{name: options[name] for name in names if name in options})
+        return {} if file is None else load_file(file)

@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import torch
+from safetensors.torch import save_file
 from sentence_transformers.base.modules import Module
 from sentence_transformers.sparse_encoder.modules import SpladePooling
 from sentence_transformers.util import select_max_active_dims
+from torch import nn
 
 from lion_st.kernels import check_finite, splade_pool
 from lion_st.modules.lion_transformer import LionTransformer
 from lion_st.modules.query_table import Head
+from lion_st.modules.soft_top_k import hard_k, soft_top_k
 
 if TYPE_CHECKING:
     from sentence_transformers.base.model import BaseModel
+    from typing_extensions import Self
 
+LEARNED_FILE = "learned_sparsity.safetensors"
+LEARNED = ("thresholds", "log_top_k")
 Activation: TypeAlias = Literal["log1p", "double_log1p"]
 
 
 class SpladeHead(Head):
     """Max-pools the LM head's logits over a text's real tokens: log1p(relu(max_i h_i . W * scale)), [B, V].
 
-    The head owns no weight. Once the model is put together it finds the backbone's LM head, tied or untied, and
-    reads it at every call, so that nothing is copied, saved twice or given to the optimizer twice.
+    Once the model is put together the head finds the backbone's LM head, tied or untied, and reads it at every call, so
+    that nothing is copied, saved twice or given to the optimizer twice. Its own are only weights that are asked for:
+
+    - `learn_thresholds`: a threshold theta_v of each term, log1p(relu(max_i h_i . W_v * scale - theta_v)), which is a
+      bias of the LM head. One below 0 admits terms that the LM head alone would not.
+    - `learn_top_k`: k for queries and k for documents, see `lion_st.modules.soft_top_k`: in training the gradient of a
+      soft gate, in what comes out a limit like any other, rounded to a whole number.
 
     Args:
         scale: Factor on the logits. The default, `hidden_size ** -0.25`, is the paper's; 1.0 is that of CSPLADE and
@@ -87,6 +99,9 @@ class SpladeHead(Head):
         self.query_max_active_dims = query_max_active_dims
         self.document_max_active_dims = document_max_active_dims
         self.activation: Activation = activation
+        self.thresholds: nn.Parameter | None = None  # [V]
+        self.log_top_k: nn.Parameter | None = None  # [2], of queries and documents
+        self.prunes = True  # in training, by the k that is learned
         # A tuple keeps the sibling out of this module's own parameters.
         self._siblings: tuple[LionTransformer, ...] = ()
 
@@ -139,7 +154,7 @@ class SpladeHead(Head):
             lm_head.weight,
             features.get("attention_mask"),
             scale=(self.scale or 1.0) * lm_head.multiplier,
-            bias=lm_head.bias,
+            bias=self._bias(lm_head.bias),
             softcap=lm_head.softcap,
             output=output,
             k=limit if output == "sparse" else None,
@@ -147,6 +162,9 @@ class SpladeHead(Head):
         )
         if self.activation == "double_log1p":
             embeddings = _log1p(embeddings)
+        if self.log_top_k is not None and self.training and self.prunes:
+            is_query = (task or features.get("task")) == "query"
+            embeddings = soft_top_k(embeddings, self.log_top_k[0 if is_query else 1])
         encodes = not self.training and not torch.is_grad_enabled()
         if encodes and output == "dense" and not _is_recorded(embeddings):
             check_finite(embeddings)
@@ -158,7 +176,56 @@ class SpladeHead(Head):
     def active_dims(self, task: str | None = None) -> int | None:
         """The limit of active terms for a task, None for no limit."""
         by_task = {"query": self.query_max_active_dims, "document": self.document_max_active_dims}
+        if self.log_top_k is not None:
+            by_task = {name: hard_k(log_k) for name, log_k in zip(by_task, self.log_top_k, strict=True)}
         return by_task.get(task or "") or self.max_active_dims
+
+    def learn_thresholds(self) -> None:
+        """Have a threshold of each term learned, from 0 or from those that there are."""
+        if self.thresholds is None:
+            weight = self.transformer.lm_head.weight
+            self.thresholds = nn.Parameter(torch.zeros(len(weight), device=weight.device))
+        self.thresholds.requires_grad_(True)
+
+    def learn_top_k(self, query: int, document: int) -> None:
+        """Have the limits of active terms learned, from these numbers; they should be below those that texts have."""
+        limits = torch.tensor([query, document], dtype=torch.float32, device=self.transformer.lm_head.weight.device)
+        self.log_top_k = nn.Parameter(limits.log())
+
+    def freeze_top_k(self) -> None:
+        """Make whole numbers of limits that were learned, which are settings from then on."""
+        if self.log_top_k is not None:
+            self.query_max_active_dims, self.document_max_active_dims = map(self.active_dims, ("query", "document"))
+            self.log_top_k = None
+
+    def of_result(self, scale: float) -> SpladeHead:
+        """A head as it is saved at the end of training, with the same weights: limits that are whole numbers."""
+        head = SpladeHead(**self.get_config_dict() | {"scale": scale})
+        head.thresholds, head.query_table, head.log_top_k = self.thresholds, self.query_table, self.log_top_k
+        head.freeze_top_k()
+        return head
+
+    def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
+        """Save the configuration, and the weights that are the head's own."""
+        super().save(output_path, *args, **kwargs)
+        own = {name: one.detach().cpu() for name in LEARNED if (one := getattr(self, name)) is not None}
+        if own:
+            save_file(own, Path(output_path) / LEARNED_FILE)
+
+    @classmethod
+    def load(cls, model_name_or_path: str, *args: Any, **kwargs: Any) -> Self:
+        """Load the configuration, and the weights that are the head's own."""
+        head = super().load(model_name_or_path, *args, **kwargs)
+        for name, weight in head.own_weights(model_name_or_path, LEARNED_FILE, kwargs).items():
+            if name not in LEARNED:
+                raise ValueError(f"{LEARNED_FILE} in {model_name_or_path!r} holds {name!r}, which is not known here.")
+            setattr(head, name, nn.Parameter(weight))
+        return head
+
+    def _bias(self, bias: torch.Tensor | None) -> torch.Tensor | None:
+        if self.thresholds is None:
+            return bias
+        return -self.thresholds if bias is None else bias - self.thresholds
 
     def get_config_dict(self) -> dict[str, Any]:
         """What is saved of the head, the usual activation left out as before there were others."""

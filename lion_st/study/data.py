@@ -250,7 +250,11 @@ def _make(study: Study, folder: Path, made: bool) -> None:
     held: tuple[Corpus, Queries, Qrels] = {}, {}, {}
     if made:
         rows, documents = _rows_of(
-            open_training_tuples(study.data, any(objective != "cl" for objective in study.objectives))
+            open_training_tuples(
+                study.data,
+                any(objective != "cl" for objective in study.objectives)
+                and not study.training.get("self_distillation"),
+            )
         )
         if study.hold_out:
             rows, held = _hold_out(rows, documents, study.hold_out)

@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 from lion_st.errors import UsageError
 from lion_st.losses.distillation import Distillation
 from lion_st.training.evaluation import EvaluationArguments
+from lion_st.training.learned_sparsity import LearnedSparsityArguments
 from lion_st.training.model_arguments import LoraArguments, ModelArguments
 from lion_st.training.options import merge_layers, resolve_steps
 from lion_st.training.prompts import PromptArguments
@@ -181,7 +182,9 @@ class MntpTrainingArguments(TrainingArguments):
 
 
 @dataclass
-class RetrieverArguments(RegularizerArguments, TeacherArguments, QueryEncoderArguments, ModelArguments):
+class RetrieverArguments(
+    RegularizerArguments, LearnedSparsityArguments, TeacherArguments, QueryEncoderArguments, ModelArguments
+):
     """The fine-tuning of a retriever: model, data and objective."""
 
     recipe: str | None = field(default=None, metadata={"help": "A published recipe, see `lion-st recipes`."})
@@ -266,6 +269,7 @@ class RetrieverArguments(RegularizerArguments, TeacherArguments, QueryEncoderArg
         require_share(self, "regularizer_warmup_ratio")
         self.require_regularizer()
         self.require_query_encoder()
+        self.require_learned_sparsity()
         self.require_lora_ranges()
         if self.objective != "cl" and self.negatives < 1:
             raise ValueError(f"The objective {self.objective} needs negatives, got --negatives {self.negatives}.")

@@ -37,6 +37,7 @@ class TrainingCost:
         vector_width: Numbers that a text becomes, if neither one per term nor the hidden size: of all tokens' vectors.
         loads_head: Whether the LM head is in memory; by default where it runs over every token. MNTP reads some alone.
         table_parameters: Weights of a table that learns queries, beside the model.
+        averages_weights: Whether a moving average of the trained weights embeds every text too (self-distillation).
     """
 
     shape: BackboneShape
@@ -48,6 +49,7 @@ class TrainingCost:
     vector_width: int | None = None
     loads_head: bool | None = None
     table_parameters: int = 0
+    averages_weights: bool = False
 
     @property
     def linear_parameters(self) -> int:
@@ -95,7 +97,8 @@ class TrainingCost:
         if self.has_head:
             # Of a text, one position a term at most has a gradient.
             backward += (1 if frozen else 2) * 2 * self.head_parameters * texts
-        return forward + backward + (forward if self.cached else 0.0) + (backbone if self.gradient_checkpointing else 0)
+        again = forward * (self.cached + self.averages_weights)
+        return forward + backward + again + (backbone if self.gradient_checkpointing else 0)
 
     def memory(
         self,
@@ -151,6 +154,7 @@ class TrainingCost:
             "layer of 4 bits at work": LOW_PRECISION_BYTES * largest if self.load_in_4bit else 0.0,
             "gradients": FLOAT_BYTES * trained * (1 if sharded or devices == 1 else 2) / shards,
             "optimizer": OPTIMIZER_BYTES * trained / shards,
+            "moving average": FLOAT_BYTES * trained * self.averages_weights,
             "gathered head and layers": self._gathered(size) if sharded else 0.0,
             "activations": activations,
             "embeddings and gradients": width * embeddings,

@@ -430,6 +430,11 @@ def _require_plain(model: SentenceTransformer | SparseEncoder) -> LionTransforme
         )
     if paradigm_of(model) == "multi_vector":
         raise ValueError("Query encoders are made of sparse and dense models, this one is multi_vector.")
+    if getattr(model[1], "thresholds", None) is not None:
+        raise ValueError(
+            "The model has learned thresholds, for which the stock modules of a Router have no place: make query "
+            "encoders of a model that was trained without --learn_thresholds."
+        )
     if has_adapter(first.model):
         raise ValueError("The model has an adapter attached: load it with merge_adapter=True first.")
     return first

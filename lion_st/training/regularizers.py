@@ -131,7 +131,7 @@ class TargetCallback(TrainerCallback, ExportableState):
         """What a checkpoint keeps."""
         return {
             "args": {"ramp": self.ramp},
-            "attributes": {task: target.state() for task, target in self.targets.items()},
+            "attributes": {task: target.get_state() for task, target in self.targets.items()},
         }
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
@@ -140,7 +140,7 @@ class TargetCallback(TrainerCallback, ExportableState):
         kept = callbacks.get(type(self).__name__)
         if state.global_step and isinstance(kept, dict):
             for task, of_task in kept["attributes"].items():
-                self.targets[task].load_state(of_task)
+                self.targets[task].set_state(of_task)
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Follow the number of steps, which a budget of time may lower."""

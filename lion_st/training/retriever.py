@@ -25,6 +25,7 @@ from lion_st.training.checkpoints import checkpoint_to_resume
 from lion_st.training.collapse import CollapseGuard
 from lion_st.training.cost import TrainingCost
 from lion_st.training.evaluation import EarlyStopping, build_evaluator, hold_out_share
+from lion_st.training.learned_sparsity import attach_learned_sparsity
 from lion_st.training.mixing import WeightedBatchSampler
 from lion_st.training.objectives import build_loss, uncacheable
 from lion_st.training.paradigm_trainers import TRAINERS
@@ -34,6 +35,7 @@ from lion_st.training.recipes import BackboneShape
 from lion_st.training.regularizers import prepare_regularizers
 from lion_st.training.released import ramp_micro_batches, require_files
 from lion_st.training.runs import export_run, run_log
+from lion_st.training.self_distillation import EmaCallback, EmaTeacher
 from lion_st.training.sharding import build_device, is_sharded, refuse_with_quantization, share_checks
 from lion_st.training.starting import build_model
 from lion_st.training.teacher import report_teacher, teacher_weights
@@ -90,7 +92,7 @@ def build_trainer(
                 f"{name} has {len(source)} tuples, fewer than a batch of {needed}: give more data, or a smaller "
                 "--batch_size."
             )
-    if arguments.objective != "cl" and training_arguments.process_index == 0:
+    if arguments.reads_scores and training_arguments.process_index == 0:
         report_teacher(sources, arguments.objective, arguments.teacher_temperature)
     if training_arguments.dataloader_num_workers:
         _leave_tokenizing_to_the_workers()
@@ -117,6 +119,10 @@ def build_trainer(
         raise ValueError(
             f"A table encodes the queries of {arguments.model!r}: train it on with --query_encoder static."
         )
+    if (arguments.learn_thresholds or arguments.learn_top_k) and is_sharded(training_arguments):
+        raise ValueError("--learn_thresholds and --learn_top_k have no sharded form: leave out --fsdp.")
+    rates = attach_learned_sparsity(model, arguments)
+    training_arguments.learning_rate_mapping = rates | cast(dict, training_arguments.learning_rate_mapping or {})
     loss = build_loss(model, arguments) if loss is None else loss
     callbacks = list(callbacks or [])
     callbacks += prepare_regularizers(loss, model, sources, arguments.regularizer_warmup_ratio)
@@ -142,6 +148,13 @@ def build_trainer(
     trainer.epoch_listeners += [
         partial(set_epoch, source) for source in sources.values() if source.format["type"] == "custom"
     ]
+    if arguments.self_distillation:
+        if is_sharded(training_arguments):
+            raise ValueError("--self_distillation has no sharded form: leave out --fsdp, or train an adapter with DDP.")
+        trainer.self_teacher = EmaTeacher(
+            model, arguments.ema_decay, 1 / arguments.temperature, arguments.mini_batch_size
+        )
+        trainer.add_callback(EmaCallback(trainer.self_teacher))
     trainer.cost = training_cost(arguments, training_arguments, BackboneShape.from_config(model[0].config))
     return trainer
 
@@ -289,7 +302,7 @@ def load_training_tuples(arguments: RetrieverArguments, seed: int) -> Dataset | 
         source: load_tuples(
             quickstart_data() if source == QUICKSTART_REPOSITORY else source,
             negatives=arguments.negatives,
-            teacher_scores=arguments.objective != "cl",
+            teacher_scores=arguments.reads_scores,
             teachers=teacher_weights(arguments.teachers) or None,
             combine=arguments.combine,
             teachers_apart=arguments.weight_by_agreement,
@@ -323,4 +336,5 @@ def training_cost(
         gradient_checkpointing=recomputes_activations(training_arguments),
         vector_width=tokens if arguments.paradigm == "multi_vector" else None,
         table_parameters=table,
+        averages_weights=arguments.self_distillation,
     )

@@ -79,13 +79,9 @@ def export_run(trainer: Any, record: RunLog) -> Path:
             files = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
         problem = unheld_by_stock(model[1], "SentenceTransformer")
         if problem is not None and model.query_table is None:
-            logger.warning(
-                "lion_st.load alone reads %s: %s. `lion-st export %s OUTPUT --all-terms` writes a stock checkpoint "
-                "without the limits.",
-                output,
-                problem,
-                output,
-            )
+            stock = f". `lion-st export {output} OUTPUT --all-terms` writes a stock checkpoint without the limits"
+            has_thresholds = getattr(model[1], "thresholds", None) is not None
+            logger.warning("lion_st.load alone reads %s: %s%s.", output, problem, "" if has_thresholds else stock)
         record.finish(trainer.state, **_best(trainer))
     trainer.accelerator.wait_for_everyone()
     if trainer.args.push_to_hub and trainer.is_world_process_zero():

@@ -14,6 +14,7 @@ from lion_st.data.teachers import Combination, Normalization, require_combinatio
 from lion_st.data.tuples import reader_of
 from lion_st.errors import UsageError
 from lion_st.losses.teachers import TeacherTerms
+from lion_st.training.validation import reads_scores, require_share
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -69,8 +70,23 @@ class TeacherArguments:
     teacher_temperature: float = field(
         default=1.0, metadata={"help": "Divisor of the teacher's scores: smaller makes it surer."}
     )
+    self_distillation: bool = field(
+        default=False,
+        metadata={
+            "help": "Learn from the moving average of the weights that are trained (a mean teacher); the data's scores "
+            "are not read."
+        },
+    )
+    ema_decay: float = field(
+        default=0.99, metadata={"help": "Share of the moving average of --self_distillation that stays in each step."}
+    )
 
-    def require_teachers(self) -> None:
+    @property
+    def reads_scores(self: Any) -> bool:
+        """Whether the scores in the data are learned from."""
+        return reads_scores(vars(self))
+
+    def require_teachers(self: Any) -> None:
         """Refuse teachers that do not fit.
 
         Raises:
@@ -78,6 +94,17 @@ class TeacherArguments:
         """
         teacher_weights(self.teachers)
         require_combination(self.combine)
+        require_share(self, "ema_decay")
+        if self.self_distillation and self.objective in ("cl", "listwise"):
+            wrong = "no teacher" if self.objective == "cl" else "grades, which a model's scores are not"
+            raise UsageError(
+                f"--objective {self.objective} learns from {wrong}: --self_distillation is of cl_kd, kl, kd, "
+                "margin_mse_kl and rank."
+            )
+        if self.self_distillation and self.distillation == "listwise" and self.objective == "cl_kd":
+            raise UsageError("--distillation listwise takes grades, which a model's scores are not: take another.")
+        if self.self_distillation and self.preset is not None:
+            raise UsageError(f"--preset {self.preset} is the released code, which has a teacher: leave it out.")
         if not self.weight_by_agreement:
             return
         if self.combine == "random":

@@ -20,7 +20,6 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotat
 
 from lion_st.files import LOCK, lock_folder
 from lion_st.hooks import without_message
-from lion_st.losses import FlopsRegularizer, TargetRegularizer
 from lion_st.model_classes import LionModel
 from lion_st.modules.adapters import load_adapter_weights
 from lion_st.modules.quantization import is_quantized
@@ -37,6 +36,7 @@ from lion_st.training.collapse import CollapseGuard, VectorStatistics
 from lion_st.training.contract import load_heads, transformer_folder
 from lion_st.training.cost import TrainingCost
 from lion_st.training.sampling import NoFalseNegativesBatchSampler
+from lion_st.training.self_distillation import EmaTeacher
 from lion_st.training.sharding import (
     backbone_of,
     configure_units,
@@ -291,6 +291,7 @@ class RetrieverTrainerMixin(GuardedTrainer, BaseTrainer):
 
     cost: TrainingCost
     has_sparse_vectors = False
+    self_teacher: EmaTeacher | None = None  # whose scores take the place of labels
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -301,13 +302,14 @@ class RetrieverTrainerMixin(GuardedTrainer, BaseTrainer):
         self.add_callback(EpochCallback(self._set_epoch))
         self._has_logged = False
 
-    def compute_loss(self, *arguments: Any, **options: Any) -> Any:
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Any:
         """The loss; its parts and the statistics of the vectors are kept for the log."""
-        statistics: Any = self.guard.statistics
-        self._has_logged = False
+        statistics, self._has_logged = cast(Any, self.guard.statistics), False
+        if self.self_teacher is not None:
+            inputs = inputs | {"label": self.self_teacher.scores(self.collect_features(inputs)[0])}
         statistics.begin()
         try:
-            result = super().compute_loss(*arguments, **options)
+            result = super().compute_loss(model, inputs, *arguments, **options)
         finally:
             statistics.end()
         if not self._has_logged:  # the loss has no parts
@@ -410,6 +412,16 @@ class RetrieverTrainerMixin(GuardedTrainer, BaseTrainer):
         with self.throughput.paused():
             super()._save_checkpoint(model, trial)
 
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.self_teacher is not None and self.args.should_save:
+            self.self_teacher.save(output_dir)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.self_teacher is not None and checkpoint is not None:
+            self.self_teacher.load(checkpoint)
+
     def _seen(self) -> dict[str, float]:
         """Tokens a second, peak memory and, of sparse vectors, the shares of terms that no text or every text has."""
         statistics: Any = self.guard.statistics
@@ -432,7 +444,7 @@ class RetrieverTrainerMixin(GuardedTrainer, BaseTrainer):
         """FLOPS of queries and documents as the regularizers saw them, before their weights."""
         found = {}
         for task in ("query", "document"):
-            regularizer = getattr(self.loss, f"{task}_regularizer", None)
-            if isinstance(regularizer, FlopsRegularizer | TargetRegularizer) and regularizer.last is not None:
-                found[f"{task}_flops"] = regularizer.last
+            last = getattr(getattr(self.loss, f"{task}_regularizer", None), "last", None)
+            if last is not None:
+                found[f"{task}_flops"] = last
         return found

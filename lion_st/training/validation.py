@@ -29,7 +29,7 @@ _READ_BY = {
     **dict.fromkeys(
         (
             *("scale", "activation", "query_top_k", "document_top_k", "regularizer", "regularizer_warmup_ratio"),
-            *("query_regularizer_weight", "document_regularizer_weight"),
+            *("query_regularizer_weight", "document_regularizer_weight", "learn_thresholds", "learn_top_k"),
         ),
         ("--paradigm sparse", lambda values: values["paradigm"] == "sparse"),
     ),
@@ -40,15 +40,20 @@ _READ_BY = {
     "token_dimension": ("--paradigm multi_vector", lambda values: values["paradigm"] == "multi_vector"),
     **dict.fromkeys(("pooling", "normalize"), ("--paradigm dense", lambda values: values["paradigm"] == "dense")),
     "query_encoder_learning_rate": ("--query_encoder static", lambda values: values["query_encoder"] == "static"),
+    "threshold_learning_rate": (
+        "--learn_thresholds or --learn_top_k",
+        lambda values: values["learn_thresholds"] or values["learn_top_k"],
+    ),
     "df_alpha": ("--regularizer df_flops", lambda values: values["regularizer"] == "df_flops"),
     "df_beta": ("--regularizer df_flops", lambda values: values["regularizer"] == "df_flops"),
     "query_target_terms": ("--regularizer target", lambda values: values["regularizer"] == "target"),
     "document_target_terms": ("--regularizer target", lambda values: values["regularizer"] == "target"),
-    "teachers": ("another --objective than cl", lambda values: values["objective"] != "cl"),
+    "teachers": ("a teacher's scores (another --objective than cl)", lambda values: reads_scores(values)),
+    "ema_decay": ("--self_distillation", lambda values: values["self_distillation"]),
     "combine": ("several --teachers", lambda values: len(values["teachers"] or ()) > 1),
     "weight_by_agreement": ("several --teachers", lambda values: len(values["teachers"] or ()) > 1),
     "train_weights": ("several --train_data", lambda values: len(values["train_data"]) > 1),
-    "teacher_normalization": ("another --objective than cl", lambda values: values["objective"] != "cl"),
+    "teacher_normalization": ("a teacher's scores (another --objective than cl)", lambda values: reads_scores(values)),
     "teacher_temperature": ("--objective kd, kl, margin_mse_kl or cl_kd", lambda values: reads_temperature(values)),
     "distillation": ("--objective cl_kd", lambda values: values["objective"] == "cl_kd"),
     "margin_mse_weight": (
@@ -97,6 +102,11 @@ def require_read(arguments: Any, given: Iterable[str]) -> None:
 def unread_options(values: Mapping[str, Any]) -> set[str]:
     """Options of `RetrieverArguments` that a run with these values does not read."""
     return {name for name, (_, reads) in _READ_BY.items() if not reads(values)}
+
+
+def reads_scores(values: Mapping[str, Any]) -> bool:
+    """Whether the scores in the data are learned from, see `RetrieverArguments`."""
+    return values["objective"] != "cl" and not values["self_distillation"]
 
 
 def reads_temperature(values: Mapping[str, Any]) -> bool:

@@ -89,13 +89,13 @@ def test_target():
         torch.testing.assert_close(gradient, (2 * factor / flops * rows().mean(0) / 4).expand(4, 4).detach())
         multiplier *= math.exp(0.1 * math.log(active / wanted))
         assert regularizer.multiplier.item() == pytest.approx(multiplier)
-    before = regularizer.state()
+    before = regularizer.get_state()
     regularizer.compute_loss_from_embeddings(rows().detach())  # an evaluation changes nothing
-    assert regularizer.state() == before
+    assert regularizer.get_state() == before
     again = TargetRegularizer(None, target, steps=4, rate=0.1, gain=2.0)
-    again.load_state(before)
+    again.set_state(before)
     assert again.compute_loss_from_embeddings(rows()) == regularizer.compute_loss_from_embeddings(rows())
-    assert again.state() == regularizer.state()
+    assert again.get_state() == regularizer.get_state()
     many = TargetRegularizer(None, target=0.01, steps=1, multiplier=0.5)
     assert many.compute_loss_from_embeddings(rows()).item() == pytest.approx(0.5 * math.exp(3))
     assert many.multiplier.item() == pytest.approx(0.5 * math.exp(many.rate))

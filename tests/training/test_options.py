@@ -384,9 +384,10 @@ def test_target_regularizers_go_on_where_they_were_and_say_what_was_not_reached(
     assert states[0]["document"]["multiplier"] < states[1]["document"]["multiplier"]
     assert states[0]["document"]["start"] == states[1]["document"]["start"] > 9
     arguments, training = tiny_run(tiny_backbone(), data, tmp_path / "again", "sparse", "cl", **options)
-    trainer = build_trainer(build_model(arguments, "cpu"), arguments, training, load_training_tuples(arguments, training.seed))
+    tuples = load_training_tuples(arguments, training.seed)
+    trainer = build_trainer(build_model(arguments, "cpu"), arguments, training, tuples)
     trainer.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
-    found = {task: getattr(trainer.loss, f"{task}_regularizer").state() for task in ("query", "document")}
+    found = {task: getattr(trainer.loss, f"{task}_regularizer").get_state() for task in ("query", "document")}
     assert found == states[1]
 
 

@@ -27,6 +27,7 @@ CASES: dict[str, tuple[str, str, bool, int | None, bool, str]] = {
     "dense cl_kd adapter cached": ("dense", "cl_kd", True, 1, False, "fsdp"),
     "ddp sparse cl_kd adapter cached": ("sparse", "cl_kd", True, 1, True, "ddp"),
     "ddp dense cl": ("dense", "cl", False, None, True, "ddp"),
+    "ddp sparse cl_kd self-distilled": ("sparse", "cl_kd", False, None, True, "ddp"),
 }
 STEPS, MIDDLE = 6, 3
 RESUMED = ("sparse cl_kd", "sparse cl_kd adapter cached")  # from one process on two, and from two on one
@@ -45,6 +46,7 @@ def options(backbone: str, data: Path, output: Path, case: str, processes: int, 
         lr_scheduler_type="constant",
         regularizer_warmup_ratio=0.5 if paradigm == "sparse" else None,
         lora_dropout=0 if peft else None,  # each process draws its own
+        self_distillation=True if "self-distilled" in case else None,
     )
     values = tiny_options(backbone, data, output, **(values | more))
     given = [part for name, value in values.items() if value is not None for part in (f"--{name}", str(value))]
