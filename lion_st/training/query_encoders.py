@@ -378,15 +378,14 @@ def save_query_encoder(
             f"{model.get_embedding_dimension()}: give the model that it was made of."
         )
     stock_class: Any = SparseEncoder if paradigm_of(model) == "sparse" else SentenceTransformer
+    limits = {"max_active_dims": router_limit(student, model)} if stock_class is SparseEncoder else {}
     with tempfile.TemporaryDirectory() as scratch, atomic_checkpoint(Path(path), overwrite) as folder:
         router = Router.for_query_document(
             _stock_modules(student, Path(scratch) / "query", stock_class),
             _stock_modules(model, Path(scratch) / "document", stock_class),
         )
         options: dict[str, Any] = {"prompts": _prompts(model), "similarity_fn_name": "dot", "device": "cpu"}
-        if stock_class is SparseEncoder:
-            options["max_active_dims"] = router_limit(student, model)
-        stock_class(modules=[router], **options).save(str(folder))
+        stock_class(modules=[router], **options, **limits).save(str(folder))
         if stock_class is SparseEncoder:
             name_own_class(folder)
         else:
@@ -430,11 +429,6 @@ def _require_plain(model: SentenceTransformer | SparseEncoder) -> LionTransforme
         )
     if paradigm_of(model) == "multi_vector":
         raise ValueError("Query encoders are made of sparse and dense models, this one is multi_vector.")
-    if getattr(model[1], "thresholds", None) is not None:
-        raise ValueError(
-            "The model has learned thresholds, for which the stock modules of a Router have no place: make query "
-            "encoders of a model that was trained without --learn_thresholds."
-        )
     if has_adapter(first.model):
         raise ValueError("The model has an adapter attached: load it with merge_adapter=True first.")
     return first

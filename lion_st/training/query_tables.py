@@ -137,8 +137,13 @@ def router_limit(student: Any, model: Any) -> int | None:
         model: The full model.
 
     Raises:
-        ValueError: If queries and documents have different limits.
+        ValueError: If queries and documents have different limits, or the model has learned thresholds.
     """
+    if getattr(model[1], "thresholds", None) is not None:
+        raise ValueError(
+            "The model has learned thresholds, for which the stock modules of a Router have no place: make query "
+            "encoders of a model that was trained without --learn_thresholds."
+        )
     limit = model[1].active_dims("document")
     if isinstance(student[0], SparseStaticEmbedding):
         holds = limit is None or limit >= text_limit(student, "query")  # a query has no more terms than tokens

@@ -12,7 +12,7 @@ import lion_st
 from lion_st.encoding import encode_texts, load_encoder, model_fingerprint
 from lion_st.hub import render_card
 from lion_st.modules.soft_top_k import hard_k, soft_top_k
-from lion_st.training.query_encoders import static_query_encoder
+from lion_st.training.query_encoders import save_query_encoder, static_query_encoder
 
 QUERIES = ["what do lions eat", "rivers"]
 DOCUMENTS = ["Lions prey on zebras and wildebeest.", "Rivers flow."]
@@ -30,9 +30,8 @@ def by_definition(values, k, temperature):
     gated = []
     for row in values:
         ranks = [1 + sum(bool(other > value) for other in row) for value in row]
-        gated.append(
-            [value / (1 + math.exp(-(1 - (r - 0.5) / k) / temperature)) for value, r in zip(row, ranks, strict=True)]
-        )
+        gates = [1 / (1 + math.exp(-(1 - (rank - 0.5) / k) / temperature)) for rank in ranks]
+        gated.append([value * gate for value, gate in zip(row, gates, strict=True)])
     return torch.tensor(gated, dtype=torch.float64)
 
 
@@ -117,8 +116,9 @@ def test_thresholds_and_limits_are_those_of_their_definition_wherever_the_model_
     limited = load_encoder(tmp_path / "saved", document_top_k=5, device="cpu")
     assert encode_texts(limited, DOCUMENTS, "document").nnz == 5 * len(DOCUMENTS)
     assert encode_texts(limited, QUERIES, "query").nnz == 7 * len(QUERIES)
+    student = static_query_encoder(model, torch.ones(model[1].get_embedding_dimension()))
     with pytest.raises(ValueError, match="learned thresholds, for which the stock modules of a Router"):
-        static_query_encoder(model, torch.ones(model[1].get_embedding_dimension()))
+        save_query_encoder(student, model, tmp_path / "router")
     with pytest.raises(ValueError, match="thresholds of terms"):
         render_card(exported, offline=True)
 

@@ -25,9 +25,8 @@ def data(tmp_path_factory):
     return write_tuples(tmp_path_factory.mktemp("tuples") / "tuples.jsonl")
 
 
-@pytest.mark.parametrize("options", [{"use_peft": True, "mini_batch_size": 3}, {}])
-def test_a_killed_run_goes_on_to_the_bit_and_ends_with_whole_numbers(tiny_backbone, data, tmp_path, caplog, options):
-    states = []
+def test_a_killed_run_goes_on_to_the_bit_and_ends_with_whole_numbers(tiny_backbone, data, tmp_path, caplog):
+    states, options = [], {"use_peft": True, "mini_batch_size": 3}
     for name in ("whole", "parts"):
         folder = tmp_path / name
         with caplog.at_level(logging.WARNING):
