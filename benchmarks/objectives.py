@@ -85,6 +85,7 @@ def runs(teachers: list[str]) -> list[dict[str, Any]]:
             add(
                 "objectives", paradigm, objective, objective=objective, **({} if objective == "cl" else BUNDLED | scale)
             )
+        add("objectives", paradigm, "cl_kd, self-distilled", self_distillation=True)
         pool = [*teachers, "bundled"]
         for names in [["bundled"], *([name] for name in teachers), pool[:2], pool[:3]]:
             add("teachers", paradigm, " + ".join(names), teachers=names, **ONE_SCALE)

@@ -285,7 +285,8 @@ class TargetRegularizer(nn.Module):
         """The penalty in float32 of embeddings [N, V]; where it has a gradient, c follows."""
         value = self.flops.compute_loss_from_embeddings(embeddings)
         with torch.no_grad():
-            self.to(embeddings.device)
+            for name in self.STATE:
+                setattr(self, name, getattr(self, name).to(embeddings.device))
             active = (embeddings != 0).sum(dim=1).double().mean()
             if self.flops.gather_across_devices:
                 active = mean_across_ranks(active)
