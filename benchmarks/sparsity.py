@@ -1,7 +1,7 @@
 """What sparsity costs: quality against terms, index size and latency, by how a model is made sparse.
 
     python benchmarks/sparsity.py                                                        # some 15 minutes on one core
-    python benchmarks/sparsity.py --groups pruned --model hub_uploads/models/lion-sp-mini --documents 1000
+    python benchmarks/sparsity.py --groups pruned --model hub_uploads/models/lion-sp-mini
 
 **trained**: lion-micro-base trains with the recipe cl_kd on the bundled tuples, the same texts in the same order for
 every row, at several FLOPS weights; with learned thresholds of terms and learned numbers of terms beside them; and
@@ -64,8 +64,8 @@ def runs() -> list[dict[str, Any]]:
         options = BUNDLED | weights | options
         found.append({"method": method, "name": f"{method} x {factor:g}", "options": options, "paradigm": "sparse"})
 
-    thresholds = {"learn_thresholds": True, "threshold_learning_rate": 0.03}
-    limits = {"learn_top_k": True, "query_top_k": 32, "document_top_k": 128, "threshold_learning_rate": 0.03}
+    thresholds = {"learn_thresholds": True, "threshold_learning_rate": 0.05}
+    limits = {"learn_top_k": True, "query_top_k": 32, "document_top_k": 128, "threshold_learning_rate": 0.05}
     for factor in (1, 3, 10, 30):
         add("flops", factor)
     for factor in (1, 3, 10):
@@ -161,11 +161,11 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--groups", nargs="+", choices=("trained", "pruned"), default=["trained", "pruned"])
-    parser.add_argument("--steps", type=int, default=60, help="Of each training, of 8 queries with a negative each.")
+    parser.add_argument("--steps", type=int, default=30, help="Of each training, of 8 queries with a negative each.")
     parser.add_argument("--model", default=str(ROOT / "hub_uploads" / "models" / "lion-sp-mini"), help="To be pruned.")
     parser.add_argument("--test-sets", nargs="+", default=["squad_dev", "scifact"], help="Of the pruned model.")
     parser.add_argument("--queries", type=int, default=300)
-    parser.add_argument("--documents", type=int, default=1000, help="Sample of a test set, with all relevant ones.")
+    parser.add_argument("--documents", type=int, default=400, help="Sample of a test set, with all relevant ones.")
     parser.add_argument("--work", type=Path, default=Path("runs/sparsity"), help="Folder of tuples and test sets.")
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--figure", type=Path, default=ROOT / "docs" / "sparsity.svg")
