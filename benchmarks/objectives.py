@@ -125,9 +125,7 @@ def prepare_tuples(folder: Path, count: int, negatives: int, teachers: Mapping[s
             {
                 "query": row["query"],
                 "pos": [row["positive"]],
-                "neg": [
-                    row[f"negative_{number}" if negatives > 1 else "negative"] for number in range(1, negatives + 1)
-                ],
+                "neg": [row[name] for name in row if name.startswith("negative")],
                 "scores": {"bundled": row["label"]},
             }
             for row in rows

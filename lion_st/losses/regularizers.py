@@ -186,6 +186,11 @@ def term_idf(token_ids: Iterable[Iterable[int]], documents: int, terms: int) -> 
     return (1 + torch.log((documents + 1) / (counts + 1))).float()
 
 
+AHEAD = 10  # batches that a target regularizer looks ahead
+BAND = 0.3  # of the logarithm of the number of terms, in which its penalty sets in
+SMOOTHING = 0.3
+
+
 class TargetRegularizer(nn.Module):
     r"""Reaches a given mean number of active terms: TARGET(X) = c * g * 1/N sum_i sum_t x_it [x_it < tau].
 
@@ -193,13 +198,14 @@ class TargetRegularizer(nn.Module):
 
     - tau is the weight above which texts have r terms on average. It is followed from batch to batch, ln tau growing by
       half of ln(m / r), m being how many terms are above it. Terms below it are the surplus, which alone is penalized;
-    - g rises from 0 to 1 while n goes from .95 r to 1.05 r, so that the penalty ends where it has done its work;
-    - ln c grows by rate * clip(ln(n / r), -1, 1), within the logarithms of `bounds`;
+    - e is how far ln n will be from ln r in ten batches if it goes on as it does, for so long Adam's momentum lasts;
+      ln n and its slope are moving averages, with .3 of each new one;
+    - g = clip(e / .3 + 1/2, 0, 1), so that the penalty ends where it has done its work;
+    - ln c grows by rate * clip(e, -1, 1), within the logarithms of `bounds`;
     - r goes from the n of the first batch to the target within `steps` batches, by ever smaller ratios, and stays.
 
-    All of these are without a gradient. A multiplier of FLOPS that is controlled so that n is right is no way: it has
-    to be many times its final size for a while, and in the ten steps of Adam's momentum then takes terms away that
-    seldom come back. Here a large c does no harm, since it is of small weights only, and of none once n is r.
+    All of these are without a gradient. That is PID control of a constraint, and of a penalty that does little harm
+    where it is too large for a while, being of small weights alone: terms that are gone seldom come back.
 
     A penalty takes terms away and gives none: a number above what the model keeps without one is out of its reach.
     Queries and documents are encoded by the same weights, so that this can be a matter of both targets together.
@@ -208,7 +214,7 @@ class TargetRegularizer(nn.Module):
         model: The model that is trained.
         target: Mean number of active terms, positive.
         steps: Batches in which it should be reached. `lion-st train` sets it to the ramp of the regularizers.
-        rate: Change of ln c in one batch, for ln(n / r) = 1.
+        rate: Change of ln c in one batch, for e = 1.
         multiplier: c at the beginning.
         bounds: Least and largest c.
         gather_across_devices: Count and penalize the rows of all ranks. If False, of this rank's alone.
@@ -216,6 +222,10 @@ class TargetRegularizer(nn.Module):
 
     Raises:
         ValueError: If a setting is out of range.
+
+    References:
+        Stooke et al., Responsive Safety in Reinforcement Learning by PID Lagrangian Methods, 2020:
+        https://arxiv.org/abs/2007.03964.
 
     Example:
         ::
@@ -234,16 +244,17 @@ class TargetRegularizer(nn.Module):
     threshold: Tensor
     start: Tensor
     batches: Tensor
-    mean: Tensor
-    STATE = ("multiplier", "threshold", "start", "batches", "mean")  # what the next batches depend on
+    level: Tensor
+    slope: Tensor
+    STATE = ("multiplier", "threshold", "start", "batches", "level", "slope")  # what the next batches depend on
 
     def __init__(
         self,
         model: nn.Module | None,
         target: float,
         steps: float = 100,
-        rate: float = 0.2,
-        multiplier: float = 3.0,
+        rate: float = 0.3,
+        multiplier: float = 1.0,
         bounds: tuple[float, float] = (1e-3, 1e4),
         gather_across_devices: bool = True,
         columns: int = 1,
@@ -262,11 +273,11 @@ class TargetRegularizer(nn.Module):
         self.gather_across_devices = gather_across_devices
         self.last: Tensor | None = None  # FLOPS of the last batch, for the log
         for name in self.STATE:
-            value = {"multiplier": multiplier, "batches": 0.0}.get(name, math.nan)
+            value = {"multiplier": multiplier, "batches": 0.0, "slope": 0.0}.get(name, math.nan)
             self.register_buffer(name, torch.tensor(value, dtype=torch.float64), persistent=False)
 
     def get_state(self) -> dict[str, float]:
-        """c, tau, n of the first batch, how many there were, and a mean of n over about the last ten of them."""
+        """c, tau, n of the first batch, how many there were, and the moving averages of ln n and of its slope."""
         return {name: getattr(self, name).item() for name in self.STATE}
 
     def set_state(self, state: dict[str, float]) -> None:
@@ -290,19 +301,24 @@ class TargetRegularizer(nn.Module):
             left = (1 - (self.batches + 1) / self.steps).clamp(min=0).square()
             wanted = start**left * self.target ** (1 - left)
             above = self._mean((embeddings > threshold).sum().double() / len(embeddings)).clamp(min=1e-9)
-            gate = ((active / wanted - 1) / 0.1 + 0.5).clamp(0, 1)
+            before = torch.where(is_first, active.log(), self.level)
+            level = before + SMOOTHING * (active.log() - before)
+            slope = self.slope + SMOOTHING * (level - before - self.slope)
+            error = level + AHEAD * slope - wanted.log()
+            gate = (error / BAND + 0.5).clamp(0, 1)
             factor = (self.multiplier * gate).to(dtype)
         surplus = embeddings * (embeddings < threshold)
         value = factor * self._mean(surplus.sum(dim=1, dtype=dtype).mean())
         if value.requires_grad:
             with torch.no_grad():
-                growth = self.rate * (active / wanted).log().clamp(-1, 1)
+                growth = self.rate * error.clamp(-1, 1)
                 found = {
                     "multiplier": (self.multiplier * growth.exp()).clamp(*self.bounds),
                     "threshold": threshold * (0.5 * (above / wanted).log().clamp(-1, 1)).exp(),
                     "start": start,
                     "batches": self.batches + 1,
-                    "mean": torch.where(is_first, active, 0.9 * self.mean + 0.1 * active),
+                    "level": level,
+                    "slope": slope,
                 }
                 for name, now in found.items():
                     getattr(self, name).copy_(now)
