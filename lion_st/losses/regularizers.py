@@ -254,7 +254,7 @@ class TargetRegularizer(nn.Module):
         target: float,
         steps: float = 100,
         rate: float = 0.3,
-        multiplier: float = 1.0,
+        multiplier: float = 0.3,
         bounds: tuple[float, float] = (1e-3, 1e4),
         gather_across_devices: bool = True,
         columns: int = 1,
