@@ -5,13 +5,12 @@ passage matched, `lion_st.demo.markup` turns both into HTML, and `lion_st.demo.p
 `lion-st[demo]`), which is imported when a page is built.
 """
 
-from lion_st.demo.collection import Collection, Document, quickstart_collection, read_collection
+from lion_st.demo.collection import Collection, quickstart_collection, read_collection
 from lion_st.demo.explorer import Explorer, QueryError, load_explorer
 from lion_st.demo.page import build_page, launch
 
 __all__ = [
     "Collection",
-    "Document",
     "Explorer",
     "QueryError",
     "build_page",

@@ -6,24 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
 
 from lion_st.data.beir import beir_files, load_beir
+from lion_st.data.fields import Fields
 from lion_st.data.quickstart import quickstart_test_sets
 from lion_st.data.records import read_texts
-
-
-class Document(NamedTuple):
-    """One document; `title` is "" where it has none."""
-
-    id: str
-    title: str
-    text: str
-
-    @property
-    def content(self) -> str:
-        """What the models read: the title in front of the text."""
-        return f"{self.title} {self.text}".strip()
 
 
 @dataclass(frozen=True)
@@ -37,7 +24,7 @@ class Collection:
     """
 
     name: str
-    documents: Mapping[str, Document]
+    documents: Mapping[str, Fields]
     judged: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     def examples(self, count: int = 5) -> list[str]:
@@ -74,12 +61,12 @@ def read_collection(path: str | Path, name: str | None = None) -> Collection:
     judged: dict[str, frozenset[str]] = {}
     if _is_test_collection(path):
         corpus, queries, qrels = load_beir(path)
-        documents = [Document(key, row["title"], row["text"]) for key, row in corpus.items()]
+        documents = [Fields(key, row["title"], row["text"]) for key, row in corpus.items()]
         for key, grades in qrels.items():
             relevant = frozenset(document for document, grade in grades.items() if grade > 0)
             judged[queries[key].strip()] = judged.get(queries[key].strip(), frozenset()) | relevant
     else:
-        documents = [Document(*fields) for fields in read_texts(path).values()]
+        documents = list(read_texts(path).values())
     kept = {document.id: document for document in documents if document.content}
     if not kept:
         raise ValueError(f"{path} has no document with a text: the page needs something to search.")

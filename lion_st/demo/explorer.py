@@ -11,8 +11,8 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lion_st.data.fields import Task
-from lion_st.demo.collection import Collection, Document, quickstart_collection, read_collection
+from lion_st.data.fields import Fields, Task
+from lion_st.demo.collection import Collection, quickstart_collection, read_collection
 from lion_st.demo.given_index import is_index, open_index
 from lion_st.demo.terms import (
     Pieces,
@@ -51,7 +51,7 @@ class QueryError(ValueError):
 class Hit(NamedTuple):
     """One found document."""
 
-    document: Document
+    document: Fields
     rank: int
     score: float
     reasons: Reasons
@@ -203,7 +203,7 @@ class Explorer:
         return Answer(query, terms, vector.nnz, rankings, self._notes(read))
 
     def _hits(
-        self, found: Hits, other: Hits, relevant: frozenset[str], explain: Callable[[Document], Explained]
+        self, found: Hits, other: Hits, relevant: frozenset[str], explain: Callable[[Fields], Explained]
     ) -> list[Hit]:
         elsewhere = {document: rank for rank, (document, _) in enumerate(other, 1)}
         hits = []
@@ -214,7 +214,7 @@ class Explorer:
             hits.append(Hit(document, rank, score, reasons, title, text, elsewhere.get(key), key in relevant))
         return hits
 
-    def _shared_terms(self, vector: Any, query: Pieces, document: Document) -> Explained:
+    def _shared_terms(self, vector: Any, query: Pieces, document: Fields) -> Explained:
         """Why the sparse model finds a document, whatever it is that found it."""
         passage = self._read(document.content, "document")
         terms = explain_score(vector, self.index.vectors([document.id]), self._tokenizer("document"))
@@ -321,7 +321,7 @@ def _require(model: SentenceTransformer | SparseEncoder, paradigm: str, name: st
         raise ValueError(f"{name} is a {paradigm_of(model)} model, and a {paradigm} one is needed {purpose}.")
 
 
-def _marked(document: Document, passage: Pieces, reasons: Reasons) -> tuple[list[Segment], list[Segment]]:
+def _marked(document: Fields, passage: Pieces, reasons: Reasons) -> tuple[list[Segment], list[Segment]]:
     """A document's title and text, with the reasons marked where they stand."""
     segments = mark(document.content, passage.pieces, reasons.listed, passage.read_until)
     title, text = cut(segments, len(document.title.strip()))
@@ -345,7 +345,7 @@ def _word_scores(retriever: ModelRetriever | Bm25Retriever, query: str) -> dict[
     }
 
 
-def _shared_words(words: dict[str, dict[str, float]], document: Document) -> Explained:
+def _shared_words(words: dict[str, dict[str, float]], document: Fields) -> Explained:
     """Why BM25 finds a document."""
     scores = {word: by_document[document.id] for word, by_document in words.items() if document.id in by_document}
     return read_words(document.content), word_reasons(scores)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from lion_st.retrieval.explain import explain_score, top_terms
     from lion_st.retrieval.fusion import convex_fusion, fit_convex_weights, reciprocal_rank_fusion
     from lion_st.retrieval.retriever import HybridRetriever, ModelRetriever, Retriever
-    from lion_st.retrieval.search import index_corpus, recall_against, search_run, search_texts
+    from lion_st.retrieval.search import index_corpus, search_run, search_texts
 
 __all__ = [
     "Bm25Retriever",
@@ -25,7 +25,6 @@ __all__ = [
     "explain_score",
     "fit_convex_weights",
     "index_corpus",
-    "recall_against",
     "reciprocal_rank_fusion",
     "search_run",
     "search_texts",

@@ -132,20 +132,6 @@ def exact_hits(shards: Iterable[tuple[list[str], Vectors]], queries: Vectors, k:
     return best
 
 
-def recall_against(
-    exact: Index, index: Index, queries: Vectors, recall_at: Sequence[int] = (10, 100)
-) -> dict[str, float]:
-    """Share of the exact search's first k documents that another index finds among its own first k.
-
-    Queries for which the exact search finds nothing are left out.
-    """
-    require_index(exact)
-    require_index(index)
-    refuse_texts(queries)
-    depth = max(recall_at)
-    return _recalls(exact.search(queries, depth), index.search(queries, depth), recall_at)
-
-
 class _PrunedShards:
     """The shards of a corpus, pruned on the way."""
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from copy import copy
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from lion_st.errors import UsageError
 from lion_st.study.settings import BackboneChoice, Study
-from lion_st.training.cost import TrainingCost
+from lion_st.training.cost import Lengths
 from lion_st.training.recipes import BACKBONES, MNTP_RECIPES, BackboneShape, adapted_backbone
-from lion_st.training.validation import recomputes_activations
 
 if TYPE_CHECKING:
     from lion_st.training.arguments import (
@@ -23,15 +21,6 @@ if TYPE_CHECKING:
         RetrieverArguments,
         RetrieverTrainingArguments,
     )
-
-
-class Lengths(NamedTuple):
-    """Mean tokens of a text, and the mean of their squares, to which attention is proportional."""
-
-    query: float
-    query_squared: float
-    document: float
-    document_squared: float
 
 
 @dataclass(frozen=True)
@@ -188,7 +177,7 @@ def _cell(
     noise: float,
     budget: float,
 ) -> Cell:
-    from lion_st.training.retriever import training_cost
+    from lion_st.training.retriever import resolve_batches, step_memory, step_size, training_cost
 
     noisy = f"-noise{noise:g}" if len(study.label_noise) > 1 or noise else ""
     budgeted = f"-flops{budget:g}" if len(study.flops) > 1 else ""
@@ -203,13 +192,9 @@ def _cell(
     # A recipe's way with the teacher's scores is for its own data.
     arguments, training_arguments = read_options({**options, "train_data": study.data["train"]}, name)
     cost = training_cost(arguments, training_arguments, shape)
-    documents = 1 + arguments.negatives
     lengths = _lengths(study, choice, arguments.query_length, arguments.document_length)
-    batch = arguments.batch_size
-    queries = int(arguments.query_encoder == "full")  # else a table has them, and no network reads them
-    tokens = batch * (queries * lengths.query + documents * lengths.document)
-    squared = batch * (queries * lengths.query_squared + documents * lengths.document_squared)
-    each = cost.flops(batch * (queries + documents), tokens, squared)
+    texts, tokens, squared = step_size(arguments, lengths)
+    each = cost.flops(texts, tokens, squared)
     spent = stage.flops if stage is not None else 0.0
     steps = int((budget - (spent if study.includes_mntp else 0.0)) // each)
     if steps < 1:
@@ -240,7 +225,7 @@ def _cell(
         flops=each * steps,
         budget_flops=budget,
         mntp_flops=spent,
-        memory=_memory(arguments, training_arguments, cost),
+        memory=sum(step_memory(arguments, resolve_batches(arguments, training_arguments), cost).values()),
         non_embedding_parameters=cost.linear_parameters,
         parameters=cost.parameters,
         temperature=arguments.temperature,
@@ -249,6 +234,8 @@ def _cell(
 
 
 def _stage(study: Study, choice: BackboneChoice, shape: BackboneShape) -> MntpStage:
+    from lion_st.training.mntp import mntp_cost
+
     options: dict[str, Any] = {"num_layers": choice.num_layers, "layers": choice.layers, **(study.mntp or {})}
     known = choice.recipe in MNTP_RECIPES and choice.model == MNTP_RECIPES[choice.recipe].model
     options = {"backbone": choice.recipe if known else choice.model, **options}
@@ -256,18 +243,9 @@ def _stage(study: Study, choice: BackboneChoice, shape: BackboneShape) -> MntpSt
     steps = int(training_arguments.max_steps or 0)
     blocks = training_arguments.train_batch_size * training_arguments.gradient_accumulation_steps
     blocks *= training_arguments.world_size
-    cost = TrainingCost(
-        shape,
-        has_head=False,
-        lora_r=arguments.lora_r if arguments.use_peft else None,
-        gradient_checkpointing=recomputes_activations(training_arguments),
-        loads_head=True,
-    )
     size = arguments.block_size
     masked = blocks * max(1, round(arguments.mask_probability * size))
-    # The LM head reads the states of masked tokens alone; a frozen one has no gradient of its own.
-    head = 2 * (2 if arguments.use_peft else 3) * cost.head_parameters * masked
-    flops = steps * (cost.flops(blocks, blocks * size, blocks * size**2) + head)
+    flops = steps * mntp_cost(arguments, training_arguments, shape).masked_flops(blocks, size, masked)
     base = {"model": choice.model, "layers": choice.layers or choice.num_layers, "data": study.of_data()["data"]}
     kept = {name: value for name, value in options.items() if value is not None}
     configuration = digest({"options": kept, "hold_out": study.hold_out, **base})
@@ -307,32 +285,11 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _memory(arguments: Any, training_arguments: Any, cost: TrainingCost) -> float:
-    """Bytes of each device at the peak, every text at full length."""
-    from lion_st.training.retriever import resolve_batches
-
-    training_arguments = resolve_batches(arguments, copy(training_arguments))
-    each = training_arguments.per_device_train_batch_size
-    documents, devices = 1 + arguments.negatives, training_arguments.world_size
-    at_once = each * (arguments.query_length + documents * arguments.document_length)
-    if cost.cached:
-        at_once = arguments.mini_batch_size * max(arguments.query_length, arguments.document_length)
-    parts = cost.memory(
-        at_once,
-        each * (1 + documents),
-        arguments.objective,
-        gathered_texts=(devices - 1) * each * documents,
-        half_precision=training_arguments.bf16 or training_arguments.fp16,
-    )
-    return sum(parts.values())
-
-
 def _lengths(study: Study, choice: BackboneChoice, query_length: int, document_length: int) -> Lengths:
     if study.lengths == "full":
-        return Lengths(query_length, query_length**2, document_length, document_length**2)
+        return Lengths.equal(query_length, document_length)
     if not isinstance(study.lengths, str):
-        query, document = study.lengths
-        return Lengths(query, query**2, document, document**2)
+        return Lengths.equal(*study.lengths)
     return measured_lengths(place_of(choice), tuple(sorted(study.data.items())), query_length, document_length)
 
 

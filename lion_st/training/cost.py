@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from lion_st.training.recipes import BackboneShape, Objective
 
@@ -18,6 +19,20 @@ GATHERED_BYTES = 2 * FLOAT_BYTES  # of the other devices' documents, which the o
 # Operations a second of dense products in bfloat16 by the maker's data sheets, and the share of them that is reached.
 CARDS = {"H100": 989e12, "A100": 312e12}
 UTILISATION = 0.4
+
+
+class Lengths(NamedTuple):
+    """Mean tokens of a text, and the mean of their squares, to which attention is proportional."""
+
+    query: float
+    query_squared: float
+    document: float
+    document_squared: float
+
+    @classmethod
+    def equal(cls, query: float, document: float) -> Lengths:
+        """Of texts that are all as long."""
+        return cls(query, query**2, document, document**2)
 
 
 @dataclass(frozen=True)
@@ -99,6 +114,11 @@ class TrainingCost:
             backward += (1 if frozen else 2) * 2 * self.head_parameters * texts
         again = forward * (self.cached + self.averages_weights)
         return forward + backward + again + (backbone if self.gradient_checkpointing else 0)
+
+    def masked_flops(self, blocks: int, length: int, masked: int) -> float:
+        """Operations of MNTP over blocks of a length, with an LM head over the masked tokens alone."""
+        passes = 2 if self.lora_r is not None else 3  # a frozen head has no gradient of its own
+        return self.flops(blocks, blocks * length, blocks * length**2) + 2 * passes * self.head_parameters * masked
 
     def memory(
         self,

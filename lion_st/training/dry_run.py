@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import Any
 
 from lion_st.training.arguments import RetrieverArguments, RetrieverTrainingArguments
 from lion_st.training.contract import backbone_config
-from lion_st.training.cost import UTILISATION
+from lion_st.training.cost import UTILISATION, Lengths
 from lion_st.training.published import PUBLISHED, output_folder
 from lion_st.training.recipes import BACKBONES, BackboneShape, mntp_folder
 from lion_st.training.released import released_mntp_folder
-from lion_st.training.retriever import resolve_batches, training_cost
+from lion_st.training.retriever import resolve_batches, step_memory, step_size, training_cost
 from lion_st.training.sharding import is_sharded, refuse_with_quantization
 
 
@@ -29,10 +28,7 @@ def describe_run(arguments: RetrieverArguments, training_arguments: RetrieverTra
     """
     devices = arguments.dry_run_devices or training_arguments.world_size
     refuse_with_quantization(arguments, training_arguments)
-    sharded = is_sharded(training_arguments)
     training_arguments = resolve_batches(arguments, training_arguments, devices)
-    each: Any = training_arguments.per_device_train_batch_size
-    documents = 1 + arguments.negatives
     backbone = BACKBONES[arguments.backbone]
     own = {backbone.model, mntp_folder(arguments.backbone), released_mntp_folder(arguments.backbone)}
     if arguments.recipe and (before := PUBLISHED[arguments.recipe].before):
@@ -43,25 +39,10 @@ def describe_run(arguments: RetrieverArguments, training_arguments: RetrieverTra
     if kept is not None:
         shape = replace(shape, num_hidden_layers=kept)
     cost = training_cost(arguments, training_arguments, shape)
-    lengths = [arguments.document_length] * documents
-    if arguments.query_encoder == "full":  # else a table has the queries, and no network reads them
-        lengths.append(arguments.query_length)
-    tokens = arguments.batch_size * sum(lengths)
-    squared = arguments.batch_size * sum(length**2 for length in lengths)
-    flops = cost.flops(arguments.batch_size * len(lengths), tokens, squared)
-    at_once = each * sum(lengths)
-    if cost.cached and arguments.mini_batch_size is not None:
-        at_once = arguments.mini_batch_size * max(lengths)
-    accumulated = training_arguments.gradient_accumulation_steps
-    memory = cost.memory(
-        at_once,
-        each * (1 + documents),
-        arguments.objective,
-        gathered_texts=(devices - 1) * each * documents,
-        half_precision=training_arguments.bf16 or training_arguments.fp16,
-        devices=devices,
-        sharded=sharded,
-    )
+    texts, tokens, squared = step_size(arguments, Lengths.equal(arguments.query_length, arguments.document_length))
+    flops = cost.flops(texts, tokens, squared)
+    memory = step_memory(arguments, training_arguments, cost, devices)
+    each, accumulated = training_arguments.per_device_train_batch_size, training_arguments.gradient_accumulation_steps
     steps = training_arguments.max_steps
     settings = arguments.settings() | training_arguments.settings() | {"mini_batch_size": arguments.mini_batch_size}
     lines = [json.dumps(settings, indent=2), ""]
@@ -70,7 +51,7 @@ def describe_run(arguments: RetrieverArguments, training_arguments: RetrieverTra
         f"Tokens, every text at full length: {tokens:,} a step" + (f", {tokens * steps:,} in all" if steps > 0 else ""),
         f"Floating point operations: {flops:.3g} a step" + (f", {flops * steps:.3g} in all" if steps > 0 else ""),
         f"Devices: {devices}, {each} queries on each, {accumulated} accumulation step(s), "
-        + ("weights sharded (FSDP2)" if sharded else "the whole model on each"),
+        + ("weights sharded (FSDP2)" if is_sharded(training_arguments) else "the whole model on each"),
         f"Memory of each device, about {sum(memory.values()) / 2**30:.1f} GiB: "
         + ", ".join(f"{name} {size / 2**30:.2f}" for name, size in memory.items()),
         f"Tokens a second at {UTILISATION:.0%} of the peak in bfloat16: "

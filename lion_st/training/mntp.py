@@ -133,10 +133,8 @@ class MntpTrainer(GuardedTrainer):
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Operations of a step, with an LM head over the masked tokens alone."""
-        texts, length = inputs["input_ids"].shape
-        passes = 2 if self.cost.lora_r is not None else 3  # a frozen head has no gradient of its own
-        head = 2 * passes * self.cost.head_parameters * inputs["positions"].numel()
-        return int(self.cost.flops(texts, texts * length, texts * length**2)) + head
+        blocks, length = inputs["input_ids"].shape
+        return int(self.cost.masked_flops(blocks, length, inputs["positions"].numel()))
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate with the masks of epoch 0, whatever the epoch."""
@@ -327,13 +325,20 @@ def _build_trainer(
             kept_share=arguments.kept_share,
             seed=training_arguments.seed,
         ),
-        cost=TrainingCost(
-            BackboneShape.from_config(transformer.config),
-            has_head=False,
-            lora_r=arguments.lora_r if arguments.use_peft else None,
-            gradient_checkpointing=recomputes_activations(training_arguments),
-            loads_head=True,
-        ),
+        cost=mntp_cost(arguments, training_arguments, BackboneShape.from_config(transformer.config)),
+    )
+
+
+def mntp_cost(
+    arguments: MntpArguments, training_arguments: MntpTrainingArguments, shape: BackboneShape
+) -> TrainingCost:
+    """Counts the operations of an MNTP run's steps."""
+    return TrainingCost(
+        shape,
+        has_head=False,
+        lora_r=arguments.lora_r if arguments.use_peft else None,
+        gradient_checkpointing=recomputes_activations(training_arguments),
+        loads_head=True,
     )
 
 

@@ -23,7 +23,7 @@ from lion_st.modules.multi_vector_head import TOKEN_DIMENSION
 from lion_st.training.callbacks import SecondsBudget
 from lion_st.training.checkpoints import checkpoint_to_resume
 from lion_st.training.collapse import CollapseGuard
-from lion_st.training.cost import TrainingCost
+from lion_st.training.cost import Lengths, TrainingCost
 from lion_st.training.evaluation import EarlyStopping, build_evaluator, hold_out_share
 from lion_st.training.learned_sparsity import attach_learned_sparsity
 from lion_st.training.mixing import WeightedBatchSampler
@@ -337,4 +337,39 @@ def training_cost(
         vector_width=tokens if arguments.paradigm == "multi_vector" else None,
         table_parameters=table,
         averages_weights=arguments.self_distillation,
+    )
+
+
+def step_size(arguments: RetrieverArguments, lengths: Lengths) -> tuple[int, float, float]:
+    """Texts that the network reads in a step, their tokens, and the sum of their squared lengths."""
+    queries = arguments.batch_size * (arguments.query_encoder == "full")  # else a table has them
+    documents = arguments.batch_size * (1 + arguments.negatives)
+    tokens = queries * lengths.query + documents * lengths.document
+    return queries + documents, tokens, queries * lengths.query_squared + documents * lengths.document_squared
+
+
+def step_memory(
+    arguments: RetrieverArguments,
+    training_arguments: RetrieverTrainingArguments,
+    cost: TrainingCost,
+    devices: int | None = None,
+) -> dict[str, float]:
+    """What is held on each device at the peak of a step of divided batches, every text at full length."""
+    devices = devices or training_arguments.world_size
+    each: Any = training_arguments.per_device_train_batch_size
+    documents = 1 + arguments.negatives
+    lengths = [arguments.document_length] * documents
+    if arguments.query_encoder == "full":
+        lengths.append(arguments.query_length)
+    at_once = each * sum(lengths)
+    if cost.cached and arguments.mini_batch_size is not None:
+        at_once = arguments.mini_batch_size * max(lengths)
+    return cost.memory(
+        at_once,
+        each * (1 + documents),
+        arguments.objective,
+        gathered_texts=(devices - 1) * each * documents,
+        half_precision=training_arguments.bf16 or training_arguments.fp16,
+        devices=devices,
+        sharded=is_sharded(training_arguments),
     )

@@ -10,7 +10,8 @@ from tiny_models import TEXTS
 
 import lion_st
 from lion_st.data import save_beir
-from lion_st.demo import Collection, Document, Explorer, QueryError, build_page, markup, page, read_collection
+from lion_st.data.fields import Fields
+from lion_st.demo import Collection, Explorer, QueryError, build_page, markup, page, read_collection
 from lion_st.demo.terms import Reason, Reasons, Segment
 from lion_st.indexes import StorageError, create_index
 from lion_st.retrieval import ModelRetriever, index_corpus
@@ -20,8 +21,8 @@ QUERY = "What is the capital of France?"
 
 @pytest.fixture(scope="module")
 def collection() -> Collection:
-    documents = {f"d{number}": Document(f"d{number}", f"Text {number}", text) for number, text in enumerate(TEXTS)}
-    documents["long"] = Document("long", "", f"The capital {'of the largest city ' * 60}ends here")
+    documents = {f"d{number}": Fields(f"d{number}", f"Text {number}", text) for number, text in enumerate(TEXTS)}
+    documents["long"] = Fields("long", "", f"The capital {'of the largest city ' * 60}ends here")
     return Collection("eight texts", documents, {QUERY: frozenset({"d1"})})
 
 
@@ -156,7 +157,7 @@ def test_documents_alone_are_enough(tmp_path) -> None:
     file = tmp_path / "docs.tsv"
     file.write_text("id\ttext\ttitle\n1\tlions hunt\t\n2\t\t\n3\ttigers\tCats\n")
     read = read_collection(file, "cats")
-    assert read.documents == {"1": Document("1", "", "lions hunt"), "3": Document("3", "Cats", "tigers")}
+    assert read.documents == {"1": Fields("1", "", "lions hunt"), "3": Fields("3", "Cats", "tigers")}
     assert read.examples() == []
     file.write_text("1\tlions\n1\ttigers\n")
     with pytest.raises(ValueError, match=r"docs\.tsv:2 repeats the id '1'"):
@@ -177,7 +178,7 @@ def test_no_text_is_taken_for_markup(explorer) -> None:
     text = [Segment(evil), Segment(evil, tuple(reasons.listed)), Segment(evil, read=False)]
     answer = explorer.answer(QUERY)
     ranking = answer.rankings[0]
-    ranking.hits[0] = ranking.hits[0]._replace(document=Document(evil, "", evil), title=[], text=text, reasons=reasons)
+    ranking.hits[0] = ranking.hits[0]._replace(document=Fields(evil, "", evil), title=[], text=text, reasons=reasons)
     html = markup.rankings(answer) + markup.message(evil) + markup.expansion(explorer.answer(evil))
     assert "<img" not in html
     assert "&lt;img src=x onerror=&quot;alert(1)&quot;&gt;" in html
@@ -210,9 +211,9 @@ def test_a_second_start_reads_the_vectors_of_the_first(models, collection, tmp_p
     for place in (folder, tmp_path / "index"):
         with pytest.raises(ValueError, match=r"holds vectors, and the page shows texts.*--encoded"):
             read_collection(place)
-    changed = Collection("one more", {**collection.documents, "new": Document("new", "", "a new text")})
+    changed = Collection("one more", {**collection.documents, "new": Fields("new", "", "a new text")})
     assert "new" in Explorer(models[0], changed, encoded_dir=tmp_path).index.ids
-    edited = Collection("edited", {**collection.documents, "d0": Document("d0", "", "another text")})
+    edited = Collection("edited", {**collection.documents, "d0": Fields("d0", "", "another text")})
     for other in (changed, edited):
         with pytest.raises(StorageError, match="holds other documents than the"):
             Explorer(models[0], other, encoded=tmp_path / "index")
