@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lion_st.kernels import splade_pool
     from lion_st.losses import CachedContrastiveDistillationLoss, ContrastiveDistillationLoss, FlopsRegularizer
     from lion_st.models import build, load, paradigm_of
-    from lion_st.modules import LionTransformer, LlamaPooling, MultiVectorHead, SpladeHead
+    from lion_st.modules import HybridHead, LionTransformer, LlamaPooling, MultiVectorHead, SpladeHead
 
 __version__ = "0.1.0"
 
@@ -23,6 +23,7 @@ __all__ = [
     "CachedContrastiveDistillationLoss",
     "ContrastiveDistillationLoss",
     "FlopsRegularizer",
+    "HybridHead",
     "LionTransformer",
     "LlamaPooling",
     "MultiVectorHead",

@@ -17,18 +17,20 @@ from sentence_transformers.util import fullname, load_file_path
 from lion_st.files import atomic_folder, fsync, fsync_tree, staging_folder
 from lion_st.guard import TRANSFORMER, add_guard, move_transformer
 from lion_st.hooks import model_config
-from lion_st.modules import SpladeHead
+from lion_st.modules import HybridHead, SpladeHead
 
 NOT_STOCK = "The model's learned thresholds have no place in a stock checkpoint"
 WITH_LIMITS = "Write them for lion_st.load alone, with with_limits=True (`lion-st export --with-limits`)"
 STOCK_TRANSFORMER = fullname(Transformer)
-JSON_FILES = ("modules.json", "config_sentence_transformers.json", "config.json", "adapter_config.json")
+SPARSE_FORM, DENSE_FORM = "sparse", "dense"  # folders that a hybrid model is exported to
+HYBRID_FILE = "hybrid.json"  # beside the two stock checkpoints of a hybrid model
+JSON_FILES = (HYBRID_FILE, "modules.json", "config_sentence_transformers.json", "config.json", "adapter_config.json")
 
 
 def unheld_by_stock(head: Any, model_type: str) -> str | None:
-    """Why stock modules of one model do not hold what a head has: thresholds, limits of terms, or a table of queries.
+    """Why stock modules of one model do not hold what a head has: two vectors, thresholds, limits of terms, or a table.
 
-    None if they do, or if there is neither.
+    None if they do, or if there is nothing of it.
 
     Args:
         head: Of the model.
@@ -36,6 +38,8 @@ def unheld_by_stock(head: Any, model_type: str) -> str | None:
     """
     if head.query_table is not None:
         return "queries are looked up in a table, and one model encodes all texts"
+    if isinstance(head, HybridHead):
+        return "a stock model gives one vector of a text, and this one a sparse and a dense one"
     if not isinstance(head, SpladeHead):
         return None
     if head.thresholds is not None:
@@ -61,13 +65,12 @@ def write_stock_checkpoint(
     It is guarded against the class that it is not for; see `lion_st.guard`.
 
     Args:
-        model: `LionTransformer` followed by `SpladeHead`, `LlamaPooling` or `MultiVectorHead`. It is left as it is.
+        model: `LionTransformer` followed by a head of `lion_st.modules`. It is left as it is.
         folder: Existing folder.
         model_type: `"SentenceTransformer"`, `"SparseEncoder"` or `"MultiVectorEncoder"`: the class that will load it.
         resume: Also keep what folding loses, for training to go on from.
-        with_limits: Where stock modules do not hold the head's thresholds, limits of active terms, or table of queries,
-            write it as it is: stock then refuses the checkpoint, which `lion_st.load` reads. Without, limits and table
-            are left out.
+        with_limits: Where stock modules do not hold what the head has, see `unheld_by_stock`, write it as it is: stock
+            then refuses the checkpoint, which `lion_st.load` reads. Without, limits and table are left out.
 
     Raises:
         ValueError: If there are thresholds, and they would be left out.
@@ -77,10 +80,11 @@ def write_stock_checkpoint(
     if getattr(head, "thresholds", None) is not None and not with_limits:
         raise ValueError(f"{NOT_STOCK}: {unheld_by_stock(head, model_type)}. {WITH_LIMITS}.")
     modules = head.stock_modules()
+    folds = isinstance(head, SpladeHead) and head.folds_scale
     is_learned = isinstance(head, SpladeHead) and head.log_top_k is not None
     if (with_limits and unheld_by_stock(head, model_type) is not None) or (resume and is_learned):
-        modules = [head if resume or not isinstance(head, SpladeHead) else head.of_result(scale=1.0)]  # folded in
-    if isinstance(head, SpladeHead):
+        modules = [head if resume or not folds else head.of_result(scale=1.0)]  # folded in
+    if folds:
         transformer.save_stock(str(folder), scale=head.scale, resume=head.get_config_dict() if resume else None)
     else:
         transformer.save_stock(str(folder))
@@ -114,7 +118,8 @@ def atomic_checkpoint(path: Path, overwrite: bool = False) -> Iterator[Path]:
         FileExistsError: If something is there and `overwrite` is False, or if it is not a checkpoint.
     """
     is_occupied = path.is_dir() and any(path.iterdir())
-    if is_occupied and overwrite and not any((path / name).is_file() for name in ("config.json", "modules.json")):
+    names = ("config.json", "modules.json", HYBRID_FILE)
+    if is_occupied and overwrite and not any((path / name).is_file() for name in names):
         raise FileExistsError(f"{str(path)!r} is not a checkpoint and is not replaced. Remove it yourself first.")
     with atomic_folder(path, replace=overwrite) as folder:
         yield folder
@@ -164,8 +169,12 @@ def describe_as_written(folder: Path, model: BaseModel, model_type: str) -> None
         return
     terms = transformer.model.get_output_embeddings().weight.shape[0]
     text = card.read_text(encoding="utf-8")
-    text = re.sub(r"\d+-dimensional dense vector space", f"{terms}-dimensional sparse vector space", text)
-    text = re.sub(r"(\*\*Output Dimensionality:\*\*) \d+", rf"\g<1> {terms}", text)
+    if isinstance(head, HybridHead):
+        both = f"{terms}-dimensional sparse and a {head.dense.embedding_dimension}-dimensional dense vector space"
+        text = re.sub(r"\d+-dimensional dense vector space", both, text)
+    else:
+        text = re.sub(r"\d+-dimensional dense vector space", f"{terms}-dimensional sparse vector space", text)
+        text = re.sub(r"(\*\*Output Dimensionality:\*\*) \d+", rf"\g<1> {terms}", text)
     other = "SparseEncoder" if model_type == "SentenceTransformer" else "SentenceTransformer"
     text = re.sub(rf"\bimport {other}\b", f"import {model_type}", text)
     text = re.sub(rf"(?<![\w.]){other}\(", f"{model_type}(", text)
@@ -179,7 +188,25 @@ def describe_as_written(folder: Path, model: BaseModel, model_type: str) -> None
 def _names_head(folder: Path) -> bool:
     """Whether a checkpoint asks for the head itself, with what stock modules do not hold."""
     modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
-    return any(module["type"] == fullname(SpladeHead) for module in modules)
+    return any(module["type"] in map(fullname, (SpladeHead, HybridHead)) for module in modules)
+
+
+def exported_pair(source: str) -> tuple[str, dict[str, Any]] | None:
+    """The sparse one of the two folders that a hybrid model was exported to, and its head's settings; None of others.
+
+    Raises:
+        ValueError: If a folder says that it is such an export, and is not whole.
+    """
+    file, sparse = Path(source) / HYBRID_FILE, Path(source) / SPARSE_FORM
+    if not file.is_file():
+        return None
+    head = json.loads(file.read_text(encoding="utf-8"))
+    if "embedding_dimension" not in head or not (sparse / "modules.json").is_file():
+        raise ValueError(
+            f"{source!r} is not a whole export of a hybrid model: {HYBRID_FILE} lacks settings, or {SPARSE_FORM} "
+            "its modules.json. Export the model again."
+        )
+    return str(sparse), head
 
 
 def source_name(source: str | Path, argument: str) -> str:

@@ -10,8 +10,13 @@ ENGINES: dict[str, dict[str, str]] = {
         "sparse": "exact.ExactSparseIndex",
         "dense": "exact.ExactDenseIndex",
         "multi_vector": "exact_multi_vector.ExactMultiVectorIndex",
+        "hybrid": "hybrid.HybridIndex",
     },
-    "torch": {"sparse": "torch_sparse.TorchSparseIndex", "dense": "torch_dense.TorchDenseIndex"},
+    "torch": {
+        "sparse": "torch_sparse.TorchSparseIndex",
+        "dense": "torch_dense.TorchDenseIndex",
+        "hybrid": "hybrid.TorchHybridIndex",
+    },
     "seismic": {"sparse": "seismic.SeismicIndex"},
     "faiss": {"dense": "faiss.FaissIndex"},
     "milvus": dict.fromkeys(("sparse", "dense", "hybrid"), "milvus.MilvusIndex"),
@@ -20,6 +25,8 @@ _BY_CLASS = {
     "exact.ExactSparseIndex": ("quantization",),
     "exact.ExactDenseIndex": ("dtype",),
     "exact_multi_vector.ExactMultiVectorIndex": ("dtype",),
+    "hybrid.HybridIndex": ("weights", "candidates"),
+    "hybrid.TorchHybridIndex": ("weights", "candidates", "device", "memory_gb"),
     "torch_sparse.TorchSparseIndex": ("device", "memory_gb"),
     "torch_dense.TorchDenseIndex": ("device", "memory_gb"),
     "seismic.SeismicIndex": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -12,7 +13,10 @@ from sentence_transformers.base.model import BaseModel
 from sentence_transformers.util import batch_to_device
 
 from lion_st.checkpoints import (
+    DENSE_FORM,
+    HYBRID_FILE,
     NOT_STOCK,
+    SPARSE_FORM,
     WITH_LIMITS,
     atomic_checkpoint,
     describe_as_written,
@@ -20,8 +24,10 @@ from lion_st.checkpoints import (
     write_stock_checkpoint,
 )
 from lion_st.hooks import has_adapter, write_model_card
+from lion_st.model_classes import LionSentenceTransformer, LionSparseEncoder
 from lion_st.models import load, paradigm_of
-from lion_st.modules import LionTransformer, LlamaPooling, MultiVectorHead, SpladeHead
+from lion_st.modules import HybridHead, LionTransformer, LlamaPooling, MultiVectorHead, SpladeHead
+from lion_st.modules.hybrid_head import without_lm_head
 
 ModelType: TypeAlias = Literal["SentenceTransformer", "SparseEncoder", "MultiVectorEncoder"]
 # paradigm -> the classes that its checkpoints can be for, the first by default
@@ -29,6 +35,7 @@ CLASSES: dict[str, tuple[ModelType, ...]] = {
     "sparse": ("SentenceTransformer", "SparseEncoder"),
     "dense": ("SentenceTransformer",),
     "multi_vector": ("MultiVectorEncoder",),
+    "hybrid": ("SentenceTransformer",),  # with_limits alone; stock has a folder for each vector
 }
 STOCK_CLASSES: dict[str, type[BaseModel]] = {
     "SentenceTransformer": SentenceTransformer,
@@ -54,7 +61,9 @@ def export(
 ) -> Path:
     """Write a stock sentence-transformers checkpoint: adapters merged, scale folded in, safetensors only.
 
-    The model itself is left as it is. The folder appears whole or not at all.
+    The model itself is left as it is. The folder appears whole or not at all. Of a hybrid model it holds two stock
+    checkpoints, `sparse` for `SparseEncoder` and `dense` for `SentenceTransformer`, and `hybrid.json` with the weights
+    of their scores; `lion_st.load(folder)` makes one model of them again. The backbone lies in both.
 
     A scale that is a power of two (hidden size 256, 4096, 65,536) folds exactly. Any other rounds the final norm's
     weights once in bfloat16, about as much as the norm's own output is rounded; that tensor is saved in float32, so
@@ -65,14 +74,15 @@ def export(
         path: The folder to make.
         model_type: The class that will load it. Of a sparse model `"SentenceTransformer"`, which is the default, gives
             dense rows and `"SparseEncoder"` sparse tensors; the weights are the same. A dense model has
-            `"SentenceTransformer"` alone, a multi-vector one `"MultiVectorEncoder"`.
+            `"SentenceTransformer"` alone, a multi-vector one `"MultiVectorEncoder"`. Leave it out of a hybrid one.
         overwrite: Replace an earlier checkpoint at `path`; it survives any failure.
         verify: Load the result with the stock class and compare vectors before it takes its place. This needs the
             model's memory once more.
         create_model_card: Write sentence-transformers' README.md, which looks the base model up on the Hub.
         with_limits: Where stock modules do not hold the model's limits of active terms, or its thresholds, write a
             checkpoint that `lion_st.load` alone reads and stock classes refuse, in place of an error.
-            `"SparseEncoder"` holds one limit, the same for queries and documents; `"SentenceTransformer"` none.
+            `"SparseEncoder"` holds one limit, the same for queries and documents; `"SentenceTransformer"` none. Of a
+            hybrid model this is one checkpoint, with the backbone once.
 
     Returns:
         The folder.
@@ -92,21 +102,57 @@ def export(
     if isinstance(model, str | Path):
         model = load(model)
     path = Path(path)
-    model_type = _require_exportable(model, model_type, with_limits)
+    forms: dict[str, tuple[BaseModel, ModelType | None]] = {"": (model, model_type)}
+    hybrid = isinstance(model[1], HybridHead) and not with_limits
+    if hybrid:
+        if model_type is not None:
+            raise ValueError(
+                f"A hybrid model exports as a folder for each vector: leave out model_type={model_type!r}."
+            )
+        sparse, dense = single_models(model)
+        forms = {SPARSE_FORM: (sparse, "SparseEncoder"), DENSE_FORM: (dense, "SentenceTransformer")}
+    written = [(name, part, _require_exportable(part, kind, with_limits)) for name, (part, kind) in forms.items()]
     with atomic_checkpoint(path, overwrite) as folder:
         try:
-            write_stock_checkpoint(model, folder, model_type, with_limits=with_limits)
-            if create_model_card:
-                write_model_card(model, str(folder))
-                describe_as_written(folder, model, model_type)
+            for name, part, kind in written:
+                (folder / name).mkdir(exist_ok=True)
+                write_stock_checkpoint(part, folder / name, kind, resume=hybrid, with_limits=with_limits)
+                if create_model_card:
+                    write_model_card(part, str(folder / name))
+                    describe_as_written(folder / name, part, kind)
+            if hybrid:
+                head: Any = model[1]
+                (folder / HYBRID_FILE).write_text(json.dumps(head.get_config_dict(), indent=2), encoding="utf-8")
         except (OSError, SafetensorError) as error:
             raise OSError(
                 f"The export to {str(path)!r} failed ({error}); nothing there was changed. Free some disk space or "
                 "choose another folder, and export again."
             ) from error
         if verify:
-            _verify(model, folder, model_type)
+            for name, part, kind in written:
+                _verify(part, folder / name, kind)
     return path
+
+
+def single_models(model: BaseModel) -> tuple[LionSparseEncoder, LionSentenceTransformer]:
+    """The sparse and the dense model of a hybrid one, on the same weights in memory.
+
+    Raises:
+        ValueError: If the model is not hybrid.
+    """
+    transformer: Any = model[0]
+    head: Any = model[1]
+    if not isinstance(head, HybridHead):
+        raise ValueError(f"single_models takes a hybrid model apart, this one is {paradigm_of(model)}.")
+    settings: dict[str, Any] = {
+        "prompts": {name: prompt or "" for name, prompt in model.prompts.items()},
+        "similarity_fn_name": "dot",
+        "device": str(model.device),
+    }
+    return (
+        LionSparseEncoder(modules=[transformer, head.sparse_head()], **settings),
+        LionSentenceTransformer(modules=[without_lm_head(transformer), head.dense], **settings),
+    )
 
 
 def merge_backbone(

@@ -20,14 +20,14 @@ from tqdm.auto import trange
 from lion_st.checkpoints import STOCK_TRANSFORMER, atomic_files_in, describe_as_written, write_stock_checkpoint
 from lion_st.guard import move_transformer
 from lion_st.hooks import has_adapter, write_model_card
-from lion_st.modules import LionTransformer, LlamaPooling, MultiVectorHead, SpladeHead
+from lion_st.modules import HybridHead, LionTransformer, LlamaPooling, MultiVectorHead, SpladeHead
 from lion_st.modules.llama_pooling import PoolingName
 from lion_st.modules.query_table import QueryTable, query_features
 from lion_st.modules.tokenizing import check_texts
 
 # The module classes of ours that a checkpoint may ask for.
 LION_MODULES: dict[str, type[Module]] = {
-    fullname(kind): kind for kind in (LionTransformer, SpladeHead, LlamaPooling, MultiVectorHead)
+    fullname(kind): kind for kind in (LionTransformer, SpladeHead, LlamaPooling, MultiVectorHead, HybridHead)
 }
 
 
@@ -71,7 +71,7 @@ class LionModel(BaseModel):
             )
         raise ValueError(
             f"{model_name_or_path!r} is not a saved retriever (it has no modules.json). Make one of a backbone with "
-            'lion_st.build(backbone, "sparse", "dense" or "multi_vector"), or load a bare adapter with '
+            'lion_st.build(backbone, "sparse", "dense", "multi_vector" or "hybrid"), or load a bare adapter with '
             "lion_st.load(path, paradigm=...)."
         )
 
@@ -121,8 +121,8 @@ class LionModel(BaseModel):
         """Save the model so that `lion_st.load` restores it to the bit.
 
         With full weights the folder is a stock checkpoint, which `SentenceTransformer(path)` loads without lion_st;
-        but not if it has limits of active terms that stock modules do not hold, or a table that encodes queries, which
-        would be dropped without a word.
+        but not if it has limits of active terms that stock modules do not hold, a table that encodes queries, or two
+        vectors of a text, which would be dropped without a word.
         With an adapter attached it holds the adapter alone, which only `lion_st.load` reads: stock would take the
         base for a causal model, so it is made to refuse. `lion_st.export` turns that into a stock checkpoint.
 
@@ -169,7 +169,7 @@ class LionModel(BaseModel):
 
 
 class LionSentenceTransformer(LionModel, SentenceTransformer):
-    """A Lion retriever that returns dense rows: [B, V] floats if sparse, [B, D] if dense."""
+    """A Lion retriever that returns dense rows: [B, V] floats if sparse, [B, D] if dense, [B, V + D] if hybrid."""
 
     def _inference(self, inputs: list[Any], **kwargs: Any) -> Any:
         if kwargs.get("truncate_dim") is not None and isinstance(self[-1], SpladeHead):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, get_args, overload
+from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 import torch
 from sentence_transformers import MultiVectorEncoder, SparseEncoder
@@ -14,10 +14,11 @@ from sentence_transformers.sparse_encoder.modules import SpladePooling
 from sentence_transformers.util import load_file_path
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from lion_st.checkpoints import require_json, saved_model_type, source_name
+from lion_st.checkpoints import exported_pair, require_json, saved_model_type, source_name
 from lion_st.hooks import has_adapter, note_hub_commit
 from lion_st.model_classes import LionMultiVectorEncoder, LionSentenceTransformer, LionSparseEncoder
-from lion_st.modules import LionTransformer, LlamaPooling, MultiVectorHead, SpladeHead, adapters
+from lion_st.model_options import Paradigm, SingleVector
+from lion_st.modules import HybridHead, LionTransformer, LlamaPooling, MultiVectorHead, SpladeHead, adapters
 from lion_st.modules.backbones import gguf_options
 from lion_st.modules.llama_pooling import PoolingName
 from lion_st.modules.splade_head import Activation
@@ -26,38 +27,7 @@ if TYPE_CHECKING:
     from peft import LoraConfig
     from typing_extensions import Unpack
 
-Paradigm = Literal["sparse", "dense", "multi_vector"]
-SingleVector: TypeAlias = Literal["sparse", "dense"]
-
-
-class BuildOptions(TypedDict, total=False):
-    """The options of `build` that decide nothing about its type."""
-
-    query_length: int | None
-    document_length: int | None
-    lora: LoraConfig | None
-    train_adapter: bool
-    load_in_4bit: bool
-    dtype: str | torch.dtype
-    scale: float | None
-    activation: Activation
-    pooling: PoolingName
-    normalize: bool
-    token_dimension: int
-    max_active_dims: int | None
-    query_max_active_dims: int | None
-    document_max_active_dims: int | None
-    query_prompt: str | None
-    document_prompt: str | None
-    add_bos: bool | None
-    add_eos: bool
-    causal: bool
-    num_layers: int | None
-    layers: Sequence[int] | None
-    device: str | None
-    attn_implementation: str | None
-    revision: str | None
-    token: bool | str | None
+    from lion_st.model_options import BuildOptions, LoadOptions
 
 
 @overload
@@ -69,7 +39,7 @@ def build(
 @overload
 def build(
     backbone: str | Path,
-    paradigm: SingleVector,
+    paradigm: SingleVector | Literal["hybrid"],
     *,
     as_sparse_encoder: Literal[False] = ...,
     **options: Unpack[BuildOptions],
@@ -125,8 +95,9 @@ def build(
 
     Args:
         backbone: Hub name, folder or GGUF file of a causal LM, or of a PEFT adapter of one (MNTP), which is merged.
-        paradigm: `"sparse"` (Lion-SP, one weight per vocabulary term), `"dense"` (Lion-DS) or `"multi_vector"`
-            (a vector of each token, as in ColBERT, by a projection that is random until it is trained).
+        paradigm: `"sparse"` (Lion-SP, one weight per vocabulary term), `"dense"` (Lion-DS), `"multi_vector"` (a vector
+            of each token, as in ColBERT, by a projection that is random until it is trained) or `"hybrid"` (both of
+            the first two of one pass, with the options of both, see `HybridHead`).
         query_length: Longest query, in tokens.
         document_length: Longest document, in tokens.
         lora: Train this adapter instead of all weights.
@@ -183,7 +154,7 @@ def build(
         )
     transformer = LionTransformer(
         backbone,
-        transformer_task="text-generation" if paradigm == "sparse" else "feature-extraction",
+        transformer_task="text-generation" if paradigm in ("sparse", "hybrid") else "feature-extraction",
         query_length=query_length,
         document_length=document_length,
         add_bos=add_bos,
@@ -217,8 +188,12 @@ def build(
         adapters.attach_adapter(transformer.model, lora, revision=revision)
     head: Module
     width = transformer.get_embedding_dimension()
+    of_terms: Any = (scale, max_active_dims, query_max_active_dims, document_max_active_dims, activation)
     if paradigm == "sparse":
-        head = SpladeHead(scale, max_active_dims, query_max_active_dims, document_max_active_dims, activation)
+        head = SpladeHead(*of_terms)
+    elif paradigm == "hybrid":
+        sparse = dict(zip(SpladeHead.config_keys, of_terms, strict=True))
+        head = HybridHead(width, pooling, normalize, **sparse)
     elif paradigm == "dense":
         head = LlamaPooling(width, pooling, normalize)
     else:
@@ -233,21 +208,6 @@ def build(
     return model
 
 
-class LoadOptions(TypedDict, total=False):
-    """The options of `load` that decide nothing about its type."""
-
-    device: str | None
-    dtype: str | torch.dtype
-    attn_implementation: str | None
-    base: str | Path | None
-    merge_adapter: bool
-    is_trainable: bool
-    load_in_4bit: bool
-    revision: str | None
-    token: bool | str | None
-    local_files_only: bool
-
-
 @overload
 def load(
     path_or_repo: str | Path, *, paradigm: Literal["multi_vector"], **options: Unpack[LoadOptions]
@@ -258,7 +218,7 @@ def load(
 def load(
     path_or_repo: str | Path,
     *,
-    paradigm: SingleVector | None = ...,
+    paradigm: SingleVector | Literal["hybrid"] | None = ...,
     as_sparse_encoder: Literal[False] = ...,
     **options: Unpack[LoadOptions],
 ) -> LionSentenceTransformer: ...
@@ -302,8 +262,8 @@ def load(
 ) -> LionSentenceTransformer | LionSparseEncoder | LionMultiVectorEncoder:
     """Load a Lion checkpoint with the fast modules, whoever wrote it.
 
-    That is an exported (stock) checkpoint of any model type, a folder written in training with or without an
-    adapter, or a bare PEFT adapter.
+    That is an exported (stock) checkpoint of any model type, the folder of the two that a hybrid model is exported to,
+    a folder written in training with or without an adapter, or a bare PEFT adapter.
 
     Args:
         path_or_repo: Folder or Hub repository.
@@ -350,6 +310,9 @@ def load(
     if not Path(source).exists() and (source.startswith((".", "/", "~")) or source.count("/") > 1):
         raise FileNotFoundError(f"There is no folder {source!r}. Pass a checkpoint's folder or a Hub repository.")
     require_json(source, hub)
+    whole, pair = source, exported_pair(source)
+    if pair is not None:
+        source = pair[0]
     if load_file_path(source, "modules.json", **hub) is None and find_adapter_config_file(source, **hub) is not None:
         if paradigm is None:
             raise ValueError(
@@ -360,8 +323,11 @@ def load(
     else:
         model_class, similarity = _model_class(saved_model_type(source, hub), as_sparse_encoder)
         model = model_class(source, device=device, model_kwargs=options, similarity_fn_name=similarity, **hub)
+        if pair is not None:
+            modules = [model[0], HybridHead(**pair[1])]
+            model = model_class(modules=modules, device=device, similarity_fn_name=similarity, prompts=model.prompts)
         if paradigm not in (None, paradigm_of(model)):
-            raise ValueError(f"{source!r} is a {paradigm_of(model)} model, not {paradigm}.")
+            raise ValueError(f"{whole!r} is a {paradigm_of(model)} model, not {paradigm}.")
     _require_paradigm(paradigm_of(model), as_sparse_encoder)
     note_hub_commit(getattr(model[0].model, "config", None), source, revision)
     if merge_adapter and has_adapter(model[0].model):
@@ -370,7 +336,7 @@ def load(
 
 
 def paradigm_of(model: BaseModel) -> Paradigm:
-    """Whether a model's vectors are sparse (one weight per vocabulary term), dense, or several of each text.
+    """Whether a model's vectors are sparse (one weight per vocabulary term), dense, both, or several of each text.
 
     Args:
         model: Any `SentenceTransformer`, `SparseEncoder` or `MultiVectorEncoder`, with stock or Lion modules.
@@ -383,6 +349,8 @@ def paradigm_of(model: BaseModel) -> Paradigm:
     if isinstance(model, MultiVectorEncoder):
         return "multi_vector"
     modules = list(model)
+    if any(isinstance(module, HybridHead) for module in modules):
+        return "hybrid"
     if any(isinstance(module, LlamaPooling) for module in modules):
         return "dense"
     sparse = isinstance(model, SparseEncoder) or any(isinstance(m, SpladeHead | SpladePooling) for m in modules)
@@ -431,10 +399,11 @@ def _load_bare_adapter(
     device: str | None,
 ) -> Any:
     _require_paradigm(paradigm, as_sparse_encoder)
-    if paradigm == "multi_vector":
+    if paradigm not in get_args(SingleVector):
+        lacks = "projection of a multi-vector" if paradigm == "multi_vector" else "head of a hybrid"
         raise ValueError(
-            f"{source!r} is a bare adapter, without the projection of a multi-vector model: load the folder that "
-            "model.save_pretrained or training wrote, or build a new one on the adapter with lion_st.build."
+            f"{source!r} is a bare adapter, without the {lacks} model: load the folder that model.save_pretrained or "
+            "training wrote, or build a new one on the adapter with lion_st.build."
         )
     transformer = LionTransformer(
         source,

@@ -13,7 +13,7 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from lion_st.data.fields import Task
 from lion_st.encoding.fingerprints import input_module, prompt_for
 from lion_st.encoding.pipeline import HostCopy, computed_ahead, done_behind
-from lion_st.encoding.vectors import Vectors, keep_top_terms, stack, to_csr, to_dense, to_token_vectors
+from lion_st.encoding.vectors import HybridVectors, Vectors, keep_top_terms, stack, to_csr, to_dense, to_token_vectors
 from lion_st.model_classes import LionModel
 from lion_st.models import paradigm_of
 from lion_st.modules import SpladeHead
@@ -30,7 +30,7 @@ TEXTS_AT_ONCE = 4096  # are tokenized, and cut into batches of like length, whil
 class EncodedTexts(NamedTuple):
     """Vectors in the order of their texts, and what they cost."""
 
-    vectors: Vectors  # float32: CSR [N, V], array [N, D] or `TokenVectors`
+    vectors: Vectors  # float32: CSR [N, V], array [N, D], `TokenVectors` or `HybridVectors`
     tokens: int  # real tokens that went through the model
     truncated: int  # texts longer than the model's limit
 
@@ -50,7 +50,7 @@ class BatchEncoder:
     The batches depend on the texts alone, and so do the vectors' bits.
 
     Args:
-        model: A sparse, dense or multi-vector model.
+        model: A sparse, dense, multi-vector or hybrid model.
         task: Whether the texts are queries or documents.
         limit: Tokens to which texts are cut.
         tokens_per_batch: Padded tokens per batch.
@@ -118,13 +118,13 @@ class BatchEncoder:
             batches.append(features)
         return TokenizedTexts(order, batches, lengths, truncated)
 
-    def run(self, tokenized: TokenizedTexts) -> list[HostCopy]:
+    def run(self, tokenized: TokenizedTexts) -> list[Any]:
         """Encode the batches; on a GPU this returns before the last of their vectors are there."""
         options: dict[str, Any] = {"task": self.task}
         if any(isinstance(module, SpladeHead) for module in self.model):
             options["output"] = "sparse"
         self.model.eval()
-        copies = []
+        copies: list[Any] = []
         first = 0
         for batch in tokenized.batches:
             features = {name: _moved(value, self.model.device) for name, value in batch.items()}
@@ -135,16 +135,19 @@ class BatchEncoder:
                     vectors = torch.where(counts, output["token_embeddings"], 0.0)
                 else:
                     vectors = output["sentence_embedding"]
-                copies.append(HostCopy(vectors))
+                if self.paradigm == "hybrid":
+                    copies.append((HostCopy(output["sparse_embedding"]), HostCopy(output["dense_embedding"])))
+                else:
+                    copies.append(HostCopy(vectors))
             count = vectors.shape[0]
             self._report(count, int(tokenized.lengths[tokenized.order[first : first + count]].sum()))
             first += count
         return copies
 
-    def collect(self, tokenized: TokenizedTexts, copies: Sequence[HostCopy]) -> EncodedTexts:
+    def collect(self, tokenized: TokenizedTexts, copies: Sequence[Any]) -> EncodedTexts:
         """Wait for the vectors and put them in the order of the texts."""
         back = np.argsort(tokenized.order)
-        vectors = stack([self._convert(copy.get()) for copy in copies])[back]
+        vectors = stack([self._convert(copy) for copy in copies])[back]
         return EncodedTexts(vectors, int(tokenized.lengths.sum()), tokenized.truncated)
 
     def _cut_into_batches(self, order: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
@@ -174,7 +177,11 @@ class BatchEncoder:
             return features
         return {name: value.pin_memory() if torch.is_tensor(value) else value for name, value in features.items()}
 
-    def _convert(self, vectors: Any) -> Any:
+    def _convert(self, copy: Any) -> Any:
+        if self.paradigm == "hybrid":
+            sparse, dense = (side.get() for side in copy)
+            return HybridVectors(to_csr(sparse), to_dense(dense), self.model[1].fusion_weights)
+        vectors = copy.get()
         if self.paradigm != "sparse":
             return to_dense(vectors) if self.paradigm == "dense" else to_token_vectors(vectors)
         limit = getattr(self.model, "max_active_dims", None)  # a stock SparseEncoder's own

@@ -35,8 +35,6 @@ from lion_st.encoding.vectors import Vectors
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer, SparseEncoder
 
-    from lion_st.encoding.pipeline import HostCopy
-
 PLURAL: dict[Task, str] = {"query": "queries", "document": "documents"}
 
 
@@ -63,7 +61,7 @@ def encode_texts(
 
     Returns:
         float32: [N, V] as CSR for a sparse model, [N, D] as an array for a dense one, `TokenVectors` for a multi-vector
-        one.
+        one, `HybridVectors` for a hybrid one.
 
     Raises:
         ValueError: If there is no text, or one is empty or not a string.
@@ -154,7 +152,7 @@ def encode_corpus(
                 return number, records, None
             return number, records, encoder.tokenize([record.text for record in records])
 
-        def write(number: int, records: list[Record], tokenized: TokenizedTexts, copies: list[HostCopy]) -> None:
+        def write(number: int, records: list[Record], tokenized: TokenizedTexts, copies: list[Any]) -> None:
             write_shard(output, number, records, encoder.collect(tokenized, copies), dtype)
 
         with done_behind() as behind:
@@ -183,6 +181,7 @@ def corpus_settings(model: SentenceTransformer | SparseEncoder, options: Encodin
         "prompt": prompt_for(model, options.task),
         "max_tokens": text_limit(model, options.task, options.max_tokens),
         "max_active_dims": term_limit(model, options.task),
+        "fusion_weights": getattr(list(model)[-1], "fusion_weights", None),  # of a hybrid model
         "tokenizer": tokenizer_contract(input_module(model, options.task).tokenizer),
         "dtype": options.dtype,
         "shard_documents": options.shard_documents,

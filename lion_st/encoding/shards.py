@@ -18,7 +18,7 @@ from lion_st.data.records import Record
 from lion_st.encoding.reading import CorpusCounts, records_digest
 from lion_st.encoding.snapshots import download_explained, local_folder
 from lion_st.encoding.storage import StorageError, contents_checksum, strings_to_arrays, unpack_strings
-from lion_st.encoding.vectors import TokenVectors, Vectors, stack, to_csr, to_dense, to_token_vectors
+from lion_st.encoding.vectors import HybridVectors, TokenVectors, Vectors, stack, to_csr, to_dense, to_token_vectors
 from lion_st.files import (
     LOCK,
     FolderInUse,
@@ -148,10 +148,14 @@ def write_shard(
         arrays["vectors"] = encoded.vectors.values.astype(dtype)
         arrays["offsets"] = encoded.vectors.offsets
     else:
-        without_terms = int((np.diff(encoded.vectors.indptr) == 0).sum())
-        arrays["indptr"] = encoded.vectors.indptr.astype(np.int64)
-        arrays["terms"] = encoded.vectors.indices.astype(np.int32)
-        arrays["weights"] = encoded.vectors.data.astype(dtype)
+        matrix = encoded.vectors
+        if isinstance(matrix, HybridVectors):
+            arrays["vectors"] = matrix.dense.astype(dtype)
+            matrix = matrix.sparse
+        without_terms = int((np.diff(matrix.indptr) == 0).sum())
+        arrays["indptr"] = matrix.indptr.astype(np.int64)
+        arrays["terms"] = matrix.indices.astype(np.int32)
+        arrays["weights"] = matrix.data.astype(dtype)
     metadata = {
         "documents": len(records),
         "dimensions": encoded.vectors.shape[1],
@@ -256,7 +260,8 @@ class EncodedCorpus:
             raise StorageError(f"{self.path} has no {MANIFEST}: the encoding has not finished; run it again.")
         try:
             self.manifest: dict[str, Any] = dict(json.loads((self.path / MANIFEST).read_text(encoding="utf-8")))
-            self.paradigm: Literal["sparse", "dense", "multi_vector"] = self.manifest["settings"]["paradigm"]
+            self.fusion_weights = self.manifest["settings"].get("fusion_weights")
+            self.paradigm: Literal["sparse", "dense", "multi_vector", "hybrid"] = self.manifest["settings"]["paradigm"]
             for shard in self.manifest["shards"]:
                 inside(self.path, shard["file"])
             is_intact = self.manifest["xxh3"] == contents_checksum(self.manifest)
@@ -291,7 +296,11 @@ class EncodedCorpus:
                     vectors = to_token_vectors(TokenVectors(arrays["vectors"], arrays["offsets"]))
                 else:
                     parts = (arrays["weights"].astype(np.float32), arrays["terms"], arrays["indptr"])
-                    vectors = to_csr(sparse.csr_array(parts, shape=shape))
+                    dense = to_dense(arrays["vectors"]) if self.paradigm == "hybrid" else None
+                    terms = shape[1] - (0 if dense is None else dense.shape[1])
+                    vectors = to_csr(sparse.csr_array(parts, shape=(len(ids), terms)))
+                    if dense is not None:
+                        vectors = HybridVectors(vectors, dense, self.fusion_weights)
             except (ValueError, KeyError) as error:
                 raise StorageError(f"{file} is damaged ({error}): delete it and run the encoding again.") from error
             if vectors.shape != shape:

@@ -1,4 +1,4 @@
-"""One form for sparse vectors, one for dense ones and one for several of each text, whatever library made them."""
+"""One form for sparse vectors, one for dense ones, both and several of each text, whatever library made them."""
 
 from __future__ import annotations
 
@@ -66,13 +66,51 @@ class TokenVectors:
         return TokenVectors(self.values.astype(dtype, copy=False), self.offsets)
 
 
-# scipy CSR float32 [N, V] for a sparse model, numpy float32 or float16 [N, D] for a dense one, several of each text for
-# a multi-vector one.
-Vectors: TypeAlias = sparse.csr_array | np.ndarray | TokenVectors
+@dataclass(frozen=True, eq=False)
+class HybridVectors:
+    """The sparse and the dense vector of each of N texts.
+
+    Args:
+        sparse: CSR [N, V].
+        dense: [N, D].
+        weights: Of the sparse and of the dense score in searches with these as queries; None fuses by reciprocal ranks.
+
+    Raises:
+        ValueError: If they are of different numbers of texts.
+    """
+
+    sparse: sparse.csr_array
+    dense: np.ndarray
+    weights: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.sparse.shape[0] != self.dense.shape[0]:
+            raise ValueError(
+                f"A text has one sparse and one dense vector, got {self.sparse.shape[0]} and {self.dense.shape[0]}."
+            )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Texts N, and V + D."""
+        return self.sparse.shape[0], self.sparse.shape[1] + self.dense.shape[1]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, texts: slice | Sequence[int] | np.ndarray) -> HybridVectors:
+        """Some texts, in the order given: a slice, places, or a mask [N]."""
+        return HybridVectors(self.sparse[texts], self.dense[texts], self.weights)
 
 
-def kind_of(vectors: Vectors) -> Literal["sparse", "dense", "multi_vector"]:
+# scipy CSR float32 [N, V] for a sparse model, numpy float32 or float16 [N, D] for a dense one, both for a hybrid one,
+# several of each text for a multi-vector one.
+Vectors: TypeAlias = sparse.csr_array | np.ndarray | TokenVectors | HybridVectors
+
+
+def kind_of(vectors: Vectors) -> Literal["sparse", "dense", "multi_vector", "hybrid"]:
     """The paradigm whose vectors these are."""
+    if isinstance(vectors, HybridVectors):
+        return "hybrid"
     if isinstance(vectors, TokenVectors):
         return "multi_vector"
     return "dense" if isinstance(vectors, np.ndarray) else "sparse"
@@ -80,6 +118,9 @@ def kind_of(vectors: Vectors) -> Literal["sparse", "dense", "multi_vector"]:
 
 def stack(parts: Sequence[Any]) -> Any:
     """The rows of several `Vectors` of one kind, one after the other."""
+    if isinstance(parts[0], HybridVectors):
+        matrices = stack([part.sparse for part in parts]), stack([part.dense for part in parts])
+        return HybridVectors(*matrices, parts[0].weights)
     if isinstance(parts[0], TokenVectors):
         starts = np.cumsum([0, *(len(part.values) for part in parts)])
         offsets = [part.offsets[:-1] + start for part, start in zip(parts, starts, strict=False)]
@@ -116,6 +157,23 @@ def to_token_vectors(vectors: Any) -> TokenVectors:
     if not np.isfinite(vectors.values).all():
         raise ValueError("Token vectors hold NaN or infinity: check the model's dtype and the encoded texts.")
     return vectors
+
+
+def to_hybrid(vectors: Any) -> HybridVectors:
+    """Convert a pair of vectors, or `HybridVectors`, by `to_csr` and `to_dense`.
+
+    Raises:
+        TypeError: If they are not a pair of sparse and dense ones.
+        ValueError: If they are of different numbers of texts, and as `to_csr` and `to_dense`.
+    """
+    if not isinstance(vectors, HybridVectors) and not (isinstance(vectors, tuple) and len(vectors) == 2):
+        raise TypeError(
+            "This index holds a sparse and a dense vector of each text, (sparse [N, V], dense [N, D]): create it with "
+            "paradigm='sparse' or 'dense' for vectors of one kind."
+        )
+    if isinstance(vectors, HybridVectors):
+        return HybridVectors(to_csr(vectors.sparse), to_dense(vectors.dense), vectors.weights)
+    return HybridVectors(to_csr(vectors[0]), to_dense(vectors[1]))
 
 
 def max_sim(queries: TokenVectors, documents: TokenVectors) -> np.ndarray:
@@ -171,8 +229,9 @@ def to_dense(vectors: Any) -> np.ndarray:
         ValueError: If the matrix is not two-dimensional or a value is not finite.
     """
     is_tensor = _is_tensor(vectors)
-    if isinstance(vectors, TokenVectors):
-        raise TypeError("This index holds one vector of each text and got several: use paradigm='multi_vector'.")
+    if isinstance(vectors, TokenVectors | HybridVectors):
+        needed = kind_of(vectors)
+        raise TypeError(f"This index holds one vector of each text and got several: use paradigm={needed!r}.")
     if sparse.issparse(vectors) or (is_tensor and str(vectors.layout) != "torch.strided"):
         raise TypeError("This index holds dense vectors and got sparse ones: create it with paradigm='sparse'.")
     if is_tensor:
@@ -183,9 +242,12 @@ def to_dense(vectors: Any) -> np.ndarray:
     return matrix
 
 
-def active_terms(vectors: sparse.csr_array) -> float:
-    """Mean number of non-zero terms per row (0 for an empty matrix)."""
-    return float(vectors.nnz / vectors.shape[0]) if vectors.shape[0] else 0.0
+def active_terms(vectors: Vectors) -> float | None:
+    """Mean number of non-zero terms per row (0 for an empty matrix), of a hybrid's sparse side; None without terms."""
+    matrix = vectors.sparse if isinstance(vectors, HybridVectors) else vectors
+    if not isinstance(matrix, sparse.csr_array):
+        return None
+    return float(matrix.nnz / matrix.shape[0]) if matrix.shape[0] else 0.0
 
 
 def _require_sound(matrix: Any) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lion_st.data.trec import read_qrels, read_run
     from lion_st.evaluation.compare import Comparison, compare_runs
     from lion_st.evaluation.evaluate import evaluate_retrieval, open_retriever
-    from lion_st.evaluation.hybrid import fit_hybrid, fit_run_weights, fuse_runs
+    from lion_st.evaluation.hybrid import fit_fusion, fit_hybrid, fit_run_weights, fuse_runs
     from lion_st.evaluation.metrics import METRICS, Qrels, Run, evaluate_queries, evaluate_run
     from lion_st.evaluation.mteb_search import MtebSearch, document_text
     from lion_st.evaluation.protocols import PROTOCOLS, Protocol
@@ -47,6 +47,7 @@ __all__ = [
     "evaluate_queries",
     "evaluate_retrieval",
     "evaluate_run",
+    "fit_fusion",
     "fit_hybrid",
     "fit_run_weights",
     "folder_task",

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from lion_st.encoding.encode import encode_texts
 from lion_st.errors import require_list
 from lion_st.evaluation.metrics import Qrels, Run, evaluate_run, require_judgements, require_metrics, require_run
 from lion_st.evaluation.mteb_search import document_text, query_text
 from lion_st.evaluation.tasks import get_task, loaded
 from lion_st.indexes import Hits
-from lion_st.retrieval.fusion import convex_fusion, fit_convex_weights, reciprocal_rank_fusion
-from lion_st.retrieval.retriever import HybridRetriever, Retriever, require_retriever
+from lion_st.indexes.fusion import convex_fusion, fit_convex_weights, reciprocal_rank_fusion
+from lion_st.retrieval.retriever import HybridRetriever, ModelRetriever, Retriever, require_retriever
 
 if TYPE_CHECKING:
     from mteb.abstasks.retrieval import AbsTaskRetrieval
+    from sentence_transformers import SentenceTransformer
 
 
 def fit_hybrid(
@@ -56,14 +58,7 @@ def fit_hybrid(
         require_retriever(retriever)
     if len(retrievers) != 2:
         raise ValueError(f"Weights are fitted for two retrievers, got {len(retrievers)}.")
-    task = get_task(data, split)
-    with loaded(task) as dataset:
-        parts = [part for subset in dataset.values() for part in subset.values()]
-        if len(parts) != 1:
-            raise ValueError(f"{task.metadata.name} has {len(parts)} parts: fit weights on a set of one.")
-        documents = {row["id"]: document_text(row.get("title"), row["text"]) for row in parts[0]["corpus"]}
-        queries = {row["id"]: query_text(row, task.metadata.name) for row in parts[0]["queries"]}
-        qrels = parts[0]["relevant_docs"]
+    documents, queries, qrels = _development_set(data, split)
     rankings = []
     for retriever in retrievers:
         retriever.index(documents, show_progress)
@@ -75,6 +70,73 @@ def fit_hybrid(
         f"{weight:.2f} {retriever.name.split('/')[-1]}" for weight, retriever in zip(weights, retrievers, strict=True)
     )
     return HybridRetriever(retrievers, weights, depth, shown)
+
+
+def fit_fusion(
+    model: SentenceTransformer,
+    data: str | Path | AbsTaskRetrieval,
+    split: str = "dev",
+    *,
+    metric: str = "nDCG@10",
+    depth: int = 1000,
+    steps: int = 20,
+    show_progress: bool = False,
+) -> tuple[float, float]:
+    """Fit the weights of a hybrid model's two scores on a development set, and store them in the model.
+
+    What saves or exports the model keeps them, and searches with it use them.
+
+    Args:
+        model: Of the paradigm "hybrid"; its `fusion_weights` are set.
+        data: See `fit_hybrid`, as are the next ones.
+        split: Split of a folder.
+        metric: What is maximised.
+        depth: Documents taken by each score.
+        steps: See `fit_convex_weights`.
+        show_progress: Show progress bars.
+
+    Returns:
+        The weights of the sparse and of the dense score.
+
+    Raises:
+        ValueError: If the model is of another paradigm, and as `fit_hybrid`.
+
+    Example:
+        >>> fit_fusion(model, "data/msmarco")  # doctest: +SKIP
+        (0.65, 0.35)
+        >>> lion_st.export(model, "runs/hybrid")  # doctest: +SKIP
+    """
+    require_metrics([metric], depth)
+    retriever = ModelRetriever(model)
+    if retriever.paradigm != "hybrid":
+        raise ValueError(
+            f"fit_fusion takes a hybrid model, this one is {retriever.paradigm}: fit_hybrid fuses two retrievers."
+        )
+    documents, queries, qrels = _development_set(data, split)
+    retriever.index(documents, show_progress)
+    index: Any = retriever.documents
+    vectors = encode_texts(model, list(queries.values()), "query", show_progress=show_progress)
+    rankings = index.search_sides(vectors, depth)
+    weights, _ = fit_convex_weights(
+        rankings, list(queries), lambda run: evaluate_run(qrels, run, [metric])[metric], steps, depth
+    )
+    head: Any = model[1]
+    head.fusion_weights = weights
+    return weights
+
+
+def _development_set(
+    data: str | Path | AbsTaskRetrieval, split: str
+) -> tuple[dict[str, str], dict[str, str], dict[str, dict[str, int]]]:
+    """Documents and queries by id, and the judgements."""
+    task = get_task(data, split)
+    with loaded(task) as dataset:
+        parts = [part for subset in dataset.values() for part in subset.values()]
+        if len(parts) != 1:
+            raise ValueError(f"{task.metadata.name} has {len(parts)} parts: fit weights on a set of one.")
+        documents = {row["id"]: document_text(row.get("title"), row["text"]) for row in parts[0]["corpus"]}
+        queries = {row["id"]: query_text(row, task.metadata.name) for row in parts[0]["queries"]}
+        return documents, queries, parts[0]["relevant_docs"]
 
 
 def fuse_runs(

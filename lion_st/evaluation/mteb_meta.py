@@ -45,6 +45,7 @@ def is_standard(retriever: Retriever) -> bool:
     """Whether results are those of a checkpoint as it is on the Hub, exactly searched, and not of an experiment."""
     return (
         isinstance(retriever, ModelRetriever)
+        and retriever.paradigm != "hybrid"  # which mteb's own wrappers do not fuse
         and retriever.commit is not None
         and is_hub_name(retriever.name)
         and retriever.engine in ("exact", "torch")

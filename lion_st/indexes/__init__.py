@@ -38,7 +38,7 @@ def create_index(engine: str, paradigm: Paradigm, **parameters: Any) -> Index:
 
     Args:
         engine: A key of `ENGINES`; for "seismic" see `present_engine`.
-        paradigm: "sparse", "dense", with exact "multi_vector" or, with milvus, "hybrid".
+        paradigm: "sparse", "dense", "hybrid" (exact, torch, milvus) or "multi_vector" (exact).
         parameters: The engine's own settings, see its class.
 
     Raises:

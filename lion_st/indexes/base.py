@@ -20,7 +20,7 @@ from lion_st.encoding.storage import (
     strings_to_arrays,
     write_folder,
 )
-from lion_st.encoding.vectors import to_csr, to_dense, to_token_vectors
+from lion_st.encoding.vectors import to_csr, to_dense, to_hybrid, to_token_vectors
 from lion_st.errors import require_list, require_type
 from lion_st.files import require_free
 
@@ -32,7 +32,9 @@ Hits: TypeAlias = list[tuple[str, float]]  # (document id, score), best first
 
 KIND = "lion_st index"
 VERSION = 2  # since 2 with xxh3 checksums
-CONVERTERS: dict[str, Callable[[Any], Any]] = {"sparse": to_csr, "dense": to_dense, "multi_vector": to_token_vectors}
+CONVERTERS: dict[str, Callable[[Any], Any]] = {
+    "sparse": to_csr, "dense": to_dense, "multi_vector": to_token_vectors, "hybrid": to_hybrid
+}  # fmt: skip
 CAN_CHANGE = "exact and torch"  # the engines that delete, and search among some documents alone
 
 
@@ -44,7 +46,7 @@ class Index(ABC):
 
     Args:
         paradigm: "sparse" (rows of term weights [N, V]), "dense" (rows of floats [N, D]), "multi_vector" (several such
-            rows of each text) or, where the engine can, "hybrid" (a pair of sparse and dense).
+            rows of each text) or, where the engine can, "hybrid" (`HybridVectors`, or a pair of sparse and dense).
 
     Attributes:
         engine: Name in `create_index`.

@@ -14,10 +14,11 @@ import numpy as np
 from scipy import sparse
 
 from lion_st.encoding.storage import StorageError, read_folder
-from lion_st.encoding.vectors import to_csr, to_dense
+from lion_st.encoding.vectors import HybridVectors
 from lion_st.extras import require
 from lion_st.indexes.base import (
     CAN_CHANGE,
+    CONVERTERS,
     KIND,
     VERSION,
     Hits,
@@ -145,6 +146,12 @@ class MilvusIndex(Index):
             )
         if k < 1:
             raise ValueError(f"k is at least 1, got {k}.")
+        if isinstance(queries, HybridVectors) and queries.weights is not None and self.weights is None:
+            raise ValueError(
+                f"The model's fusion weights {queries.weights} are of scores from 0 to 1 by each query's least and "
+                "greatest, and Milvus takes an arctangent in its place: search with the engine exact or torch, or give "
+                "the engine weights of its own (--engine-setting weights=...)."
+            )
         fields = self._fields(queries)
         count = next(iter(fields.values())).shape[0]
         found: list[Hits] = [[] for _ in range(count)]
@@ -247,14 +254,10 @@ class MilvusIndex(Index):
         return [(hit["id"], float(hit["distance"])) for hit in results[0]]
 
     def _fields(self, vectors: Any) -> dict[str, Any]:
-        for part in vectors if self.paradigm == "hybrid" else (vectors,):
+        for part in vectors if isinstance(vectors, tuple) else (vectors,):
             refuse_texts(part)
-        if self.paradigm == "sparse":
-            return {"sparse": to_csr(vectors)}
-        if self.paradigm == "dense":
-            return {"dense": to_dense(vectors)}
-        sparse_vectors, dense_vectors = vectors
-        return {"sparse": to_csr(sparse_vectors), "dense": to_dense(dense_vectors)}
+        found = CONVERTERS[self.paradigm](vectors)
+        return {"sparse": found.sparse, "dense": found.dense} if self.paradigm == "hybrid" else {self.paradigm: found}
 
     def _create_collection(self, dense_dimensions: int | None) -> None:
         from pymilvus import DataType, MilvusClient

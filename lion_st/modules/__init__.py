@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from lion_st.modules.hybrid_head import HybridHead
 from lion_st.modules.lion_transformer import LionTransformer
 from lion_st.modules.llama_pooling import LlamaPooling
 from lion_st.modules.multi_vector_head import MultiVectorHead
 from lion_st.modules.splade_head import SpladeHead
 
-__all__ = ["LionTransformer", "LlamaPooling", "MultiVectorHead", "SpladeHead"]
+__all__ = ["HybridHead", "LionTransformer", "LlamaPooling", "MultiVectorHead", "SpladeHead"]

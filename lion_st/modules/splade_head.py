@@ -72,6 +72,7 @@ class SpladeHead(Head):
         "activation",
     ]
     forward_kwargs: set[str] = {"task", "max_active_dims", "output"}  # noqa: RUF012
+    folds_scale = True  # into the final norm, on disk; what else reads the states must not see it
 
     def __init__(
         self,

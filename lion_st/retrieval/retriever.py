@@ -11,8 +11,6 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from weakref import finalize
 
-from scipy import sparse
-
 from lion_st.data.records import Record
 from lion_st.encoding.encode import encode_corpus, encode_texts
 from lion_st.encoding.fingerprints import (
@@ -29,7 +27,7 @@ from lion_st.encoding.shards import EncodedCorpus
 from lion_st.encoding.vectors import Vectors, active_terms
 from lion_st.errors import require_list, require_type
 from lion_st.indexes import Hits, Index, StorageError, create_index, present_engine
-from lion_st.retrieval.fusion import convex_fusion, reciprocal_rank_fusion, require_weights
+from lion_st.indexes.fusion import convex_fusion, reciprocal_rank_fusion, require_weights
 from lion_st.retrieval.texts import require_documents, require_queries
 
 if TYPE_CHECKING:
@@ -70,7 +68,7 @@ def require_retriever(retriever: Any) -> None:
 
 
 class ModelRetriever:
-    """A sparse, dense or multi-vector model searched through an index.
+    """A sparse, dense, multi-vector or hybrid model searched through an index.
 
     Args:
         model: The encoder.
@@ -161,19 +159,18 @@ class ModelRetriever:
             raise ValueError("There is nothing to index: give at least one document with a text.")
         self._figures = {}  # no search finds what a failure leaves
         self._index = self._new_index()
-        encode_seconds = add_seconds = 0.0
-        terms = 0
+        encode_seconds = add_seconds = terms = 0.0
         started = perf_counter()
         for ids, vectors in self._encoded(documents, show_progress):
             encoded = perf_counter()
             self._index.add(ids, vectors)
-            terms += vectors.nnz if isinstance(vectors, sparse.csr_array) else 0
+            terms += (active_terms(vectors) or 0) * len(ids)
             encode_seconds += encoded - started
             started = perf_counter()
             add_seconds += started - encoded
         size = self._index.stats()["bytes"]
         self._figures = {
-            "document_terms": terms / len(documents) if self.paradigm == "sparse" else None,
+            "document_terms": terms / len(documents) if self.paradigm in ("sparse", "hybrid") else None,
             "encode_ms_per_document": 1000 * encode_seconds / len(documents),
             "index_bytes": size,
             "index_seconds": add_seconds + perf_counter() - started,
@@ -274,7 +271,7 @@ class ModelRetriever:
 
     def _note_queries(self, vectors: Any, encode_seconds: float, search_seconds: float) -> None:
         self._figures |= {
-            "query_terms": active_terms(vectors) if self.paradigm == "sparse" else None,
+            "query_terms": active_terms(vectors),
             "encode_ms_per_query": 1000 * encode_seconds / vectors.shape[0],
             "search_ms_per_query": 1000 * search_seconds / vectors.shape[0],
         }

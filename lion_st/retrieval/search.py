@@ -58,7 +58,8 @@ def index_corpus(
     """Build an index from the shards of `encode_corpus` and save it.
 
     An approximate, quantised or pruned index is measured against exact search over the vectors as they were encoded,
-    shard by shard, so that nothing but the index itself grows with the corpus; its recall is part of the report.
+    shard by shard, so that nothing but the index itself grows with the corpus; its recall is part of the report. Hybrid
+    search is not measured: fused scores of one shard do not compare with those of another.
 
     Args:
         encoded: Folder written by `encode_corpus`, or the name of one on the Hub, see `EncodedCorpus`.
@@ -108,7 +109,7 @@ def index_corpus(
         )
     index.save(output, overwrite)
     seconds = perf_counter() - started
-    if sample == 0 or (pruning is None and _is_exact(index)):
+    if sample == 0 or corpus.paradigm == "hybrid" or (pruning is None and _is_exact(index)):
         return IndexReport(index, seconds, {})
     queries = sampled_queries(corpus, sample) if queries is None else queries[:sample]
     true = exact_hits(corpus, queries, max(recall_at))
