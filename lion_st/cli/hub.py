@@ -17,6 +17,7 @@ from lion_st.cli.options import (
     require_folder,
     require_model,
     require_new,
+    require_source,
 )
 from lion_st.errors import UsageError
 
@@ -77,8 +78,16 @@ def export(
     ] = False,
     with_limits: Annotated[
         bool,
-        typer.Option("--with-limits", help="Keep limits that stock modules do not have, for lion_st.load alone."),
+        typer.Option(
+            "--with-limits",
+            help="Keep limits that stock modules do not have, or a hybrid model in one, for lion_st.load alone.",
+        ),
     ] = False,
+    dev: Annotated[
+        str | None,
+        typer.Option(help="Hybrid: development set to fit the weights of both scores on, which are kept in it."),
+    ] = None,
+    dev_split: Annotated[str, typer.Option(help="Split of the development set, if it is a folder.")] = "dev",
     weights: Weights = "auto",
     overwrite: Overwrite = False,
     revision: Revision = None,
@@ -87,12 +96,15 @@ def export(
     """Write a checkpoint that sentence-transformers loads without lion_st: adapters merged, scale folded in.
 
     --query-top-k and --document-top-k are kept in it. --sparse-encoder holds one number for both; two need
-    --with-limits, and lion_st to load.
+    --with-limits, and lion_st to load. Of a hybrid model two checkpoints are written, sparse and dense, beside
+    hybrid.json with the weights of their scores; lion_st.load opens the folder of both.
     """
     if all_terms and (query_top_k or document_top_k or with_limits):
         raise UsageError("--all-terms leaves limits out: give no --query-top-k, --document-top-k or --with-limits.")
     require_model(model)
     require_new(output, overwrite)
+    if dev is not None:
+        require_source(dev)
     from lion_st.encoding.loading import limit_terms
     from lion_st.hub import export as write
     from lion_st.models import load
@@ -100,6 +112,11 @@ def export(
     loaded = load(model, paradigm=paradigm, base=base, dtype=weights, revision=revision)
     if all_terms or query_top_k or document_top_k:
         limit_terms(loaded, model, query_top_k, document_top_k, only_these=all_terms)
+    if dev is not None:
+        from lion_st.evaluation import fit_fusion
+
+        of_sparse, of_dense = fit_fusion(loaded, dev, dev_split, show_progress=not quiet)
+        typer.echo(f"Weights {of_sparse:.2f} of the sparse and {of_dense:.2f} of the dense score.", err=True)
     model_type: Literal["SparseEncoder"] | None = "SparseEncoder" if sparse_encoder else None
     typer.echo(write(loaded, output, model_type, overwrite, with_limits=with_limits))
 

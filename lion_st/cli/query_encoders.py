@@ -82,7 +82,7 @@ def query_encoder(
     if full.query_table is not None:
         raise UsageError(f"{model} encodes queries by a table, and has no other query encoder to learn from.")
     paradigm = lion_st.paradigm_of(full)
-    if kind == "truncated" or paradigm == "multi_vector":
+    if kind == "truncated" or paradigm in ("multi_vector", "hybrid"):  # which is refused
         student = truncated_query_encoder(full, kept)
     elif paradigm == "dense":
         raise UsageError(f"--kind {kind} weighs the terms of a sparse model, and {model} is dense: --kind truncated.")

@@ -318,7 +318,8 @@ def checked_query(query: str) -> str:
 
 def _require(model: SentenceTransformer | SparseEncoder, paradigm: str, name: str, purpose: str) -> None:
     if paradigm_of(model) != paradigm:
-        raise ValueError(f"{name} is a {paradigm_of(model)} model, and a {paradigm} one is needed {purpose}.")
+        remedy = ": take one of the folders that lion_st.export writes" if paradigm_of(model) == "hybrid" else ""
+        raise ValueError(f"{name} is a {paradigm_of(model)} model, and a {paradigm} one is needed {purpose}{remedy}.")
 
 
 def _marked(document: Fields, passage: Pieces, reasons: Reasons) -> tuple[list[Segment], list[Segment]]:

@@ -102,6 +102,11 @@ def card_data(model: BaseModel) -> CardData:
     transformer: Any = model[0]
     head: Any = model[1]
     paradigm = paradigm_of(model)
+    if paradigm == "hybrid":
+        raise ValueError(
+            "There is no card for hybrid models, which stock classes do not load: take the two folders that "
+            "lion_st.export writes of it, each of which is published with a card of its own."
+        )
     if paradigm not in ("sparse", "dense"):
         raise ValueError(
             f"There is no card for {paradigm} models: the README.md that export writes is sentence-transformers' own, "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from lion_st.losses.cached_contrastive_distillation import CachedContrastiveDistillationLoss
 from lion_st.losses.contrastive_distillation import ContrastiveDistillationLoss
 from lion_st.losses.flops_regularizer import FlopsRegularizer
+from lion_st.losses.hybrid import HybridLoss, SparsePart
 from lion_st.losses.micro_batch_scheduler import MicroBatchRegularizerWeightSchedulerCallback
 from lion_st.losses.regularizers import (
     DfFlopsRegularizer,
@@ -21,9 +22,11 @@ __all__ = [
     "ContrastiveDistillationLoss",
     "DfFlopsRegularizer",
     "FlopsRegularizer",
+    "HybridLoss",
     "IdfFlopsRegularizer",
     "L1Regularizer",
     "MicroBatchRegularizerWeightSchedulerCallback",
+    "SparsePart",
     "TargetRegularizer",
     "TeacherTerms",
     "dot_scores",

@@ -124,6 +124,8 @@ def exact_hits(shards: Iterable[tuple[list[str], Vectors]], queries: Vectors, k:
         queries: [Q, dimensions].
         k: Documents per query.
     """
+    if kind_of(queries) == "hybrid":
+        raise ValueError("Fused scores of several shards do not compare: search one index of the whole corpus.")
     best: list[Hits] = [[] for _ in range(queries.shape[0])]
     for ids, vectors in shards:
         part = create_index("exact", kind_of(vectors))

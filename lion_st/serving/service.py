@@ -82,9 +82,12 @@ class Service:
         self.name = model_name(model)
         self.paradigm = paradigm_of(model)
         if self.paradigm not in ("sparse", "dense"):
+            remedy = "Serve a sparse or dense model, and rerank with this one in Python: model.similarity."
+            if self.paradigm == "hybrid":
+                remedy = "Serve one of the two folders that lion_st.export writes of it, sparse or dense."
             raise ValueError(
                 f"{self.name} is a {self.paradigm} model, whose several vectors of a text have no place in this "
-                "server's answers. Serve a sparse or dense model, and rerank with this one in Python: model.similarity."
+                f"server's answers. {remedy}"
             )
         self.texts = texts
         self.metrics = Metrics()

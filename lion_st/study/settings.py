@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 
 from lion_st.errors import UsageError
 from lion_st.training.cost import CARDS, UTILISATION
-from lion_st.training.recipes import BACKBONES, OBJECTIVES, PAPER_PARADIGMS, PARADIGMS, Objective, Paradigm
+from lion_st.training.recipes import BACKBONES, OBJECTIVES, PAPER_PARADIGMS, STUDIED_PARADIGMS, Objective, Paradigm
 
 Domain: TypeAlias = Literal["in_domain", "zero_shot"]
 DOMAIN_NAMES: dict[Domain, str] = {"in_domain": "in domain", "zero_shot": "zero-shot"}
@@ -178,7 +178,7 @@ def parse_study(values: Mapping[str, Any], place: str = "The study") -> Study:
     study = Study(
         name=str(top.values.get("name", Path(place).stem)),
         backbones=_backbones(top),
-        paradigms=top.choices("paradigms", PARADIGMS, PAPER_PARADIGMS),
+        paradigms=top.choices("paradigms", STUDIED_PARADIGMS, PAPER_PARADIGMS),
         objectives=top.choices("objectives", OBJECTIVES),
         seeds=tuple(int(seed) for seed in top.numbers("seeds", [42], 0, whole=True)),
         label_noise=top.numbers("label_noise", [0.0], 0, 1),
@@ -323,7 +323,7 @@ def _training(top: _Section) -> tuple[dict[str, Any], tuple[Condition, ...]]:
         if not isinstance(one, Mapping):
             raise UsageError(f"{place} is {one!r}: give a mapping of paradigm, objective or backbone, and of options.")
         which = {name: one[name] for name in ("backbone", "paradigm", "objective") if name in one}
-        allowed: dict[str, Sequence[str]] = {"paradigm": PARADIGMS, "objective": OBJECTIVES}
+        allowed: dict[str, Sequence[str]] = {"paradigm": STUDIED_PARADIGMS, "objective": OBJECTIVES}
         allowed["backbone"] = tuple(choice.name for choice in _backbones(top))
         for name, value in which.items():
             if value not in allowed[name]:

@@ -268,6 +268,11 @@ def load_teacher(
     if kind == "CrossEncoder":
         return Reranker(CrossEncoder(name, max_length=max_tokens, **options), batch_size)
     _refuse(name, kind, ["max_tokens"] if max_tokens is not None else [])
+    if any(module.endswith("HybridHead") for module in modules):
+        raise ValueError(
+            f"{name} is a hybrid model, whose two scores have no common scale: give one of the two folders that "
+            "lion_st.export writes of it, or both as two teachers."
+        )
     if kind == "SentenceTransformer" and any(module.endswith(SPARSE_MODULES) for module in modules):
         from lion_st.models import load  # a sparse Lion model, whose rows would be dense there
 

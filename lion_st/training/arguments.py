@@ -18,7 +18,7 @@ from lion_st.training.options import merge_layers, resolve_steps
 from lion_st.training.prompts import PromptArguments
 from lion_st.training.published import chosen_recipe
 from lion_st.training.query_tables import QueryEncoderArguments
-from lion_st.training.recipes import Objective, Paradigm, RetrieverRecipe
+from lion_st.training.recipes import DENSE_TEMPERATURE, Objective, Paradigm, RetrieverRecipe
 from lion_st.training.regularizers import RegularizerArguments
 from lion_st.training.released import is_released, recipe_options
 from lion_st.training.sharding import resolve_fsdp
@@ -54,7 +54,10 @@ RESULT_ARGUMENTS = (
     "fp16",
 )
 PRESET_HELP = "released: compute what the paper's released code does, in place of the recipe; see docs/fidelity.md."
-PARADIGM_HELP = "sparse (Lion-SP), dense (Lion-DS) or multi_vector (a vector of each token, as in ColBERT)."
+PARADIGM_HELP = (
+    "sparse (Lion-SP), dense (Lion-DS), multi_vector (a vector of each token, as in ColBERT) or hybrid (a sparse and a "
+    "dense vector of one pass)."
+)
 MAX_SECONDS_HELP = "Fit steps and schedules into this many seconds of training, if max_steps would take longer."
 # These too, which hardly anyone sets: recorded where they are not at their defaults.
 FURTHER_RESULT_ARGUMENTS = (
@@ -232,6 +235,13 @@ class RetrieverArguments(
         },
     )
     temperature: float = field(default=1.0, metadata={"help": "Divisor of the student's scores."})
+    dense_temperature: float = field(
+        default=DENSE_TEMPERATURE,
+        metadata={"help": "Hybrid: divisor of the dense scores; --temperature of the sparse."},
+    )
+    dense_weight: float = field(
+        default=1.0, metadata={"help": "Hybrid: weight of the dense vectors' loss beside the sparse vectors'."}
+    )
     contrastive_weight: float = field(default=0.5, metadata={"help": "Weight of the contrastive term in cl_kd."})
     distillation_weight: float = field(default=0.5, metadata={"help": "Weight of --distillation in cl_kd."})
     query_regularizer_weight: float = field(default=0.05, metadata={"help": "Sparse: FLOPS weight of queries."})
@@ -261,11 +271,12 @@ class RetrieverArguments(
         if self.mini_batch_size == 0:
             self.mini_batch_size = None
         require_positive(self, "batch_size", "query_length", "document_length", "mini_batch_size", "dry_run_devices")
-        require_positive(self, "temperature", "teacher_temperature", "query_top_k", "document_top_k")
+        require_positive(self, "temperature", "dense_temperature", "teacher_temperature")
+        require_positive(self, "query_top_k", "document_top_k")
         require_positive(self, "token_dimension")
         self.require_teachers()
         require_at_least_0(self, "query_regularizer_weight", "document_regularizer_weight", "negatives")
-        require_at_least_0(self, "contrastive_weight", "distillation_weight", "margin_mse_weight")
+        require_at_least_0(self, "contrastive_weight", "distillation_weight", "margin_mse_weight", "dense_weight")
         require_share(self, "regularizer_warmup_ratio")
         self.require_regularizer()
         self.require_query_encoder()

@@ -62,17 +62,18 @@ class VectorStatistics:
     def means(self) -> dict[str, Tensor]:
         """What was seen since `begin`, as scalars on the device.
 
-        Of queries and of documents: `..._active_terms` of a text and `..._empty`, the share of texts without any, both
-        of sparse vectors alone; and `..._spread`, the share of the vectors' squared length by which they differ from
-        their mean: 0 if all are identical. A text of several vectors counts with their mean, brought to length 1. Of
-        both: `in_batch_accuracy`, see `Ranking`.
+        Of queries and of documents, and apart of the dense vectors of a hybrid model: `..._active_terms` of a text and
+        `..._empty`, the share of texts without any, both of sparse vectors alone; and `..._spread`, the share of the
+        vectors' squared length by which they differ from their mean: 0 if all are identical. A text of several vectors
+        counts with their mean, brought to length 1. Of both: `in_batch_accuracy`, see `Ranking`, of a hybrid model by
+        its sparse vectors.
         """
         means = {}
         if self._ranking is not None and self._ranking.is_complete:
             means["in_batch_accuracy"] = self._ranking.accuracy()
         for task, sums in self._sums.items():
             rows = self.rows[task]
-            if self.counts_terms:
+            if "active" in sums:
                 means[f"{task}_active_terms"] = sums["active"] / rows
                 means[f"{task}_empty"] = sums["empty"] / rows
             if rows > 1:
@@ -84,15 +85,24 @@ class VectorStatistics:
     def _observe(self, model: nn.Module, inputs: Any, output: dict[str, Any]) -> None:
         if not self._is_open:
             return
-        given = output["sentence_embedding"].detach()  # [N, V] or [N, D]; of token vectors [N, L, D]
-        vectors = given if given.ndim == 2 else F.normalize(given.sum(dim=1, dtype=torch.float32), dim=-1)
         task = output.get("task") or "text"
+        if "dense_embedding" in output:
+            self._add(f"{task}_dense", output["dense_embedding"].detach(), False)
+        given = output.get("sparse_embedding", output["sentence_embedding"]).detach()
+        vectors = self._add(task, given, self.counts_terms)
+        self.width = vectors.shape[1]
+        if self._ranking is not None:
+            self._ranking.add(given, task)
+
+    def _add(self, task: str, given: Tensor, counts_terms: bool) -> Tensor:
+        """Add up the statistics of vectors [N, V] or [N, D], of token vectors [N, L, D], which become one a text."""
+        vectors = given if given.ndim == 2 else F.normalize(given.sum(dim=1, dtype=torch.float32), dim=-1)
         # Neither makes a float32 copy of the vectors.
         found = {
             "vectors": vectors.sum(dim=0, dtype=torch.float32),
             "squares": torch.linalg.vector_norm(vectors, dtype=torch.float32).square(),
         }
-        if self.counts_terms:
+        if counts_terms:
             is_active = vectors != 0
             active = is_active.sum(dim=1)
             found |= {"active": active.sum(dtype=torch.float32), "empty": (active == 0).sum(dtype=torch.float32)}
@@ -101,9 +111,7 @@ class VectorStatistics:
         before = self._sums.get(task)
         self._sums[task] = found if before is None else {name: before[name] + value for name, value in found.items()}
         self.rows[task] = self.rows.get(task, 0) + len(vectors)
-        self.width = vectors.shape[1]
-        if self._ranking is not None:
-            self._ranking.add(given, task)
+        return vectors
 
 
 class Ranking:
@@ -258,7 +266,7 @@ class CollapseGuard(TrainerCallback):
                 problems[f"{task}_empty"] = (f"all {task} vectors are empty", remedy)
             elif values[f"{task}_spread"] < IDENTICAL:
                 remedy = "Lower --learning_rate, and look whether the texts differ"
-                problems[f"{task}_spread"] = (f"all {task} vectors are the same", remedy)
+                problems[f"{task}_spread"] = (f"all {task.replace('_', ' ')} vectors are the same", remedy)
         return problems
 
     def _require_fewer_terms(self, values: dict[str, float], state: TrainerState) -> None:

@@ -15,6 +15,7 @@ OPTIMIZER_BYTES = 8  # two Adam moments in float32
 # Of each text and term at the peak of a step, without and with gradient caching, measured: float32 values, int32
 # positions, the gradient, and copies that the losses make of them.
 HEAD_BYTES: dict[Objective, tuple[int, int]] = {"cl": (20, 24), "cl_kd": (16, 20), "kd": (16, 17)}
+JOINT_BYTES = 2 * FLOAT_BYTES  # more of each text and number of a hybrid model
 GATHERED_BYTES = 2 * FLOAT_BYTES  # of the other devices' documents, which the objective cl gathers, and their gradients
 # Operations a second of dense products in bfloat16 by the maker's data sheets, and the share of them that is reached.
 CARDS = {"H100": 989e12, "A100": 312e12}
@@ -53,6 +54,7 @@ class TrainingCost:
         loads_head: Whether the LM head is in memory; by default where it runs over every token. MNTP reads some alone.
         table_parameters: Weights of a table that learns queries, beside the model.
         averages_weights: Whether a moving average of the trained weights embeds every text too (self-distillation).
+        has_dense: Whether a text has a dense vector beside the sparse one.
     """
 
     shape: BackboneShape
@@ -65,6 +67,7 @@ class TrainingCost:
     loads_head: bool | None = None
     table_parameters: int = 0
     averages_weights: bool = False
+    has_dense: bool = False
 
     @property
     def linear_parameters(self) -> int:
@@ -169,6 +172,9 @@ class TrainingCost:
         if objective == "cl":
             embeddings += GATHERED_BYTES * gathered_texts
         width = shape.vocab_size if self.has_head else self.vector_width or shape.hidden_size
+        if self.has_dense:  # both in one row, and so the sparse one a second time, with its gradient
+            width += shape.hidden_size
+            embeddings += embedded_texts * JOINT_BYTES
         parts = {
             "weights": (FLOAT_BYTES * trained + frozen_bytes) / shards,
             "layer of 4 bits at work": LOW_PRECISION_BYTES * largest if self.load_in_4bit else 0.0,

@@ -24,6 +24,7 @@ from lion_st.data.beir import load_beir
 from lion_st.data.held_out import HeldOut, hold_out
 from lion_st.data.sources import parse_source
 from lion_st.errors import UsageError
+from lion_st.training.hybrid_evaluation import HybridInformationRetrievalEvaluator, HybridNanoBEIREvaluator
 from lion_st.training.prompts import TaskPrompts
 from lion_st.training.validation import require_positive
 
@@ -38,6 +39,7 @@ EVALUATORS: dict[str, tuple[Any, Any, str]] = {
     "sparse": (SparseInformationRetrievalEvaluator, SparseNanoBEIREvaluator, "dot"),
     "dense": (InformationRetrievalEvaluator, NanoBEIREvaluator, "dot"),
     "multi_vector": (MultiVectorInformationRetrievalEvaluator, MultiVectorNanoBEIREvaluator, "maxsim"),
+    "hybrid": (HybridInformationRetrievalEvaluator, HybridNanoBEIREvaluator, "dot"),
 }
 NANO_BEIR = "NanoBEIR"
 HELD_OUT = "held_out"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,12 +27,15 @@ from torch import Tensor, nn
 from lion_st.losses import (
     CachedContrastiveDistillationLoss,
     ContrastiveDistillationLoss,
+    HybridLoss,
+    SparsePart,
     dot_scores,
     maxsim_scores,
     pairwise_dot_scores,
     pairwise_maxsim_scores,
 )
 from lion_st.losses.distillation import Distillation
+from lion_st.training.recipes import WITH_TERMS
 from lion_st.training.regularizers import make_regularizer
 from lion_st.training.released import SHARE
 from lion_st.training.validation import reads_temperature
@@ -85,10 +88,11 @@ def build_loss(model: Any, arguments: RetrieverArguments) -> nn.Module:
     | all others, and kd at a temperature | ContrastiveDistillationLoss | SpladeLoss of ContrastiveDistillationLoss |
 
     Multi-vector models have the losses of dense ones, of sentence-transformers those called MultiVector..., on MaxSim.
+    Hybrid models have SpladeLoss of a HybridLoss of the two, the dense one at `dense_temperature`.
 
     "At a temperature" is with another `teacher_temperature` than 1, or with several teachers that the loss tells apart.
-    Negatives and FLOPS are over all devices. Only of sparse models has `kd` a cached form; it
-    needs none, as it has no terms across queries, so that accumulation steps are as good.
+    Negatives and FLOPS are over all devices. Only of sparse and hybrid models has `kd` a cached form;
+    it needs none, as it has no terms across queries, so that accumulation steps are as good.
 
     With `preset="released"` the terms have the weights that the released code's gradients come out with on its four
     GPUs, on any number here: (NCE / 4 + KL) / 2 + FLOPS / 4 in place of (NCE + KL) / 2 + FLOPS, and `kd` has FLOPS of
@@ -98,14 +102,47 @@ def build_loss(model: Any, arguments: RetrieverArguments) -> nn.Module:
         model: The model to train.
         arguments: Those of `RetrieverArguments` under "objective".
     """
-    scale = 1 / arguments.temperature
-    released = arguments.preset == "released"
-    share = SHARE if released and arguments.objective != "kd" else 1.0
     cached: dict[str, Any] = {}
     if arguments.mini_batch_size is not None:
         cached["mini_batch_size"] = arguments.mini_batch_size
-    sparse = arguments.paradigm == "sparse"
-    stock = STOCK_LOSSES[arguments.paradigm]
+    if not has_terms(arguments):
+        return _vector_loss(model, arguments, arguments.paradigm, arguments.temperature, cached)
+    loss = _vector_loss(model, arguments, "sparse", arguments.temperature)
+    dimension = None
+    if arguments.paradigm == "hybrid":
+        dimension = model[1].dense.embedding_dimension
+        dense = _vector_loss(model, arguments, "dense", arguments.dense_temperature)
+        loss = HybridLoss(loss, dense, dimension, arguments.dense_weight)
+    # MarginMSE regularizes positives and negatives each for themselves, the contrastive objectives all at once.
+    columns = 1 + arguments.negatives if arguments.objective == "kd" else 1
+    gather = not (arguments.preset == "released" and arguments.objective == "kd")
+    regularizers = {
+        "query_regularizer": make_regularizer(model, arguments, "query", gather=gather),
+        "document_regularizer": make_regularizer(model, arguments, "document", columns, gather),
+    }
+    if dimension is not None:
+        regularizers = {name: SparsePart(one, dimension) for name, one in regularizers.items()}
+    splade: Any = partial(CachedSpladeLoss, **cached) if cached else SpladeLoss
+    return splade(
+        model,
+        loss,
+        query_regularizer_weight=_share(arguments) * arguments.query_regularizer_weight,
+        document_regularizer_weight=_share(arguments) * arguments.document_regularizer_weight,
+        **regularizers,
+    )
+
+
+def _share(arguments: RetrieverArguments) -> float:
+    """Of what the released code's gradients shrink."""
+    return SHARE if arguments.preset == "released" and arguments.objective != "kd" else 1.0
+
+
+def _vector_loss(
+    model: Any, arguments: RetrieverArguments, kind: str, temperature: float, cached: Mapping[str, Any] | None = None
+) -> nn.Module:
+    """The loss of one kind of vectors without regularizers; `cached` has the settings of its cached form."""
+    scale, share = 1 / temperature, _share(arguments)
+    stock = STOCK_LOSSES[kind]
     loss: nn.Module
     teachers = arguments.teacher_terms()
     if arguments.objective == "kd" and (arguments.teacher_temperature != 1 or teachers is not None):
@@ -120,7 +157,7 @@ def build_loss(model: Any, arguments: RetrieverArguments) -> nn.Module:
         )
     elif arguments.objective == "kd":
         loss = stock.kd(model, similarity_fct=partial(stock.kd_scores, scale=scale))
-    elif arguments.objective == "cl" and not released:
+    elif arguments.objective == "cl" and arguments.preset != "released":
         settings: dict[str, Any] = {"scale": scale, "similarity_fct": stock.cl_scores, "gather_across_devices": True}
         if cached and stock.cached_cl is not None:
             loss = stock.cached_cl(model, **settings, **cached)
@@ -131,7 +168,7 @@ def build_loss(model: Any, arguments: RetrieverArguments) -> nn.Module:
         contrastive = {"cl": share, "cl_kd": share * arguments.contrastive_weight}.get(objective, 0.0)
         distillation = {"cl": 0.0, "cl_kd": arguments.distillation_weight}.get(objective, 1.0)
         joint: Any = ContrastiveDistillationLoss
-        if cached and not sparse:
+        if cached:
             joint = partial(CachedContrastiveDistillationLoss, **cached)
         loss = joint(
             model,
@@ -143,22 +180,14 @@ def build_loss(model: Any, arguments: RetrieverArguments) -> nn.Module:
             teacher_temperature=arguments.teacher_temperature if reads_temperature(vars(arguments)) else 1.0,
             teachers=None if objective == "cl" else teachers,
         )
-    if not sparse:
-        return loss
-    # MarginMSE regularizes positives and negatives each for themselves, the contrastive objectives all at once.
-    columns = 1 + arguments.negatives if arguments.objective == "kd" else 1
-    gather = not (released and arguments.objective == "kd")
-    splade: Any = partial(CachedSpladeLoss, **cached) if cached else SpladeLoss
-    return splade(
-        model,
-        loss,
-        query_regularizer_weight=share * arguments.query_regularizer_weight,
-        document_regularizer_weight=share * arguments.document_regularizer_weight,
-        query_regularizer=make_regularizer(model, arguments, "query", gather=gather),
-        document_regularizer=make_regularizer(model, arguments, "document", columns, gather),
-    )
+    return loss
+
+
+def has_terms(arguments: RetrieverArguments) -> bool:
+    """Whether a text's vectors have a weight for each term."""
+    return arguments.paradigm in WITH_TERMS
 
 
 def uncacheable(arguments: RetrieverArguments) -> bool:
     """Whether the setting's loss has no cached form."""
-    return arguments.objective == "kd" and arguments.paradigm != "sparse"
+    return arguments.objective == "kd" and not has_terms(arguments)

@@ -24,8 +24,15 @@ class MultiVectorRetrieverTrainer(RetrieverTrainerMixin, MultiVectorEncoderTrain
     training_args_class = BaseTrainingArguments  # type: ignore[assignment] # its own has a length, which the model has
 
 
+class HybridRetrieverTrainer(DenseRetrieverTrainer):
+    """The trainer of dense models, for those that give a sparse vector too."""
+
+    has_sparse_vectors = True
+
+
 TRAINERS: dict[str, type[RetrieverTrainerMixin]] = {
     "sparse": SparseRetrieverTrainer,
     "dense": DenseRetrieverTrainer,
     "multi_vector": MultiVectorRetrieverTrainer,
+    "hybrid": HybridRetrieverTrainer,
 }

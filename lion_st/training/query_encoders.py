@@ -427,8 +427,11 @@ def _require_plain(model: SentenceTransformer | SparseEncoder) -> LionTransforme
         raise ValueError(
             f"Query encoders are made of models of lion_st.load, this one begins with {type(first).__name__}."
         )
-    if paradigm_of(model) == "multi_vector":
-        raise ValueError("Query encoders are made of sparse and dense models, this one is multi_vector.")
+    if (paradigm := paradigm_of(model)) not in ("sparse", "dense"):
+        raise ValueError(
+            f"Query encoders are made of sparse and dense models, this one is {paradigm}"
+            + (": take one of the two folders that lion_st.export writes of it." if paradigm == "hybrid" else ".")
+        )
     if has_adapter(first.model):
         raise ValueError("The model has an adapter attached: load it with merge_adapter=True first.")
     return first

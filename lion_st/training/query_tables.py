@@ -52,8 +52,10 @@ class QueryEncoderArguments:
         require_positive(self, "query_encoder_learning_rate")
         if self.query_encoder == "full":
             return
-        if self.paradigm == "multi_vector":
-            raise UsageError("--query_encoder is of sparse and dense models, this one is multi_vector: leave it out.")
+        if self.paradigm not in ("sparse", "dense"):
+            raise UsageError(
+                f"--query_encoder is of sparse and dense models, this one is {self.paradigm}: leave it out."
+            )
         if self.query_encoder == "idf" and self.paradigm == "dense":
             raise UsageError("--query_encoder idf weighs the terms of a sparse model: --paradigm sparse, or static.")
         if self.preset is not None:
@@ -107,7 +109,7 @@ def training_idf(model: Any, sources: Iterable[Dataset]) -> Tensor:
     texts = [row["positive"] for tuples in sources for row in islice(tuples, share)]
     limit = model[0].token_limit("document")
     encoded = model.tokenizer(texts, add_special_tokens=False, truncation=True, max_length=limit)
-    return term_idf(encoded["input_ids"], len(texts), model[1].get_embedding_dimension())
+    return term_idf(encoded["input_ids"], len(texts), len(model[0].lm_head.weight))
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """The paper's settings as data: three backbones, two paradigms, three objectives, and the MNTP stage before them.
 
-Multi-vector models, which the paper does not have, are a third paradigm with the settings of dense ones.
+Multi-vector models, which the paper does not have, are a third paradigm with the settings of dense ones; hybrid models
+are a fourth, with those of sparse ones.
 
 Zeng et al., Scaling Sparse and Dense Retrieval in Decoder-Only LLMs, 2025: https://arxiv.org/abs/2502.15526,
 section 4 (experimental setup). The backbones `mini` and `micro` are this project's own, small enough for a CPU.
@@ -17,10 +18,12 @@ from typing import Any, Literal, TypeAlias
 from lion_st.data.quickstart import QUICKSTART_REPOSITORY
 from lion_st.errors import UsageError
 
-Paradigm: TypeAlias = Literal["sparse", "dense", "multi_vector"]
+Paradigm: TypeAlias = Literal["sparse", "dense", "multi_vector", "hybrid"]
 Objective: TypeAlias = Literal["cl", "kd", "cl_kd", "kl", "margin_mse_kl", "listwise", "rank"]
 PAPER_PARADIGMS: tuple[Paradigm, ...] = ("sparse", "dense")
-PARADIGMS: tuple[Paradigm, ...] = (*PAPER_PARADIGMS, "multi_vector")
+STUDIED_PARADIGMS: tuple[Paradigm, ...] = (*PAPER_PARADIGMS, "multi_vector")
+PARADIGMS: tuple[Paradigm, ...] = (*STUDIED_PARADIGMS, "hybrid")
+WITH_TERMS: tuple[Paradigm, ...] = ("sparse", "hybrid")  # with a weight for each term
 OBJECTIVES: tuple[Objective, ...] = ("cl", "kd", "cl_kd")  # the paper's
 # Others, with the settings of cl_kd: a query learns from its own documents alone.
 FURTHER_OBJECTIVES: tuple[Objective, ...] = ("kl", "margin_mse_kl", "listwise", "rank")
@@ -106,7 +109,8 @@ class RetrieverRecipe:
 
     Attributes:
         backbone: Name in `BACKBONES`.
-        paradigm: `"sparse"` (Lion-SP), `"dense"` (Lion-DS) or `"multi_vector"` (a vector of each token, as ColBERT).
+        paradigm: `"sparse"` (Lion-SP), `"dense"` (Lion-DS), `"multi_vector"` (a vector of each token, as ColBERT) or
+            `"hybrid"` (a sparse and a dense vector of one pass).
         objective: `"cl"` (contrastive), `"kd"` (MarginMSE on a teacher's margins) or `"cl_kd"` (contrastive and
             KL divergence from the teacher, half each); or of the teacher or of grades alone `"kl"`, `"margin_mse_kl"`
             (both), `"listwise"` (softmax cross-entropy on graded labels), `"rank"` (the teacher's order, RankNet).
@@ -250,11 +254,11 @@ def _micro_recipe(paradigm: Paradigm, objective: Objective) -> RetrieverRecipe:
         model=adapted_backbone("micro"),
         train_data=QUICKSTART_REPOSITORY,
         batch_size=32,
-        max_steps=50 if paradigm == "sparse" else 40,
+        max_steps=50 if paradigm in WITH_TERMS else 40,
         negatives=1,
         query_length=32,
         temperature=DENSE_TEMPERATURE if paradigm == "dense" else 1.0,
-        learning_rate=3e-4 if paradigm == "sparse" else 1e-3,
+        learning_rate=3e-4 if paradigm in WITH_TERMS else 1e-3,
         use_peft=False,
         attn_implementation="eager",  # the backward pass of fused attention is slow on a CPU
     )
@@ -268,7 +272,7 @@ def _mini_recipe(paradigm: Paradigm, objective: Objective) -> RetrieverRecipe:
         model=adapted_backbone("mini"),
         max_steps=150,
         query_length=40,
-        learning_rate=1e-4 if paradigm == "sparse" else 3e-4,
+        learning_rate=1e-4 if paradigm in WITH_TERMS else 3e-4,
     )
 
 
@@ -364,7 +368,7 @@ def recipes_table() -> list[dict[str, Any]]:
                 "lengths": f"{recipe.query_length}/{recipe.document_length}",
                 "FLOPS": (
                     f"{recipe.query_regularizer_weight}/{recipe.document_regularizer_weight}"
-                    if recipe.paradigm == "sparse"
+                    if recipe.paradigm in WITH_TERMS
                     else ""
                 ),
                 "data": recipe.train_data + (f":{recipe.train_subset}" if recipe.train_subset else ""),

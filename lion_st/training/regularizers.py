@@ -13,6 +13,7 @@ from transformers.trainer_callback import ExportableState
 
 from lion_st.errors import UsageError
 from lion_st.losses import FlopsRegularizer
+from lion_st.losses.hybrid import regularizer_of
 from lion_st.losses.regularizers import (
     DfFlopsRegularizer,
     IdfFlopsRegularizer,
@@ -103,7 +104,7 @@ def prepare_regularizers(
     """
     if not isinstance(loss, SpladeLoss):
         return []
-    found = {task: getattr(loss, f"{task}_regularizer", None) for task in TASKS}
+    found = {task: regularizer_of(loss, task) for task in TASKS}
     without = [one for one in found.values() if isinstance(one, IdfFlopsRegularizer) and one.idf is None]
     if without:
         idf = training_idf(model, sources.values())

@@ -27,7 +27,7 @@ from lion_st.training.cost import Lengths, TrainingCost
 from lion_st.training.evaluation import EarlyStopping, build_evaluator, hold_out_share
 from lion_st.training.learned_sparsity import attach_learned_sparsity
 from lion_st.training.mixing import WeightedBatchSampler
-from lion_st.training.objectives import build_loss, uncacheable
+from lion_st.training.objectives import build_loss, has_terms, uncacheable
 from lion_st.training.paradigm_trainers import TRAINERS
 from lion_st.training.prompts import column_prompts, source_prompts
 from lion_st.training.query_tables import attach_query_table
@@ -329,12 +329,13 @@ def training_cost(
     table = shape.vocab_size * (1 if arguments.paradigm == "sparse" else shape.hidden_size) if is_learned else 0
     return TrainingCost(
         shape,
-        has_head=arguments.paradigm == "sparse",
+        has_head=has_terms(arguments),
         lora_r=arguments.lora_r if arguments.use_peft else None,
         load_in_4bit=arguments.load_in_4bit,
         cached=arguments.mini_batch_size is not None and not uncacheable(arguments),
         gradient_checkpointing=recomputes_activations(training_arguments),
         vector_width=tokens if arguments.paradigm == "multi_vector" else None,
+        has_dense=arguments.paradigm == "hybrid",
         table_parameters=table,
         averages_weights=arguments.self_distillation,
     )

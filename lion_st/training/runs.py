@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lion_st.checkpoints import atomic_files_in, unheld_by_stock
 from lion_st.exporting import export
+from lion_st.modules import HybridHead
 from lion_st.training.callbacks import require_all_steps
 from lion_st.training.checkpoints import decided_by_first_rank
 from lion_st.training.objectives import uncacheable
@@ -80,6 +81,8 @@ def export_run(trainer: Any, record: RunLog) -> Path:
         problem = unheld_by_stock(model[1], "SentenceTransformer")
         if problem is not None and model.query_table is None:
             stock = f". `lion-st export {output} OUTPUT --all-terms` writes a stock checkpoint without the limits"
+            if isinstance(model[1], HybridHead):
+                stock = f". `lion-st export {output} OUTPUT --dev DATA` fits the weights of both and writes stock checkpoints"
             has_thresholds = getattr(model[1], "thresholds", None) is not None
             logger.warning("lion_st.load alone reads %s: %s%s.", output, problem, "" if has_thresholds else stock)
         record.finish(trainer.state, **_best(trainer))

@@ -168,7 +168,7 @@ def _attach(model: BaseModel, source: str, arguments: RetrieverArguments) -> Non
     """Attach a new adapter to a retriever, whose base is then what lies on the disk: with the scale folded in."""
     transformer: Any = model[0]
     head = model[1]
-    if isinstance(head, SpladeHead) and head.scale not in (None, 1.0):
+    if isinstance(head, SpladeHead) and head.folds_scale and head.scale not in (None, 1.0):
         norm = transformer.final_norm
         for name, folded in scaled_norm(norm, head.scale or 1.0).items():
             norm.get_parameter(name).copy_(folded)

@@ -31,14 +31,20 @@ _READ_BY = {
             *("scale", "activation", "query_top_k", "document_top_k", "regularizer", "regularizer_warmup_ratio"),
             *("query_regularizer_weight", "document_regularizer_weight", "learn_thresholds", "learn_top_k"),
         ),
-        ("--paradigm sparse", lambda values: values["paradigm"] == "sparse"),
+        ("--paradigm sparse or hybrid", lambda values: values["paradigm"] in ("sparse", "hybrid")),
     ),
     **dict.fromkeys(
         ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"),
         ("--use_peft", lambda values: values["use_peft"]),
     ),
     "token_dimension": ("--paradigm multi_vector", lambda values: values["paradigm"] == "multi_vector"),
-    **dict.fromkeys(("pooling", "normalize"), ("--paradigm dense", lambda values: values["paradigm"] == "dense")),
+    **dict.fromkeys(
+        ("dense_temperature", "dense_weight"), ("--paradigm hybrid", lambda values: values["paradigm"] == "hybrid")
+    ),
+    **dict.fromkeys(
+        ("pooling", "normalize"),
+        ("--paradigm dense or hybrid", lambda values: values["paradigm"] in ("dense", "hybrid")),
+    ),
     "query_encoder_learning_rate": ("--query_encoder static", lambda values: values["query_encoder"] == "static"),
     "threshold_learning_rate": (
         "--learn_thresholds or --learn_top_k",

@@ -7,7 +7,11 @@ from sentence_transformers.multi_vector_encoder.losses import (
     CachedMultiVectorMultipleNegativesRankingLoss,
     MultiVectorMultipleNegativesRankingLoss,
 )
-from sentence_transformers.sparse_encoder.losses import CachedSpladeLoss, SpladeLoss
+from sentence_transformers.sparse_encoder.losses import (
+    CachedSpladeLoss,
+    SparseMultipleNegativesRankingLoss,
+    SpladeLoss,
+)
 from torch import Tensor, nn
 
 from lion_st.losses import (
@@ -15,9 +19,12 @@ from lion_st.losses import (
     ContrastiveDistillationLoss,
     DfFlopsRegularizer,
     FlopsRegularizer,
+    HybridLoss,
     IdfFlopsRegularizer,
     L1Regularizer,
+    SparsePart,
     TargetRegularizer,
+    dot_scores,
     maxsim_scores,
 )
 
@@ -91,8 +98,22 @@ LOSSES = {
     "multi_vector contrastive cached": lambda model: stock_multi_vector(
         CachedMultiVectorMultipleNegativesRankingLoss, model, mini_batch_size=1
     ),
+    "hybrid": lambda model: hybrid(SpladeLoss, model),
+    "cached hybrid": lambda model: hybrid(CachedSpladeLoss, model, mini_batch_size=1),
     "cached sparse": lambda model: splade(CachedSpladeLoss, model, mini_batch_size=1),
 }
+
+
+def hybrid(kind: type[SpladeLoss], model: nn.Module, **settings) -> SpladeLoss:
+    """The joint loss, with the last 3 dimensions in the place of a dense vector."""
+    joint = HybridLoss(
+        SparseMultipleNegativesRankingLoss(model, similarity_fct=dot_scores, gather_across_devices=True),
+        ContrastiveDistillationLoss(model, scale=5.0),
+        dense_dimension=3,
+        dense_weight=0.4,
+    )
+    flops = SparsePart(FlopsRegularizer(model), 3)
+    return kind(model, joint, 0.7, 0.3, document_regularizer=flops, query_regularizer=flops, **settings)
 
 
 class stock_multi_vector(nn.Module):
