@@ -10,7 +10,11 @@ spread over seeds says nothing. So small a budget ranks settings by how fast the
 
 Teachers are "bundled" (the scores in the data set, BM25 and an encoder mixed by hand) and those
 of --teacher NAME=MODEL, as `lion-st teach` takes them. Their scores are brought to one scale, so that one teacher and
-several are learned from in the same way.
+several are learned from in the same way. Those that no asked-for group learns from are not loaded.
+
+A hybrid model is measured by each of its vectors and by both fused, beside two models of one vector each that saw the
+same texts, and so cost twice as much to train and to encode with. Weights of fusion are fitted on other questions of
+SQuAD dev, of other paragraphs.
 
 Rows are added to results/objectives.json one by one, and a run that is repeated goes on behind them.
 """
@@ -37,9 +41,11 @@ from lion_st.data.quickstart import quickstart_test_sets
 from lion_st.encoding import encode_texts
 from lion_st.evaluation import evaluate_run, format_table, hits_to_run, prune_report, trade_off_figure
 from lion_st.evaluation.mteb_search import document_text
+from lion_st.exporting import single_models
 from lion_st.files import atomic_write
 from lion_st.indexes import create_index
 from lion_st.indexes.pruning import Pruning
+from lion_st.retrieval import convex_fusion, fit_convex_weights, reciprocal_rank_fusion
 from lion_st.supervision import Bm25, load_teacher, teach
 from lion_st.training import (
     RetrieverArguments,
@@ -106,6 +112,9 @@ def runs(teachers: list[str]) -> list[dict[str, Any]]:
     for objective in ("cl", "cl_kd"):  # a dense model has hardly begun when a sparse one has learned
         add("objectives", "dense", f"{objective}, 4 x the steps", objective=objective, steps=4,
             **({} if objective == "cl" else BUNDLED))  # fmt: skip
+    for name, weight in (("cl_kd", 1.0), ("cl_kd, dense loss x 0.1", 0.1)):
+        add("hybrid", "hybrid", name, dense_weight=weight, **BUNDLED)
+    add("hybrid", "hybrid", "cl", objective="cl")
     add("query encoders", "sparse", "full", **BUNDLED)
     for paradigm, kind in (("sparse", "static"), ("sparse", "idf"), ("dense", "static")):
         add("query encoders", paradigm, f"{kind}, trained together", query_encoder=kind, **BUNDLED)
@@ -113,7 +122,7 @@ def runs(teachers: list[str]) -> list[dict[str, Any]]:
 
 
 def prepare_tuples(folder: Path, count: int, negatives: int, teachers: Mapping[str, str]) -> Path:
-    """A sample of the bundled tuples, with the scores of every teacher."""
+    """A sample of the bundled tuples, with the scores of every teacher beside the bundled ones."""
     sample, scored = folder / "tuples.jsonl", folder / "scored.parquet"
     if not sample.exists():
         tuples = load_tuples(
@@ -131,6 +140,8 @@ def prepare_tuples(folder: Path, count: int, negatives: int, teachers: Mapping[s
             for row in rows
         )
         atomic_write(sample, "".join(json.dumps(line) + "\n" for line in lines))
+    if not teachers:
+        return sample
     models = {
         name: Bm25() if model == "bm25" else load_teacher(model, device="cpu") for name, model in teachers.items()
     }
@@ -138,15 +149,23 @@ def prepare_tuples(folder: Path, count: int, negatives: int, teachers: Mapping[s
     return scored
 
 
-def read_test_set(folder: Path, count: int) -> tuple[dict[str, str], dict[str, str], dict[str, dict[str, int]]]:
-    """The first questions of SQuAD dev about different paragraphs, these paragraphs, and the judgements."""
+def read_test_set(folder: Path, count: int, part: int = 0) -> tuple[dict[str, str], dict[str, str], dict[str, Any]]:
+    """Questions of SQuAD dev about different paragraphs, these paragraphs, and the judgements.
+
+    Args:
+        folder: Where the test set lies, or is put.
+        count: How many.
+        part: 0 for the first ones, 1 for those after them.
+    """
     corpus, queries, qrels = load_beir(quickstart_test_sets(folder)["squad_dev"])
-    chosen: dict[str, dict[str, int]] = {}
-    documents: dict[str, str] = {}
-    for query, judged in qrels.items():
-        if len(chosen) < count and not documents.keys() & judged.keys():
-            chosen[query] = judged
-            documents |= {name: document_text(corpus[name]["title"], corpus[name]["text"]) for name in judged}
+    seen: set[str] = set()
+    different = [query for query, judged in qrels.items() if not seen & judged.keys() and not seen.update(judged)]
+    chosen = {query: qrels[query] for query in different[part * count : (part + 1) * count]}
+    documents = {
+        name: document_text(corpus[name]["title"], corpus[name]["text"])
+        for judged in chosen.values()
+        for name in judged
+    }
     return documents, {query: queries[query] for query in chosen}, chosen
 
 
@@ -237,6 +256,31 @@ def measure(
     return rows
 
 
+def measure_both(models: tuple[Any, Any], test_set: Any, dev_set: Any) -> dict[str, dict[str, Any]]:
+    """Quality of a sparse and of a dense model, or of the two parts of a hybrid one, and of both fused."""
+    found = {name: measure(model, name, test_set)[0] for name, model in zip(("sparse", "dense"), models, strict=True)}
+    rankings = []
+    for documents, queries, _ in (dev_set, test_set):
+        sides = []
+        for paradigm, model in zip(found, models, strict=True):
+            index = create_index("exact", paradigm)
+            index.add(list(documents), encode_texts(model, list(documents.values()), "document"))
+            sides.append(index.search(encode_texts(model, list(queries.values()), "query"), len(documents)))
+        rankings.append(sides)
+    judged = dev_set[2]
+    weights, _ = fit_convex_weights(
+        rankings[0], list(dev_set[1]), lambda run: evaluate_run(judged, run, METRICS)[METRICS[0]]
+    )
+    _, queries, qrels = test_set
+    fused = {
+        "fused": convex_fusion(rankings[1], weights, 100),
+        "fused by ranks": reciprocal_rank_fusion(rankings[1], 100),
+    }
+    rows = {name: evaluate_run(qrels, hits_to_run(queries, hits), METRICS) for name, hits in fused.items()}
+    rows["fused"]["weight of sparse"] = weights[0]
+    return found | rows
+
+
 def prunings() -> dict[str, tuple[Pruning, Pruning]]:
     """What is done to the vectors of a trained model, of queries and of documents."""
     top = {
@@ -278,6 +322,15 @@ def show(rows: list[dict[str, Any]], folder: Path) -> str:
     return "\n\n".join(parts)
 
 
+def keep(rows: list[Any], measured: Mapping[str, Any], of: Mapping[str, Any], settings: Any, file: Path) -> None:
+    """Add the rows of one setting, and write all of them."""
+    rows += [{"name": name} | of | figures for name, figures in measured.items()]
+    contents = {"machine": machine_name(), "torch": torch.__version__, "settings": settings, "rows": rows}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(file, json.dumps(contents, indent=1) + "\n")
+    print(json.dumps(rows[-len(measured)]), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     bundled = ["bm25=bm25", f"sp-mini={ROOT}/hub_uploads/models/lion-sp-mini"]
@@ -297,8 +350,11 @@ def main() -> None:
     if len(teachers) < 2:
         parser.error("Give two teachers at least: one is compared with two and with three.")
     options.work.mkdir(parents=True, exist_ok=True)
-    tuples = prepare_tuples(options.work, options.steps * options.batch_size, options.negatives, teachers)
-    test_set = read_test_set(options.work / "test_sets", options.queries)
+    chosen = [run for run in runs(list(teachers)) if not options.groups or run["group"] in options.groups]
+    read = {name for run in chosen for name in run["options"].get("teachers", ())}
+    used = {name: model for name, model in teachers.items() if name in read}
+    tuples = prepare_tuples(options.work, options.steps * options.batch_size, options.negatives, used)
+    test_set, dev_set = (read_test_set(options.work / "test_sets", options.queries, part) for part in (0, 1))
     file = options.output / "objectives.json"
     settings = {name: getattr(options, name) for name in ("steps", "batch_size", "negatives", "queries")}
     settings["teachers"] = {name: Path(model).name for name, model in teachers.items()}
@@ -310,14 +366,27 @@ def main() -> None:
                 f"{file} has rows of other settings, {kept['settings']}: give another --output, or remove it."
             )
         rows = kept["rows"]
-    done = {(row["group"], row["paradigm"], row["name"], row["seed"]) for row in rows}
+    done = {(row["group"], row["paradigm"], row["name"].partition(": ")[0], row["seed"]) for row in rows}
 
     for seed in options.seeds:
-        for run in runs(list(teachers)):
+        for run in chosen:
             key = (run["group"], run["paradigm"], run["name"], seed)
-            if key in done or (options.groups and run["group"] not in options.groups):
+            if key in done:
                 continue
             model, spent = train(run, seed, options, tuples)
+            of = {"group": run["group"], "paradigm": run["paradigm"], "seed": seed}
+            if run["group"] == "hybrid":
+                both = measure_both(single_models(model), test_set, dev_set)
+                measured = {f"{run['name']}: {part}": figures | spent for part, figures in both.items()}
+                if run["name"] == "cl_kd":
+                    alone = [
+                        train(run | {"paradigm": one, "options": BUNDLED}, seed, options, tuples)[0]
+                        for one in ("sparse", "dense")
+                    ]
+                    both = measure_both((alone[0], alone[1]), test_set, dev_set)
+                    measured |= {f"cl_kd of two models: {part}": figures for part, figures in both.items()}
+                keep(rows, measured, of, settings, file)
+                continue
             pruned = prunings() if run["name"] == "flops x 1" else {}
             measured = {
                 name: figures | ({"group": "pruning"} if name in pruned else spent)
@@ -328,12 +397,7 @@ def main() -> None:
             if run["name"] == "full":
                 for name, student in distilled(model, tuples, options.negatives).items():
                     (measured[name],) = measure(model, run["paradigm"], test_set, query_model=student)
-            of = {"group": run["group"], "paradigm": run["paradigm"], "seed": seed}
-            rows += [{"name": name} | of | figures for name, figures in measured.items()]
-            contents = {"machine": machine_name(), "torch": torch.__version__, "settings": settings, "rows": rows}
-            file.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(file, json.dumps(contents, indent=1) + "\n")
-            print(json.dumps(rows[-len(measured)]), flush=True)
+            keep(rows, measured, of, settings, file)
     print(show(rows, options.output))
 
 
