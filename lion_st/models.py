@@ -14,7 +14,7 @@ from sentence_transformers.sparse_encoder.modules import SpladePooling
 from sentence_transformers.util import load_file_path
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from lion_st.checkpoints import exported_pair, require_json, saved_model_type, source_name
+from lion_st.checkpoints import HYBRID_FILE, exported_pair, require_json, saved_model_type, source_name
 from lion_st.hooks import has_adapter, note_hub_commit
 from lion_st.model_classes import LionMultiVectorEncoder, LionSentenceTransformer, LionSparseEncoder
 from lion_st.model_options import Paradigm, SingleVector
@@ -146,7 +146,8 @@ def build(
     _require_paradigm(paradigm, as_sparse_encoder)
     _require_device(device)
     _, is_gguf = gguf_options(backbone)
-    if not is_gguf and load_file_path(backbone, "modules.json", token=token, revision=revision) is not None:
+    hub: dict[str, Any] = {"token": token, "revision": revision}
+    if not is_gguf and any(load_file_path(backbone, name, **hub) for name in ("modules.json", HYBRID_FILE)):
         raise ValueError(f"{backbone!r} is a saved retriever, not a backbone; open it with lion_st.load.")
     if load_in_4bit and lora is None and not train_adapter:
         raise ValueError(
@@ -326,6 +327,7 @@ def load(
         if pair is not None:
             modules = [model[0], HybridHead(**pair[1])]
             model = model_class(modules=modules, device=device, similarity_fn_name=similarity, prompts=model.prompts)
+            model[0].model.name_or_path = whole
         if paradigm not in (None, paradigm_of(model)):
             raise ValueError(f"{whole!r} is a {paradigm_of(model)} model, not {paradigm}.")
     _require_paradigm(paradigm_of(model), as_sparse_encoder)

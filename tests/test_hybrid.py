@@ -16,6 +16,7 @@ import lion_st
 from lion_st.cli import app
 from lion_st.data import save_beir
 from lion_st.encoding import EncodedCorpus, encode_corpus, encode_texts
+from lion_st.encoding.fingerprints import model_name
 from lion_st.encoding.vectors import HybridVectors, to_hybrid
 from lion_st.evaluation import evaluate_retrieval, fit_fusion, fit_hybrid, fuse_runs, read_run
 from lion_st.exporting import single_models
@@ -129,6 +130,9 @@ def test_what_is_saved_and_exported_comes_back_and_stock_loads_both_folders(
     with pytest.raises(ValueError, match=r"'lion_st\.modules\.hybrid_head\.HybridHead'.*not part of Sentence Transf"):
         SentenceTransformer(str(tmp_path / "full-saved"), device="cpu", local_files_only=True)
     assert 'lion_st.load("' in (tmp_path / "full-saved" / "README.md").read_text()
+    assert model_name(lion_st.load(tmp_path / "full", device="cpu")) == "full"
+    with pytest.raises(ValueError, match="is a saved retriever, not a backbone"):
+        build(str(tmp_path / "full"))
     with pytest.raises(FileExistsError):
         lion_st.export(models["full"], tmp_path / "full")
     lion_st.export(models["full"], tmp_path / "full", overwrite=True, create_model_card=False, verify=False)

@@ -69,8 +69,8 @@ def test_a_sparse_encoder_is_one(tiny_backbone):
 
 
 def test_arguments_that_do_not_fit_are_refused(tiny_backbone, tmp_path):
-    with pytest.raises(ValueError, match=r"one of \('sparse', 'dense', 'multi_vector'\), got 'hybrid'"):
-        lion_st.build(tiny_backbone(), "hybrid")
+    with pytest.raises(ValueError, match=r"one of \('sparse', 'dense', 'multi_vector', 'hybrid'\), got 'lexical'"):
+        lion_st.build(tiny_backbone(), "lexical")
     with pytest.raises(ValueError, match="as_sparse_encoder=True needs a sparse model"):
         lion_st.build(tiny_backbone(), "dense", as_sparse_encoder=True)
     lion_st.build(tiny_backbone(), "dense", device="cpu").save_pretrained(str(tmp_path))
@@ -417,7 +417,7 @@ def train(model, folder: Path, steps: int, resume: bool = False, **settings):
 @pytest.mark.parametrize("with_lora", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize(
     ("paradigm", "as_sparse_encoder"),
-    [("sparse", False), ("sparse", True), ("dense", False), ("multi_vector", False)],
+    [("sparse", False), ("sparse", True), ("dense", False), ("multi_vector", False), ("hybrid", False)],
 )
 def test_training_resumes_to_the_bit(tiny_backbone, tmp_path, lora, paradigm, as_sparse_encoder, with_lora):
     def fresh():

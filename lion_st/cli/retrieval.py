@@ -314,7 +314,9 @@ def prune(
     corpora = [EncodedCorpus(folder) for folder in (encoded, queries)]
     for corpus in corpora:
         if corpus.paradigm != "sparse":
-            raise ValueError(f"{corpus.path} was encoded by a dense model, whose vectors have no terms to drop.")
+            raise ValueError(
+                f"{corpus.path} was encoded by a {corpus.paradigm} model: what is pruned are sparse vectors."
+            )
     rows = write_prune_report(
         report,
         corpora[0].whole(),

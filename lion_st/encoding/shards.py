@@ -260,7 +260,8 @@ class EncodedCorpus:
             raise StorageError(f"{self.path} has no {MANIFEST}: the encoding has not finished; run it again.")
         try:
             self.manifest: dict[str, Any] = dict(json.loads((self.path / MANIFEST).read_text(encoding="utf-8")))
-            self.fusion_weights = self.manifest["settings"].get("fusion_weights")
+            weights = self.manifest["settings"].get("fusion_weights")
+            self.fusion_weights: tuple[float, float] | None = None if weights is None else (weights[0], weights[1])
             self.paradigm: Literal["sparse", "dense", "multi_vector", "hybrid"] = self.manifest["settings"]["paradigm"]
             for shard in self.manifest["shards"]:
                 inside(self.path, shard["file"])

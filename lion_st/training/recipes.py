@@ -360,7 +360,9 @@ def recipes_table() -> list[dict[str, Any]]:
                 "epochs": f"{recipe.epochs:.2g}",
                 "steps": recipe.max_steps,
                 "negatives": recipe.negatives,
-                "temperature": recipe.temperature,
+                "temperature": (
+                    f"{recipe.temperature}/{DENSE_TEMPERATURE}" if recipe.paradigm == "hybrid" else recipe.temperature
+                ),
                 "teacher": (
                     "" if recipe.objective == "cl" else f"{recipe.teacher_normalization}/{recipe.teacher_temperature}"
                 ),

@@ -168,6 +168,9 @@ def test_the_script_ends_in_a_checkpoint_that_the_next_run_goes_on_from(tiny_bac
         second = tiny_run(str(folder), data, tmp_path / f"two-{number}", "hybrid", "kd", max_steps=2, **given)
         again = lion_st.load(train_retriever(*second), device="cpu")
         assert (again.encode("lions") - model.encode("lions")).max() > 1e-3
+    pair = lion_st.export(model, tmp_path / "pair", verify=False, create_model_card=False)
+    with pytest.raises(ValueError, match="holds two stock checkpoints of a hybrid model: train on"):
+        build_model(tiny_run(str(pair), data, tmp_path / "x", "hybrid", "kd")[0], "cpu")
     with pytest.raises(ValueError, match="is a hybrid model, not dense"):
         build_model(tiny_run(str(folder), data, tmp_path / "x", "dense", "kd")[0], "cpu")
 

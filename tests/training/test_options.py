@@ -241,7 +241,7 @@ def test_a_wrong_option_is_named_with_the_nearest_right_one(options, message):
         ("max_steps: true", "which is not a whole number"),
         ("bf16: maybe", "which is not true or false"),
         ("max_steps: [1, 2]", "where one value belongs"),
-        ("paradigm: hybrid", "choose from sparse, dense"),
+        ("paradigm: lexical", "choose from sparse, dense"),
         ("a: [", "my.yaml is not YAML"),
         ("- a\n- b", "my.yaml is not a list of `option: value` lines"),
         ("", "my.yaml is not a list of"),

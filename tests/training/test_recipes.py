@@ -99,7 +99,7 @@ def test_the_registry_and_the_table_hold_all_settings():
 
 @pytest.mark.parametrize(
     "setting",
-    [("llama-4", "sparse", "cl"), ("micro", "hybrid", "cl"), ("micro", "sparse", "mse"), ("", "sparse", "cl")],
+    [("llama-4", "sparse", "cl"), ("micro", "lexical", "cl"), ("micro", "sparse", "mse"), ("", "sparse", "cl")],
 )
 def test_an_unknown_recipe_is_an_error_that_lists_the_known_ones(setting):
     with pytest.raises(

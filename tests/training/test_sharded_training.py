@@ -28,6 +28,8 @@ CASES: dict[str, tuple[str, str, bool, int | None, bool, str]] = {
     "ddp sparse cl_kd adapter cached": ("sparse", "cl_kd", True, 1, True, "ddp"),
     "ddp dense cl": ("dense", "cl", False, None, True, "ddp"),
     "ddp sparse cl_kd self-distilled": ("sparse", "cl_kd", False, None, True, "ddp"),
+    "hybrid cl_kd cached": ("hybrid", "cl_kd", False, 1, False, "fsdp"),
+    "ddp hybrid cl": ("hybrid", "cl", False, None, True, "ddp"),
 }
 STEPS, MIDDLE = 6, 3
 RESUMED = ("sparse cl_kd", "sparse cl_kd adapter cached")  # from one process on two, and from two on one
@@ -44,7 +46,7 @@ def options(backbone: str, data: Path, output: Path, case: str, processes: int, 
         learning_rate=1e-3,
         adam_epsilon=1e-3,  # else a gradient that is nothing but rounding would be a step like any other
         lr_scheduler_type="constant",
-        regularizer_warmup_ratio=0.5 if paradigm == "sparse" else None,
+        regularizer_warmup_ratio=0.5 if paradigm in ("sparse", "hybrid") else None,
         lora_dropout=0 if peft else None,  # each process draws its own
         self_distillation=True if "self-distilled" in case else None,
     )
