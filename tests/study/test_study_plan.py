@@ -113,7 +113,7 @@ def test_lengths_are_measured_with_the_backbones_tokenizer(tmp_path, tiny_backbo
         ({"backbones": [{"recipe": "micro", "num_layers": 9}]}, "asks for layer 8 of lion-st/lion-micro-base"),
         ({"training": {"lerning_rate": 1}}, "did you mean --learning_rate?"),
         ({"training": {"max_steps": 1}}, "on which the study decides"),
-        ({"training": {"query_regularizer_weight": 1}}, "read with --paradigm sparse alone"),
+        ({"training": {"query_regularizer_weight": 1}}, "read with --paradigm sparse or hybrid alone"),
         ({"training": {"where": [{"paradigm": "x"}]}}, "paradigm is 'x'"),
         ({"evaluation": {}}, "evaluation names no test set"),
         ({"evaluation": {"zero_shot": ["a"], "metrics": ["nDCG@1000"]}}, "nDCG@1000 looks deeper"),

@@ -90,8 +90,8 @@ def test_the_command_line_takes_the_place_of_a_rival_in_the_yaml_file(tmp_path):
         (["--early_stopping_patience", "2"], "--early_stopping_patience needs something to evaluate on"),
         (["--eval_share", "1"], "--eval_share must be above 0 and below 1, got 1"),
         (["--auto_find_batch_size"], "--auto_find_batch_size is not read here: .* --mini_batch_size"),
-        (["--pooling", "last_token"], "--pooling is read with --paradigm dense alone"),
-        (["--paradigm", "dense", "--scale", "2"], "--scale is read with --paradigm sparse alone"),
+        (["--pooling", "last_token"], "--pooling is read with --paradigm dense or hybrid alone"),
+        (["--paradigm", "dense", "--scale", "2"], "--scale is read with --paradigm sparse or hybrid alone"),
         (
             ["--objective", "cl", "--teacher_temperature", "2"],
             "--teacher_temperature is read with --objective kd, kl, margin_mse_kl or cl_kd",

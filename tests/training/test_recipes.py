@@ -87,13 +87,13 @@ def test_every_value_of_a_recipe_is_an_option_of_its_script(recipes, kinds):
 
 
 def test_the_registry_and_the_table_hold_all_settings():
-    assert len(RECIPES) == 54 and set(SETTINGS) < set(RECIPES)
+    assert len(RECIPES) == 72 and set(SETTINGS) < set(RECIPES)
     rows = recipes_table()
-    assert len(rows) == 54 + 4
+    assert len(rows) == 72 + 4
     assert all(row.keys() == rows[0].keys() for row in rows)
     assert {row["stage"] for row in rows if row["backbone"] == "llama-3-8b"} == {
         "mntp", "sparse cl", "sparse kd", "sparse cl_kd", "dense cl", "dense kd", "dense cl_kd",
-        "multi_vector cl", "multi_vector kd", "multi_vector cl_kd",
+        "multi_vector cl", "multi_vector kd", "multi_vector cl_kd", "hybrid cl", "hybrid kd", "hybrid cl_kd",
     }  # fmt: skip
 
 
