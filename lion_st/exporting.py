@@ -252,7 +252,9 @@ def _probe(model: BaseModel) -> torch.Tensor:
     features = batch_to_device(model.preprocess(list(PROBE_TEXTS), task="document"), model.device)
     features = transformer(features)
     for head in heads:
-        all_terms = {"max_active_dims": head.get_embedding_dimension()} if isinstance(head, SpladeHead) else {}
+        all_terms = (
+            {"max_active_dims": SpladeHead.get_embedding_dimension(head)} if isinstance(head, SpladeHead) else {}
+        )
         features = head(features, **all_terms)
     model.train(was_training)
     if paradigm_of(model) == "multi_vector":  # the vectors that count, whichever side the padding is on

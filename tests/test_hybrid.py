@@ -235,8 +235,16 @@ def test_what_hybrid_models_cannot_do_is_refused_by_name(model, saved, tmp_path)
     def set_weights(*weights):
         model[1].fusion_weights = weights
 
+    def learned(model):
+        model[1].learn_thresholds()
+        try:
+            lion_st.export(model, tmp_path / "x")
+        finally:
+            model[1].thresholds = None
+
     refusals = [
         (lambda: lion_st.export(model, tmp_path / "x", "SparseEncoder"), "leave out model_type='SparseEncoder'"),
+        (lambda: learned(model), "learned thresholds have no place in a stock checkpoint"),
         (lambda: lion_st.load(saved, as_sparse_encoder=True), "needs a sparse model, this one is hybrid"),
         (lambda: lion_st.load(saved, paradigm="dense"), "is a hybrid model, not dense"),
         (lambda: set_weights(0.0, 0.0), r"not both 0; got \(0\.0, 0\.0\)"),

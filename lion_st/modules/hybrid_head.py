@@ -101,7 +101,9 @@ class HybridHead(SpladeHead):
 
     def sparse_head(self) -> SpladeHead:
         """The head of the sparse vector alone."""
-        return SpladeHead(**{name: getattr(self, name) for name in SpladeHead.config_keys})
+        head = SpladeHead(**{name: getattr(self, name) for name in SpladeHead.config_keys})
+        head.thresholds, head.log_top_k = self.thresholds, self.log_top_k
+        return head
 
 
 def without_lm_head(transformer: LionTransformer) -> LionTransformer:

@@ -43,6 +43,8 @@ class LearnedSparsityArguments:
         asked = [f"--{name}" for name in ("learn_thresholds", "learn_top_k") if getattr(self, name)]
         if not asked:
             return
+        if self.paradigm == "hybrid":
+            raise UsageError(f"{asked[0]} is of sparse models, this one is hybrid: leave it out.")
         if self.query_encoder != "full":
             raise UsageError(f"{asked[0]} has no place in the Router of --query_encoder {self.query_encoder}.")
         if self.preset is not None:

@@ -82,7 +82,9 @@ def export_run(trainer: Any, record: RunLog) -> Path:
         if problem is not None and model.query_table is None:
             stock = f". `lion-st export {output} OUTPUT --all-terms` writes a stock checkpoint without the limits"
             if isinstance(model[1], HybridHead):
-                stock = f". `lion-st export {output} OUTPUT --dev DATA` fits the weights of both and writes stock checkpoints"
+                stock = (
+                    f". `lion-st export {output} OUTPUT --dev DATA` fits weights of both and writes stock checkpoints"
+                )
             has_thresholds = getattr(model[1], "thresholds", None) is not None
             logger.warning("lion_st.load alone reads %s: %s%s.", output, problem, "" if has_thresholds else stock)
         record.finish(trainer.state, **_best(trainer))

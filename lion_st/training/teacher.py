@@ -95,6 +95,8 @@ class TeacherArguments:
         teacher_weights(self.teachers)
         require_combination(self.combine)
         require_share(self, "ema_decay")
+        if self.self_distillation and self.paradigm == "hybrid":
+            raise UsageError("--self_distillation is of models of one vector, this one is hybrid: leave it out.")
         if self.self_distillation and self.objective in ("cl", "listwise"):
             wrong = "no teacher" if self.objective == "cl" else "grades, which a model's scores are not"
             raise UsageError(

@@ -183,6 +183,8 @@ def test_options_that_a_run_does_not_read_are_refused(data, tmp_path):
         ("hybrid", dict(dense_temperature=0.0), "--dense_temperature must be positive, got 0.0"),
         ("hybrid", dict(dense_weight=-1.0), "--dense_weight must be at least 0, got -1.0"),
         ("hybrid", dict(query_encoder="static"), "of sparse and dense models, this one is hybrid"),
+        ("hybrid", dict(learn_thresholds=True), "--learn_thresholds is of sparse models, this one is hybrid"),
+        ("hybrid", dict(self_distillation=True), "--self_distillation is of models of one vector, this one is hybrid"),
     ):
         with pytest.raises(UsageError, match=message):
             tiny_run("m", data, tmp_path, paradigm, "cl_kd", **given)
