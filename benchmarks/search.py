@@ -12,9 +12,11 @@ prunes documents and queries to their heaviest terms.
 Scores are inner products. Build time includes what the engine needs before its first search. Latency is the processor
 time of one query at a time, since a busy machine lengthens any other; the rate is of batches of 1,000 (slow engines: of
 as many queries as --seconds are expected to suffice for, at least 100; torch-coo: 100, whose scores are dense); each is
-measured until --seconds have passed. Recall is against the scores of the plain loop. Each engine has a process of its
-own, and a table is written after each, so that neither an interrupted run nor an engine that runs out of memory or is
-not installed loses what was measured.
+measured until --seconds have passed. "peak MiB" is the largest resident memory of the process, the vectors that it was
+given included, and "load" the machine's average over a minute when the engine was done. Recall is against the scores of
+the plain loop. Each engine has a process of its own, and a table is written after each, so that neither an interrupted
+run nor an engine that runs out of memory or is not installed loses what was measured. An engine that takes longer than
+--limit seconds in all is stopped, and not tried with more documents.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from typing import Any
 import numba
 import numpy as np
 import torch
-from common import RESULTS, in_process, report
+from common import RESULTS, in_process, peak_mib, report
 from scipy import sparse
 from search_vectors import KINDS, describe, make_vectors, mini_vectors
 
@@ -304,10 +306,13 @@ def measure_engine(name: str, folder: Path, threads: int, seconds: float) -> dic
     threaded = measure(search, queries, 10, threads, block, seconds)
     latencies = {}
     for k, times in single.items():
-        latencies |= {f"p50 ms, k={k}": 1000 * np.median(times), f"p99 ms, k={k}": 1000 * np.quantile(times, 0.99)}
+        ordered = {"min": np.min(times), "p50": np.median(times), "p99": np.quantile(times, 0.99)}
+        latencies |= {f"{which} ms, k={k}": 1000 * value for which, value in ordered.items()}
     return {
         "build s": built,
         "MB": size / 1e6,
+        "peak MiB": peak_mib(),
+        "load": os.getloadavg()[0],
         "queries/s": 1 / np.mean(batch),
         f"queries/s, {threads} threads": 1 / np.mean(threaded),
         **latencies,
@@ -326,6 +331,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--engines", nargs="+")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--limit", type=float, help="seconds that an engine may take to build and to be measured")
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)  # an engine and the folder of vectors
     options = parser.parse_args()
@@ -337,16 +343,22 @@ def main() -> None:
     unknown = set(options.engines or []) - set(all_engines(""))
     if unknown:
         parser.error(f"unknown engines {sorted(unknown)}: choose from {list(all_engines(''))}")
-    for count, kind in itertools.product(options.documents, options.kinds):
+    stopped: dict[tuple[str, str], int] = {}  # kind and engine -> documents that took it too long
+    for count, kind in itertools.product(sorted(options.documents), options.kinds):
         settings: dict[str, Any] = {"documents": count, "kind": kind}
-        settings |= {name: getattr(options, name) for name in ("top_terms", "queries", "seconds")}
+        settings |= {name: getattr(options, name) for name in ("top_terms", "queries", "seconds", "limit")}
         pruned = "-pruned" if options.top_terms else ""
         rows: list[dict[str, Any]] = []
         with tempfile.TemporaryDirectory() as folder:
             settings["vectors"] = save_vectors(Path(folder), count, kind, options)
             for name in options.engines or all_engines(""):
                 arguments = ["--measure", name, folder, f"--threads={options.threads}", f"--seconds={options.seconds}"]
-                row = in_process(__file__, arguments)
+                if fewer := stopped.get((kind, name)):
+                    row = {"note": f"took too long with {fewer:,} documents"}
+                else:
+                    row = in_process(__file__, arguments, options.limit)
+                if row is not None and "stopped" in row:
+                    stopped[kind, name] = count
                 rows.append({"engine": name, **(row or {"build s": "does not fit in memory"})})
                 title = f"{count:,} {kind}{pruned} documents: {settings['vectors']}"
                 report(options.output, f"search-{kind}{pruned}-{count}", title, rows, settings)
