@@ -29,13 +29,16 @@ _READ_BY = {
     **dict.fromkeys(
         (
             *("scale", "activation", "query_top_k", "document_top_k", "regularizer", "regularizer_warmup_ratio"),
-            *("query_regularizer_weight", "document_regularizer_weight", "learn_thresholds", "learn_top_k"),
+            *("query_regularizer_weight", "document_regularizer_weight"),
         ),
         ("--paradigm sparse or hybrid", lambda values: values["paradigm"] in ("sparse", "hybrid")),
     ),
     **dict.fromkeys(
         ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"),
         ("--use_peft", lambda values: values["use_peft"]),
+    ),
+    **dict.fromkeys(
+        ("learn_thresholds", "learn_top_k"), ("--paradigm sparse", lambda values: values["paradigm"] == "sparse")
     ),
     "token_dimension": ("--paradigm multi_vector", lambda values: values["paradigm"] == "multi_vector"),
     **dict.fromkeys(
