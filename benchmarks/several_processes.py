@@ -2,11 +2,13 @@
 
     python benchmarks/several_processes.py
     python benchmarks/several_processes.py --steps 100 --only fsdp
+    DS_ACCELERATOR=cpu python benchmarks/several_processes.py --divisions zero2 zero3
 
 Each cell is a training of a small Llama: sparse or dense, by contrast alone (cl) or with a teacher (cl_kd), of an
 adapter or of all weights, with cached gradients or without. Two gloo processes, each with the whole model (DDP) or with
-shards of it (FSDP2), have the batch of one process. AdamW has an epsilon of 1e-3, since with the usual one a gradient
-that is nothing but rounding would be a step like any other; dropout is 0, since each process draws its own.
+shards of it (FSDP2, DeepSpeed's ZeRO), have the batch of one process. AdamW has an epsilon of 1e-3, since with the
+usual one a gradient that is nothing but rounding would be a step like any other; dropout is 0, since each process draws
+its own.
 
 Printed are the largest difference of a step's loss, as a share of that loss, and of an exported tensor, as a share of
 its norm and as a share of what the training changed of it. The exit code is 1 where a loss is apart by more than 1e-4.
@@ -30,6 +32,7 @@ from soak import Runner
 LIMIT = 1e-4
 ROWS, NEGATIVES, BATCH = 64, 2, 4
 WORDS = 300
+DIVISIONS = {"ddp": "DDP", "fsdp": "FSDP2", "zero2": "ZeRO-2", "zero3": "ZeRO-3"}
 
 
 def write_tuples(path: Path) -> None:
@@ -51,6 +54,14 @@ def write_tuples(path: Path) -> None:
         for row, query in enumerate(queries)
     ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def divided(division: str) -> dict[str, Any]:
+    """Options that divide a model over processes; of ZeRO with buffers that these small models fill several times."""
+    if division.startswith("zero"):
+        zero = {"stage": int(division[-1]), "reduce_bucket_size": 2000, "stage3_param_persistence_threshold": 0}
+        return {"deepspeed": json.dumps({"zero_optimization": zero})}
+    return {"fsdp": True} if division == "fsdp" else {}
 
 
 def losses(folder: Path) -> torch.Tensor:
@@ -76,6 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="Cells that have all of these words.")
+    parser.add_argument("--divisions", nargs="+", default=["ddp", "fsdp"], choices=DIVISIONS)
     parser.add_argument("--output", type=Path, default=RESULTS)
     chosen = parser.parse_args()
     rows: list[dict[str, Any]] = []
@@ -107,7 +119,7 @@ def main() -> None:
             return folder / output
 
         for cell in product(
-            ("sparse", "dense"), ("cl", "cl_kd"), ("adapter", "all weights"), ("cached", "uncached"), ("ddp", "fsdp")
+            ("sparse", "dense"), ("cl", "cl_kd"), ("adapter", "all weights"), ("cached", "uncached"), chosen.divisions
         ):
             paradigm, objective, trained, caching, division = cell
             if not set(chosen.only) <= set(cell):
@@ -122,14 +134,14 @@ def main() -> None:
             before = folder / f"before-{paradigm}"
             if not before.exists():
                 train(one, before.name, paradigm, objective, use_peft=False, max_steps=1, learning_rate=1e-12)
-            more = peft | {"mini_batch_size": mini and mini // 2} | ({"fsdp": True} if division == "fsdp" else {})
+            more = peft | {"mini_batch_size": mini and mini // 2} | divided(division)
             both = train(two, f"{division}-{label}", paradigm, objective, **more)
             wanted, found = losses(alone), losses(both)
             assert len(wanted) == len(found) == chosen.steps
             share, changed = exported_difference(alone, both, before)
             rows.append(
                 {
-                    "two processes": {"ddp": "DDP", "fsdp": "FSDP2"}[division],
+                    "two processes": DIVISIONS[division],
                     "vectors": paradigm,
                     "objective": objective,
                     "trained": trained,

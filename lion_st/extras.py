@@ -12,6 +12,7 @@ EXTRAS = {
     "eval": ("evaluate", "mteb", "pytrec_eval"),
     "quantized": ("bitsandbytes",),
     "liger": ("liger_kernel",),
+    "deepspeed": ("deepspeed",),
     "serve": ("fastapi", "orjson", "prometheus_client", "uvicorn"),
     "milvus": ("milvus_lite", "pymilvus"),
     "ray": ("ray",),

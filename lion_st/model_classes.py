@@ -105,6 +105,13 @@ class LionModel(BaseModel):
             kwargs["packed_states"] = False  # the states themselves are asked for, text by text
         return super()._inference(inputs, **kwargs)
 
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """Have the backward pass recompute the layers' activations; see transformers' method of this name."""
+        model: Any = self.transformers_model
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs, **kwargs)
+
     def tie_weights(self) -> None:
         """Tie the LM head to the embeddings again if the configuration says so, as after sharding."""
         model: Any = self.transformers_model

@@ -21,7 +21,7 @@ from lion_st.training.command_line import parse_retriever_arguments
 from lion_st.training.dry_run import describe_run
 from lion_st.training.retriever import resolve_batches
 from lion_st.training.runs import export_run, run_log
-from lion_st.training.sharding import build_device
+from lion_st.training.sharding import build_device, reading_for_shards
 from lion_st.training.starting import build_model
 from lion_st.training.teacher import teacher_weights
 
@@ -41,7 +41,8 @@ def main() -> None:
 
     # A backbone with bidirectional attention and a sparse or a dense head (lion_st.build), or a retriever to train on
     # (lion_st.load); an adapter, or all weights in float32.
-    model = build_model(arguments, build_device(training_arguments), record.folder)
+    with reading_for_shards(training_arguments):
+        model = build_model(arguments, build_device(training_arguments), record.folder)
 
     # Rows of query, positive, negative_1, ..., negative_n and label, the teacher's scores of these documents.
     (source,) = arguments.train_data

@@ -109,8 +109,7 @@ def load_backbone(task: Any, source: str, config: PretrainedConfig, options: dic
 def hold_places(model: PreTrainedModel) -> bool:
     """Give a model room for weights that transformers left to another process of the node to read, if it did.
 
-    That is when it is to be sharded, see `lion_st.training.sharding.build_device`. Memory that is never written is not
-    taken.
+    See `lion_st.training.sharding.reading_for_shards`. Memory that is never written is not taken.
 
     Returns:
         Whether the weights are missing.

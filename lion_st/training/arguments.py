@@ -24,7 +24,7 @@ from lion_st.training.released import is_released, recipe_options
 from lion_st.training.sharding import resolve_fsdp
 from lion_st.training.teacher import TeacherArguments
 from lion_st.training.validation import (
-    FSDP_ALONE,
+    SHARDING_BUILT,
     refuse_liger,
     refuse_unread,
     rename_checkpointing,
@@ -36,6 +36,7 @@ from lion_st.training.validation import (
     resolve_compilation,
     unread_options,
 )
+from lion_st.training.zero import resolve_deepspeed
 
 # Training arguments that change the result of a run; the others change its speed, its logs or its place.
 RESULT_ARGUMENTS = (
@@ -82,8 +83,7 @@ FURTHER_RESULT_ARGUMENTS = (
     "stop_after_steps",
 )
 _NOT_READ = {
-    "deepspeed": FSDP_ALONE,
-    "parallelism_config": FSDP_ALONE,
+    "parallelism_config": SHARDING_BUILT,
     "save_only_model": "a run could not go on from such a checkpoint",
 }
 _NOT_READ_BY_MNTP = {
@@ -169,14 +169,16 @@ class MntpTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         refuse_unread(self, _NOT_READ_BY_MNTP)
+        self.bf16 = self.bf16 and not self.fp16
+        deepspeed = resolve_deepspeed(self)
         resolve_fsdp(self)
         resolve_compilation(self)
         refuse_liger(self)
         rename_checkpointing(self)
         require_training_ranges(self)
         resolve_steps(self, 10_000)
-        self.bf16 = self.bf16 and not self.fp16
         super().__post_init__()
+        self.deepspeed = deepspeed
 
     def settings(self) -> dict[str, Any]:
         """The values that change the result, for the record of a run."""
@@ -324,6 +326,7 @@ class RetrieverTrainingArguments(
 
     def __post_init__(self) -> None:
         refuse_unread(self, _NOT_READ_BY_RETRIEVER)
+        deepspeed = resolve_deepspeed(self)
         resolve_fsdp(self)
         resolve_compilation(self)
         refuse_liger(self)
@@ -334,6 +337,7 @@ class RetrieverTrainingArguments(
             merge_layers({"warmup_steps": self.warmup_steps, "warmup_ratio": self.warmup_ratio})
         self.complete_evaluation(self)
         super().__post_init__()
+        self.deepspeed = deepspeed
         self.require_prompts()
 
     def settings(self) -> dict[str, Any]:

@@ -240,7 +240,7 @@ class CollapseGuard(TrainerCallback):
     def _read(self) -> dict[str, float]:
         """Loss, norm of the trained weights and statistics of the last step, means over all processes."""
         assert self.model is not None
-        trained = [_own(parameter.detach()) for parameter in self.model.parameters() if parameter.requires_grad]
+        trained = [_own(parameter).detach() for parameter in self.model.parameters() if parameter.requires_grad]
         norms = [torch.linalg.vector_norm(parameter, dtype=torch.float32) for parameter in trained]
         values = {"weights": torch.stack(norms).sum()}
         if self.loss is not None:
@@ -286,7 +286,7 @@ class CollapseGuard(TrainerCallback):
 
 def _own(tensor: Tensor) -> Tensor:
     """This process's shard of a sharded tensor, anything else as it is."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if isinstance(tensor, DTensor) else getattr(tensor, "ds_tensor", tensor)
 
 
 def _describe(seen: str, remedy: str, state: TrainerState) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from lion_st.training.recipes import BackboneShape, Objective
 
+# What several devices divide of a model: nothing (DDP), all of it, or all but the weights that they compute with.
+Sharding = Literal["none", "FSDP2", "ZeRO-3", "ZeRO-2"]
 LOW_PRECISION_BYTES = 2
 FLOAT_BYTES = 4
 # Of a weight of NormalFloat4: 4 bits, a constant of 8 bits for each 64 weights, one of float32 for each 256 of those.
@@ -17,6 +19,7 @@ OPTIMIZER_BYTES = 8  # two Adam moments in float32
 HEAD_BYTES: dict[Objective, tuple[int, int]] = {"cl": (20, 24), "cl_kd": (16, 20), "kd": (16, 17)}
 JOINT_BYTES = 2 * FLOAT_BYTES  # more of each text and number of a hybrid model
 GATHERED_BYTES = 2 * FLOAT_BYTES  # of the other devices' documents, which the objective cl gathers, and their gradients
+MOST_GATHERED = 10**9  # weights that ZeRO-3 keeps gathered, if they are used again soon
 # Operations a second of dense products in bfloat16 by the maker's data sheets, and the share of them that is reached.
 CARDS = {"H100": 989e12, "A100": 312e12}
 UTILISATION = 0.4
@@ -131,15 +134,17 @@ class TrainingCost:
         gathered_texts: int = 0,
         half_precision: bool = True,
         devices: int = 1,
-        sharded: bool = False,
+        sharding: Sharding = "none",
     ) -> dict[str, float]:
         """Bytes on each device at the peak of a step, by what they hold.
 
         Trained weights are float32, with gradients and AdamW's two moments; the frozen ones of an adapter are half
         precision, or linear layers of 4 bits, each of which is half precision while it is computed. Where all are
         sharded (FSDP2) each device holds its share, and what is gathered: the LM head from the beginning of a step to
-        its end, two layers at a time, and the unsharded gradient of one of them, which is added up in float32. Where
-        they are not, several devices hold every gradient twice, the second time to be sent.
+        its end, embeddings that are apart from it or two layers at a time, and the unsharded gradient of one of them,
+        which is added up in float32. Where they are not, several devices hold every gradient twice, the second time to
+        be sent. DeepSpeed (ZeRO) holds all weights in the precision of the activations, and those that are trained in
+        float32 beside them.
 
         Args:
             tokens_at_once: Tokens whose activations are held for the backward pass.
@@ -148,7 +153,7 @@ class TrainingCost:
             gathered_texts: Documents of the other devices; only the objective "cl" holds their embeddings.
             half_precision: Whether activations are bfloat16 or float16, and not float32.
             devices: How many there are.
-            sharded: Whether weights, gradients and optimizer are divided over them.
+            sharding: What of weights, gradients and optimizer is divided over them.
         """
         shape = self.shape
         trained, frozen_bytes = self.parameters, 0.0
@@ -158,7 +163,7 @@ class TrainingCost:
         if self.load_in_4bit:
             frozen_bytes -= (LOW_PRECISION_BYTES - FOUR_BIT_BYTES) * self.linear_parameters
         largest = max(rows * columns for rows, columns in self._linear_shapes())
-        shards = devices if sharded else 1
+        shards = 1 if sharding == "none" else devices
         query, keys = shape.num_attention_heads * shape.head_dim, 2 * shape.num_key_value_heads * shape.head_dim
         # Inputs and outputs that the backward pass of a block reads: norms, projections, gated MLP, residuals.
         block = 5 * shape.hidden_size + 2 * query + keys + 4 * shape.intermediate_size
@@ -175,13 +180,18 @@ class TrainingCost:
         if self.has_dense:  # both in one row, and so the sparse one a second time, with its gradient
             width += shape.hidden_size
             embeddings += embedded_texts * JOINT_BYTES
+        weights = (FLOAT_BYTES * trained + frozen_bytes) / shards
+        if sharding in ("ZeRO-2", "ZeRO-3"):
+            computed_with = size * self.parameters / (1 if sharding == "ZeRO-2" else shards)
+            weights = FLOAT_BYTES * trained / shards + computed_with
+        gathered = {"FSDP2": self._gathered(size), "ZeRO-3": size * float(min(self.parameters, MOST_GATHERED))}
         parts = {
-            "weights": (FLOAT_BYTES * trained + frozen_bytes) / shards,
+            "weights": weights,
             "layer of 4 bits at work": LOW_PRECISION_BYTES * largest if self.load_in_4bit else 0.0,
-            "gradients": FLOAT_BYTES * trained * (1 if sharded or devices == 1 else 2) / shards,
+            "gradients": FLOAT_BYTES * trained * (2 if sharding == "none" and devices > 1 else 1) / shards,
             "optimizer": OPTIMIZER_BYTES * trained / shards,
             "moving average": FLOAT_BYTES * trained * self.averages_weights,
-            "gathered head and layers": self._gathered(size) if sharded else 0.0,
+            "gathered head and layers": gathered.get(sharding, 0.0),
             "activations": activations,
             "embeddings and gradients": width * embeddings,
         }
@@ -190,7 +200,9 @@ class TrainingCost:
     def _gathered(self, size: int) -> float:
         """Bytes of unsharded weights, and of the gradients of the largest unit of them."""
         layer = (self.linear_parameters + self.adapter_parameters) // self.shape.num_hidden_layers
-        gathered = size * (2 * layer + (self.head_parameters if self.has_head else 0))
+        head = self.head_parameters if self.has_head else 0
+        embeddings = 0 if self.has_head and self.shape.tie_word_embeddings else self.head_parameters
+        gathered = size * (head + max(2 * layer, embeddings))
         if self.lora_r is None:
             gathered += (size + FLOAT_BYTES) * max(layer, self.head_parameters)
         return gathered

@@ -12,15 +12,22 @@ from lion_st.training.published import PUBLISHED, output_folder
 from lion_st.training.recipes import BACKBONES, BackboneShape, mntp_folder
 from lion_st.training.released import released_mntp_folder
 from lion_st.training.retriever import resolve_batches, step_memory, step_size, training_cost
-from lion_st.training.sharding import is_sharded, refuse_with_quantization
+from lion_st.training.sharding import refuse_with_quantization, sharding_of
+
+_SHARES = {
+    "none": "the whole model on each",
+    "FSDP2": "weights sharded (FSDP2)",
+    "ZeRO-3": "weights sharded (DeepSpeed ZeRO-3)",
+    "ZeRO-2": "gradients and optimizer sharded (DeepSpeed ZeRO-2)",
+}
 
 
 def describe_run(arguments: RetrieverArguments, training_arguments: RetrieverTrainingArguments) -> str:
     """The resolved settings of a run and what it will cost at most, without loading weights.
 
     Counted are the devices of `dry_run_devices`, else those of this process group, and weights that are sharded if
-    `--fsdp` or accelerate's configuration says so. The shape is the recipe's for the recipe's own model, else that of
-    the model's configuration.
+    `--fsdp`, `--deepspeed` or accelerate's configuration says so. The shape is the recipe's for the recipe's own model,
+    else that of the model's configuration.
 
     Raises:
         OSError: If another model than the recipe's is named and its configuration cannot be reached.
@@ -51,7 +58,7 @@ def describe_run(arguments: RetrieverArguments, training_arguments: RetrieverTra
         f"Tokens, every text at full length: {tokens:,} a step" + (f", {tokens * steps:,} in all" if steps > 0 else ""),
         f"Floating point operations: {flops:.3g} a step" + (f", {flops * steps:.3g} in all" if steps > 0 else ""),
         f"Devices: {devices}, {each} queries on each, {accumulated} accumulation step(s), "
-        + ("weights sharded (FSDP2)" if is_sharded(training_arguments) else "the whole model on each"),
+        + _SHARES[sharding_of(training_arguments)],
         f"Memory of each device, about {sum(memory.values()) / 2**30:.1f} GiB: "
         + ", ".join(f"{name} {size / 2**30:.2f}" for name, size in memory.items()),
         f"Tokens a second at {UTILISATION:.0%} of the peak in bfloat16: "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import zlib
 from collections.abc import Sequence
 from functools import partial
@@ -24,7 +25,7 @@ from lion_st.training.checkpoints import checkpoint_to_resume, decided_by_first_
 from lion_st.training.cost import TrainingCost
 from lion_st.training.recipes import BackboneShape
 from lion_st.training.record import RunLog, files_checksum
-from lion_st.training.sharding import read_once_per_node, refuse_with_quantization
+from lion_st.training.sharding import reading_for_shards, refuse_with_quantization
 from lion_st.training.trainers import GuardedTrainer
 from lion_st.training.validation import recomputes_activations
 
@@ -247,8 +248,8 @@ def adapt_mntp(arguments: MntpArguments, training_arguments: MntpTrainingArgumen
         return output
     checkpoint = checkpoint_to_resume(output, training_arguments.resume_from_checkpoint)
     set_seed(training_arguments.seed)
-    read_once_per_node(training_arguments)
-    transformer, dtype = _load_transformer(arguments)
+    with reading_for_shards(training_arguments):
+        transformer, dtype = _load_transformer(arguments)
     trainer = _build_trainer(transformer, arguments, training_arguments)
     trainer.add_callback(_LossBefore(trainer, record))
     trainer.add_callback(record)
@@ -309,7 +310,9 @@ def _build_trainer(
     if arguments.use_peft:
         from peft import get_peft_model
 
-        model = get_peft_model(model, arguments.lora_config())
+        with warnings.catch_warnings():  # PEFT asks for it by its old name
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            model = get_peft_model(model, arguments.lora_config())
     train, held_out = _split_blocks(tokenizer, arguments, training_arguments.seed)
     return MntpTrainer(
         model=model,

@@ -36,7 +36,14 @@ from lion_st.training.regularizers import prepare_regularizers
 from lion_st.training.released import ramp_micro_batches, require_files
 from lion_st.training.runs import export_run, run_log
 from lion_st.training.self_distillation import EmaCallback, EmaTeacher
-from lion_st.training.sharding import build_device, is_sharded, refuse_with_quantization, share_checks
+from lion_st.training.sharding import (
+    build_device,
+    is_sharded,
+    reading_for_shards,
+    refuse_with_quantization,
+    sharding_of,
+    share_checks,
+)
 from lion_st.training.starting import build_model
 from lion_st.training.teacher import report_teacher, teacher_weights
 from lion_st.training.trainers import RetrieverTrainerMixin
@@ -111,7 +118,9 @@ def build_trainer(
         training_arguments.multi_dataset_batch_sampler = partial(WeightedBatchSampler, weights=arguments.train_weights)
     if arguments.query_encoder != "full":
         if is_sharded(training_arguments):
-            raise ValueError(f"--query_encoder {arguments.query_encoder} has no sharded form: leave out --fsdp.")
+            raise ValueError(
+                f"--query_encoder {arguments.query_encoder} has no sharded form: leave out --fsdp or --deepspeed."
+            )
         attach_query_table(model, arguments, sources)
         rates = {r"query_table\.weight": arguments.query_encoder_learning_rate}
         training_arguments.learning_rate_mapping = rates | cast(dict, training_arguments.learning_rate_mapping or {})
@@ -120,7 +129,7 @@ def build_trainer(
             f"A table encodes the queries of {arguments.model!r}: train it on with --query_encoder static."
         )
     if (arguments.learn_thresholds or arguments.learn_top_k) and is_sharded(training_arguments):
-        raise ValueError("--learn_thresholds and --learn_top_k have no sharded form: leave out --fsdp.")
+        raise ValueError("--learn_thresholds and --learn_top_k have no sharded form: leave out --fsdp or --deepspeed.")
     rates = attach_learned_sparsity(model, arguments)
     training_arguments.learning_rate_mapping = rates | cast(dict, training_arguments.learning_rate_mapping or {})
     loss = build_loss(model, arguments) if loss is None else loss
@@ -150,7 +159,9 @@ def build_trainer(
     ]
     if arguments.self_distillation:
         if is_sharded(training_arguments):
-            raise ValueError("--self_distillation has no sharded form: leave out --fsdp, or train an adapter with DDP.")
+            raise ValueError(
+                "--self_distillation has no sharded form: leave out --fsdp or --deepspeed, which DDP does."
+            )
         trainer.self_teacher = EmaTeacher(
             model, arguments.ema_decay, 1 / arguments.temperature, arguments.mini_batch_size
         )
@@ -287,7 +298,8 @@ def train_retriever(arguments: RetrieverArguments, training_arguments: Retriever
     checkpoint = checkpoint_to_resume(record.folder, training_arguments.resume_from_checkpoint)
     require_files(arguments.train_data)
     set_seed(training_arguments.seed)
-    model = build_model(arguments, build_device(training_arguments), record.folder)
+    with reading_for_shards(training_arguments):
+        model = build_model(arguments, build_device(training_arguments), record.folder)
     tuples = load_training_tuples(arguments, training_arguments.seed)
     trainer = build_trainer(model, arguments, training_arguments, tuples, callbacks=[record])
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -372,5 +384,5 @@ def step_memory(
         gathered_texts=(devices - 1) * each * documents,
         half_precision=training_arguments.bf16 or training_arguments.fp16,
         devices=devices,
-        sharded=is_sharded(training_arguments),
+        sharding=sharding_of(training_arguments),
     )

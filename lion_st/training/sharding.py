@@ -22,8 +22,11 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import TrainingArguments
 
 from lion_st.errors import UsageError
+from lion_st.extras import require
 from lion_st.modules import unpadding
 from lion_st.modules.compilation import decoder_layers
+from lion_st.training import zero
+from lion_st.training.cost import Sharding
 
 # Settings of FSDP that would have no effect, or have not been made to work: their values that are refused, and why.
 _REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
@@ -35,9 +38,20 @@ _REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
 }
 
 
+def uses_fsdp(arguments: TrainingArguments) -> bool:
+    """Whether FSDP divides weights over the processes: by `--fsdp`, or by accelerate's configuration."""
+    return bool(arguments.fsdp) or (_is_true(os.environ.get("ACCELERATE_USE_FSDP")) and not zero.zero_stage(arguments))
+
+
+def sharding_of(arguments: TrainingArguments) -> Sharding:
+    """What of weights, gradients and optimizer is divided over the processes."""
+    of_zero: dict[int, Sharding] = {2: "ZeRO-2", 3: "ZeRO-3"}
+    return "FSDP2" if uses_fsdp(arguments) else of_zero.get(zero.zero_stage(arguments), "none")
+
+
 def is_sharded(arguments: TrainingArguments) -> bool:
-    """Whether weights are divided over the processes: by `--fsdp`, or by accelerate's configuration."""
-    return bool(arguments.fsdp) or _is_true(os.environ.get("ACCELERATE_USE_FSDP"))
+    """Whether anything of weights, gradients and optimizer is divided over the processes."""
+    return sharding_of(arguments) != "none"
 
 
 def resolve_fsdp(arguments: Any) -> None:
@@ -57,7 +71,7 @@ def resolve_fsdp(arguments: Any) -> None:
         given = {name: ("--fsdp_config", value) for name, value in arguments.fsdp_config.items()}
     elif arguments.fsdp_config:
         raise UsageError("--fsdp_config is read with --fsdp alone, which this run is without: add it.")
-    elif is_sharded(arguments):
+    elif uses_fsdp(arguments):
         given = {
             name.removeprefix("FSDP_").lower(): ("accelerate's configuration", value)
             for name, value in os.environ.items()
@@ -73,47 +87,55 @@ def resolve_fsdp(arguments: Any) -> None:
 
 
 def refuse_with_quantization(arguments: Any, training_arguments: TrainingArguments) -> None:
-    """Refuse to shard or compile weights of 4 bits.
+    """Refuse to shard weights of 4 bits.
 
     Args:
         arguments: With `load_in_4bit`.
-        training_arguments: With `fsdp` and `torch_compile`.
+        training_arguments: With `fsdp` and `deepspeed`.
 
     Raises:
         UsageError: If both are asked for.
     """
-    if arguments.load_in_4bit and training_arguments.torch_compile:
-        raise UsageError("--torch_compile is not proved with layers of 4 bits: leave out one of the two.")
     if arguments.load_in_4bit and is_sharded(training_arguments):
         raise UsageError(
-            "--load_in_4bit is not built for sharded weights: leave out --fsdp, and each GPU holds the frozen layers "
-            "in a quarter of what they take in bfloat16; or leave out --load_in_4bit."
+            "--load_in_4bit is not built for sharded weights: leave out --fsdp or --deepspeed, and each GPU holds "
+            "the frozen layers in a quarter of what they take in bfloat16; or leave out --load_in_4bit."
         )
 
 
 def build_device(arguments: TrainingArguments) -> str:
-    """The device to build the model on that is to be trained: the process's own, or the CPU, from which it is sharded.
-
-    Where it is sharded, this also has its weights read once per node, see `read_once_per_node`.
-    """
-    read_once_per_node(arguments)
+    """The device to build a model on: the process's own, or the CPU, from which it is sharded."""
     return "cpu" if is_sharded(arguments) else str(arguments.device)
 
 
-def read_once_per_node(arguments: TrainingArguments) -> None:
-    """Have transformers read weights on one process of each node, if they are to be sharded.
+@contextmanager
+def reading_for_shards(training_arguments: TrainingArguments) -> Iterator[None]:
+    """Have transformers leave weights that are to be sharded to one process of each node, where its version does that.
 
     The other processes get theirs from the first one, before the first step; see `lion_st.modules.loading.hold_places`.
 
     Raises:
-        UsageError: If there is one process alone.
+        UsageError: If weights are to be sharded and there is one process alone.
+        ImportError: If DeepSpeed is to do it and is missing, with the line that installs it.
     """
-    if is_sharded(arguments):
-        if arguments.world_size == 1:
-            raise UsageError(
-                "Weights are sharded over several processes: run `torchrun --nproc_per_node N ... --fsdp`."
-            )
-        os.environ["ACCELERATE_USE_FSDP"] = "true"  # as accelerate does when the trainer is made, which is too late
+    if zero.zero_stage(training_arguments):
+        require("deepspeed")
+    if is_sharded(training_arguments) and training_arguments.world_size == 1:
+        raise UsageError("Weights are sharded over several processes: run `torchrun --nproc_per_node N ...`.")
+    variables = {}
+    if is_sharded(training_arguments):
+        variables["ACCELERATE_USE_FSDP"] = "true"  # what transformers looks at
+    if zero.zero_stage(training_arguments):
+        variables["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "true"
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ |= variables
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
 
 
 def share_checks(transformer: Any) -> None:
@@ -224,7 +246,9 @@ def spread_weights(whole: nn.Module | None, model: nn.Module) -> None:
     """
     weights = {} if whole is None else whole.state_dict()
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if isinstance(tensor, DTensor):
+        if zero.is_divided(tensor):
+            zero.spread(weights.get(name), tensor)
+        elif isinstance(tensor, DTensor):
             given = weights[name] if whole is not None else torch.empty(tensor.shape, dtype=tensor.dtype)
             given = given.to(tensor.device, tensor.dtype)
             tensor.to_local().copy_(distribute_tensor(given, tensor.device_mesh, tensor.placements).to_local())
@@ -275,6 +299,8 @@ def load_optimizer_state(optimizer: Any, file: Path) -> None:
 
 def _whole(tensor: Tensor, keep: bool) -> Any:
     whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    if zero.is_divided(tensor):
+        whole = zero.gathered(tensor)
     return whole.detach().cpu() if keep else None
 
 

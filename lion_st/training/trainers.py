@@ -9,20 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from accelerate.utils import DynamoBackend
 from sentence_transformers.base.sampler import BatchSamplers
 from sentence_transformers.base.trainer import BaseTrainer
 from sentence_transformers.util import get_rank
 from torch import Tensor, nn
-from transformers import Trainer, TrainerState
-from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints, sort_checkpoints
 
 from lion_st.files import LOCK, lock_folder
 from lion_st.hooks import without_message
-from lion_st.model_classes import LionModel
-from lion_st.modules.adapters import load_adapter_weights
-from lion_st.modules.quantization import is_quantized
 from lion_st.training.callbacks import EpochCallback, StopAfter
 from lion_st.training.checkpoints import (
     begin_checkpoint,
@@ -33,22 +29,10 @@ from lion_st.training.checkpoints import (
     seal_checkpoint,
 )
 from lion_st.training.collapse import CollapseGuard, VectorStatistics
-from lion_st.training.contract import load_heads, transformer_folder
 from lion_st.training.cost import TrainingCost
+from lion_st.training.divided import DividedTrainer
 from lion_st.training.sampling import NoFalseNegativesBatchSampler
 from lion_st.training.self_distillation import EmaTeacher
-from lion_st.training.sharding import (
-    backbone_of,
-    configure_units,
-    described_by_card,
-    is_sharded,
-    load_optimizer_state,
-    shard_on_cpu,
-    spread_weights,
-    structure_of,
-    whole_model,
-    whole_optimizer_state,
-)
 from lion_st.training.speed import faster_layers
 from lion_st.training.throughput import Throughput, lengths_of_read_texts, peak_memory
 
@@ -57,11 +41,11 @@ if TYPE_CHECKING:
     from torch.utils.data import BatchSampler, DataLoader
 
 
-class GuardedTrainer(Trainer):
+class GuardedTrainer(DividedTrainer):
     """transformers' Trainer whose checkpoints are whole and of a sound state, or are not there.
 
-    One process writes weights, whichever trainer this is mixed into, and the same files whether they are sharded (FSDP)
-    or not: a run goes on from them on any number of processes. A checkpoint ends with the checksums of its files, and
+    One process writes weights, whichever trainer this is mixed into, and the same files whether they are sharded or
+    not: a run goes on from them on any number of processes. A checkpoint ends with the checksums of its files, and
     only then an earlier one makes room for it; the best one is kept beside the last `save_total_limit`. A training that
     has collapsed ends with an error before it writes. One that goes on from its last step takes no further one.
     Evaluations draw no random numbers of the training's. `torch_compile` and `use_liger_kernel` are of the decoder
@@ -75,21 +59,9 @@ class GuardedTrainer(Trainer):
 
     def __init__(self, *arguments: Any, guard: CollapseGuard | None = None, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._structure: Any = None  # of the model, before its weights are sharded
         self.guard = CollapseGuard() if guard is None else guard
         self.guard.model = self.model
         self.add_callback(self.guard)
-
-    def create_accelerator_and_postprocess(self) -> None:
-        """Make the accelerator, sharding also on CPUs, where accelerate would leave it out without a word.
-
-        It compiles nothing: it would take the whole model, with sizes of texts as constants, for `torch_compile`.
-        """
-        super().create_accelerator_and_postprocess()
-        self.accelerator.state.dynamo_plugin.backend = DynamoBackend.NO
-        if is_sharded(self.args) and not self.is_fsdp_enabled:
-            shard_on_cpu(self.accelerator, self.args)
-            self.is_fsdp_enabled = True
 
     def compute_loss(self, *arguments: Any, **options: Any) -> Any:
         """The loss, which the guard looks at too."""
@@ -135,7 +107,7 @@ class GuardedTrainer(Trainer):
         self.state = state
         state.is_world_process_zero = self.is_world_process_zero()
         self._find_best()
-        if self.is_fsdp_enabled:
+        if self.is_divided:
             self._prepare_for_training(state.max_steps, None, checkpoint)
         else:
             self._load_from_checkpoint(checkpoint)
@@ -170,78 +142,6 @@ class GuardedTrainer(Trainer):
                 "with --load_best_model_at_end false to export the last state instead."
             )
         self._load_from_checkpoint(best)
-
-    def whole_model(self) -> Any:
-        """The trained model: itself, or put together on the CPU of the first process where its weights are sharded.
-
-        All processes call this together; with sharded weights the others get None.
-        """
-        if not self.is_fsdp_enabled:
-            return self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)  # nor under autocast
-        return whole_model(self._structure, cast(nn.Module, self.model))
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the model as it is written without sharding, on the first process."""
-        if not self.is_fsdp_enabled:
-            return super().save_model(output_dir, _internal_call)
-        whole = self.whole_model()
-        if self.args.should_save:
-            with self._as_unsharded(whole):
-                self._save(output_dir)
-        self.accelerator.wait_for_everyone()
-
-    @contextmanager
-    def _as_unsharded(self, model: Any) -> Iterator[None]:
-        """Work on a whole model in place of the sharded one, as transformers does without sharding."""
-        kept, self.model, self.is_fsdp_enabled = self.model, model, False
-        try:
-            with described_by_card(model):
-                yield
-        finally:
-            self.model, self.is_fsdp_enabled = kept, True
-
-    def _prepare_for_training(
-        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
-    ) -> tuple[Any, Any]:
-        if self.is_fsdp_enabled and self._structure is None:
-            model, plugin = cast(nn.Module, self.model), self.accelerator.state.fsdp_plugin
-            has_weights = not (plugin.cpu_ram_efficient_loading and self.args.local_process_index)
-            if resume_from_checkpoint is not None and has_weights:
-                with self._as_unsharded(model):
-                    super()._load_from_checkpoint(resume_from_checkpoint)
-            self._structure = structure_of(model)
-            half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
-            configure_units(plugin, model, half)
-        return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        backbone = backbone_of(self.model)
-        if is_quantized(backbone) and isinstance(self.model, LionModel):
-            folder = Path(resume_from_checkpoint, transformer_folder(resume_from_checkpoint))
-            load_adapter_weights(backbone, str(folder))  # on a base that is as it was
-            load_heads(self.model, resume_from_checkpoint)
-        elif not self.is_fsdp_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint)
-        elif model is None:  # else read above, before it was sharded
-            whole = self.whole_model()
-            if whole is not None:
-                with self._as_unsharded(whole):
-                    super()._load_from_checkpoint(resume_from_checkpoint)
-            spread_weights(whole, cast(nn.Module, self.model))
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if not self.is_fsdp_enabled:
-            return super()._save_optimizer_and_scheduler(output_dir)
-        state, schedule = whole_optimizer_state(self.optimizer), cast(Any, self.lr_scheduler)
-        if self.args.should_save:
-            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
-            torch.save(schedule.state_dict(), Path(output_dir) / SCHEDULER_NAME)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if not self.is_fsdp_enabled or checkpoint is None:
-            return super()._load_optimizer_and_scheduler(checkpoint)
-        load_optimizer_state(self.optimizer, Path(checkpoint) / OPTIMIZER_NAME)
-        cast(Any, self.lr_scheduler).load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         # sentence-transformers expects to be called on the first process alone.

@@ -14,13 +14,12 @@ from lion_st.extras import require
 from lion_st.losses.distillation import WITHOUT_TEMPERATURE
 from lion_st.modules.liger import KERNELS
 
-FSDP_ALONE = (
-    "of the kinds of sharded training FSDP2 alone is built. `torchrun --nproc_per_node N ... --fsdp` divides weights, "
-    "gradients and optimizer over N GPUs, as DeepSpeed ZeRO-3 does"
+SHARDING_BUILT = (
+    "of the kinds of sharded training FSDP2 and DeepSpeed's ZeRO-2 and ZeRO-3 alone are built. `torchrun "
+    "--nproc_per_node N ... --fsdp` divides weights, gradients and optimizer over N GPUs"
 )
 # What `accelerate launch` sets for its processes.
 _SHARDING_VARIABLES = {
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config",
 }
@@ -90,7 +89,7 @@ def refuse_unread(arguments: Any, reasons: Mapping[str, str]) -> None:
             raise UsageError(f"--{name} is not read here: {reason}.")
     for variable, name in _SHARDING_VARIABLES.items():
         if os.environ.get(variable, "false").lower() in ("true", "1", "yes"):
-            raise UsageError(f"accelerate's configuration asks for {name} ({variable}=true): {FSDP_ALONE}.")
+            raise UsageError(f"accelerate's configuration asks for {name} ({variable}=true): {SHARDING_BUILT}.")
 
 
 def require_read(arguments: Any, given: Iterable[str]) -> None:
@@ -150,8 +149,6 @@ def resolve_compilation(arguments: Any) -> None:
             f"--torch_compile_{name} {value} records CUDA graphs, each for one length of texts, and every batch has "
             "another: leave it out, or say --torch_compile_mode max-autotune-no-cudagraphs."
         )
-    if arguments.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1", "yes"):
-        raise UsageError("--torch_compile is not built for sharded weights: leave it out, or --fsdp.")
     if mode and backend not in (None, "inductor"):
         raise UsageError(f"--torch_compile_mode is of the backend inductor, not of {backend}: leave one out.")
     if arguments.tf32 is None:

@@ -1,30 +1,40 @@
 """Runs several trainings in one process after the other, for torchrun: `sharded_runs.py CASES.json`.
 
 CASES.json is a list of [stage, options]: "train" or "adapt" with the options of that command, "head" with the file to
-write, see `head_gradients`, or "memory" with that and the options of a training, see `kept_bytes`.
+write, see `head_gradients`, or "memory" with that and the options of a training, see `peak_bytes`.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState, GradientState
 from torch import nn
+from torch._dynamo.utils import counters
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback
 
 from lion_st.kernels import splade_pool
 from lion_st.training.command_line import parse_mntp_arguments, parse_retriever_arguments
 from lion_st.training.mntp import adapt_mntp
-from lion_st.training.retriever import build_trainer, load_training_tuples, resolve_batches, train_retriever
-from lion_st.training.sharding import build_device
+from lion_st.training.retriever import (
+    build_trainer,
+    load_training_tuples,
+    resolve_batches,
+    step_memory,
+    train_retriever,
+)
+from lion_st.training.sharding import build_device, reading_for_shards
 from lion_st.training.starting import build_model
 
 
@@ -34,12 +44,14 @@ def run(stage: str, options: list[str]) -> None:
     GradientState._reset_state()
     for name in ("ACCELERATE_USE_FSDP", "FSDP_CPU_RAM_EFFICIENT_LOADING"):
         os.environ.pop(name, None)
+    counters.clear()
     if stage == "train":
         train_retriever(*parse_retriever_arguments(options))
+        assert bool(counters["stats"]["unique_graphs"]) == ("--torch_compile_backend" in options)
     elif stage == "adapt":
         adapt_mntp(*parse_mntp_arguments(options))
     elif stage == "memory":
-        kept_bytes(*options)
+        peak_bytes(*options)
     else:
         head_gradients(*options)
 
@@ -60,21 +72,48 @@ def head_gradients(file: str) -> None:
         torch.save([actual, weight.grad], file)
 
 
-def kept_bytes(file: str, *options: str) -> None:
-    """Save what the first process keeps of weights and optimizer after a training, and what was estimated."""
+def peak_bytes(file: str, *options: str) -> None:
+    """Save what the first process holds at the peak of a training's step, and of what, and what a dry run says of it.
+
+    Saved is also what it keeps of weights and optimizer where they are sharded.
+    """
     arguments, training = parse_retriever_arguments(options)
     training = resolve_batches(arguments, training)
-    model = build_model(arguments, build_device(training))
+    gc.collect()
+    before = memory("VmRSS:")
+    with reading_for_shards(training):
+        model = build_model(arguments, build_device(training))
     trainer = build_trainer(model, arguments, training, load_training_tuples(arguments, 0))
+    trainer.add_callback(peak := PeakOfLastStep())
     trainer.train()
     states = [value for slots in trainer.optimizer.state.values() for value in slots.values()]
     kept = {
         name: sum(tensor.to_local().nbytes for tensor in tensors if isinstance(tensor, DTensor))
         for name, tensors in (("weights", model.parameters()), ("optimizer", states))
     }
-    cost = trainer.cost.memory(1, 1, devices=dist.get_world_size(), sharded=True)
     if dist.get_rank() == 0:
-        Path(file).write_text(json.dumps([kept, {name: cost[name] for name in kept}]))
+        estimated = step_memory(arguments, training, trainer.cost, dist.get_world_size())
+        found = {"peak": peak.bytes - before, "kept": kept, "estimated": estimated}
+        Path(file).write_text(json.dumps(found))
+
+
+class PeakOfLastStep(TrainerCallback):
+    """Memory of this process at its highest in the last step."""
+
+    bytes = 0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        gc.collect()
+        Path("/proc/self/clear_refs").write_text("5")  # begins the peak anew
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bytes = memory("VmHWM:")
+
+
+def memory(name: str) -> int:
+    """Bytes of this process, as Linux counts them."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
 
 
 if __name__ == "__main__":

@@ -16,13 +16,15 @@ from lion_st.training.mntp import adapt_mntp
 from lion_st.training.retriever import train_retriever
 
 
-@pytest.mark.parametrize("stage", ["train", "adapt"])
+@pytest.mark.parametrize("stage", ["train", "4 bits", "adapt"])
 def test_compiled_layers_train_what_others_do(tiny_backbone, tmp_path, monkeypatch, stage):
     def refuse(*_):
         raise AssertionError("A whole module is compiled.")
 
     monkeypatch.setattr(OptimizedModule, "__init__", refuse)
-    backbone = tiny_backbone(num_hidden_layers=1)
+    if stage == "4 bits":
+        pytest.importorskip("bitsandbytes")
+    backbone = tiny_backbone(num_hidden_layers=1, hidden_size=64, intermediate_size=128, head_dim=16)
     data = write_tuples(tmp_path / "tuples.jsonl")
     text = tmp_path / "text.txt"
     text.write_text("".join(f"Lions number {n} rest in place {n * 7 % 13}, at night {n}.\n" for n in range(99)))
@@ -32,8 +34,9 @@ def test_compiled_layers_train_what_others_do(tiny_backbone, tmp_path, monkeypat
     results = []
     for name, compiled in (("plain", {}), ("compiled", {"torch_compile_backend": "aot_eager"})):
         output = tmp_path / name
-        if stage == "train":
+        if stage != "adapt":
             settings = dict(mini_batch_size=2, use_peft=True, lora_target_modules=["q_proj"], **shared, **compiled)
+            settings["load_in_4bit"] = stage == "4 bits"
             train_retriever(*tiny_run(backbone, data, output, **settings))
         else:
             settings = dict(output_dir=str(output), per_device_train_batch_size=4, disable_tqdm=True)

@@ -31,12 +31,13 @@ from lion_st.training.mixing import WeightedBatchSampler
 from lion_st.training.options import read_config
 from lion_st.training.recipes import get_recipe
 from lion_st.training.retriever import build_loss, build_model, build_trainer, load_training_tuples, train_retriever
-from lion_st.training.sharding import is_sharded
+from lion_st.training.sharding import sharding_of
 from lion_st.training.validation import recomputes_activations, rename_checkpointing
 
 SCRIPTS = Path(__file__).parents[2] / "training_scripts"
 MICRO = ["--backbone", "micro"]
 MNTP = ["--backbone", "llama-3-8b"]
+ZERO3 = '{"zero_optimization": {"stage": 3}}'
 
 
 @pytest.fixture(scope="module")
@@ -104,14 +105,26 @@ def test_the_command_line_takes_the_place_of_a_rival_in_the_yaml_file(tmp_path):
         (["--fsdp", "--fsdp_config", '{"cpu_offload": true}'], "--fsdp_config has cpu_offload: True"),
         (["--fsdp", "--fsdp_config", "none.json"], "--fsdp_config is neither a JSON file nor JSON: .*none.json"),
         (["--fsdp_config", "{}"], "--fsdp_config is read with --fsdp alone"),
-        (["--deepspeed", "zero3.json"], "--deepspeed is not read here: .* FSDP2 alone is built. `torchrun .* --fsdp`"),
+        (["--deepspeed", "none.json"], "--deepspeed is neither a JSON file nor JSON: .*none.json"),
+        (["--deepspeed", "{}"], r"--deepspeed has zero_optimization.stage: None: 2 and 3 are supported"),
+        (["--deepspeed", '{"zero_optimization": {"stage": 1}}'], r"zero_optimization.stage: 1: 2 and 3 are supported"),
+        (["--deepspeed", '{"optimizer": {"type": "Adam"}}'], r"has optimizer: .*the optimizer is that of --optim"),
+        (["--deepspeed", '{"train_batch_size": 8}'], "has train_batch_size: 8: leave it out, .*it is --batch_size"),
+        (["--deepspeed", '{"zero_optimization": {"offload_param": {"device": "cpu"}}}'], "has offload_param: .* GPUs"),
+        (["--deepspeed", ZERO3[:-1] + ', "compression_training": {}}'], "has compression_training, which is not supp"),
+        (
+            ["--bf16", "false", "--deepspeed", ZERO3[:-1] + ', "bf16": {"enabled": true}}'],
+            "has bf16.enabled: True, and the run has False",
+        ),
+        (["--deepspeed", ZERO3, "--fp16"], "--fp16 is not supported with --deepspeed: say --bf16"),
+        (["--deepspeed", ZERO3, "--fsdp"], "--fsdp and --deepspeed both divide the weights"),
+        (["--deepspeed", ZERO3, "--torch_compile"], "--torch_compile is not built for --deepspeed"),
         (["--torch_compile_mode", "reduce-overhead"], "--torch_compile_mode reduce-overhead records CUDA graphs"),
         (["--torch_compile_backend", "cudagraphs"], "--torch_compile_backend cudagraphs records CUDA graphs"),
         (
             ["--torch_compile_backend", "eager", "--torch_compile_mode", "default"],
             "--torch_compile_mode is of the backend inductor, not of eager",
         ),
-        (["--torch_compile", "--fsdp"], "--torch_compile is not built for sharded weights: leave it out, or --fsdp"),
         (["--use_liger_kernel", "--torch_compile"], "--torch_compile fuses what Liger's kernels do"),
         (["--use_liger_kernel", "--use_cpu", "true"], "--use_liger_kernel runs on GPUs alone"),
         (["--save_only_model"], "--save_only_model is not read here: a run could not go on"),
@@ -153,16 +166,22 @@ def test_compiling_leaves_the_precision_of_float32_as_it_is(monkeypatch):
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
-        ({"ACCELERATE_USE_DEEPSPEED": "true"}, r"DeepSpeed \(ACCELERATE_USE_DEEPSPEED=true\).*torchrun"),
+        (
+            {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "cpu"},
+            "offload_param: .*stay on the GPUs",
+        ),
+        ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "1"}, "stage: 1: 2 and 3"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_GRADIENT_CLIPPING": "0.5"}, "0.5: .*it is --max_grad_norm"),
+        ({"ACCELERATE_USE_MEGATRON_LM": "true"}, r"Megatron-LM \(ACCELERATE_USE_MEGATRON_LM=true\).*torchrun"),
         ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, r"compiles the whole model \(ACCELERATE_DYNAMO_BACKEND=INDUCTOR\)"),
         ({"ACCELERATE_USE_FSDP": "true"}, r"version: 1, which is not supported: FSDP1"),
         ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_OFFLOAD_PARAMS": "true"}, "offload_params: true"),
     ],
 )
 def test_sharding_that_accelerate_is_configured_for_and_is_not_built_is_refused(monkeypatch, variables, message):
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
     for parse, options in ((parse_retriever_arguments, MICRO), (parse_mntp_arguments, MNTP)):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
         with pytest.raises(UsageError, match=rf"accelerate's configuration .*{message}"):
             parse(options)
 
@@ -170,20 +189,26 @@ def test_sharding_that_accelerate_is_configured_for_and_is_not_built_is_refused(
 @pytest.mark.parametrize("file", sorted((SCRIPTS / "accelerate").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_configurations_of_accelerate_are_heeded(file, monkeypatch):
     from accelerate.commands.launch import launch_command_parser
-    from accelerate.utils import prepare_multi_gpu_env
+    from accelerate.utils import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
     arguments = launch_command_parser().parse_args(["train.py"])
     given = yaml.safe_load(file.read_text())
-    sharded = given.pop("distributed_type") == "FSDP"
-    options = given | given.pop("fsdp_config", {}) | {"use_fsdp": sharded}
+    kind = given.pop("distributed_type")
+    of_kind = given.pop("fsdp_config", {}) | given.pop("deepspeed_config", {})
+    options = given | of_kind | {"use_fsdp": kind == "FSDP"}
     assert options.keys() - {"compute_environment"} <= vars(arguments).keys()
-    vars(arguments).update(options, dynamo_backend="no")
-    for name, value in prepare_multi_gpu_env(arguments).items():
-        if name.startswith(("ACCELERATE_USE", "FSDP_")):
+    vars(arguments).update(options, dynamo_backend="no", deepspeed_fields_from_accelerate_config="")
+    by_deepspeed = kind == "DEEPSPEED"
+    variables = prepare_deepspeed_cmd_env(arguments)[1] if by_deepspeed else prepare_multi_gpu_env(arguments)
+    for name, value in variables.items():
+        if name.startswith(("ACCELERATE_USE", "ACCELERATE_DEEPSPEED", "ACCELERATE_GRADIENT", "FSDP_")):
             monkeypatch.setenv(name, value)
     _, training = parse_retriever_arguments(MICRO)
-    assert is_sharded(training) == sharded
-    if sharded:
+    assert sharding_of(training) == {"FSDP": "FSDP2", "DEEPSPEED": "ZeRO-3"}.get(kind, "none")
+    if by_deepspeed:
+        (_, same) = parse_retriever_arguments([*MICRO, "--deepspeed", str(file.with_suffix(".json"))])
+        assert same.deepspeed["zero_optimization"].items() >= training.deepspeed["zero_optimization"].items()
+    elif kind == "FSDP":
         plugin = FullyShardedDataParallelPlugin()
         assert (plugin.fsdp_version, plugin.cpu_ram_efficient_loading) == (2, True)
         assert plugin.activation_checkpointing == ("activation" in file.stem)

@@ -129,7 +129,6 @@ def test_a_backbone_is_adapted_and_merged(tiny_backbone, tmp_path):
     [
         (["--use_peft", "false"], "--load_in_4bit holds weights that do not train: leave out --use_peft false"),
         (["--fsdp"], "--load_in_4bit is not built for sharded weights: leave out --fsdp"),
-        (["--torch_compile"], "--torch_compile is not proved with layers of 4 bits"),
     ],
 )
 def test_what_does_not_go_with_four_bits_is_refused_before_any_work(tiny_backbone, data, tmp_path, options, message):

@@ -1,0 +1,125 @@
+"""Trainings of one process and of two that are to be the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file
+from tiny_runs import tiny_options
+
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONWARNINGS": "ignore"}
+STEPS, MIDDLE = 6, 3
+
+
+class Case(NamedTuple):
+    """A training, and how two processes divide it."""
+
+    paradigm: str
+    objective: str
+    peft: bool  # else all weights are trained
+    mini: int | None  # texts of a mini-batch on each process
+    tied: bool  # the LM head to the embeddings
+    divided: list[str]  # options of two processes
+    self_distilled: bool = False
+
+
+def options(backbone: str, data: Path, output: Path, case: Case, processes: int, **more: Any) -> list[str]:
+    """Options of a case, with the same batch on one process and on two."""
+    values: dict[str, Any] = dict(
+        use_peft=case.peft,
+        mini_batch_size=case.mini and case.mini * 2 // processes,
+        max_steps=STEPS,
+        save_steps=MIDDLE,
+        learning_rate=1e-3,
+        adam_epsilon=1e-3,  # else a gradient that is nothing but rounding would be a step like any other
+        lr_scheduler_type="constant",
+        regularizer_warmup_ratio=0.5 if case.paradigm in ("sparse", "hybrid") else None,
+        lora_dropout=0 if case.peft else None,  # each process draws its own
+        self_distillation=True if case.self_distilled else None,
+    )
+    values = tiny_options(backbone, data, output, **(values | more))
+    given = [part for name, value in values.items() if value is not None for part in (f"--{name}", str(value))]
+    given += case.divided if processes > 1 else []
+    return ["--backbone", "micro", "--paradigm", case.paradigm, "--objective", case.objective, *given]
+
+
+def adaptation(backbone: str, text: Path, output: Path, peft: bool, divided: list[str] | None = None) -> list[str]:
+    """Options of an MNTP stage of blocks of 16 tokens, of two processes if it is said how they divide it."""
+    values = dict(
+        backbone=backbone,
+        texts=text,
+        output_dir=output,
+        block_size=16,
+        eval_blocks=8,
+        per_device_train_batch_size=4 if divided is None else 2,
+        max_steps=4,
+        logging_steps=1,
+        save_steps=2,
+        use_peft=peft,
+        lora_dropout=0,
+        bf16=False,
+        learning_rate=1e-3,
+        disable_tqdm=True,
+    )
+    return [part for name, value in values.items() for part in (f"--{name}", str(value))] + (divided or [])
+
+
+def write_text(path: Path) -> Path:
+    """A text to adapt on."""
+    path.write_text(
+        "".join(f"Lions number {n} rest in place {n * 7 % 13}, and hunt at night {n}.\n" for n in range(99))
+    )
+    return path
+
+
+def interrupted(run: Path, copy: Path) -> Path:
+    """A copy of a run as it was in its middle."""
+    shutil.copytree(run / f"checkpoint-{MIDDLE}", copy / f"checkpoint-{MIDDLE}")
+    record = json.loads((run / "training.json").read_text())
+    (copy / "training.json").write_text(json.dumps(record | {"finished": False}))
+    return copy
+
+
+def run_pair(trainings: list[Any], file: Path, **environment: str) -> None:
+    """Run trainings, one after the other, in two processes; see `sharded_runs`."""
+    file.write_text(json.dumps(trainings))
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d"]
+    launcher += ["--rdzv_endpoint", "localhost:0", str(Path(__file__).with_name("sharded_runs.py")), str(file)]
+    done = subprocess.run(
+        [sys.executable, *launcher], env=os.environ | ENVIRONMENT | environment, text=True, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+
+
+def losses(folder: Path) -> list[float]:
+    """The loss of every step."""
+    last = max(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    log = json.loads((last / "trainer_state.json").read_text())["log_history"]
+    return [entry["loss"] for entry in log if "loss" in entry]
+
+
+def assert_same_weights(actual: Path, expected: Path) -> None:
+    """Compare exported tensors."""
+    found, wanted = load_file(actual / "model.safetensors"), load_file(expected / "model.safetensors")
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        # What training changes is some hundredths.
+        difference = torch.linalg.vector_norm(found[name] - tensor) / torch.linalg.vector_norm(tensor)
+        assert difference < 1e-4, name
+
+
+def assert_same_files(two: Path, one: Path) -> None:
+    """Nothing in a checkpoint says that the weights were sharded."""
+    for checkpoint in one.glob("checkpoint-*"):
+        names = {path.name for path in checkpoint.iterdir()} - {"rng_state.pth"}
+        assert {path.name for path in (two / checkpoint.name).iterdir()} == names | {
+            "rng_state_0.pth",
+            "rng_state_1.pth",
+        }
