@@ -83,7 +83,7 @@ def test_a_run_that_learns_neither_keeps_what_was_learned(tiny_backbone, data, t
 @pytest.mark.parametrize(
     ("paradigm", "options", "message"),
     [
-        ("dense", {"learn_thresholds": True}, "--learn_thresholds is read with --paradigm sparse alone"),
+        ("dense", {"learn_thresholds": True}, "--learn_thresholds is read with --paradigm sparse"),
         ("sparse", {"learn_top_k": True, "query_top_k": 9}, "give both"),
         ("sparse", {"learn_thresholds": True, "query_encoder": "static"}, "has no place in the Router"),
         ("sparse", {"learn_thresholds": True, "threshold_learning_rate": 0.0}, "threshold_learning_rate must be"),
