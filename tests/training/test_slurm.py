@@ -15,7 +15,7 @@ SCRIPT = Path(__file__).parents[2] / "training_scripts" / "accelerate" / "slurm.
 
 def test_the_example_for_slurm_gives_torchrun_and_training_options_that_they_have(tmp_path):
     # In place of Slurm's own commands, of which the first says what it was to start.
-    for name, text in (("srun", 'printf "%s\\n" "$@"'), ("scontrol", "printf 'gpu-7\\ngpu-8\\n'")):
+    for name, text in (("srun", 'printf "%s\\n" "$@"'), ("scontrol", "echo gpu-7; sleep 0.2; seq 99999")):
         command = tmp_path / name
         command.write_text(f"#!/bin/bash\n{text}\n")
         command.chmod(0o755)

@@ -12,7 +12,8 @@
 #SBATCH --open-mode=append
 set -euo pipefail
 
-first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+machines=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+first=${machines%%$'\n'*} # no pipe into head, whose end would end the job
 export OMP_NUM_THREADS=8
 # One torchrun a machine; each finds the others at the first one.
 srun --kill-on-bad-exit=1 torchrun \
