@@ -186,26 +186,18 @@ def term_idf(token_ids: Iterable[Iterable[int]], documents: int, terms: int) -> 
     return (1 + torch.log((documents + 1) / (counts + 1))).float()
 
 
-AHEAD = 10  # batches that a target regularizer looks ahead
-BAND = 0.3  # of the logarithm of the number of terms, in which its penalty sets in
-SMOOTHING = 0.3
-
-
 class TargetRegularizer(nn.Module):
-    r"""Reaches a given mean number of active terms: TARGET(X) = c * g * 1/N sum_i sum_t x_it [x_it < tau].
+    r"""Reaches a given mean number of active terms: TARGET(X) = c * FLOPS(X) / FLOPS(X)', ' without a gradient.
 
-    With n the mean number of active terms of the batch's texts and r what it should be now,
+    The gradient is c times that of ln FLOPS(X), so that the same c weighs as much of many terms as of few. With n the
+    mean number of active terms of the batch's texts, r what it should be now, and e = ln(n / r),
 
-    - tau is the weight above which texts have r terms on average. It is followed from batch to batch, ln tau growing by
-      half of ln(m / r), m being how many terms are above it. Terms below it are the surplus, which alone is penalized;
-    - e is how far ln n will be from ln r in ten batches if it goes on as it does, for so long Adam's momentum lasts;
-      ln n and its slope are moving averages, with .3 of each new one;
-    - g = clip(e / .3 + 1/2, 0, 1), so that the penalty ends where it has done its work;
-    - ln c grows by rate * clip(e, -1, 1), within the logarithms of `bounds`;
-    - r goes from the n of the first batch to the target within `steps` batches, by ever smaller ratios, and stays.
+    - ln c = I + clip(gain * e, -3, 3);
+    - after every batch in training I grows by rate * clip(e, -1, 1), within the logarithms of `bounds`;
+    - r goes from the n of the first batch to the target in `steps` batches of equal ratios, and stays there: I would
+      grow far too large while n is far off.
 
-    All of these are without a gradient. That is PID control of a constraint, and of a penalty that does little harm
-    where it is too large for a while, being of small weights alone: terms that are gone seldom come back.
+    That is PI control of the multiplier of a constraint. I makes up for the weight in the SpladeLoss, a factor of c.
 
     A penalty takes terms away and gives none: a number above what the model keeps without one is out of its reach.
     Queries and documents are encoded by the same weights, so that this can be a matter of both targets together.
@@ -214,11 +206,11 @@ class TargetRegularizer(nn.Module):
         model: The model that is trained.
         target: Mean number of active terms, positive.
         steps: Batches in which it should be reached. `lion-st train` sets it to the ramp of the regularizers.
-        rate: Change of ln c in one batch, for e = 1.
+        rate: Change of I in one batch, for e = 1.
+        gain: Of ln c, for e.
         multiplier: c at the beginning.
-        bounds: Least and largest c.
-        gather_across_devices: Count and penalize the rows of all ranks. If False, of this rank's alone.
-        columns: Without effect, as the mean over blocks of rows is that over all.
+        bounds: Least and largest exp(I).
+        settings: Of the `FlopsRegularizer` inside.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -241,12 +233,10 @@ class TargetRegularizer(nn.Module):
     """
 
     multiplier: Tensor
-    threshold: Tensor
     start: Tensor
     batches: Tensor
-    level: Tensor
-    slope: Tensor
-    STATE = ("multiplier", "threshold", "start", "batches", "level", "slope")  # what the next batches depend on
+    mean: Tensor
+    STATE = ("multiplier", "start", "batches", "mean")  # what the next batches depend on, and a mean for the log
 
     def __init__(
         self,
@@ -254,30 +244,34 @@ class TargetRegularizer(nn.Module):
         target: float,
         steps: float = 100,
         rate: float = 0.3,
-        multiplier: float = 0.3,
-        bounds: tuple[float, float] = (1e-3, 1e4),
-        gather_across_devices: bool = True,
-        columns: int = 1,
+        gain: float = 20.0,
+        multiplier: float = 0.1,
+        bounds: tuple[float, float] = (1e-4, 1e4),
+        **settings: Any,
     ) -> None:
         super().__init__()
-        for name, value in (("target", target), ("steps", steps), ("rate", rate), ("multiplier", multiplier)):
+        positive = {"target": target, "steps": steps, "rate": rate, "gain": gain, "multiplier": multiplier}
+        for name, value in positive.items():
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} must be a finite number above 0, got {value!r}.")
         if not 0 < bounds[0] <= multiplier <= bounds[1]:
             raise ValueError(f"bounds must be positive and hold the multiplier {multiplier!r}, got {bounds!r}.")
-        self.model = model
+        self.flops = FlopsRegularizer(model, **settings)  # type: ignore[arg-type]
         self.target = target
         self.steps = steps
         self.rate = rate
+        self.gain = gain
         self.bounds = bounds
-        self.gather_across_devices = gather_across_devices
-        self.last: Tensor | None = None  # FLOPS of the last batch, for the log
-        for name in self.STATE:
-            value = {"multiplier": multiplier, "batches": 0.0, "slope": 0.0}.get(name, math.nan)
-            self.register_buffer(name, torch.tensor(value, dtype=torch.float64), persistent=False)
+        for name, number in (("multiplier", multiplier), ("start", math.nan), ("batches", 0.0), ("mean", math.nan)):
+            self.register_buffer(name, torch.tensor(number, dtype=torch.float64), persistent=False)
+
+    @property
+    def last(self) -> Tensor | None:
+        """FLOPS of the last batch."""
+        return self.flops.last
 
     def get_state(self) -> dict[str, float]:
-        """c, tau, n of the first batch, how many there were, and the moving averages of ln n and of its slope."""
+        """exp(I), n of the first batch, how many there were, and a mean of n over about the last ten of them."""
         return {name: getattr(self, name).item() for name in self.STATE}
 
     def set_state(self, state: dict[str, float]) -> None:
@@ -286,47 +280,38 @@ class TargetRegularizer(nn.Module):
             getattr(self, name).fill_(state[name])
 
     def compute_loss_from_embeddings(self, embeddings: Tensor) -> Tensor:
-        """The penalty in float32 of embeddings [N, V]; where it has a gradient, tau and c follow."""
-        dtype = torch.promote_types(embeddings.dtype, torch.float32)
+        """The penalty in float32 of embeddings [N, V]; where it has a gradient, I follows."""
+        value = self.flops.compute_loss_from_embeddings(embeddings)
         with torch.no_grad():
             for name in self.STATE:
                 setattr(self, name, getattr(self, name).to(embeddings.device))
-            means = embeddings.sum(dim=0, dtype=dtype) / len(embeddings)
-            counted = torch.stack([(embeddings != 0).sum(), embeddings.sum(dtype=dtype)]).double() / len(embeddings)
-            active, total = self._mean(counted).clamp(min=1e-9)
-            self.last = self._mean(means).square().sum()
+            active = (embeddings != 0).sum(dim=1).double().mean()
+            if self.flops.gather_across_devices:
+                active = mean_across_ranks(active)
+            active = active.clamp(min=1e-9)
             is_first = self.batches == 0
             start = torch.where(is_first, active, self.start)
-            threshold = torch.where(is_first, total / active, self.threshold)
-            left = (1 - (self.batches + 1) / self.steps).clamp(min=0).square()
-            wanted = start**left * self.target ** (1 - left)
-            above = self._mean((embeddings > threshold).sum().double() / len(embeddings)).clamp(min=1e-9)
-            before = torch.where(is_first, active.log(), self.level)
-            level = before + SMOOTHING * (active.log() - before)
-            slope = self.slope + SMOOTHING * (level - before - self.slope)
-            error = level + AHEAD * slope - wanted.log()
-            gate = (error / BAND + 0.5).clamp(0, 1)
-            factor = (self.multiplier * gate).to(dtype)
-        surplus = embeddings * (embeddings < threshold)
-        value = factor * self._mean(surplus.sum(dim=1, dtype=dtype).mean())
-        if value.requires_grad:
-            with torch.no_grad():
-                growth = self.rate * error.clamp(-1, 1)
+            progress = ((self.batches + 1) / self.steps).clamp(max=1)
+            error = (active / (start ** (1 - progress) * self.target**progress)).log()
+            factor = self.multiplier * (self.gain * error).clamp(-3, 3).exp()
+            factor = factor / value.clamp(min=torch.finfo(value.dtype).tiny)
+            if value.requires_grad:
                 found = {
-                    "multiplier": (self.multiplier * growth.exp()).clamp(*self.bounds),
-                    "threshold": threshold * (0.5 * (above / wanted).log().clamp(-1, 1)).exp(),
+                    "multiplier": (self.multiplier * (self.rate * error.clamp(-1, 1)).exp()).clamp(*self.bounds),
                     "start": start,
                     "batches": self.batches + 1,
-                    "level": level,
-                    "slope": slope,
+                    "mean": torch.where(is_first, active, 0.9 * self.mean + 0.1 * active),
                 }
                 for name, now in found.items():
                     getattr(self, name).copy_(now)
-        return value
-
-    def _mean(self, value: Tensor) -> Tensor:
-        return mean_across_ranks(value) if self.gather_across_devices else value
+        return factor.to(value) * value
 
     def get_config_dict(self) -> dict[str, Any]:
         """The hyperparameters, for the model card."""
-        return {"target": self.target, "steps": self.steps, "rate": self.rate, "bounds": list(self.bounds)}
+        return {
+            "target": self.target,
+            "steps": self.steps,
+            "rate": self.rate,
+            "gain": self.gain,
+            "bounds": list(self.bounds),
+        }

@@ -151,7 +151,7 @@ class TargetCallback(TrainerCallback, ExportableState):
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Warn of a number that was not reached."""
         for task, target in self.targets.items():
-            mean, least = target.level.exp().item(), target.multiplier.item() <= 2 * target.bounds[0]
+            mean, least = target.mean.item(), target.multiplier.item() <= 2 * target.bounds[0]
             if state.is_world_process_zero and not abs(mean - target.target) <= MISSED * target.target:
                 logger.warning(
                     "The last batches had %.3g active terms a %s in place of --%s_target_terms %.3g: %s.",

@@ -75,39 +75,31 @@ def test_idf_flops():
 
 
 def test_target():
-    active, target, steps = 6 / 4, 1.0, 4
-    regularizer = TargetRegularizer(None, target, steps=steps, rate=0.1, multiplier=0.5)
-    multiplier, threshold, level, slope = 0.5, sum(map(sum, ROWS)) / 6, math.log(active), 0.0
+    flops = FlopsRegularizer(None).compute_loss_from_embeddings(rows()).item()
+    active, target = 6 / 4, 1.0
+    regularizer = TargetRegularizer(None, target, steps=4, rate=0.1, gain=2.0, multiplier=0.5)
+    multiplier = 0.5
     for batch in range(6):
-        left = max(0.0, 1 - (batch + 1) / steps) ** 2
-        wanted = active**left * target ** (1 - left)
-        before, level = level, 0.7 * level + 0.3 * math.log(active)
-        slope = 0.7 * slope + 0.3 * (level - before)
-        error = level + 10 * slope - math.log(wanted)
-        gate = min(1.0, max(0.0, error / 0.3 + 0.5))
-        surplus = [[value * (value < threshold) for value in row] for row in ROWS]
+        progress = min(1, (batch + 1) / 4)
+        error = math.log(active / (active ** (1 - progress) * target**progress))
         matrix = rows()
         value = regularizer.compute_loss_from_embeddings(matrix)
-        assert value.item() == pytest.approx(multiplier * gate * sum(map(sum, surplus)) / 4)
+        assert value.item() == pytest.approx(multiplier * math.exp(2.0 * error))
         (gradient,) = torch.autograd.grad(value, matrix)
-        by_hand = [[multiplier * gate / 4 * (value < threshold) for value in row] for row in ROWS]
-        torch.testing.assert_close(gradient, torch.tensor(by_hand, dtype=torch.float64))
-        above = max(1e-9, sum(value > threshold for row in ROWS for value in row) / 4)
-        multiplier *= math.exp(0.1 * max(-1, min(1, error)))
-        threshold *= math.exp(0.5 * max(-1, min(1, math.log(above / wanted))))
-        found = regularizer.get_state()
-        assert (found["multiplier"], found["threshold"]) == pytest.approx((multiplier, threshold))
-    assert gate == 1 and regularizer.last == FlopsRegularizer(None).compute_loss_from_embeddings(rows())
+        expected = 2 * multiplier * math.exp(2.0 * error) / flops * rows().mean(0) / 4
+        torch.testing.assert_close(gradient, expected.expand(4, 4).detach())
+        multiplier *= math.exp(0.1 * error)
+        assert regularizer.multiplier.item() == pytest.approx(multiplier)
     before = regularizer.get_state()
     regularizer.compute_loss_from_embeddings(rows().detach())  # an evaluation changes nothing
     assert regularizer.get_state() == before
-    again = TargetRegularizer(None, target, steps=steps, rate=0.1)
+    again = TargetRegularizer(None, target, steps=4, rate=0.1, gain=2.0)
     again.set_state(before)
     assert again.compute_loss_from_embeddings(rows()) == regularizer.compute_loss_from_embeddings(rows())
     assert again.get_state() == regularizer.get_state()
-    few = TargetRegularizer(None, target=2.0, steps=1)
-    assert few.compute_loss_from_embeddings(rows()) == 0  # there is no surplus
-    assert few.multiplier < 0.3
+    many = TargetRegularizer(None, target=0.01, steps=1, multiplier=0.5)
+    assert many.compute_loss_from_embeddings(rows()).item() == pytest.approx(0.5 * math.exp(3))
+    assert many.multiplier.item() == pytest.approx(0.5 * math.exp(many.rate))
     empty = TargetRegularizer(None, target=5.0)
     assert empty.compute_loss_from_embeddings(torch.zeros(3, 4, requires_grad=True)).item() == 0.0
 
