@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 import lion_st
 from lion_st.cli import app
-from lion_st.demo.collection import Collection, Document
+from lion_st.data.fields import Fields
+from lion_st.demo.collection import Collection
 from lion_st.demo.explorer import Explorer
 from lion_st.encoding import EncodedCorpus, encode_corpus
 from lion_st.hub import publish_index
@@ -217,7 +218,7 @@ def test_what_cannot_be_searched_by_others_is_not_published(made, tmp_path):
 
 def test_the_page_searches_a_published_index(connected, made):
     publish_index(made / "index", NAME, license="mit")
-    documents = {f"d{row}": Document(f"d{row}", "", f"lion number {row} eats zebras") for row in range(30)}
+    documents = {f"d{row}": Fields(f"d{row}", "", f"lion number {row} eats zebras") for row in range(30)}
     collection = Collection("lions", documents)
     model = lion_st.load(made / "model")
     published = Explorer(model, collection, index=NAME, index_revision="v1")
