@@ -47,7 +47,8 @@ def convex_fusion(rankings: Sequence[Sequence[Hits]], weights: Sequence[float], 
     """
     _require_rankings(rankings)
     require_weights(weights, len(rankings))
-    shares = iter(np.asarray(weights, dtype=float) / sum(weights))
+    total = float(sum(weights))
+    shares = [float(weight) / total for weight in weights]
     scaled = [
         [[(doc, share * score) for doc, score in _normalised(hits).items()] for hits in ranking]
         for ranking, share in zip(rankings, shares, strict=True)

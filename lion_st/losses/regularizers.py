@@ -294,7 +294,7 @@ class TargetRegularizer(nn.Module):
             progress = ((self.batches + 1) / self.steps).clamp(max=1)
             error = (active / (start ** (1 - progress) * self.target**progress)).log()
             factor = self.multiplier * (self.gain * error).clamp(-3, 3).exp()
-            factor = factor / value.clamp(min=torch.finfo(value.dtype).tiny)
+            factor = factor / value.clamp(min=1e-20)  # of empty vectors too it is finite in float32
             if value.requires_grad:
                 found = {
                     "multiplier": (self.multiplier * (self.rate * error.clamp(-1, 1)).exp()).clamp(*self.bounds),

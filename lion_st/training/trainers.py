@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -31,6 +32,7 @@ from lion_st.training.checkpoints import (
 from lion_st.training.collapse import CollapseGuard, VectorStatistics
 from lion_st.training.cost import TrainingCost
 from lion_st.training.divided import DividedTrainer
+from lion_st.training.learned_sparsity import PATTERN
 from lion_st.training.sampling import NoFalseNegativesBatchSampler
 from lion_st.training.self_distillation import EmaTeacher
 from lion_st.training.speed import faster_layers
@@ -301,6 +303,10 @@ class RetrieverTrainerMixin(GuardedTrainer, BaseTrainer):
         if self.args.batch_sampler in (BatchSamplers.NO_DUPLICATES, BatchSamplers.NO_DUPLICATES_HASHED):
             return NoFalseNegativesBatchSampler(dataset, **settings)
         return super().get_batch_sampler(dataset, **settings)
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Weights that decay; thresholds and ln k are not weights, and would end at 0 and one term."""
+        return [name for name in super().get_decay_parameter_names(model) if not re.search(PATTERN, name)]
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Count the texts of a step; their operations are added up in `store_flos`, without waiting for the device."""

@@ -74,6 +74,14 @@ def test_idf_flops():
         IdfFlopsRegularizer(None, torch.tensor([1.0, -1.0]))
 
 
+def test_a_target_stays_finite_where_all_vectors_are_empty():
+    regularizer = TargetRegularizer(None, 5.0, multiplier=1e4)
+    empty = torch.zeros(4, 10, requires_grad=True)
+    value = regularizer.compute_loss_from_embeddings(empty.relu())
+    (gradient,) = torch.autograd.grad(value, empty)
+    assert value == 0 and torch.equal(gradient, torch.zeros(4, 10))
+
+
 def test_target():
     flops = FlopsRegularizer(None).compute_loss_from_embeddings(rows()).item()
     active, target = 6 / 4, 1.0

@@ -78,6 +78,7 @@ def test_reciprocal_rank_fusion_sums_inverse_ranks() -> None:
 def test_convex_fusion_weighs_normalised_scores() -> None:
     assert [doc for doc, _ in convex_fusion([SPARSE, DENSE], (1, 0))[0][:2]] == ["a", "b"]
     half = dict(convex_fusion([SPARSE, DENSE], (2, 2))[0])
+    assert {type(score) for score in half.values()} == {float}
     assert half == pytest.approx({"a": 0.5, "b": 0.5 * 7 / 8 + 0.5 * 7 / 8, "c": 0.5, "d": 0.0})
     with pytest.raises(ValueError, match="one finite weight"):
         convex_fusion([SPARSE, DENSE], (1,))

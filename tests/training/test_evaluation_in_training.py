@@ -190,5 +190,8 @@ def test_nano_beir_is_read_as_it_is_published(tiny_backbone, tmp_path):
     evaluator = nano_beir_evaluator(["scifact"], "sparse", 8, dataset_id=str(tmp_path))
     model = lion_st.build(tiny_backbone(), "sparse", as_sparse_encoder=True, device="cpu")
     assert 0 < evaluator(model)["NanoBEIR_mean_dot_ndcg@10"] <= 1
+    evaluator = nano_beir_evaluator(["scifact"], "hybrid", 8, dataset_id=str(tmp_path))
+    found = evaluator(lion_st.build(tiny_backbone(), "hybrid", device="cpu"))
+    assert all(0 < found[f"NanoBEIR_mean_{name}_ndcg@10"] <= 1 for name in ("dot", "sparse_dot", "dense_dot"))
     with pytest.raises(FileNotFoundError, match=r"NanoBEIR cannot be loaded from .*nothing .* give BEIR folders"):
         nano_beir_evaluator(["scifact"], "sparse", 8, dataset_id=str(tmp_path / "nothing"))

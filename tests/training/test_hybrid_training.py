@@ -15,8 +15,12 @@ from tiny_runs import positive, tiny_options, tiny_run, write_tuples
 import lion_st
 from lion_st.data import save_beir
 from lion_st.errors import UsageError
+from lion_st.evaluation import evaluate_run
 from lion_st.exporting import single_models
 from lion_st.losses import HybridLoss, SparsePart
+from lion_st.retrieval import ModelRetriever
+from lion_st.training import hybrid_evaluation
+from lion_st.training.hybrid_evaluation import HybridInformationRetrievalEvaluator
 from lion_st.training.recipes import BACKBONES
 from lion_st.training.retriever import (
     build_loss,
@@ -145,6 +149,28 @@ def test_training_improves_the_ranking(tiny_backbone, data, collection, tmp_path
     seen = {"query_active_terms", "document_active_terms", "document_dense_spread", "document_flops"}
     assert seen <= logs[-1].keys() and logs[-1]["document_active_terms"] <= BACKBONE_TERMS
     assert "document_dense_active_terms" not in logs[-1]
+
+
+def test_evaluations_search_as_the_trained_model_is_searched(tiny_backbone, monkeypatch):
+    model = lion_st.build(tiny_backbone(), "hybrid", query_prompt="q: ", device="cpu")
+    model[1].fusion_weights = (0.25, 0.75)
+    corpus = {f"d{row}": positive(row) for row in range(ROWS)}
+    queries = {f"q{row}": f"what do zebras number {row} do" for row in range(0, ROWS, 3)}
+    relevant = {f"q{row}": {f"d{row}"} for row in range(0, ROWS, 3)}
+    found = []
+    for values in (hybrid_evaluation.VALUES_AT_ONCE, 5 * (BACKBONE_TERMS + 32)):  # the last document stands alone
+        monkeypatch.setattr(hybrid_evaluation, "VALUES_AT_ONCE", values)
+        found.append(HybridInformationRetrievalEvaluator(queries, corpus, relevant, name="own")(model))
+    assert found[0] == found[1] and found[0]["own_sparse_dot_ndcg@10"] != found[0]["own_dense_dot_ndcg@10"]
+    retriever = ModelRetriever(model)
+    retriever.index(corpus)
+    run = {key: dict(hits) for key, hits in zip(queries, retriever.search(list(queries.values()), 10), strict=True)}
+    measured = evaluate_run({key: dict.fromkeys(one, 1) for key, one in relevant.items()}, run, ["nDCG@10"])
+    assert found[0]["own_dot_ndcg@10"] == pytest.approx(measured["nDCG@10"])
+    one = HybridInformationRetrievalEvaluator({"q": "zebras"}, {"d": "lions"}, {"q": {"d"}})(model)
+    assert one["dot_ndcg@10"] == 1
+    with pytest.raises(ValueError, match="are measured by sparse_dot, dense_dot, dot: give no score_functions"):
+        HybridInformationRetrievalEvaluator(queries, corpus, relevant, write_predictions=True)
 
 
 def test_the_script_ends_in_a_checkpoint_that_the_next_run_goes_on_from(tiny_backbone, data, tmp_path):

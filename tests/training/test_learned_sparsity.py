@@ -73,8 +73,13 @@ def test_a_run_that_learns_neither_keeps_what_was_learned(tiny_backbone, data, t
     ]
     arguments, training = tiny_run(str(folder), data, tmp_path / "third", **LEARNED, objective="cl")
     model = build_model(arguments, "cpu")
+    training.weight_decay = 0.1
     trainer = build_trainer(model, arguments, training, load_training_tuples(arguments, 0))
-    rates = {id(one): group["lr"] for group in trainer.create_optimizer().param_groups for one in group["params"]}
+    groups = trainer.create_optimizer().param_groups
+    rates = {id(one): group["lr"] for group in groups for one in group["params"]}
+    decays = {id(one): group["weight_decay"] for group in groups for one in group["params"]}
+    assert decays[id(model[1].thresholds)] == decays[id(model[1].log_top_k)] == 0  # to a limit of one term
+    assert decays[id(model[0].model.get_input_embeddings().weight)] == 0.1
     assert torch.equal(model[1].thresholds, first.thresholds) and rates[id(model[1].thresholds)] == 1e-2
     torch.testing.assert_close(model[1].log_top_k.exp(), torch.tensor([60.0, 90.0]))
     assert rates[id(model[1].log_top_k)] == 1e-2
