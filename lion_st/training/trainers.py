@@ -33,6 +33,7 @@ from lion_st.training.collapse import CollapseGuard, VectorStatistics
 from lion_st.training.cost import TrainingCost
 from lion_st.training.divided import DividedTrainer
 from lion_st.training.learned_sparsity import PATTERN
+from lion_st.training.regularizers import TargetCallback
 from lion_st.training.sampling import NoFalseNegativesBatchSampler
 from lion_st.training.self_distillation import EmaTeacher
 from lion_st.training.speed import faster_layers
@@ -307,6 +308,16 @@ class RetrieverTrainerMixin(GuardedTrainer, BaseTrainer):
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Weights that decay; thresholds and ln k are not weights, and would end at 0 and one term."""
         return [name for name in super().get_decay_parameter_names(model) if not re.search(PATTERN, name)]
+
+    def _load_callback_state(self) -> None:
+        """Restore callbacks, but for that of target regularizers, which takes up its state as training begins."""
+        state: Any = self.state
+        saved = state.stateful_callbacks
+        state.stateful_callbacks = {name: one for name, one in saved.items() if name != TargetCallback.__name__}
+        try:
+            super()._load_callback_state()
+        finally:
+            state.stateful_callbacks = saved
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Count the texts of a step; their operations are added up in `store_flos`, without waiting for the device."""

@@ -409,6 +409,7 @@ def test_target_regularizers_go_on_where_they_were_and_say_what_was_not_reached(
     assert states[0]["document"]["multiplier"] < states[1]["document"]["multiplier"]
     assert states[0]["document"]["start"] == states[1]["document"]["start"] > 9
     arguments, training = tiny_run(tiny_backbone(), data, tmp_path / "again", "sparse", "cl", **options)
+    training.restore_callback_states_from_checkpoint = True  # as with --eval_data
     tuples = load_training_tuples(arguments, training.seed)
     trainer = build_trainer(build_model(arguments, "cpu"), arguments, training, tuples)
     trainer.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
