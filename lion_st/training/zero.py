@@ -17,6 +17,7 @@ from sentence_transformers.util import get_rank
 from torch import Tensor, nn
 from transformers import TrainingArguments
 from transformers.integrations import deepspeed as integration
+from transformers.training_args import OptimizerNames
 
 from lion_st.errors import UsageError
 from lion_st.extras import require
@@ -27,6 +28,8 @@ _TUNED = (
     *("allgather_bucket_size", "allgather_partitions", "sub_group_size", "stage3_prefetch_bucket_size"),
     *("stage3_param_persistence_threshold", "stage3_max_live_parameters", "stage3_max_reuse_distance"),
 )
+# Optimizers that treat each weight by itself, and keep numbers of the weights' shape.
+_ELEMENTWISE = (OptimizerNames.ADAMW_TORCH_FUSED, OptimizerNames.ADAMW_TORCH)
 _OF_THE_RUN = {
     "train_batch_size": "it is --batch_size",
     "train_micro_batch_size_per_gpu": "it is --per_device_train_batch_size",
@@ -89,6 +92,11 @@ def resolve_deepspeed(arguments: Any) -> dict[str, Any] | None:
         raise UsageError(f"{source} has {', '.join(unknown)}, which is not supported: leave it out.")
     if arguments.torch_compile or arguments.torch_compile_backend or arguments.torch_compile_mode:
         raise UsageError(f"--torch_compile is not built for {source}: leave out one of them.")
+    if (optimizer := OptimizerNames(arguments.optim)) not in _ELEMENTWISE:
+        raise UsageError(
+            f"--optim {optimizer.value} is not supported with {source}, whose flat parts of weights have no rows and "
+            f"columns: say --optim {_ELEMENTWISE[0].value}."
+        )
     if arguments.fsdp:
         raise UsageError(f"--fsdp and {source} both divide the weights: leave out one of them.")
     return {"zero_optimization": {name: zero[name] for name in ("stage", *_TUNED) if zero.get(name, "auto") != "auto"}}

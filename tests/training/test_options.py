@@ -118,6 +118,7 @@ def test_the_command_line_takes_the_place_of_a_rival_in_the_yaml_file(tmp_path):
         ),
         (["--deepspeed", ZERO3, "--fp16"], "--fp16 is not supported with --deepspeed: say --bf16"),
         (["--deepspeed", ZERO3, "--fsdp"], "--fsdp and --deepspeed both divide the weights"),
+        (["--deepspeed", ZERO3, "--optim", "adafactor"], "--optim adafactor .*say --optim adamw_torch_fused"),
         (["--deepspeed", ZERO3, "--torch_compile"], "--torch_compile is not built for --deepspeed"),
         (["--torch_compile_mode", "reduce-overhead"], "--torch_compile_mode reduce-overhead records CUDA graphs"),
         (["--torch_compile_backend", "cudagraphs"], "--torch_compile_backend cudagraphs records CUDA graphs"),
