@@ -1,7 +1,7 @@
 """How exact search grows with the collection: one index to which Lion-like documents are added, measured at each size.
 
     python benchmarks/search_growth.py
-    python benchmarks/search_growth.py --documents 20000 100000 --engine exact --quantization uint8
+    python benchmarks/search_growth.py --documents 20000 100000 --quantization uint8
 
 The documents are the "lion" vectors of `search_vectors.py`, drawn and added in parts, so that no more than a part lies
 beside the index. Queries are as they are and cut to their 40 heaviest terms. Times are processor time of one query at a
