@@ -43,12 +43,12 @@ class EmbedSparseRequest(Body):
 
     inputs: Texts
     truncate: bool | None = None
-    truncation_direction: str = "right"
+    truncation_direction: str | None = None
     prompt_name: str | None = None
 
     @model_validator(mode="after")
     def _cut_at_the_end(self) -> EmbedSparseRequest:
-        if self.truncation_direction.lower() != "right":
+        if (self.truncation_direction or "right").lower() != "right":
             raise ValueError(f"texts are cut at the right alone, got truncation_direction={self.truncation_direction}")
         return self
 
@@ -56,7 +56,7 @@ class EmbedSparseRequest(Body):
 class EmbedRequest(EmbedSparseRequest):
     """Body of `/embed`."""
 
-    normalize: bool = False
+    normalize: bool | None = None
     dimensions: int | None = None
 
 
@@ -66,7 +66,7 @@ class OpenAIRequest(Body):
     input: Texts
     model: str | None = None
     user: str | None = None
-    encoding_format: Literal["float", "base64"] = "float"
+    encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = None
 
 
@@ -248,20 +248,20 @@ def _given_vectors(service: Service, rows: Sequence[Sequence[Any]]) -> Vectors:
     if not rows:
         raise RequestError(400, "Empty", "`vectors` cannot be empty.")
     index: Any = service.searched()
-    is_sparse = any(isinstance(value, SparseValue) for row in rows for value in row)
-    if (index.paradigm == "sparse") != is_sparse:
-        shape = '[[{"index": 5, "value": 0.5}, ...], ...]' if index.paradigm == "sparse" else "[[0.5, ...], ...]"
-        raise invalid(f"The index holds {index.paradigm} vectors: `vectors` have to look like {shape}.")
+    is_sparse = index.paradigm == "sparse"
+    if any(isinstance(value, SparseValue) != is_sparse for row in rows for value in row):
+        looks = '[[{"index": 5, "value": 0.5}, ...], ...]' if is_sparse else "[[0.5, ...], ...]"
+        raise invalid(f"The index holds {index.paradigm} vectors: `vectors` have to look like {looks}.")
     dimensions = index.dimensions
     if is_sparse:
-        terms = [value.index for row in rows for value in row]
-        if dimensions is not None and max(terms) >= dimensions:
-            raise invalid(f"The index has the terms 0 to {dimensions - 1}, got {max(terms)}: of another vocabulary?")
+        terms = [value.index for row in rows for value in row]  # none of a text that no term stands for
+        largest = max(terms, default=0)
+        if dimensions is not None and largest >= dimensions:
+            raise invalid(f"The index has the terms 0 to {dimensions - 1}, got {largest}: of another vocabulary?")
         ends = np.cumsum([0, *(len(row) for row in rows)])
         weights = np.array([value.value for row in rows for value in row], dtype=np.float32)
-        return to_csr(
-            sparse.csr_array((weights, np.array(terms), ends), shape=(len(rows), dimensions or max(terms) + 1))
-        )
+        shape = (len(rows), dimensions or largest + 1)
+        return to_csr(sparse.csr_array((weights, np.array(terms, dtype=np.int64), ends), shape=shape))
     for row in rows:
         if dimensions is not None and len(row) != dimensions:
             raise invalid(f"Vectors of the index have {dimensions} dimensions, got {len(row)}: of another model?")

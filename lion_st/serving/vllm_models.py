@@ -46,7 +46,11 @@ def _checked_contract(vllm_config: Any, is_sparse: bool) -> Contract:
         "tensor-parallel-size": parallel.tensor_parallel_size,
         "pipeline-parallel-size": parallel.pipeline_parallel_size,
     }
-    require_servable(model.model, contract.pooling, is_sparse, model.hf_config, ranks)
+    divides = {  # switched on, vLLM warns alone, and ends with the first text that comes in pieces
+        "enable-chunked-prefill": vllm_config.scheduler_config.enable_chunked_prefill,
+        "enable-prefix-caching": vllm_config.cache_config.enable_prefix_caching,
+    }
+    require_servable(model.model, contract.pooling, is_sparse, model.hf_config, ranks, divides)
     return contract
 
 

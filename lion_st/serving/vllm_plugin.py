@@ -74,8 +74,7 @@ def read_contract(name: str, read: Callable[[str], Any]) -> Contract:
         )
     kinds = [(entry["type"].rsplit(".", 1)[-1], entry["path"]) for entry in entries]
     modules = [(kind, (path and read(f"{path}/config.json")) or {}) for kind, path in kinds if kind != GUARD]
-    settings = read("config_sentence_transformers.json") or {}
-    limits = read("sentence_bert_config.json") or {}
+    settings, limits = _required(name, read, "config_sentence_transformers.json", "sentence_bert_config.json")
     prompts = settings.get("prompts") or {}
     default = prompts.get(settings.get("default_prompt_name"), "")
     return Contract(
@@ -85,6 +84,18 @@ def read_contract(name: str, read: Callable[[str], Any]) -> Contract:
         },
         lengths={task: limits.get(f"{task}_length") or limits.get("max_seq_length") for task in _names()},
     )
+
+
+def _required(name: str, read: Callable[[str], Any], *files: str) -> list[dict[str, Any]]:
+    """Files that every checkpoint has; vLLM's reader gives None too where the Hub does not answer."""
+    found = [read(file) for file in files]
+    missing = [file for file, content in zip(files, found, strict=True) if content is None]
+    if missing:
+        raise ValueError(
+            f"{name!r} has no {' and no '.join(missing)}, or it could not be read: without its prompts and lengths "
+            "vectors would be others. Try again, or serve a folder with all files that `lion-st export` writes."
+        )
+    return found
 
 
 def _pooling(name: str, modules: Sequence[tuple[str, dict[str, Any]]]) -> tuple[Any, bool, bool]:
@@ -115,7 +126,9 @@ def _names() -> Mapping[Task, tuple[str, ...]]:
     return PROMPT_NAMES
 
 
-def require_servable(name: str, pooling: str, is_sparse: bool, config: Any, ranks: Mapping[str, int]) -> None:
+def require_servable(
+    name: str, pooling: str, is_sparse: bool, config: Any, ranks: Mapping[str, int], divides: Mapping[str, bool]
+) -> None:
     """Refuse what would give other vectors than lion_st, or none.
 
     Args:
@@ -124,6 +137,7 @@ def require_servable(name: str, pooling: str, is_sparse: bool, config: Any, rank
         is_sparse: Whether the architecture is a sparse one.
         config: Of transformers, as overridden.
         ranks: Processes that share the model, by the name of their option.
+        divides: Ways to compute a text in pieces, by the name of their option, and whether they are switched on.
 
     Raises:
         ValueError: Naming what is wrong, and what to do.
@@ -136,6 +150,10 @@ def require_servable(name: str, pooling: str, is_sparse: bool, config: Any, rank
             f'{name!r} does not say "is_causal": false in its config.json, and vLLM would attend to earlier tokens '
             "alone. Serve what `lion-st export` wrote."
         )
+    for option in (option for option, is_on in divides.items() if is_on):
+        raise ValueError(
+            f"--{option} computes a text in pieces, and each of its tokens attends to all of the text: leave it out."
+        )
     split = {option: count for option, count in ranks.items() if count != 1}
     if is_sparse and split:
         option, count = next(iter(split.items()))
@@ -146,7 +164,7 @@ def require_servable(name: str, pooling: str, is_sparse: bool, config: Any, rank
     if is_sparse and config.vocab_size > LARGEST_ID:
         raise ValueError(f"The vocabulary has {config.vocab_size:,} terms, more than the {LARGEST_ID:,} that fit here.")
     limit = getattr(config, "max_active_dims", None)
-    if limit is not None and (not isinstance(limit, int) or limit < 1):
+    if limit is not None and (type(limit) is not int or limit < 1):
         raise ValueError(f"max_active_dims is a number of terms of at least 1, got {limit!r}.")
 
 

@@ -28,6 +28,7 @@ pytest.importorskip("prometheus_client")
 import uvicorn
 from huggingface_hub import InferenceClient
 from huggingface_hub.errors import HfHubHTTPError
+from scipy.sparse import csr_array
 
 import lion_st
 from lion_st.encoding import encode_corpus, encode_texts, to_csr
@@ -168,6 +169,27 @@ def test_sparse_vectors_come_by_term_and_weight(sparse, models):
         assert [value["index"] for value in values] == sorted(expected[[row]].indices.tolist())
         np.testing.assert_allclose([value["value"] for value in values], to_csr(expected[[row]]).data, atol=1e-5)
     assert sparse.post("/", inputs=TEXTS[0]).json()[0][0].keys() == {"index", "value"}  # as TEI: by the kind of model
+
+
+def test_an_option_that_is_null_is_one_that_is_left_out(dense, sparse):
+    options = dict.fromkeys(("truncate", "truncation_direction", "prompt_name", "normalize", "dimensions"))
+    assert dense.post("/embed", inputs="a", **options).json() == dense.post("/embed", inputs="a").json()
+    options = dict.fromkeys(("model", "user", "encoding_format", "dimensions"))
+    answer = dense.post("/v1/embeddings", input="a", **options).json()
+    assert answer["data"] == dense.post("/v1/embeddings", input="a").json()["data"]
+    options = dict.fromkeys(("truncate", "truncation_direction", "prompt_name"))
+    assert sparse.post("/embed_sparse", inputs="a", **options).json() == sparse.post("/embed_sparse", inputs="a").json()
+
+
+def test_a_vector_without_terms_finds_what_search_finds(sparse, index):
+    own = sparse.post("/embed_sparse", inputs=TEXTS[0], prompt_name="query").json()[0]
+    engine = load_index(index)
+    (empty,) = engine.search(csr_array((1, engine.dimensions), dtype=np.float32), k=3)
+    for vectors in ([[]], [[], own]):
+        answer = sparse.post("/search", vectors=vectors, k=3)
+        assert answer.status_code == 200, answer.text
+        assert len(answer.json()) == len(vectors)
+        assert [(hit["id"], hit["score"]) for hit in answer.json()[0]] == empty
 
 
 def test_a_search_takes_texts_or_vectors_and_gives_reasons(sparse, models, index):

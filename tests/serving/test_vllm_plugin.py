@@ -32,6 +32,7 @@ from lion_st.serving.vllm_plugin import (
 
 ROOT = Path(__file__).parents[2]
 ONE = {"tensor-parallel-size": 1, "pipeline-parallel-size": 1}
+WHOLE = {"enable-chunked-prefill": False, "enable-prefix-caching": False}
 
 
 def reader(folder: Path) -> Any:
@@ -132,6 +133,10 @@ def test_other_checkpoints_are_refused_by_what_they_are(models, exported, tmp_pa
     limited.save(str(tmp_path / "limited"), create_model_card=False)
     with pytest.raises(ValueError, match=r"Transformer \+ SpladeHead.*lion-st serve"):
         read_contract("limited", reader(tmp_path / "limited"))
+    for file in ("config_sentence_transformers.json", "sentence_bert_config.json"):
+        read = reader(exported["sparse"])
+        with pytest.raises(ValueError, match=f"has no {file}, or it could not be read"):
+            read_contract("unreachable", lambda name, file=file, read=read: None if name == file else read(name))
 
 
 @pytest.mark.parametrize(
@@ -144,6 +149,7 @@ def test_other_checkpoints_are_refused_by_what_they_are(models, exported, tmp_pa
         ("splade", True, {}, {"tensor-parallel-size": 2}, "--tensor-parallel-size 2 .*--data-parallel-size"),
         ("splade", True, {"vocab_size": 2**24 + 1}, {}, "16,777,217 terms"),
         ("splade", True, {"max_active_dims": 0}, {}, "at least 1, got 0"),
+        ("splade", True, {"max_active_dims": True}, {}, "at least 1, got True"),
     ],
 )
 def test_what_would_give_other_vectors_is_refused(pooling, is_sparse, config, ranks, message):
@@ -151,13 +157,21 @@ def test_what_would_give_other_vectors_is_refused(pooling, is_sparse, config, ra
     if settings["is_causal"] is None:
         del settings["is_causal"]
     with pytest.raises(ValueError, match=message):
-        require_servable("model", pooling, is_sparse, SimpleNamespace(**settings), ONE | ranks)
+        require_servable("model", pooling, is_sparse, SimpleNamespace(**settings), ONE | ranks, WHOLE)
+
+
+@pytest.mark.parametrize("option", ["enable-chunked-prefill", "enable-prefix-caching"])
+def test_texts_in_pieces_are_refused(option):
+    config = SimpleNamespace(is_causal=False, vocab_size=320)
+    for pooling in ("splade", "mean"):
+        with pytest.raises(ValueError, match=f"--{option} computes a text in pieces.*leave it out"):
+            require_servable("model", pooling, pooling == "splade", config, ONE, WHOLE | {option: True})
 
 
 def test_good_configurations_are_served():
     for pooling, ranks in (("splade", ONE), ("mean_normalized", ONE | {"tensor-parallel-size": 2})):
         config = SimpleNamespace(is_causal=False, vocab_size=2**24, max_active_dims=400)
-        require_servable("model", pooling, pooling == "splade", config, ranks)
+        require_servable("model", pooling, pooling == "splade", config, ranks, WHOLE)
 
 
 def test_requests_are_read_and_refused_by_what_is_wrong():
