@@ -285,10 +285,8 @@ class TargetRegularizer(nn.Module):
         with torch.no_grad():
             for name in self.STATE:
                 setattr(self, name, getattr(self, name).to(embeddings.device))
-            active = (embeddings != 0).sum(dim=1).double().mean()
-            if self.flops.gather_across_devices:
-                active = mean_across_ranks(active)
-            active = active.clamp(min=1e-9)
+            # Of all ranks also where FLOPS is not: a checkpoint keeps one state, that of all.
+            active = mean_across_ranks((embeddings != 0).sum(dim=1).double().mean()).clamp(min=1e-9)
             is_first = self.batches == 0
             start = torch.where(is_first, active, self.start)
             progress = ((self.batches + 1) / self.steps).clamp(max=1)

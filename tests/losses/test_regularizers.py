@@ -82,6 +82,14 @@ def test_a_target_stays_finite_where_all_vectors_are_empty():
     assert value == 0 and torch.equal(gradient, torch.zeros(4, 10))
 
 
+@pytest.mark.parametrize("gather", [False, True])
+def test_what_a_target_follows_is_of_all_ranks(monkeypatch, gather):
+    monkeypatch.setattr("lion_st.losses.regularizers.mean_across_ranks", lambda value: value + 2)
+    regularizer = TargetRegularizer(None, 5.0, gather_across_devices=gather)
+    regularizer.compute_loss_from_embeddings(rows())
+    assert regularizer.get_state()["start"] == pytest.approx(6 / 4 + 2)
+
+
 def test_target():
     flops = FlopsRegularizer(None).compute_loss_from_embeddings(rows()).item()
     active, target = 6 / 4, 1.0
