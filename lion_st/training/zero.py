@@ -83,6 +83,12 @@ def resolve_deepspeed(arguments: Any) -> dict[str, Any] | None:
             raise UsageError(f"{source} has {name}.enabled: {enabled}, and the run has {wanted}: leave it out.")
     if arguments.fp16:
         raise UsageError(f"--fp16 is not supported with {source}: say --bf16.")
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision != "no" and not arguments.bf16:  # accelerate's autocast, which DeepSpeed takes the place of
+        raise UsageError(
+            f"accelerate's configuration has mixed_precision: {precision}, and the run is without --bf16: say "
+            "--bf16, or mixed_precision: 'no'."
+        )
     stage = zero.get("stage")
     if stage not in (2, 3):
         raise UsageError(f"{source} has zero_optimization.stage: {stage}: 2 and 3 are supported.")

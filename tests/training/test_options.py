@@ -187,6 +187,15 @@ def test_sharding_that_accelerate_is_configured_for_and_is_not_built_is_refused(
             parse(options)
 
 
+def test_a_precision_that_deepspeed_would_not_have_is_refused(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    for parse, options in ((parse_retriever_arguments, MICRO), (parse_mntp_arguments, MNTP)):
+        options = [*options, "--deepspeed", ZERO3]
+        with pytest.raises(UsageError, match="has mixed_precision: bf16, and the run is without --bf16: say --bf16"):
+            parse([*options, "--bf16", "false"])
+        assert parse([*options, "--bf16", "true"])[-1].bf16
+
+
 @pytest.mark.parametrize("file", sorted((SCRIPTS / "accelerate").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_configurations_of_accelerate_are_heeded(file, monkeypatch):
     from accelerate.commands.launch import launch_command_parser
