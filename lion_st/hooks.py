@@ -39,15 +39,24 @@ OVERRIDDEN: dict[str, tuple[str, tuple[str, ...]]] = {
         "sentence_transformers.base.modules.Transformer",
         ("_can_flatten_inputs", "_load_config", "_load_model"),
     ),
-    "lion_st.training.trainers.GuardedTrainer": (
+    "lion_st.training.divided.DividedTrainer": (
         "transformers.Trainer",
         (
-            "_init_training_state",
-            "_load_best_model",
             "_load_from_checkpoint",
             "_load_optimizer_and_scheduler",
             "_prepare_for_training",
-            "_save",
+            "_save_optimizer_and_scheduler",
+        ),
+    ),
+    "lion_st.training.trainers.GuardedTrainer": (
+        "transformers.Trainer",
+        ("_init_training_state", "_load_best_model", "_save", "_save_checkpoint"),
+    ),
+    "lion_st.training.trainers.RetrieverTrainerMixin": (
+        "transformers.Trainer",
+        (
+            "_load_callback_state",
+            "_load_optimizer_and_scheduler",
             "_save_checkpoint",
             "_save_optimizer_and_scheduler",
         ),

@@ -343,7 +343,7 @@ def test_milvus_refuses_what_it_cannot_store(tmp_path: Path, documents) -> None:
     index = create_index("milvus", "hybrid", uri=str(tmp_path / "lion.db"))
     with pytest.raises(ValueError, match="'b' has no sparse term"):
         index.add(["a", "b"], (without_terms(documents[:2], 1), np.ones((2, 4))))
-    with pytest.raises(ValueError, match="2 ids for 1 dense"):
+    with pytest.raises(ValueError, match="one sparse and one dense vector, got 2 and 1"):
         index.add(["a", "b"], (documents[:2], np.ones((1, 4))))
     with pytest.raises(ValueError, match="600 bytes"):
         index.add(["x" * 600], (documents[:1], np.ones((1, 4))))
