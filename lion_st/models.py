@@ -325,7 +325,7 @@ def load(
         model_class, similarity = _model_class(saved_model_type(source, hub), as_sparse_encoder)
         model = model_class(source, device=device, model_kwargs=options, similarity_fn_name=similarity, **hub)
         if pair is not None:
-            modules = [model[0], HybridHead(**pair[1])]
+            modules = [model[0], _exported_head(whole, pair[1])]
             model = model_class(modules=modules, device=device, similarity_fn_name=similarity, prompts=model.prompts)
             model[0].model.name_or_path = whole
         if paradigm not in (None, paradigm_of(model)):
@@ -390,6 +390,15 @@ def _require_device(device: str | torch.device | None) -> None:
             f"device={str(device)!r}, but torch {torch.__version__} finds no CUDA GPU here. Leave device out for the "
             'best one there is, pass "cpu", or install a torch that is built for your GPU.'
         )
+
+
+def _exported_head(source: str, settings: dict[str, Any]) -> HybridHead:
+    try:
+        return HybridHead(**settings)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{source!r} has a {HYBRID_FILE} that this version cannot read ({error}): export the model again."
+        ) from None
 
 
 def _load_bare_adapter(

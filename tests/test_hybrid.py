@@ -136,6 +136,11 @@ def test_what_is_saved_and_exported_comes_back_and_stock_loads_both_folders(
     with pytest.raises(FileExistsError):
         lion_st.export(models["full"], tmp_path / "full")
     lion_st.export(models["full"], tmp_path / "full", overwrite=True, create_model_card=False, verify=False)
+    settings = json.loads((tmp_path / "full" / "hybrid.json").read_text())
+    for changed, said in (({"lateness": 3}, "lateness"), ({"fusion_weights": [0, 0]}, "not both 0")):
+        (tmp_path / "full" / "hybrid.json").write_text(json.dumps(settings | changed))
+        with pytest.raises(ValueError, match=rf"full' has a hybrid\.json that this version cannot read \(.*{said}"):
+            lion_st.load(tmp_path / "full")
     (tmp_path / "full" / "hybrid.json").write_text("{}")
     with pytest.raises(ValueError, match=r"is not a whole export of a hybrid model: hybrid\.json lacks settings"):
         lion_st.load(tmp_path / "full")
