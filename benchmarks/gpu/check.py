@@ -180,18 +180,16 @@ def plan(device: str, folder: Path, tests: bool) -> list[list[Stage]]:
         command = [python, script, "--side", side, *model, "--documents", str(documents)]
         return Stage(f"encode, {side}", seconds, command, "encode", {"side": side, "documents": documents})
 
-    # Compilers and tests keep the processors busy and share the GPU: nothing is timed meanwhile, and what the kernels'
-    # tuner takes for the fastest then is kept apart.
-    aside = ["env", f"XDG_CACHE_HOME={folder.parent / 'aside'}"]
+    # Compilers and tests keep the processors busy and share the GPU: nothing is timed meanwhile.
     prepare = [
-        Stage("model", 100, [*aside, *stages, "model", str(folder)]),
-        Stage("attention", 60, [*aside, *stages, "attention"]),
+        Stage("model", 100, [*stages, "model", str(folder)]),
+        Stage("attention", 60, [*stages, "attention"]),
     ]
     if tests:
         workers = max(1, (os.cpu_count() or 1) - 4) if on_gpu else 1
-        prepare.append(Stage("tests", 170, [*aside, *pytest_command(gpu_tests(), workers)]))
+        prepare.append(Stage("tests", 170, pytest_command(gpu_tests(), workers)))
     prepare += [
-        Stage(f"precompile {part}", 100, [*aside, *stages, "precompile", part])
+        Stage(f"precompile {part}", 100, [*stages, "precompile", part])
         for part in [*map(str, sizes["dims"]), "compiled"]
     ]
     alone = [

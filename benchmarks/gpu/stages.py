@@ -164,7 +164,6 @@ def head(device: str, part: str) -> None:
         return
     cases = cases[:2] if part == "first" else cases[2:]
     for case in cases:
-        tune(case, device)
         for side in case.sides:
             emit("head", case=case.name, side=side, **figures_of(side, case.options))
     if device == "cuda":
@@ -231,7 +230,6 @@ def precompile(device: str, part: str) -> None:
     if part != "compiled":
         side = "lion_st"
         cases = [case for case in cases if case.options.hidden_size == int(part)]
-        tune(cases[0], device)
     for case in cases:
         case.options.repeats = 1
         if side == "lion_st" and device == "cuda":
@@ -239,19 +237,6 @@ def precompile(device: str, part: str) -> None:
         figures = figures_of(side, case.options)
         if "failed" in figures:
             emit("failures", stage="precompile", what=f"{side}, {case.name}", error=figures["failed"])
-
-
-def tune(case: Case, device: str) -> None:
-    """Measure the configurations of our kernels for a hidden size, and report their times."""
-    from lion_st import kernels
-
-    pretune = getattr(kernels, "pretune", None)
-    if pretune is None or device == "cpu":
-        return
-    shape = (case.options.hidden_size, case.options.vocabulary)
-    for key, times in pretune([shape], device=device).items():
-        for configuration, milliseconds in times.items():
-            emit("tuning", case=str(key), configuration=configuration, ms=milliseconds)
 
 
 # ---- a model ----

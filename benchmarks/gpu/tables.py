@@ -48,10 +48,8 @@ def render(results: dict[str, Any]) -> str:
 
 
 def details(results: dict[str, Any]) -> str:
-    """What explains the tables: the time of kernels and configurations, and what went wrong."""
+    """What explains the tables: the time of kernels, and what went wrong."""
     parts = list(sections(results, DETAILS))
-    for case, rows in by_case(results.get("tuning", [])):
-        parts.append(table(f"Fastest configurations, {case}", sorted(rows, key=lambda row: row["ms"])[:5]))
     for case, rows in by_case(results.get("kernels", [])):
         parts.append(table(f"Kernels of a forward and backward pass, {case}", rows))
     return "\n\n".join(parts)

@@ -7,9 +7,8 @@ left to the blockwise backend.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +18,6 @@ from torch import Tensor
 from lion_st.kernels import blockwise, triton_backward
 from lion_st.kernels.gradients import Gradients, Pooled
 from lion_st.kernels.triton_forward import GROUP, finish_kernel, maxima_kernel, schedule_kernel
-from lion_st.kernels.tuning import Tuner, interpreted
 
 try:
     from triton.tools.tensor_descriptor import TensorDescriptor
@@ -30,7 +28,6 @@ PARTIAL_BYTES = 128 * 2**20  # of maxima of texts that lie in several tiles
 CAST_BYTES = 128 * 2**20  # of rows of an LM head of another dtype
 ROW_BYTES = 128  # of a row of a step's block
 SUPERTILE = 8  # tiles of the vocabulary that stay in the cache while all tokens pass
-PROBE = (64, 64, 16_384)  # texts, tokens of each, and terms that configurations are measured with
 
 
 class Configuration(NamedTuple):
@@ -40,8 +37,7 @@ class Configuration(NamedTuple):
     slots: int
     warps: int
     stages: int
-    descriptors: bool = False  # TMA, by programs that stay and take one tile after the other
-    residents: int = 1  # such programs of a multiprocessor
+    descriptors: bool = False  # TMA, by a program for each multiprocessor that takes one tile after the other
 
     def block_dim(self, dtype: torch.dtype) -> int:
         """Hidden dimensions of a step."""
@@ -62,16 +58,14 @@ class Configuration(NamedTuple):
         return self.terms * self.slots // (32 * self.warps)
 
 
-# On an H200 the first is the fastest at hidden sizes 2048 and 4096, with positions and without: four stages took up to
-# 9 % more, tiles of 256 slots 6 to 15 %, two small tiles on a multiprocessor 4 to 14 %. The last one is for GPUs and
-# shapes without TMA.
-CONFIGURATIONS = [
+# The first that fits is taken. On an H200 it was the fastest of five at hidden sizes 2048 and 4096, with positions and
+# without: four stages took up to 9 % more, tiles of 256 slots 6 to 15 %, two small tiles on a multiprocessor 4 to 14 %,
+# and the second, which is for GPUs and shapes without TMA, 28 to 52 %.
+CONFIGURATIONS = (
     Configuration(256, 128, 8, 3, descriptors=True),
-    Configuration(128, 128, 4, 3, descriptors=True, residents=2),
     Configuration(128, 128, 8, 3),
-]
+)
 INTERPRETED = Configuration(16, 128, 4, 1)  # the interpreter takes its time for every term of a tile
-_TUNER = Tuner(CONFIGURATIONS)
 
 
 class Schedule(NamedTuple):
@@ -155,17 +149,6 @@ def backward(grad: Tensor, pooled: Pooled, needs_hidden: bool, needs_weight: boo
         )
 
 
-def pretune(weight: Tensor, dtype: torch.dtype) -> None:
-    """Choose the configurations for an LM head [V, D] and hidden states of a dtype, and compile all kernels."""
-    texts, length, most = PROBE
-    hidden = torch.randn(texts * length, weight.shape[1], device=weight.device, dtype=dtype)
-    bounds = torch.arange(texts + 1, device=weight.device, dtype=torch.int32) * length
-    rows = weight[:most]
-    for with_positions in (False, True):
-        values, positions = forward(hidden, rows, None, bounds, 1.0, None, with_positions)
-    backward(values, Pooled(values, positions, hidden, rows, bounds, 1.0, None), True, True)
-
-
 def make_schedule(
     configuration: Configuration, bounds: Tensor, tokens: int, terms: int, partial_terms: int
 ) -> Schedule:
@@ -209,7 +192,6 @@ def _launch_maxima(
     results: tuple[Tensor, Tensor, Tensor, Tensor],
     schedule: Schedule,
     first_term: int,
-    compile_only: bool = False,
 ) -> None:
     """Run `maxima_kernel` for the terms of some rows of the LM head, of the dtype of the slots."""
     terms, dim = rows.shape
@@ -222,9 +204,8 @@ def _launch_maxima(
     if configuration.descriptors:
         hidden_argument = TensorDescriptor.from_tensor(slots, [configuration.slots, block])
         weight_argument = TensorDescriptor.from_tensor(rows, [configuration.terms, block])
-        programs = min(programs, configuration.residents * _multiprocessors(slots))
-    run = partial(maxima_kernel.warmup, grid=(programs,)) if compile_only else maxima_kernel[(programs,)]
-    run(
+        programs = min(programs, _multiprocessors(slots))
+    maxima_kernel[(programs,)](
         hidden_argument, weight_argument, *results, *schedule[2:6], schedule.ends, len(schedule.ends), first_term,
         first_term + terms, rows.stride(0), dim, configuration.terms, configuration.slots, block,
         SUPERTILE, results[1].numel() > 0,
@@ -233,61 +214,47 @@ def _launch_maxima(
     )  # fmt: skip
 
 
+def interpreted() -> bool:
+    """Whether Triton's kernels run in its interpreter, on the CPU."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
 def _configuration(hidden: Tensor, weight: Tensor) -> Configuration:
-    """The fastest configuration for a model: all its batches run the same one."""
+    """The configuration for a model on its GPU: all its batches run the same one.
+
+    Raises:
+        RuntimeError: If the GPU's shared memory is too small for all of them.
+    """
     if interpreted():
         return INTERPRETED
-    terms, dim = weight.shape
-    key = (
-        "maxima", dim, min(terms, PROBE[2]), str(hidden.dtype), float32_precision(hidden), _is_aligned(hidden, weight),
-        triton_backward.device_name(hidden),
-    )  # fmt: skip
-    return _TUNER.fastest(key, lambda: _probe(hidden, weight), _fits(hidden, weight))
-
-
-def _probe(hidden: Tensor, weight: Tensor) -> Callable[[Configuration, bool], None]:
-    """Runs a configuration on random tokens and the first terms, with positions, as is the most to do."""
-    texts, length, most = PROBE
-    rows = weight[:most].to(hidden.dtype)
-    bounds = torch.arange(texts + 1, device=hidden.device, dtype=torch.int32) * length
-    layouts = {
-        candidate.slots: make_schedule(candidate, bounds, texts * length, len(rows), len(rows))
-        for candidate in _TUNER.configurations
-    }
-    slots = torch.randn(max(len(layout.order) for layout in layouts.values()), weight.shape[1], device=hidden.device)
-    slots = slots.to(hidden.dtype)
-    values = torch.empty(texts + 2 * max(layout.tiles for layout in layouts.values()), len(rows), device=hidden.device)
-    positions = torch.empty_like(values, dtype=torch.int32)
-    results = values[:texts], positions[:texts], values[texts:], positions[texts:]
-
-    def run(configuration: Configuration, compile_only: bool) -> None:
-        schedule = layouts[configuration.slots]
-        with _on_device(hidden):  # of this thread
-            _launch_maxima(configuration, slots, rows, results, schedule, 0, compile_only)
-
-    return run
-
-
-def _fits(hidden: Tensor, weight: Tensor) -> Callable[[Configuration], bool]:
-    """Whether a configuration can run on these tensors and their GPU."""
-    if not hidden.is_cuda:
-        return lambda configuration: not configuration.descriptors
     limit = triton.runtime.driver.active.utils.get_device_properties(hidden.device.index)["max_shared_mem"]
-    is_nvidia = torch.version.hip is None
-    major = torch.cuda.get_device_capability(hidden.device)[0]
-    describes = TensorDescriptor is not None and is_nvidia and major >= 9 and _is_aligned(hidden, weight)
+    major = torch.cuda.get_device_capability(hidden.device)[0] if torch.version.hip is None else None
+    found = fitting(limit, major, hidden.element_size(), TensorDescriptor is not None and _is_aligned(hidden, weight))
+    if found is None:
+        raise RuntimeError(
+            f"The sparse head's kernels need more shared memory than the {limit:,} bytes of "
+            f"{torch.cuda.get_device_name(hidden.device)}: set LION_ST_KERNEL=blockwise."
+        )
+    return found
 
+
+def fitting(shared_bytes: int, major: int | None, element_bytes: int, is_aligned: bool) -> Configuration | None:
+    """The first configuration that a GPU can run, None if there is none.
+
+    Args:
+        shared_bytes: Shared memory that a program may have.
+        major: Of NVIDIA's compute capability, None for another maker's GPU.
+        element_bytes: Of a hidden state's number.
+        is_aligned: Whether TMA can read hidden states and LM head.
+    """
     # Compute capability 9 and 10 multiply from shared memory; others, and float32, need registers for the operands.
-    few_logits = is_nvidia and (major not in (9, 10) or hidden.element_size() > 2)
-
-    def fits(configuration: Configuration) -> bool:
-        if configuration.descriptors and not describes:
-            return False
-        if few_logits and configuration.logits_per_thread > 64:
-            return False
-        return configuration.shared_bytes <= limit
-
-    return fits
+    few_logits = major is not None and (major not in (9, 10) or element_bytes > 2)
+    for configuration in CONFIGURATIONS:
+        is_possible = not configuration.descriptors or (is_aligned and major is not None and major >= 9)
+        has_registers = configuration.logits_per_thread <= 64 or not few_logits
+        if is_possible and has_registers and configuration.shared_bytes <= shared_bytes:
+            return configuration
+    return None
 
 
 def _is_aligned(hidden: Tensor, weight: Tensor) -> bool:

@@ -196,8 +196,3 @@ def program_columns(table: Tensor, entries: int) -> int:
         while rows * columns * table.element_size() > CACHE_BYTES and columns * table.element_size() > 128:
             columns //= 2
     return columns
-
-
-def device_name(tensor: Tensor) -> str:
-    """Name of the GPU that holds a tensor."""
-    return torch.cuda.get_device_name(tensor.device) if tensor.is_cuda else "cpu"

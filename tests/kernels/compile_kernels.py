@@ -111,7 +111,6 @@ def compile_others(architecture: int) -> list[dict]:
 def main() -> None:
     wanted = [
         (CONFIGURATIONS[0], torch.bfloat16, 90),
-        (CONFIGURATIONS[1], torch.bfloat16, 90),
         (CONFIGURATIONS[-1], torch.bfloat16, 80),
         (CONFIGURATIONS[-1], torch.float32, 89),
     ]

@@ -48,20 +48,20 @@ def test_half_precision_sums_in_float32(dtype, weight_dtype):
 
 
 def test_every_configuration_gives_the_same_bits():
-    from lion_st.kernels import triton_backend, tuning
+    from lion_st.kernels import triton_backend
 
     case = make_case(LENGTHS, 512, 3000, dtype=torch.bfloat16, device="cuda")
     tokens = case.hidden[case.mask.bool()].detach()
-    fits = triton_backend._fits(tokens, case.weight)
-    usable = [configuration for configuration in triton_backend.CONFIGURATIONS if fits(configuration)]
+    fastest, plain = triton_backend.CONFIGURATIONS
+    if triton_backend._configuration(tokens, case.weight) != fastest:
+        pytest.skip("This GPU runs one configuration.")
     results = []
-    for configuration in usable:
+    for configuration in (fastest, plain):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(triton_backend, "_TUNER", tuning.Tuner([configuration]))
+            patch.setattr(triton_backend, "CONFIGURATIONS", (configuration,))
             results.append(triton_backend.forward(tokens, case.weight, None, case.bounds, 0.5, None, True))
-    assert len(usable) > 1
-    for values, positions in results[1:]:
-        assert torch.equal(values, results[0][0]) and torch.equal(positions, results[0][1])
+    (values, positions), others = results
+    assert torch.equal(values, others[0]) and torch.equal(positions, others[1])
 
 
 def test_the_columns_of_a_program_change_no_bit_of_the_gradients(monkeypatch):
@@ -105,17 +105,6 @@ def test_a_nan_raises_when_encoding_and_reaches_the_gradients():
             splade_pool(case.hidden, case.weight, case.mask, output="sparse", **case.settings)
     of_hidden = gradients(pooled(case), case)[0]
     assert of_hidden[1].isnan().any() and not of_hidden[0].isnan().any()
-
-
-def test_choices_are_kept_for_the_next_process(monkeypatch, tmp_path):
-    from lion_st.kernels import pretune, triton_backend, tuning
-
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for measured in (1, 0):
-        monkeypatch.setattr(triton_backend, "_TUNER", tuning.Tuner(triton_backend.CONFIGURATIONS))
-        times = pretune([(256, 20_000)])
-        assert len(times) == measured and all(len(found) > 1 for found in times.values())
-    assert len(list(tmp_path.rglob("*.json"))) == 1
 
 
 def test_the_same_inputs_give_the_same_bits():

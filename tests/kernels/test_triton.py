@@ -252,6 +252,23 @@ def test_sparse_rows_are_the_dense_rows():
 # ---- compiled for GPUs ----
 
 
+@pytest.mark.parametrize(
+    ("shared_bytes", "major", "element_bytes", "is_aligned", "place"),
+    [
+        (232_448, 9, 2, True, 0),  # H100, H200
+        (232_448, 10, 2, True, 0),  # B200
+        (232_448, 9, 2, False, 1),  # a hidden size that TMA does not read
+        (232_448, 9, 4, True, 1),  # float32, which needs registers
+        (166_912, 8, 2, True, 1),  # A100
+        (101_376, 12, 2, True, 1),  # RTX 50
+        (65_536, None, 2, True, None),  # MI300
+    ],
+)
+def test_each_gpu_has_its_configuration(shared_bytes, major, element_bytes, is_aligned, place):
+    expected = None if place is None else triton_backend.CONFIGURATIONS[place]
+    assert triton_backend.fitting(shared_bytes, major, element_bytes, is_aligned) == expected
+
+
 def test_the_kernels_compile_within_the_limits_of_gpus():
     """By Triton's compiler and assembler, in a process where Triton is not imported for its interpreter."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
