@@ -242,10 +242,9 @@ def measure(
     for query_pruning, document_pruning in ((Pruning(), Pruning()), *prunings.values()):
         (row,) = prune_report(
             (list(documents), vectors[1]),
-            (list(queries), vectors[0]),
+            (list(queries), query_pruning.apply(vectors[0])),
             qrels,
             [document_pruning],
-            [query_pruning],
             METRICS,
         )
         rows.append(

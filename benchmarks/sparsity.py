@@ -108,11 +108,9 @@ def measure(model: Any, test_set: TestSet, pruned: Mapping[str, tuple[str, Pruni
     }
     rows = []
     for _, of_queries, of_documents in (("", Pruning(), Pruning()), *pruned.values()):
-        (row,) = prune_report(
-            (list(documents), vectors["document"]), (list(queries), vectors["query"]), qrels, [of_documents],
-            [of_queries], [METRIC, "Recall@100"],
-        )  # fmt: skip
         kept = of_queries.apply(vectors["query"]), of_documents.apply(vectors["document"])
+        found = (list(documents), kept[1]), (list(queries), kept[0])
+        (row,) = prune_report(*found, qrels, [Pruning()], [METRIC, "Recall@100"])
         lists = np.asarray((kept[1] != 0).sum(axis=0)).ravel()  # documents of each term
         rows.append(
             {METRIC: row[METRIC], "Recall@100": row["Recall@100"]}

@@ -54,7 +54,7 @@ def encoder_of_queries(path: Path, backbone: str, **options):
 
 def reported(path: Path, _: str, **options):
     judged = {"a": {"a": 1}}
-    write_prune_report(path, (IDS, VECTORS), (["a"], VECTORS[[0]]), judged, document_settings=[Pruning()], **options)
+    write_prune_report(path, (IDS, VECTORS), (["a"], VECTORS[[0]]), judged, settings=[Pruning()], **options)
 
 
 WRITERS = {
@@ -66,7 +66,7 @@ WRITERS = {
     "qrels": lambda path, _, **options: write_qrels(path, {"q": {"d": 1}}, **options),
     "report": reported,
     "figure": lambda path, _, **options: trade_off_figure(
-        [{"documents": "none", "queries": "none", "index_bytes": 1, "nDCG@10": 0.5}], path, **options
+        [{"documents": "none", "index_bytes": 1, "nDCG@10": 0.5}], path, **options
     ),
     "test collection": lambda path, _, **options: save_beir(path, {"d": {"text": "t"}}, {"q": "t"}, {}, **options),
 }

@@ -177,7 +177,6 @@ def compare(
     qrels: Annotated[Path, typer.Option(help="Relevance judgements, TREC or BEIR; evaluate writes them by its runs.")],
     metric: Annotated[list[str] | None, typer.Option(help="Metrics; repeatable.")] = None,
     baseline: Annotated[str | None, typer.Option(help="Compare with this run alone, by its file name.")] = None,
-    permutations: Annotated[int, typer.Option(min=1, help="Random flips of the test.")] = 100_000,
     biggest: Annotated[int, typer.Option(min=0, help="Queries shown with the largest differences.")] = 5,
     relevance_level: Annotated[int, typer.Option(min=1, help="Lowest relevant grade; 2 for TREC DL.")] = 1,
     style: TableStyle = "markdown",
@@ -205,7 +204,6 @@ def compare(
         {name: read_run(run) for name, run in names.items()},
         metric or ("nDCG@10",),
         baseline,
-        permutations,
         biggest=biggest,
         relevance_level=relevance_level,
     )

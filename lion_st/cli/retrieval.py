@@ -40,14 +40,7 @@ if TYPE_CHECKING:
     from lion_st.retrieval.search import Result
 
 TopTerms: TypeAlias = Annotated[int | None, typer.Option(min=1, help="Keep this many of a document's heaviest terms.")]
-MaxRatio: TypeAlias = Annotated[
-    float | None, typer.Option(help="Keep weights of at least this share of the document's largest.")
-]
 Threshold: TypeAlias = Annotated[float | None, typer.Option(help="Keep weights of at least this value.")]
-TermQuantile: TypeAlias = Annotated[
-    float | None,
-    typer.Option(help="Drop this share of each term's smallest weights, as they are in a sample of the corpus."),
-]
 SHOWN_TERMS = 10
 SHOWN_CHARACTERS = 160  # of a found document's text
 
@@ -152,9 +145,7 @@ def index(
     ] = None,
     sample: Annotated[int, typer.Option(min=0, help="Queries to measure recall with; 0 measures none.")] = 200,
     top_terms: TopTerms = None,
-    max_ratio: MaxRatio = None,
     threshold: Threshold = None,
-    term_quantile: TermQuantile = None,
     revision: Annotated[str | None, typer.Option(help="Hub revision of the encoded corpus.")] = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -168,7 +159,7 @@ def index(
     from lion_st.indexes.pruning import Pruning
 
     with usage_errors():
-        pruning = Pruning(top_terms, max_ratio, threshold, term_quantile)
+        pruning = Pruning(top_terms, threshold)
     from lion_st.encoding import EncodedCorpus
     from lion_st.retrieval import index_corpus
 
@@ -276,12 +267,7 @@ def prune(
     qrels: Annotated[Path, typer.Option(help="Relevance judgements, TREC or BEIR.")],
     report: Annotated[Path, typer.Option(help="Folder for the table (.md, .json) and the figure (.svg).")],
     top_terms: Annotated[list[int] | None, typer.Option(min=1, help="Terms kept of a document; repeatable.")] = None,
-    max_ratio: Annotated[
-        list[float] | None, typer.Option(help="Least share of the largest weight; repeatable.")
-    ] = None,
     threshold: Annotated[list[float] | None, typer.Option(help="Least weight; repeatable.")] = None,
-    term_quantile: Annotated[list[float] | None, typer.Option(help="Share of each term to drop; repeatable.")] = None,
-    query_top_terms: Annotated[list[int] | None, typer.Option(min=1, help="Terms kept of a query; repeatable.")] = None,
     metric: Annotated[list[str] | None, typer.Option(help="Metrics, the first one for the figure; repeatable.")] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="Documents per query.")] = 100,
     style: TableStyle = "markdown",
@@ -290,7 +276,7 @@ def prune(
 ) -> None:
     """Measure what static pruning costs and saves: quality, index size and latency of each setting.
 
-    Without settings of your own, a default range of each kind is measured.
+    Without settings of your own, a default range of both kinds is measured.
     """
     require_folder(encoded, "documents that `lion-st encode` wrote")
     require_folder(queries, "queries that `lion-st encode --task query` wrote")
@@ -299,13 +285,10 @@ def prune(
     from lion_st.evaluation.metrics import require_metrics
     from lion_st.indexes.pruning import Pruning
 
-    named: dict[str, Any] = {
-        "top_terms": top_terms, "max_ratio": max_ratio, "threshold": threshold, "term_quantile": term_quantile
-    }  # fmt: skip
     metrics = metric or ["nDCG@10", "Recall@100"]
     with usage_errors():
-        settings = [Pruning(**{name: value}) for name, values in named.items() for value in values or []]
-        query_settings = [Pruning(), *(Pruning(top_terms=count) for count in query_top_terms or [])]
+        settings = [Pruning(top_terms=count) for count in top_terms or []]
+        settings += [Pruning(threshold=weight) for weight in threshold or []]
         require_metrics(metrics, k)
     from lion_st.encoding import EncodedCorpus
     from lion_st.evaluation import format_table, read_qrels, write_prune_report
@@ -323,8 +306,7 @@ def prune(
         corpora[1].whole(),
         read_qrels(qrels),
         overwrite=overwrite,
-        document_settings=[Pruning(), *settings] if settings else DEFAULT_SETTINGS,
-        query_settings=query_settings,
+        settings=[Pruning(), *settings] if settings else DEFAULT_SETTINGS,
         metrics=metrics,
         k=k,
     )

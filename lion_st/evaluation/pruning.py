@@ -23,8 +23,7 @@ from lion_st.tables import format_table
 DEFAULT_SETTINGS = (
     Pruning(),
     *(Pruning(top_terms=count) for count in (256, 128, 64, 32, 16)),
-    *(Pruning(max_ratio=ratio) for ratio in (0.1, 0.2, 0.4)),
-    *(Pruning(term_quantile=share) for share in (0.25, 0.5)),
+    *(Pruning(threshold=weight) for weight in (0.2, 0.4, 0.6, 0.8)),
 )
 
 
@@ -32,25 +31,23 @@ def prune_report(
     documents: tuple[Sequence[str], sparse.csr_array],
     queries: tuple[Sequence[str], sparse.csr_array],
     qrels: Qrels,
-    document_settings: Sequence[Pruning] = DEFAULT_SETTINGS,
-    query_settings: Sequence[Pruning] = (Pruning(),),
+    settings: Sequence[Pruning] = DEFAULT_SETTINGS,
     metrics: Sequence[str] = ("nDCG@10", "Recall@100"),
     k: int = 100,
 ) -> list[dict[str, Any]]:
-    """Score, size and latency of the exact index for every pair of document and query pruning.
+    """Score, size and latency of the exact index for each pruning of the documents.
 
     Args:
         documents: Ids and vectors [N, V].
         queries: Ids and vectors [Q, V].
         qrels: Relevance judgements.
-        document_settings: Prunings of the documents.
-        query_settings: Prunings of the queries.
+        settings: Prunings of the documents.
         metrics: See `evaluate_queries`.
         k: Documents per query.
 
     Returns:
-        One row per pair: `documents`, `queries` (the settings as text), `document_terms`, `query_terms` (mean active
-        terms), `index_bytes`, `ms_per_query` (one thread, one query at a time), and the metrics.
+        One row per pruning: `documents` (the setting as text), `document_terms`, `query_terms` (mean active terms),
+        `index_bytes`, `ms_per_query` (one thread, one query at a time), and the metrics.
 
     Raises:
         ValueError: If a metric is unknown or looks deeper than `k`.
@@ -62,27 +59,24 @@ def prune_report(
     document_ids, document_vectors = list(documents[0]), to_csr(documents[1])
     query_ids, query_vectors = list(queries[0]), to_csr(queries[1])
     rows = []
-    for document_pruning in document_settings:
-        pruned_documents = document_pruning.apply(document_vectors)
+    for pruning in settings:
+        pruned = pruning.apply(document_vectors)
         index = create_index("exact", "sparse")
-        index.add(document_ids, pruned_documents)
+        index.add(document_ids, pruned)
         index.search(query_vectors[:1], k)  # builds the postings, outside the timing
-        for query_pruning in query_settings:
-            pruned_queries = query_pruning.apply(query_vectors)
-            started = perf_counter()
-            hits = [index.search(pruned_queries[[row]], k)[0] for row in range(len(query_ids))]
-            seconds = perf_counter() - started
-            rows.append(
-                {
-                    "documents": str(document_pruning),
-                    "queries": str(query_pruning),
-                    "document_terms": active_terms(pruned_documents),
-                    "query_terms": active_terms(pruned_queries),
-                    "index_bytes": index.stats()["bytes"],
-                    "ms_per_query": 1000 * seconds / len(query_ids),
-                    **evaluate_run(qrels, hits_to_run(query_ids, hits), metrics),
-                }
-            )
+        started = perf_counter()
+        hits = [index.search(query_vectors[[row]], k)[0] for row in range(len(query_ids))]
+        seconds = perf_counter() - started
+        rows.append(
+            {
+                "documents": str(pruning),
+                "document_terms": active_terms(pruned),
+                "query_terms": active_terms(query_vectors),
+                "index_bytes": index.stats()["bytes"],
+                "ms_per_query": 1000 * seconds / len(query_ids),
+                **evaluate_run(qrels, hits_to_run(query_ids, hits), metrics),
+            }
+        )
     return rows
 
 
@@ -94,7 +88,7 @@ def write_prune_report(
     *,
     metrics: Sequence[str] = ("nDCG@10", "Recall@100"),
     overwrite: bool = False,
-    **settings: Any,
+    **options: Any,
 ) -> list[dict[str, Any]]:
     """Write what `prune_report` measures into a folder: a table, its rows, and two figures.
 
@@ -108,7 +102,7 @@ def write_prune_report(
         qrels: Relevance judgements.
         metrics: See `evaluate_queries`.
         overwrite: Replace earlier files.
-        settings: Further arguments of `prune_report`.
+        options: Further arguments of `prune_report`.
 
     Returns:
         The rows.
@@ -119,7 +113,7 @@ def write_prune_report(
     folder = Path(folder)
     for name in ("report.md", "report.json", "quality-size.svg", "quality-latency.svg"):
         require_free(folder / name, overwrite)
-    rows = prune_report(documents, queries, qrels, metrics=metrics, **settings)
+    rows = prune_report(documents, queries, qrels, metrics=metrics, **options)
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write(folder / "report.md", f"{format_table(rows)}\n")
     atomic_write(folder / "report.json", json.dumps(rows, indent=1))
@@ -135,7 +129,7 @@ def trade_off_figure(
     y: str = "nDCG@10",
     overwrite: bool = False,
 ) -> Path:
-    """Draw one column of what `prune_report` returned against another as an SVG file, each point with its pruning.
+    """Draw one column of rows such as `prune_report` returns against another as an SVG file, with names of the points.
 
     Raises:
         FileExistsError: If the file is there and `overwrite` is False.
@@ -144,9 +138,9 @@ def trade_off_figure(
     figure = require("matplotlib.figure").Figure(figsize=(7.2, 4.4), layout="constrained")
     axes = figure.subplots()
     for row in rows:
-        label = " / ".join(str(row[key]) for key in ("documents", "queries") if row.get(key, "none") != "none")
+        label = "unpruned" if row["documents"] == "none" else row["documents"]
         axes.plot(row[x], row[y], "o", color="#b5541c")
-        axes.annotate(label or "unpruned", (row[x], row[y]), (5, 3), textcoords="offset points", fontsize=8)
+        axes.annotate(label, (row[x], row[y]), (5, 3), textcoords="offset points", fontsize=8)
     axes.set(xlabel=x, ylabel=y)
     axes.set_xlim(left=0)
     path = Path(path)

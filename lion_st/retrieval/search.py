@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from scipy import sparse
 
 from lion_st.encoding.encode import encode_texts
 from lion_st.encoding.fingerprints import has_weights, input_module, model_name
@@ -22,7 +21,7 @@ from lion_st.errors import require_type
 from lion_st.files import require_free
 from lion_st.indexes import Hits, Index, StorageError, create_index
 from lion_st.indexes.base import refuse_texts, require_index
-from lion_st.indexes.pruning import Pruning, term_thresholds
+from lion_st.indexes.pruning import Pruning
 from lion_st.retrieval.explain import SharedTerm, explain_score
 from lion_st.retrieval.texts import require_queries
 
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer, SparseEncoder
 
 SAMPLE_TERMS = 32  # heaviest terms of a document that stand for a query when recall is sampled
-THRESHOLD_DOCUMENTS = 100_000  # documents whose weights decide the thresholds of `term_quantile`
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ def index_corpus(
         output: Folder of the index.
         engine: See `create_index`.
         engine_parameters: Settings of the engine.
-        pruning: Prune sparse documents first. The thresholds of `term_quantile` are those of a sample of the corpus.
+        pruning: Prune sparse documents first.
         queries: Vectors to measure recall with. By default documents, sparse ones cut to their 32 heaviest terms, which
             are harder than real queries in being longer and easier in having themselves to find.
         recall_at: Depths of the recall.
@@ -99,9 +97,8 @@ def index_corpus(
         "corpus_sha256": hashlib.sha256(json.dumps(shard_digests).encode()).hexdigest(),
         "pruning": str(pruning or Pruning()),
     }
-    shards = _PrunedShards(corpus, pruning)
-    for ids, vectors in shards:
-        index.add(ids, vectors)
+    for ids, vectors in corpus:
+        index.add(ids, vectors if pruning is None else pruning.apply(vectors))
     if len(index) > len(corpus):
         raise StorageError(
             f"The index now holds {len(index):,} documents and the corpus has {len(corpus):,}: others were added to "
@@ -135,36 +132,14 @@ def exact_hits(shards: Iterable[tuple[list[str], Vectors]], queries: Vectors, k:
     return best
 
 
-class _PrunedShards:
-    """The shards of a corpus, pruned on the way."""
-
-    def __init__(self, corpus: EncodedCorpus, pruning: Pruning | None) -> None:
-        self.corpus = corpus
-        self.pruning = pruning
-        self.thresholds: np.ndarray | None = None
-        if pruning is not None and pruning.term_quantile is not None:
-            sampled = sparse.vstack(_sample(corpus, THRESHOLD_DOCUMENTS), format="csr")
-            self.thresholds = term_thresholds(sampled, pruning.term_quantile)
-
-    def __iter__(self) -> Iterator[tuple[list[str], Vectors]]:
-        for ids, vectors in self.corpus:
-            yield ids, vectors if self.pruning is None else self.pruning.apply(vectors, self.thresholds)
-
-
-def _sample(corpus: EncodedCorpus, count: int) -> list[Any]:
-    """Rows at even steps through a corpus, at most `count` in all, shard by shard."""
+def sampled_queries(corpus: EncodedCorpus, count: int, terms: int | None = SAMPLE_TERMS) -> Vectors:
+    """Documents at even steps, at most `count`, that stand for queries, sparse ones cut to their heaviest terms."""
     step = max(1, -(-len(corpus) // count))
     parts: list[Any] = []
     first = 0
     for ids, vectors in corpus:
         parts.append(vectors[first::step])
         first = (first - len(ids)) % step
-    return parts
-
-
-def sampled_queries(corpus: EncodedCorpus, count: int, terms: int | None = SAMPLE_TERMS) -> Vectors:
-    """Documents at even steps, at most `count`, that stand for queries, sparse ones cut to their heaviest terms."""
-    parts = _sample(corpus, count)
     rows = stack(parts)
     return rows if terms is None or corpus.paradigm != "sparse" else keep_top_terms(rows, terms)
 

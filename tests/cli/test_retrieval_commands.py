@@ -187,13 +187,13 @@ def test_an_approximate_or_pruned_index_says_what_it_lost(encoded, tmp_path) -> 
 def test_the_pruning_report_is_a_table_and_figures(data, encoded, tmp_path) -> None:
     shown = lion(
         "prune", encoded / "corpus", "--queries", encoded / "queries", "--qrels", data / "qrels" / "test.tsv",
-        "--report", tmp_path / "report", "--top-terms", "40", "--top-terms", "3", "--query-top-terms", "2",
+        "--report", tmp_path / "report", "--top-terms", "40", "--top-terms", "3", "--threshold", "0.5",
     )  # fmt: skip
-    assert shown.count("top_terms=40") == 2
+    assert [shown.count(name) for name in ("none", "top_terms=40", "top_terms=3", "threshold=0.5")] == [1, 1, 1, 1]
     assert {file.name for file in (tmp_path / "report").iterdir()} == {
         "report.md", "report.json", "quality-size.svg", "quality-latency.svg"
     }  # fmt: skip
-    assert len(json.loads((tmp_path / "report" / "report.json").read_text())) == 6
+    assert len(json.loads((tmp_path / "report" / "report.json").read_text())) == 4
 
 
 def test_sparse_dense_and_their_fusion_stand_in_one_table(models, data, tmp_path) -> None:

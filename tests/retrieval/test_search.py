@@ -105,14 +105,6 @@ def test_exact_hits_of_shards_are_those_of_the_whole(sparse_model, encoded) -> N
     assert exact_hits(EncodedCorpus(encoded), queries, 7) == index.search(queries, 7)
 
 
-def test_thresholds_by_term_are_those_of_the_corpus_and_not_of_a_shard(tmp_path, encoded) -> None:
-    pruning = Pruning(term_quantile=0.5)
-    index = index_corpus(encoded, tmp_path / "index", pruning=pruning).index
-    ids, vectors = EncodedCorpus(encoded).whole()
-    assert (index.vectors(ids) != pruning.apply(vectors)).nnz == 0
-    assert index.source["pruning"] == "term_quantile=0.5"
-
-
 def test_a_collection_that_holds_other_documents_is_not_added_to(tmp_path, encoded) -> None:
     pytest.importorskip("pymilvus")
     uri = str(tmp_path / "lion.db")
