@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -191,14 +193,25 @@ def test_searches_find_what_two_models_find_fused(saved, texts, documents, tmp_p
     assert [[one for one, _ in row] for row in found] == [[one for one, _ in row] for row in expected]
 
 
-def test_milvus_searches_both_of_one_model(saved, texts, documents):
+def test_milvus_searches_both_of_one_model(saved, texts, documents, tmp_path):
     pytest.importorskip("milvus_lite")
     model = lion_st.load(saved, device="cpu")
+    refusal = r"fusion weights \(0\.4, 0\.6\).*Milvus takes an arctangent"
+    with pytest.raises(ValueError, match=refusal):
+        ModelRetriever(model, "milvus")  # before anything is encoded
+    rows = [{"id": key, "text": text} for key, text in documents.items()]
+    encode_corpus(model, rows, tmp_path / "corpus", show_progress=False)
+    command = ["index", str(tmp_path / "corpus"), str(tmp_path / "index"), "--engine", "milvus", "--quiet"]
+    shown = CliRunner().invoke(app, command)
+    assert shown.exit_code == 1 and re.search(refusal, " ".join(shown.output.split())), shown.output
+    assert not (tmp_path / "index").exists()
+    shown = CliRunner().invoke(app, [*command, "--set", "weights=[0.5,0.5]", "--overwrite"])
+    assert shown.exit_code == 0, shown.output
+    model[1].fusion_weights = None
     retriever = ModelRetriever(model, "milvus")
     retriever.index(documents)
-    with pytest.raises(ValueError, match=r"fusion weights \(0\.4, 0\.6\).*Milvus takes an arctangent"):
-        retriever.search(texts[:1], 3)
-    model[1].fusion_weights = None
+    with pytest.raises(ValueError, match=refusal):  # a query encoder may have weights that the documents' has not
+        retriever.documents.search(replace(encode_texts(model, texts[:1], "query"), weights=(0.4, 0.6)), 3)
     exact = ModelRetriever(model)
     exact.index(documents)
     expected = [dict(hits) for hits in exact.search(texts, len(documents))]

@@ -80,7 +80,8 @@ class Index(ABC):
 
         Args:
             ids: N document ids, each given once.
-            vectors: [N, dimensions]; anything that `to_csr`, `to_dense` or `to_token_vectors` accepts.
+            vectors: [N, dimensions]; anything that `to_csr`, `to_dense` or `to_token_vectors` accepts. What an index
+                keeps of them is a copy.
 
         Raises:
             ValueError: If lengths, dimensions or ids do not fit; nothing is added then.

@@ -60,10 +60,12 @@ class ExactSparseIndex(LocalIndex):
         self._pool_key = (0, 0)
 
     def _add(self, vectors: sparse.csr_array) -> None:
-        self._pending.append(vectors)
         self._pending_rows += vectors.shape[0]
-        if self._pending_rows >= WINDOW:
-            self._invert_pending(whole_windows_only=True)
+        if self._pending_rows < WINDOW:
+            self._pending.append(vectors.copy())  # what the caller may change before the first search
+            return
+        self._pending.append(vectors)
+        self._invert_pending(whole_windows_only=True)
 
     def _ready(self) -> list[_Window]:
         """All windows, once what was added last is inverted as well."""
@@ -78,7 +80,7 @@ class ExactSparseIndex(LocalIndex):
         stop = rows.shape[0] // WINDOW * WINDOW if whole_windows_only else rows.shape[0]
         for start in range(0, stop, WINDOW):
             self._windows.append(self._invert(rows[start : min(start + WINDOW, stop)]))
-        self._pending = [rows[stop:]] if stop < rows.shape[0] else []
+        self._pending = [rows[stop:].copy()] if stop < rows.shape[0] else []
         self._pending_rows = rows.shape[0] - stop
 
     def _invert(self, rows: sparse.csr_array) -> _Window:
@@ -298,14 +300,14 @@ class ExactDenseIndex(LocalIndex):
         self._blocks = [vectors]
 
 
-def stored(vectors: np.ndarray, dtype: str, copy: bool = True) -> np.ndarray:
-    """Vectors in the type that an index keeps them in.
+def stored(vectors: np.ndarray, dtype: str) -> np.ndarray:
+    """A copy of vectors in the type that an index keeps them in.
 
     Raises:
         ValueError: If a number is beyond the type's range: infinity times zero would hide the document.
     """
     with np.errstate(over="ignore"):
-        found = vectors.astype(dtype, copy=copy)
+        found = vectors.astype(dtype)
     if found.dtype != vectors.dtype and not np.isfinite(found).all():
         raise ValueError(f"float16 ends at 65,504, and a vector has {np.abs(vectors).max():g}: use dtype='float32'.")
     return found

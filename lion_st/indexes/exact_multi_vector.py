@@ -40,7 +40,7 @@ class ExactMultiVectorIndex(LocalIndex):
         self._blocks: list[TokenVectors] = []
 
     def _add(self, vectors: TokenVectors) -> None:
-        self._blocks.append(TokenVectors(stored(vectors.values, self.dtype, copy=False), vectors.offsets))
+        self._blocks.append(TokenVectors(stored(vectors.values, self.dtype), vectors.offsets.copy()))
 
     def _search(
         self, queries: TokenVectors, k: int, threads: int, allowed: np.ndarray | None

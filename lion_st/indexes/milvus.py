@@ -109,6 +109,7 @@ class MilvusIndex(Index):
         """Store documents; see `Index.add`. An id that is there already is replaced.
 
         Raises:
+            ValueError: If hybrid vectors bring fitted weights and the index has none of its own.
             StorageError: If the collection holds documents of another source, or of none that is known.
         """
         ids = as_ids(ids)
@@ -146,12 +147,6 @@ class MilvusIndex(Index):
             )
         if k < 1:
             raise ValueError(f"k is at least 1, got {k}.")
-        if isinstance(queries, HybridVectors) and queries.weights is not None and self.weights is None:
-            raise ValueError(
-                f"The model's fusion weights {queries.weights} are of scores from 0 to 1 by each query's least and "
-                "greatest, and Milvus takes an arctangent in its place: search with the engine exact or torch, or give "
-                "the engine weights of its own (--engine-setting weights=...)."
-            )
         fields = self._fields(queries)
         count = next(iter(fields.values())).shape[0]
         found: list[Hits] = [[] for _ in range(count)]
@@ -253,9 +248,26 @@ class MilvusIndex(Index):
         )
         return [(hit["id"], float(hit["distance"])) for hit in results[0]]
 
+    def require_weights(self, fitted: Sequence[float] | None) -> None:
+        """Refuse a hybrid model's weights of fusion, which Milvus cannot take, unless the index has its own.
+
+        Args:
+            fitted: Weights of the model; None if it has none.
+
+        Raises:
+            ValueError: Naming them, and what to do.
+        """
+        if fitted is not None and self.weights is None:
+            raise ValueError(
+                f"The model's fusion weights {tuple(fitted)} are of scores from 0 to 1 by each query's least and "
+                "greatest, and Milvus takes an arctangent in its place: use the engine exact or torch, or give this "
+                "one weights of its own (--set weights=[0.5,0.5])."
+            )
+
     def _fields(self, vectors: Any) -> dict[str, Any]:
         for part in vectors if isinstance(vectors, tuple) else (vectors,):
             refuse_texts(part)
+        self.require_weights(vectors.weights if isinstance(vectors, HybridVectors) else None)
         found = CONVERTERS[self.paradigm](vectors)
         return {"sparse": found.sparse, "dense": found.dense} if self.paradigm == "hybrid" else {self.paradigm: found}
 

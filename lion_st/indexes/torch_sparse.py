@@ -100,8 +100,8 @@ class TorchSparseIndex(TorchIndex):
 
     def _add(self, vectors: sparse.csr_array) -> None:
         if vectors.shape[0]:
-            terms = vectors.indices.astype(np.int32, copy=False)
-            self._parts.append(_Rows(vectors.indptr.astype(np.int64), terms, vectors.data))
+            starts, terms = vectors.indptr.astype(np.int64), vectors.indices.astype(np.int32)
+            self._parts.append(_Rows(starts, terms, vectors.data.copy()))
 
     def _between(self, start: int, stop: int) -> _Rows:
         """The documents of some rows."""

@@ -88,7 +88,8 @@ class ModelRetriever:
 
     Raises:
         TypeError: If a model is not one, but a path for example.
-        ValueError: If the engine does not search such vectors or has no such setting.
+        ValueError: If the engine does not search such vectors, has no such setting, or cannot fuse by a hybrid model's
+            weights.
 
     Example:
         >>> retriever = ModelRetriever(lion_st.load("runs/quickstart/lion-sp"))  # doctest: +SKIP
@@ -287,6 +288,7 @@ class ModelRetriever:
         name = f"lion_st_scratch_{paradigm}_{self._folder.name.rpartition('-')[2]}"  # the cluster may be shared
         scratch = {"uri": f"{self._folder.name}/milvus.db", "collection": name}
         index: Any = create_index(self.engine, paradigm, **(scratch | self.engine_parameters))
+        index.require_weights(getattr(list(self.query_model)[-1], "fusion_weights", None))
         if not self._owns_collection:
             if len(index):
                 raise StorageError(

@@ -247,23 +247,23 @@ def _given_vectors(service: Service, rows: Sequence[Sequence[Any]]) -> Vectors:
         raise too_large(f"batch size {len(rows)} > maximum allowed batch size {limit}: send fewer at a time.")
     if not rows:
         raise RequestError(400, "Empty", "`vectors` cannot be empty.")
-    index: Any = service.searched()
+    index = service.searched()
     is_sparse = index.paradigm == "sparse"
     if any(isinstance(value, SparseValue) != is_sparse for row in rows for value in row):
         looks = '[[{"index": 5, "value": 0.5}, ...], ...]' if is_sparse else "[[0.5, ...], ...]"
         raise invalid(f"The index holds {index.paradigm} vectors: `vectors` have to look like {looks}.")
-    dimensions = index.dimensions
+    dimensions = service.dimensions
     if is_sparse:
         terms = [value.index for row in rows for value in row]  # none of a text that no term stands for
         largest = max(terms, default=0)
-        if dimensions is not None and largest >= dimensions:
+        if largest >= dimensions:
             raise invalid(f"The index has the terms 0 to {dimensions - 1}, got {largest}: of another vocabulary?")
         ends = np.cumsum([0, *(len(row) for row in rows)])
         weights = np.array([value.value for row in rows for value in row], dtype=np.float32)
-        shape = (len(rows), dimensions or largest + 1)
+        shape = (len(rows), dimensions)
         return to_csr(sparse.csr_array((weights, np.array(terms, dtype=np.int64), ends), shape=shape))
     for row in rows:
-        if dimensions is not None and len(row) != dimensions:
+        if len(row) != dimensions:
             raise invalid(f"Vectors of the index have {dimensions} dimensions, got {len(row)}: of another model?")
     return np.array(rows, dtype=np.float32)
 

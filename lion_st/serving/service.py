@@ -147,6 +147,11 @@ class Service:
             else {"engine": index.engine, "paradigm": index.paradigm, "documents": len(index)},
         }
 
+    @property
+    def dimensions(self) -> int:
+        """Those of the model, and so of the index, which not every engine can tell."""
+        return int(self._probe.shape[1])
+
     def task_of(self, prompt_name: str | None) -> Task:
         """What texts are whose request names a prompt."""
         if prompt_name is None:

@@ -137,6 +137,23 @@ def test_a_batch_has_a_limited_number_of_queries_and_a_single_one_serves_all_chu
     index, exact = filled("torch", "sparse", documents), filled("exact", "sparse", documents)
     assert_same(index, exact, queries[:3], 5)
     assert len(index._chunks) == 4 and len(made) == 1
+    for row in range(5):
+        assert_same(index, exact, queries[[row]], 5)
+
+
+def test_a_query_alone_has_the_candidates_that_it_has_among_others() -> None:
+    torch.manual_seed(1)
+    scores = torch.randn(6, 4096).round(decimals=2)
+    scores[3, 100:] = -torch.inf
+    best = torch_search.keys_of(torch.full((6, 3), 2.5), torch.arange(3).expand(6, 3))
+    for relative, lowest in ((0.01, 0.0), (0.0, -torch.inf)):
+        absolute = torch.full((6, 1), 0.05)
+        query, document = torch_search.candidates(torch_search.Approximation(scores, relative, absolute), best, lowest)
+        for row in range(6):
+            alone = torch_search.Approximation(scores[[row]], relative, absolute[[row]])
+            place, found = torch_search.candidates(alone, best[[row]], lowest)
+            assert place.tolist() == [0] * len(found) and found.tolist() == document[query == row].tolist()
+        assert len(query) > 20
 
 
 @pytest.mark.parametrize("width", [1, 700])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 from scipy import sparse
 
 from lion_st.encoding import to_csr
+from lion_st.encoding.vectors import TokenVectors
 from lion_st.indexes import create_index, exact, load_index, torch_search
 
 VOCABULARY = 120
@@ -100,6 +103,36 @@ def test_a_deleted_document_may_come_back_and_all_may_go(engine: str, paradigm: 
     assert index.search(rows[:2], 5) == [[], []]
     index.add(["new"], rows[[1]])
     assert [hit[0] for hit in index.search(rows[[1]], 5)[0]] == ["new"]
+
+
+@pytest.mark.parametrize(
+    "engine, paradigm, parameters",
+    [*CASES, ("exact", "multi_vector", {}), ("exact", "hybrid", {}), ("seismic", "sparse", {}), ("faiss", "dense", {})],
+)
+@pytest.mark.parametrize("count", [40, 100])  # less than a window, and more
+def test_what_happens_to_the_arrays_that_were_added_leaves_an_index_as_it_is(
+    engine: str, paradigm: str, parameters: dict, count: int
+) -> None:
+    if engine in ("seismic", "faiss"):
+        pytest.importorskip(engine)
+    sparse_rows, dense_rows = vectors(count, 4, "sparse"), vectors(count, 4, "dense")
+    given = {
+        "sparse": sparse_rows,
+        "dense": dense_rows,
+        "multi_vector": TokenVectors(dense_rows, np.arange(count + 1)),
+        "hybrid": (sparse_rows, dense_rows),
+    }[paradigm]
+    queries = given if paradigm == "hybrid" else given[:5]
+    index = create_index(engine, paradigm, **parameters)
+    undisturbed = create_index(engine, paradigm, **parameters)
+    ids = [f"d{row}" for row in range(count)]
+    for one in (index, undisturbed):
+        one.add(ids, given)
+    expected = undisturbed.search(queries, 9)
+    asked = copy.deepcopy(queries)
+    for array in (sparse_rows.data, sparse_rows.indices, sparse_rows.indptr, dense_rows):
+        array[:] = 0
+    assert index.search(asked, 9) == expected
 
 
 def test_what_cannot_be_deleted_or_allowed_is_named() -> None:

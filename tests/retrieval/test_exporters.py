@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +19,23 @@ import lion_st
 from lion_st.cli import app
 from lion_st.encoding import EncodedCorpus, encode_corpus
 from lion_st.indexes import create_index
-from lion_st.retrieval.exporters import FORMATS, convert_index
+from lion_st.retrieval.exporters import FORMATS, base, convert_index
 from lion_st.retrieval.exporters.base import CorpusFacts, nine_bits
-from lion_st.retrieval.exporters.engines import OpenSearchSparseVector, PgVector
+from lion_st.retrieval.exporters.engines import Milvus, OpenSearchSparseVector, PgVector, Qdrant
 
 IDS = [f"d{number}\\ 'é'" if number == 3 else f"d{number}" for number in range(40)]  # one to be escaped
 FLOATS = ("qdrant", "milvus", "pgvector")
 
 
 @pytest.fixture(scope="module")
-def encoded(tiny_backbone, tmp_path_factory) -> dict[str, Path]:
+def encoded(tiny_backbone, tmp_path_factory) -> dict[str, Any]:
     model = lion_st.build(tiny_backbone(), "sparse")
     folder = tmp_path_factory.mktemp("encoded")
     documents = [{"id": one, "text": f"{TEXTS[row % 8]} {row}"} for row, one in enumerate(IDS)]
     queries = [{"id": f"q{row}", "text": text} for row, text in enumerate(TEXTS)]
     quiet: Any = {"show_progress": False}
     return {
+        "model": model,
         "documents": encode_corpus(model, documents, folder / "documents", shard_documents=16, **quiet),
         "queries": encode_corpus(model, queries, folder / "queries", task="query", **quiet),
         "dense": encode_corpus(lion_st.build(tiny_backbone(), "dense"), documents[:4], folder / "dense", **quiet),
@@ -300,6 +303,57 @@ def test_there_are_commands_and_a_query(converted, queries, to):
         assert json.loads((folder / "query.json").read_text()) == json.loads(text)
     for file in folder.glob("*.py"):
         compile(file.read_text(), str(file), "exec")
+
+
+def test_milvus_ranks_the_converted_index_as_exact_search(vectors, queries, tmp_path):
+    """By the program that was written; a document without terms, which Milvus does not take, is left out."""
+    pytest.importorskip("milvus_lite", reason="Milvus Lite is not installed")
+    rows = sparse.vstack([vectors, sparse.csr_array((1, vectors.shape[1]), dtype=np.float32)], format="csr")
+    exporter = Milvus(tmp_path, "lions", CorpusFacts(len(IDS) + 1, vectors.max(axis=0).toarray().ravel()))
+    exporter.add([*IDS, "blank"], rows)
+    exporter.finish(exporter.query(queries[[0]].indices, queries[[0]].data))
+    command = [sys.executable, "load.py", "lions.db"]
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr[-2000:]
+    exact = create_index("exact", "sparse")
+    exact.add(IDS, vectors)
+    ((best, score), *_) = exact.search(queries[[0]], 1)[0]
+    first = re.search(r"'?id'?: ['\"](.*?)['\"], '?distance'?: ([0-9.]+)", found.stdout)
+    assert first and first[1] == best and float(first[2]) == pytest.approx(score, rel=1e-4), found.stdout
+
+
+def test_vespa_keeps_the_weights_of_frequent_terms(converted):
+    schema = (converted["vespa"].output / "schemas/lions.sd").read_text()
+    assert "fast-search" in schema and "rank: filter" not in schema  # which makes bit vectors of their postings
+
+
+def test_files_are_no_longer_than_engines_take_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(base, "BULK_TERMS", 25)
+    rows = sparse.csr_array(np.ones((7, 10), dtype=np.float32))
+    exporter = Qdrant(tmp_path, "lions", CorpusFacts(7, np.ones(10)))
+    exporter.add([str(row) for row in range(7)], rows)
+    monkeypatch.setattr(base, "BULK_TERMS", 5)  # fewer than a document has
+    exporter.add(["7", "8"], rows[:2])
+    files = sorted((tmp_path / "documents").iterdir())
+    counts = [len(json.loads(file.read_text())["points"]) for file in files]
+    assert counts == [2, 2, 2, 1, 1, 1]
+    assert read("qdrant", tmp_path, 10)[0] == [str(row) for row in range(9)]
+
+
+def test_ids_and_integers_that_an_engine_does_not_take_are_named(encoded, tmp_path):
+    for to in ("anserini", "ciff", "vespa"):
+        with pytest.raises(ValueError, match=r"scale=1e\+12 would make integers .* give at most [0-9,]+\."):
+            convert_index(encoded["documents"], tmp_path / to, to, scale=1e12)
+    long = encode_corpus(
+        encoded["model"],
+        [{"id": "https://example.org/" + 500 * "é", "text": "lions"}],
+        tmp_path / "long",
+        show_progress=False,
+    )
+    for to in ("elasticsearch", "opensearch", "opensearch-sparse-vector", "milvus"):
+        with pytest.raises(ValueError, match=r"An id for .* has at most 512 bytes, and 'https://example.*has 1,020"):
+            convert_index(long, tmp_path / to, to)
+    convert_index(long, tmp_path / "qdrant", "qdrant")
 
 
 def test_the_command_says_what_is_lost_and_refuses_what_cannot_be_converted(encoded, tmp_path):

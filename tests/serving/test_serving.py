@@ -192,6 +192,22 @@ def test_a_vector_without_terms_finds_what_search_finds(sparse, index):
         assert [(hit["id"], hit["score"]) for hit in answer.json()[0]] == empty
 
 
+def test_an_index_of_milvus_is_searched_by_texts_and_vectors(models, index, tmp_path):
+    pytest.importorskip("milvus_lite")
+    folder = tmp_path / "index"
+    parameters = {"uri": str(tmp_path / "milvus.db")}
+    index_corpus(index.with_name("encoded"), folder, "milvus", engine_parameters=parameters, sample=0).index.close()
+    with serving(models["sparse"], index=str(folder)) as running:
+        (by_text,) = running.post("/search", inputs=TEXTS[0], k=3).json()
+        (vector,) = running.post("/embed_sparse", inputs=TEXTS[0], prompt_name="query").json()
+        (by_vector,) = running.post("/search", vectors=[vector], k=3).json()
+        assert len(by_text) == 3 and [hit["id"] for hit in by_vector] == [hit["id"] for hit in by_text]
+        answer = running.post("/search", vectors=[[{"index": 10**6, "value": 1.0}]])
+        assert answer.status_code == 422 and "got 1000000: of another vocabulary" in answer.json()["error"]
+        answer = running.post("/search", inputs="lions", reasons=3)
+        assert answer.status_code == 422 and "engine 'milvus'" in answer.json()["error"]
+
+
 def test_a_search_takes_texts_or_vectors_and_gives_reasons(sparse, models, index):
     expected = search_texts(models["sparse"], load_index(index), [TEXTS[0]], k=3, explain=True)
     found = sparse.post("/search", inputs=TEXTS[0], k=3, reasons=4).json()[0]

@@ -15,7 +15,9 @@ from scipy import sparse
 
 from lion_st.encoding.vectors import select_entries
 
-BULK = 2000  # documents of one file: some engines take 100 MB at a time
+BULK = 2000  # documents of one file,
+BULK_TERMS = 1_000_000  # and their terms, some 20 MB: Qdrant takes 32 MB at a time, Elasticsearch 100
+LARGEST_SUM = 2**31 - 1  # of a text's integers: Lucene and CIFF count them in 32 bits
 EXAMPLE_TERMS = 8  # of a document that stands for a query in an example
 DEFAULT_SCALE = 100.0  # weight 1 as an integer, as SPLADE's published indexes have it
 
@@ -62,6 +64,7 @@ class Exporter(ABC):
     """
 
     keeps: ClassVar[str] = "float32 weights"
+    id_bytes: ClassVar[int | None] = None  # of a document's id, at most
 
     def __init__(self, output: Path, name: str, facts: CorpusFacts, scale: float | None = None) -> None:
         self.output = output
@@ -111,7 +114,17 @@ class Exporter(ABC):
         return np.rint(weights.astype(np.float64) * self.scale).astype(np.int64)
 
     def rounded(self, vectors: sparse.csr_array, most: int | None = None) -> sparse.csr_array:
-        """Weights as integers of the scale hold them, those that round to 0 dropped."""
+        """Weights as integers of the scale hold them, those that round to 0 dropped.
+
+        Raises:
+            ValueError: If the integers of a text come to more than 32 bits hold.
+        """
+        sums = self.scale * vectors.sum(axis=1, dtype=np.float64)
+        if vectors.shape[0] and sums.max() > LARGEST_SUM:
+            raise ValueError(
+                f"scale={self.scale:g} would make integers that come to {sums.max():,.0f} in a text, and engines count "
+                f"to {LARGEST_SUM:,}: give at most {self.scale * LARGEST_SUM / sums.max():,.0f}."
+            )
         levels = self.integers(vectors.data)
         if most is not None:
             levels = np.minimum(levels, most)
@@ -149,7 +162,7 @@ def to_json(value: Any) -> str:
 
 
 class JsonLines(Exporter):
-    """Documents as JSON, some lines each, in files of `BULK`."""
+    """Documents as JSON, some lines each, in files of at most `BULK` documents and, of several, `BULK_TERMS` terms."""
 
     suffix: ClassVar[str] = "jsonl"
     _files = 0
@@ -161,8 +174,10 @@ class JsonLines(Exporter):
 
     def add(self, ids: Sequence[str], stored: sparse.csr_array) -> None:
         """Write documents; see `Exporter.add`."""
-        for start in range(0, len(ids), BULK):
-            part = slice(start, start + BULK)
+        start = 0
+        while start < len(ids):
+            stop = int(np.searchsorted(stored.indptr, stored.indptr[start] + BULK_TERMS, side="right")) - 1
+            part = slice(start, min(max(stop, start + 1), start + BULK, len(ids)))
             lines = [
                 to_json(line)
                 for row, (one, terms, weights) in enumerate(rows(ids[part], stored[part]))
@@ -171,6 +186,7 @@ class JsonLines(Exporter):
             self._documents += len(ids[part])
             self.write_file(lines)
             self._files += 1
+            start = part.stop
 
     def write_file(self, lines: list[str]) -> None:
         """Write one file of documents."""

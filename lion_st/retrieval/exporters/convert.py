@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,8 @@ def convert_index(
         overwrite: Replace what is in `output`.
 
     Raises:
-        ValueError: If the format is unknown, the corpus is dense or empty, or does not fit the engine.
+        ValueError: If the format is unknown, the corpus is dense or empty, or does not fit the engine: an id is too
+            long for it, or the scale too large.
         FileExistsError: If something is in `output` and `overwrite` is False.
         StorageError: If the corpus is incomplete or damaged.
     """
@@ -125,6 +126,7 @@ def convert_index(
         example: Any = None
         for ids, encoded_part in corpus:
             vectors: Any = encoded_part
+            _require_short(ids, exporter.id_bytes, to)
             stored = exporter.store(vectors)
             exporter.add(ids, stored)
             difference = abs(vectors - stored)
@@ -148,6 +150,16 @@ def convert_index(
     return Conversion(
         Path(output), len(corpus), terms, terms - kept, largest, share, recall, exporter.keeps, exporter.scale
     )
+
+
+def _require_short(ids: Sequence[str], limit: int | None, to: str) -> None:
+    longest = max(ids, key=lambda one: len(one.encode("utf-8", "replace")), default="")
+    size = len(longest.encode("utf-8", "replace"))
+    if limit is not None and size > limit:
+        raise ValueError(
+            f"An id for {to} has at most {limit} bytes, and {longest[:40]!r}... has {size:,}: encode the corpus with "
+            "shorter ids."
+        )
 
 
 def _facts(corpus: EncodedCorpus) -> CorpusFacts:

@@ -55,6 +55,7 @@ class OpenSearch(JsonLines):
     """OpenSearch's `rank_features`, which keep nine significant bits of a weight."""
 
     keeps = "nine significant bits"
+    id_bytes = 512
     suffix = "ndjson"
     field: ClassVar[dict[str, Any]] = {"type": "rank_features"}
 
@@ -200,7 +201,6 @@ class Vespa(JsonLines):
         field terms type weightedset<string> {{
             indexing: attribute
             attribute: fast-search
-            rank: filter
         }}
     }}
     rank-profile impact {{
@@ -223,9 +223,11 @@ class Vespa(JsonLines):
 class Milvus(JsonLines):
     """Rows for Milvus' bulk import or `insert`; `lion-st index --engine milvus` fills a collection at once."""
 
+    id_bytes = 512
+
     def lines(self, one: str, row: int, terms: np.ndarray, weights: np.ndarray) -> list[Any]:
-        """See `JsonLines.lines`."""
-        return [{"id": one, "terms": named(terms, decimals(weights))}]
+        """See `JsonLines.lines`; Milvus takes no vector without terms, which no query would find."""
+        return [{"id": one, "terms": named(terms, decimals(weights))}] if len(terms) else []
 
     def query(self, terms: np.ndarray, weights: np.ndarray) -> str:
         """See `Exporter.query`."""
@@ -312,6 +314,7 @@ def _elastic_commands(name: str) -> str:
         f"curl -X PUT localhost:9200/{name} {json_type} -d @mapping.json\n"
         "for file in documents/*; do curl -X POST localhost:9200/_bulk -H 'Content-Type: application/x-ndjson' "
         "--data-binary @$file; done\n"
+        f"curl -X POST localhost:9200/{name}/_refresh\n"
         f"curl -X POST localhost:9200/{name}/_search {json_type} -d @query.json"
     )
 
