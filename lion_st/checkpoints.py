@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from sentence_transformers.base.model import BaseModel
 from sentence_transformers.base.modules import Transformer
-from sentence_transformers.util import fullname, load_file_path
+from sentence_transformers.util import fullname, load_dir_path, load_file_path
 
 from lion_st.files import atomic_folder, fsync, fsync_tree, staging_folder
 from lion_st.guard import TRANSFORMER, add_guard, move_transformer
@@ -191,22 +192,31 @@ def _names_head(folder: Path) -> bool:
     return any(module["type"] in map(fullname, (SpladeHead, HybridHead)) for module in modules)
 
 
-def exported_pair(source: str) -> tuple[str, dict[str, Any]] | None:
-    """The sparse one of the two folders that a hybrid model was exported to, and its head's settings; None of others.
+def exported_pair(source: str, hub: Mapping[str, Any] = MappingProxyType({})) -> tuple[str, dict[str, Any]] | None:
+    """The sparse one of the two checkpoints that a hybrid model was exported to, and its head's settings.
+
+    Args:
+        source: Folder or Hub repository.
+        hub: Revision, token and whether to stay offline.
+
+    Returns:
+        The folder of the sparse one, on this machine; None of what is not such an export.
 
     Raises:
-        ValueError: If a folder says that it is such an export, and is not whole.
+        ValueError: If it says that it is such an export, and is not whole.
+        OSError: If the sparse one cannot be fetched.
     """
-    file, sparse = Path(source) / HYBRID_FILE, Path(source) / SPARSE_FORM
-    if not file.is_file():
+    file = load_file_path(source, HYBRID_FILE, **hub)
+    if file is None:
         return None
-    head = json.loads(file.read_text(encoding="utf-8"))
-    if "embedding_dimension" not in head or not (sparse / "modules.json").is_file():
+    head = json.loads(Path(file).read_text(encoding="utf-8"))
+    sparse = load_dir_path(source, SPARSE_FORM, **hub)
+    if "embedding_dimension" not in head or sparse is None or not (Path(sparse) / "modules.json").is_file():
         raise ValueError(
             f"{source!r} is not a whole export of a hybrid model: {HYBRID_FILE} lacks settings, or {SPARSE_FORM} "
             "its modules.json. Export the model again."
         )
-    return str(sparse), head
+    return sparse, head
 
 
 def source_name(source: str | Path, argument: str) -> str:

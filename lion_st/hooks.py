@@ -144,7 +144,7 @@ def note_hub_commit(config: Any, name: str, revision: str | None) -> None:
 
     if config is None or not is_hub_name(name):
         return
-    for file in ("modules.json", "adapter_config.json", "config.json"):
+    for file in ("modules.json", "adapter_config.json", "config.json", "hybrid.json"):
         path = try_to_load_from_cache(name, file, revision=revision)
         if isinstance(path, str):
             config._commit_hash = Path(path).parent.name  # the folder of the snapshot

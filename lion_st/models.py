@@ -263,7 +263,7 @@ def load(
 ) -> LionSentenceTransformer | LionSparseEncoder | LionMultiVectorEncoder:
     """Load a Lion checkpoint with the fast modules, whoever wrote it.
 
-    That is an exported (stock) checkpoint of any model type, the folder of the two that a hybrid model is exported to,
+    That is an exported (stock) checkpoint of any model type, the two that a hybrid model is exported or published to,
     a folder written in training with or without an adapter, or a bare PEFT adapter.
 
     Args:
@@ -311,7 +311,7 @@ def load(
     if not Path(source).exists() and (source.startswith((".", "/", "~")) or source.count("/") > 1):
         raise FileNotFoundError(f"There is no folder {source!r}. Pass a checkpoint's folder or a Hub repository.")
     require_json(source, hub)
-    whole, pair = source, exported_pair(source)
+    whole, pair = source, exported_pair(source, hub)
     if pair is not None:
         source = pair[0]
     if load_file_path(source, "modules.json", **hub) is None and find_adapter_config_file(source, **hub) is not None:
@@ -331,7 +331,7 @@ def load(
         if paradigm not in (None, paradigm_of(model)):
             raise ValueError(f"{whole!r} is a {paradigm_of(model)} model, not {paradigm}.")
     _require_paradigm(paradigm_of(model), as_sparse_encoder)
-    note_hub_commit(getattr(model[0].model, "config", None), source, revision)
+    note_hub_commit(getattr(model[0].model, "config", None), whole, revision)
     if merge_adapter and has_adapter(model[0].model):
         adapters.merge_adapter(model[0].model, model[0].awaits_weights)
     return model

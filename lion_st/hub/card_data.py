@@ -59,7 +59,7 @@ class CardData:
     """What the model says of itself."""
 
     paradigm: str
-    dimensions: int
+    dimensions: int  # of a hybrid model, the sparse vector's
     parameters: int
     dtype: str
     architecture: str
@@ -72,6 +72,8 @@ class CardData:
     activation: str = "log1p"
     sparsity: Sparsity | None = None
     expansion: tuple[TextTerm, ...] = ()
+    dense_dimensions: int | None = None  # of a hybrid model
+    fusion_weights: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -96,32 +98,34 @@ class BaseModelData:
 
 
 def card_data(model: BaseModel) -> CardData:
-    """Describe a model of `lion_st.load` or `lion_st.build`; a sparse one is run on a few sample texts."""
+    """Describe a model of `lion_st.load` or `lion_st.build`; its sparse vectors are those of a few sample texts."""
+    from lion_st.exporting import single_models
     from lion_st.models import paradigm_of
 
     transformer: Any = model[0]
     head: Any = model[1]
     paradigm = paradigm_of(model)
-    if paradigm == "hybrid":
-        raise ValueError(
-            "There is no card for hybrid models, which stock classes do not load: take the two folders that "
-            "lion_st.export writes of it, each of which is published with a card of its own."
-        )
-    if paradigm not in ("sparse", "dense"):
+    if paradigm not in ("sparse", "dense", "hybrid"):
         raise ValueError(
             f"There is no card for {paradigm} models: the README.md that export writes is sentence-transformers' own, "
             "and the model's push_to_hub publishes it with the model."
         )
     unique = {parameter.data_ptr(): parameter.numel() for parameter in transformer.model.parameters()}
+    sparse: Any = model
+    dense: Any = model
+    if paradigm == "hybrid":
+        sparse, dense = single_models(model)
     measured: dict[str, Any] = {}
-    if paradigm == "sparse":
-        measured = {"sparsity": measured_sparsity(model), "expansion": tuple(expanded_query(model))}
+    if paradigm != "dense":
+        measured = {"sparsity": measured_sparsity(sparse), "expansion": tuple(expanded_query(sparse))}
         measured["activation"] = head.activation
-    else:
-        measured |= {"pooling": head.mode, "normalized": head.normalize}
+    if paradigm != "sparse":
+        measured |= {"pooling": dense[1].mode, "normalized": dense[1].normalize}
+    if paradigm == "hybrid":
+        measured |= {"dense_dimensions": dense.get_embedding_dimension(), "fusion_weights": head.fusion_weights}
     return CardData(
         paradigm=paradigm,
-        dimensions=head.get_embedding_dimension(),
+        dimensions=sparse[1].get_embedding_dimension(),
         parameters=sum(unique.values()),
         dtype=str(transformer.model.dtype).removeprefix("torch."),
         architecture=type(transformer.model).__name__,

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lion_st.checkpoints import unheld_by_stock
+from lion_st.checkpoints import HYBRID_FILE, unheld_by_stock
 from lion_st.encoding.fingerprints import term_limit
+from lion_st.exporting import single_models
 from lion_st.extras import require
 from lion_st.files import is_hub_name
 from lion_st.hub.card_data import (
@@ -116,7 +117,11 @@ def render_card(
     _require_own_limits(model, scores)
     for_sparse_encoder = _is_for_sparse_encoder(folder)
     data, training = card_data(model), training_summary(folder)
-    problem = unheld_by_stock(model[1], "SparseEncoder" if for_sparse_encoder else "SentenceTransformer")
+    kinds: tuple[str, ...] = ("SparseEncoder",) if for_sparse_encoder else ("SentenceTransformer",)
+    forms: Any = [model[1]]
+    if data.paradigm == "hybrid" and ("/" in repo_id or (folder is not None and (folder / HYBRID_FILE).is_file())):
+        kinds, forms = ("SparseEncoder", "SentenceTransformer"), [part[1] for part in single_models(model)]
+    problem = next(filter(None, map(unheld_by_stock, forms, kinds)), None)
     if problem is not None:
         raise ValueError(
             f"A card says how to load the model without lion_st, which this one cannot be: {problem}. Describe what "
@@ -184,9 +189,9 @@ def card_metadata(
     """The card's YAML header; the licence is by default that of the base model."""
     from huggingface_hub import ModelCardData
 
-    sparse = paradigm == "sparse"
     tags = ["sentence-transformers", "feature-extraction", "text-retrieval", "lion-st"]
-    tags += ["sparse-encoder", "sparse", "splade"] if sparse else ["sentence-similarity", "dense"]
+    tags += ["sparse-encoder", "sparse", "splade"] if paradigm != "dense" else []
+    tags += ["sentence-similarity", "dense"] if paradigm != "sparse" else []
     results = [result for entry in scores if not entry.is_bm25 for result in _evaluation_results(entry)]
     names = base.names if base else ()
     further: dict[str, Any] = {"base_model_relation": "finetune"} if names else {}
@@ -200,7 +205,7 @@ def card_metadata(
         license=license or (base.license if base else None),
         license_name=base.license_name if base and license in (None, base.license) else None,
         license_link=base.license_link if base and license in (None, base.license) else None,
-        pipeline_tag="feature-extraction" if sparse else "sentence-similarity",
+        pipeline_tag="feature-extraction" if paradigm == "sparse" else "sentence-similarity",
         tags=tags,
         datasets=list(datasets) if datasets else None,
         eval_results=results or None,
@@ -266,10 +271,10 @@ def _model_context(data: CardData, base: BaseModelData | None, metadata: ModelCa
         ("Architecture", f"{data.architecture}, {'causal' if data.causal else 'bidirectional'}"),
         ("Parameters", f"{data.parameters:,}"),
         ("Weights", f"{data.dtype}, safetensors"),
-        ("Vector", vector_description(data.paradigm, data.dimensions)),
+        ("Vector", _vectors(data)),
         ("Lengths", limit),
         ("Prompts", prompts or "none"),
-        ("Score", "inner product"),
+        ("Score", "inner product" if data.paradigm != "hybrid" else _fusion(data)),
         ("Licence", metadata.license),
     ]
     return {
@@ -279,11 +284,26 @@ def _model_context(data: CardData, base: BaseModelData | None, metadata: ModelCa
         "reads": "from left to right alone" if data.causal else "in both directions",
         "pooling": _pooling(data),
         "activation": ACTIVATION[data.activation],
+        "dense_dimensions": data.dense_dimensions,
         "sparsity": data.sparsity,
         "sample_size": len(SAMPLE_QUERIES),
         "expansion": data.expansion,
         "expanded_query": EXPANDED_QUERY,
     }
+
+
+def _vectors(data: CardData) -> str:
+    if data.dense_dimensions is None:
+        return vector_description(data.paradigm, data.dimensions)
+    both = (("sparse", data.dimensions), ("dense", data.dense_dimensions))
+    return " and ".join(vector_description(paradigm, dimensions) for paradigm, dimensions in both)
+
+
+def _fusion(data: CardData) -> str:
+    if data.fusion_weights is None:
+        return "inner products, whose two rankings are fused by reciprocal ranks"
+    sparse, dense = data.fusion_weights
+    return f"inner products, fused with the weights {sparse:g} (sparse) and {dense:g} (dense)"
 
 
 def _pooling(data: CardData) -> str:
@@ -303,7 +323,12 @@ def card_frame(
         "A score orders documents for one query. It is not a probability, and those of two queries do not compare.",
     ]
     # What a checkpoint cannot refuse by itself.
-    if sparse:
+    if paradigm == "hybrid":
+        limits.append(
+            "`SentenceTransformer` gives its dense vector and `SparseEncoder`, of the other form, its sparse one, each "
+            "in a pass of its own; `lion_st.load` makes both of one."
+        )
+    elif sparse:
         limits += [
             f"As dense rows, a million documents would take {4 * dimensions / 1000:,.0f} GB: index sparse ones.",
             "`truncate_dim` does not shorten its vectors: it keeps the first terms of the vocabulary, which are mostly "
@@ -319,6 +344,7 @@ def card_frame(
         "local": "/" not in repo_id,
         "for_sparse_encoder": False,
         "sparse": sparse,
+        "hybrid": paradigm == "hybrid",
         "dimensions": dimensions,
         "of_base": f" made of {' and '.join(map(hub_link, bases))}" if bases else "",
         "row_size": row_size,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
+from lion_st.checkpoints import DENSE_FORM, HYBRID_FILE, SPARSE_FORM
 from lion_st.exporting import export
 from lion_st.guard import (
     GUARD,
@@ -81,7 +82,9 @@ def publish(
 
     `SentenceTransformer(repo_id)` loads the main revision. Of a sparse model the revision `sparse-encoder` holds the
     same weights for `SparseEncoder(repo_id, revision="sparse-encoder")`. Both are tagged: `v1` and
-    `v1-sparse-encoder`, then `v2`, ...
+    `v1-sparse-encoder`, then `v2`, ... Of a hybrid model the main revision gives stock classes the dense vector, the
+    other one the sparse vector, and `lion_st.load(repo_id)` makes both of one pass: the main revision holds the sparse
+    checkpoint too, in the folder `sparse`, so that it is whole at every commit.
 
     A revision changes in one commit, the main one last, after all weights of both have arrived, and only if nobody else
     has changed it since. So each revision holds one whole checkpoint at any time, the earlier one or this one, whatever
@@ -283,6 +286,10 @@ def _stage(model: Any, folder: Path, repo_id: str, *, offline: bool, token: Toke
     if isinstance(model, str | Path):
         model = load(model, token=token, local_files_only=offline and beside is not None)
     export(model, folder, create_model_card=False)
+    if (folder / HYBRID_FILE).is_file():  # stock classes open what lies at the top
+        for file in (folder / DENSE_FORM).iterdir():
+            file.rename(folder / file.name)
+        (folder / DENSE_FORM).rmdir()
     card = render_card(model, repo_id, beside=beside, offline=offline, token=token, **card_settings)
     (folder / "README.md").write_text(card, encoding="utf-8")
     if beside is not None:
@@ -315,9 +322,19 @@ def _is_plain_row(row: Any) -> bool:
 
 def _revisions(contents: Contents, revision: str | None, alone: bool) -> dict[str, Contents]:
     """What each revision is to hold; that for SparseEncoder first, as main changes once all else is there."""
-    if revision is not None or alone or not _is_sparse(contents):
+    is_hybrid = HYBRID_FILE in contents
+    if revision is not None or alone or not (is_hybrid or _is_sparse(contents)):
         return {revision or MAIN: contents}
-    return {SPARSE_ENCODER: _for_sparse_encoder(contents), MAIN: contents}
+    sparse = _sparse_form(contents) if is_hybrid else _for_sparse_encoder(contents)
+    return {SPARSE_ENCODER: sparse, MAIN: contents}
+
+
+def _sparse_form(contents: Contents) -> Contents:
+    """The sparse checkpoint of an exported hybrid model, and what says more of both."""
+    begin = f"{SPARSE_FORM}/"
+    of_both = ("README.MD", f"{RESULTS_FOLDER}/".upper(), *LICENCES)
+    beside = {path: content for path, content in contents.items() if path.upper().startswith(of_both)}
+    return beside | {path.removeprefix(begin): content for path, content in contents.items() if path.startswith(begin)}
 
 
 def _is_sparse(contents: Contents) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from lion_st.checkpoints import is_weight_file
+from lion_st.checkpoints import DENSE_FORM, HYBRID_FILE, SPARSE_FORM, is_weight_file
 from lion_st.hub.results import RESULTS_FOLDER
 from lion_st.hub.upload_files import Contents
 
@@ -23,8 +23,8 @@ NEXT = "next of v1, v2, ..."  # no tag can have this name
 MODULES = "modules.json"
 # What a checkpoint may have at its top beside weights and modules; a newer one without it must not be read with it.
 SETTINGS = re.compile(
-    r"(generation_config|sentence_bert_config|special_tokens_map|added_tokens|vocab|lion_st_checks)\.json|tokenizer\.model|"
-    r"merges\.txt|vocab\.txt|chat_template\.jinja"
+    r"(generation_config|sentence_bert_config|special_tokens_map|added_tokens|vocab|lion_st_checks|hybrid)\.json|"
+    r"tokenizer\.model|merges\.txt|vocab\.txt|chat_template\.jinja"
 )
 
 RepositoryType: TypeAlias = Literal["model", "dataset", "space"]
@@ -193,6 +193,8 @@ class Repository:
         if MODULES in there:
             modules = read_json(Path(self.api.hf_hub_download(filename=MODULES, revision=commit, **self.kind)))
             folders = tuple(f"{entry['path']}/" for entry in modules if entry["path"])
+        if HYBRID_FILE in there:
+            folders += (f"{SPARSE_FORM}/", f"{DENSE_FORM}/")
         return {
             path
             for path in there

@@ -19,7 +19,7 @@ from scipy import sparse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from lion_st.encoding.vectors import Vectors, to_csr
+from lion_st.encoding.vectors import HybridVectors, Vectors, to_csr
 from lion_st.serving.errors import RequestError, invalid, too_large, wrong_model
 from lion_st.serving.service import EncodedRequest, FoundDocument, Service
 
@@ -27,6 +27,11 @@ PUBLIC = ("/health", "/metrics")  # what probes and Prometheus ask for, without 
 METHODS = {"/": "embed", "/embed": "embed", "/embed_sparse": "embed_sparse"}
 METHODS |= {"/v1/embeddings": "openai", "/search": "search"}
 Texts = str | list[str]
+LOOKS = {
+    "sparse": '[[{"index": 5, "value": 0.5}, ...], ...]',
+    "dense": "[[0.5, ...], ...]",
+    "hybrid": '[{"sparse": [{"index": 5, "value": 0.5}, ...], "dense": [0.5, ...]}, ...]',
+}  # vectors of a request
 LARGEST = 1e15  # of a number in a vector: sums of products of two such are far from the end of float32
 Weight = Annotated[float, Field(ge=0, le=LARGEST)]
 Coordinate = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
@@ -77,13 +82,22 @@ class SparseValue(Body):
     value: Weight
 
 
+class BothVectors(Body):
+    """Both vectors of a text, for an index of a hybrid model."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    sparse: list[SparseValue]
+    dense: list[Coordinate]
+
+
 class SearchRequest(Body):
     """Body of `/search`: texts, or vectors as `/embed` and `/embed_sparse` answer with them."""
 
     model_config = ConfigDict(extra="forbid")
 
     inputs: Texts | None = None
-    vectors: list[list[SparseValue]] | list[list[Coordinate]] | None = None
+    vectors: list[list[SparseValue]] | list[list[Coordinate]] | list[BothVectors] | None = None
     k: Annotated[int, Field(ge=1)] = 10
     reasons: Annotated[int, Field(ge=0, le=1000)] = 0
     texts: bool = True
@@ -142,9 +156,9 @@ def _add_routes(app: FastAPI, service: Service) -> None:
 
     @app.post("/embed_sparse")
     async def embed_sparse(request: EmbedSparseRequest) -> Response:
-        if not is_sparse:
+        if service.paradigm == "dense":
             raise wrong_model(f"{service.name} is a dense model: POST to /embed.")
-        return await _embed(service, request, _sparse_values)
+        return await _embed(service, request, lambda vectors: _sparse_values(_side(vectors, "sparse")))
 
     @app.post("/embed")
     async def embed(request: EmbedRequest) -> Response:
@@ -152,8 +166,9 @@ def _add_routes(app: FastAPI, service: Service) -> None:
             raise wrong_model(f"{service.name} is a sparse model: POST to /embed_sparse.")
 
         def rows(vectors: Any) -> Any:
-            _require_dimensions(vectors, request.dimensions)
-            return _normalized(vectors) if request.normalize else vectors
+            dense = _side(vectors, "dense")
+            _require_dimensions(dense, request.dimensions)
+            return _normalized(dense) if request.normalize else dense
 
         return await _embed(service, request, rows)
 
@@ -166,10 +181,11 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         if is_sparse:
             raise wrong_model(f"{service.name} is a sparse model, which OpenAI's interface has none of: /embed_sparse.")
         encoded = await service.encode(_listed(request.input), service.settings.default_task)
-        _require_dimensions(encoded.vectors, request.dimensions)
+        dense = _side(encoded.vectors, "dense")
+        _require_dimensions(dense, request.dimensions)
 
         def body() -> bytes:
-            rows: Any = encoded.vectors
+            rows: Any = dense
             if request.encoding_format == "base64":
                 rows = [base64.b64encode(row.astype("<f4").tobytes()).decode() for row in rows]
             data = [{"object": "embedding", "index": place, "embedding": row} for place, row in enumerate(rows)]
@@ -215,6 +231,11 @@ def _listed(texts: Texts) -> list[str]:
     return [texts] if isinstance(texts, str) else texts
 
 
+def _side(vectors: Any, name: Literal["sparse", "dense"]) -> Any:
+    """The sparse or the dense ones of a hybrid model's vectors; those of other models as they are."""
+    return getattr(vectors, name) if isinstance(vectors, HybridVectors) else vectors
+
+
 def _sparse_values(vectors: Any) -> list[list[dict[str, Any]]]:
     bounds = zip(vectors.indptr[:-1], vectors.indptr[1:], strict=True)
     return [
@@ -236,7 +257,7 @@ def _normalized(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.where(lengths > 0, lengths, 1)
 
 
-def _given_vectors(service: Service, rows: Sequence[Sequence[Any]]) -> Vectors:
+def _given_vectors(service: Service, rows: Sequence[Any]) -> Vectors:
     """A request's vectors as the index takes them.
 
     Raises:
@@ -248,20 +269,36 @@ def _given_vectors(service: Service, rows: Sequence[Sequence[Any]]) -> Vectors:
     if not rows:
         raise RequestError(400, "Empty", "`vectors` cannot be empty.")
     index = service.searched()
-    is_sparse = index.paradigm == "sparse"
-    if any(isinstance(value, SparseValue) != is_sparse for row in rows for value in row):
-        looks = '[[{"index": 5, "value": 0.5}, ...], ...]' if is_sparse else "[[0.5, ...], ...]"
-        raise invalid(f"The index holds {index.paradigm} vectors: `vectors` have to look like {looks}.")
-    dimensions = service.dimensions
-    if is_sparse:
-        terms = [value.index for row in rows for value in row]  # none of a text that no term stands for
-        largest = max(terms, default=0)
-        if largest >= dimensions:
-            raise invalid(f"The index has the terms 0 to {dimensions - 1}, got {largest}: of another vocabulary?")
-        ends = np.cumsum([0, *(len(row) for row in rows)])
-        weights = np.array([value.value for row in rows for value in row], dtype=np.float32)
-        shape = (len(rows), dimensions)
-        return to_csr(sparse.csr_array((weights, np.array(terms, dtype=np.int64), ends), shape=shape))
+    if any(not _is_of(row, index.paradigm) for row in rows):
+        raise invalid(f"The index holds {index.paradigm} vectors: `vectors` have to look like {LOOKS[index.paradigm]}.")
+    if index.paradigm == "hybrid":
+        sparse_rows = _sparse_rows([row.sparse for row in rows], service.dimensions("sparse"))
+        dense_rows = _dense_rows([row.dense for row in rows], service.dimensions("dense"))
+        return HybridVectors(sparse_rows, dense_rows, service.fusion_weights)
+    if index.paradigm == "sparse":
+        return _sparse_rows(rows, service.dimensions("sparse"))
+    return _dense_rows(rows, service.dimensions("dense"))
+
+
+def _is_of(row: Any, paradigm: str) -> bool:
+    """Whether a vector of a request is of this paradigm; one without terms is a sparse one."""
+    if isinstance(row, BothVectors) or paradigm == "hybrid":
+        return isinstance(row, BothVectors) and paradigm == "hybrid"
+    return all(isinstance(value, SparseValue) == (paradigm == "sparse") for value in row)
+
+
+def _sparse_rows(rows: Sequence[Sequence[SparseValue]], dimensions: int) -> sparse.csr_array:
+    terms = [value.index for row in rows for value in row]  # none of a text that no term stands for
+    largest = max(terms, default=0)
+    if largest >= dimensions:
+        raise invalid(f"The index has the terms 0 to {dimensions - 1}, got {largest}: of another vocabulary?")
+    ends = np.cumsum([0, *(len(row) for row in rows)])
+    weights = np.array([value.value for row in rows for value in row], dtype=np.float32)
+    shape = (len(rows), dimensions)
+    return to_csr(sparse.csr_array((weights, np.array(terms, dtype=np.int64), ends), shape=shape))
+
+
+def _dense_rows(rows: Sequence[Sequence[float]], dimensions: int) -> np.ndarray:
     for row in rows:
         if len(row) != dimensions:
             raise invalid(f"Vectors of the index have {dimensions} dimensions, got {len(row)}: of another model?")

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, get_args
 
 from lion_st.data.fields import Task
 from lion_st.encoding.batches import BatchEncoder
@@ -22,7 +22,7 @@ from lion_st.encoding.fingerprints import (
     text_limit,
 )
 from lion_st.encoding.loading import load_encoder
-from lion_st.encoding.vectors import Vectors
+from lion_st.encoding.vectors import HybridVectors, Vectors
 from lion_st.indexes import Hits, Index, StorageError
 from lion_st.models import paradigm_of
 from lion_st.modules.tokenizing import check_texts
@@ -45,7 +45,7 @@ READERS = 2  # threads that tokenize, and write answers, while the model runs
 class EncodedRequest(NamedTuple):
     """Vectors of a request's texts, and what they cost."""
 
-    vectors: Vectors  # CSR [N, V] or array [N, D], float32
+    vectors: Vectors  # CSR [N, V], array [N, D] or both, float32
     tokens: int
     tokenization_seconds: float
     queue_seconds: float
@@ -81,14 +81,12 @@ class Service:
         self.settings = settings
         self.name = model_name(model)
         self.paradigm = paradigm_of(model)
-        if self.paradigm not in ("sparse", "dense"):
-            remedy = "Serve a sparse or dense model, and rerank with this one in Python: model.similarity."
-            if self.paradigm == "hybrid":
-                remedy = "Serve one of the two folders that lion_st.export writes of it, sparse or dense."
+        if self.paradigm == "multi_vector":
             raise ValueError(
                 f"{self.name} is a {self.paradigm} model, whose several vectors of a text have no place in this "
-                f"server's answers. {remedy}"
+                "server's answers. Serve a sparse or dense model, and rerank with this one in Python: model.similarity."
             )
+        self.fusion_weights = getattr(list(model)[-1], "fusion_weights", None)  # of a hybrid model
         self.texts = texts
         self.metrics = Metrics()
         self.encoders = {
@@ -121,8 +119,6 @@ class Service:
         """What `/info` answers: the model, the limits, and the index."""
         from lion_st import __version__
 
-        modules = [module for module in self.model if hasattr(module, "pooling_mode")]
-        pooling = "splade" if self.paradigm == "sparse" else str(modules[-1].pooling_mode) if modules else "mean"
         dtype = next(self.model.parameters()).dtype
         settings = self.settings
         index = self.live.index if self.live is not None else None
@@ -130,7 +126,9 @@ class Service:
             "model_id": self.name,
             "model_sha": model_revision(self.model),
             "model_dtype": str(dtype).removeprefix("torch."),
-            "model_type": {"embedding": {"pooling": pooling}},
+            "model_type": {"embedding": {"pooling": self._pooling()}},
+            "paradigm": self.paradigm,
+            "fusion_weights": self.fusion_weights,
             "max_concurrent_requests": settings.max_concurrent_requests,
             "max_input_length": self.encoders[settings.default_task].limit,
             "max_batch_tokens": settings.max_batch_tokens,
@@ -147,10 +145,18 @@ class Service:
             else {"engine": index.engine, "paradigm": index.paradigm, "documents": len(index)},
         }
 
-    @property
-    def dimensions(self) -> int:
-        """Those of the model, and so of the index, which not every engine can tell."""
-        return int(self._probe.shape[1])
+    def dimensions(self, side: Literal["sparse", "dense"]) -> int:
+        """Those of the model's vectors, and so of the index's, which not every engine can tell."""
+        probe: Any = getattr(self._probe, side) if isinstance(self._probe, HybridVectors) else self._probe
+        return int(probe.shape[1])
+
+    def _pooling(self) -> str:
+        """As text-embeddings-inference names it; of a hybrid model that of the dense vector."""
+        if self.paradigm == "sparse":
+            return "splade"
+        heads = [getattr(module, "dense", module) for module in self.model]
+        modes = [str(getattr(head, "mode", None) or getattr(head, "pooling_mode", "")) for head in heads]
+        return "last_token" if {"last_token", "lasttoken"} & set(modes) else "mean"
 
     def task_of(self, prompt_name: str | None) -> Task:
         """What texts are whose request names a prompt."""

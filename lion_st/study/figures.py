@@ -16,8 +16,8 @@ from lion_st.study.settings import DOMAIN_NAMES
 # Okabe and Ito's colours, which people with any colour vision tell apart; markers and lines say the same again.
 COLOURS = {"cl": "#0072B2", "kd": "#D55E00", "cl_kd": "#009E73"}
 MARKERS = {"cl": "o", "kd": "s", "cl_kd": "^"}
-PARADIGM_COLOURS = {"sparse": "#0072B2", "dense": "#D55E00", "multi_vector": "#009E73"}
-LINES = {"sparse": "-", "dense": (0, (4, 2)), "multi_vector": (0, (1, 1.5))}
+PARADIGM_COLOURS = {"sparse": "#0072B2", "dense": "#D55E00", "multi_vector": "#009E73", "hybrid": "#CC79A7"}
+LINES = {"sparse": "-", "dense": (0, (4, 2)), "multi_vector": (0, (1, 1.5)), "hybrid": (0, (5, 1.5, 1, 1.5))}
 PANEL = (4.3, 3.5)  # inches
 STYLE = {
     "font.size": 11,
@@ -100,7 +100,7 @@ def sparse_against_dense(results: Results, path: Path) -> None:
 
 
 def quality_by_cost(results: Results, path: Path) -> None:
-    """Main metric over all test sets by active terms of a document (sparse alone), and by latency of a query."""
+    """Main metric over all test sets by active terms of a document (of sparse vectors), and by latency of a query."""
     with _figure(path, 1, 2, sharey=True) as axes:
         for panel, name, title in (
             (axes[0, 0], "document_terms", "active terms of a document"),

@@ -48,6 +48,7 @@ class Cell:
         memory: Bytes on each device at the peak, every text at full length.
         non_embedding_parameters: Weights of the linear layers of all blocks.
         temperature: Divisor of its scores in training, and in the contrastive entropy.
+        dense_temperature: That of the dense scores of a hybrid model.
         configuration: Hash of all that decides on its result.
     """
 
@@ -67,6 +68,7 @@ class Cell:
     non_embedding_parameters: int
     parameters: int
     temperature: float
+    dense_temperature: float
     configuration: str
 
 
@@ -229,6 +231,7 @@ def _cell(
         non_embedding_parameters=cost.linear_parameters,
         parameters=cost.parameters,
         temperature=arguments.temperature,
+        dense_temperature=arguments.dense_temperature,
         configuration=digest(decides),
     )
 

@@ -77,6 +77,7 @@ def evaluate_cell(model: Path, job: Mapping[str, Any], folder: Path) -> list[dic
     from lion_st.study.data import load_test
 
     settings = job["evaluation"]
+    weights: tuple[float, float] | None = None
     rows: list[dict[str, Any]] = []
     for test in (TestSet(**values) for values in settings["tests"]):
         source, output = job["tests"][test.name], folder / "evaluation" / test.name
@@ -91,6 +92,9 @@ def evaluate_cell(model: Path, job: Mapping[str, Any], folder: Path) -> list[dic
                 name=job["name"],
                 load_options={"dtype": settings["dtype"]},
             )
+            if retriever.paradigm == "hybrid" and settings.get("dev") is not None:
+                weights = weights or _fitted(retriever.model, settings["dev"], folder / "evaluation")
+                retriever.model[1].fusion_weights = weights
             (figures,) = evaluate_retrieval(
                 retriever,
                 source,
@@ -105,6 +109,7 @@ def evaluate_cell(model: Path, job: Mapping[str, Any], folder: Path) -> list[dic
                 *load_test(source, test.split),
                 negatives=settings["entropy_negatives"],
                 temperature=job["temperature"],
+                dense_temperature=job["dense_temperature"],
             )
             shutil.rmtree(encoded)
             atomic_write(output / "entropies.json", json.dumps(entropies) + "\n")
@@ -125,6 +130,17 @@ def evaluate_cell(model: Path, job: Mapping[str, Any], folder: Path) -> list[dic
     return rows
 
 
+def _fitted(model: Any, dev: Sequence[str], folder: Path) -> tuple[float, float]:
+    """Weights of a hybrid model's scores that are best on a development set, which are left in the folder too."""
+    from lion_st.evaluation import fit_fusion
+    from lion_st.study.data import local
+
+    weights = fit_fusion(model, local(dev[0]), dev[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    atomic_write(folder / "fusion_weights.json", json.dumps(weights) + "\n")
+    return weights
+
+
 def contrastive_entropies(
     model: Any,
     encoded: Path,
@@ -133,6 +149,7 @@ def contrastive_entropies(
     qrels: Qrels,
     negatives: int = 256,
     temperature: float = 1.0,
+    dense_temperature: float = 1.0,
     seed: int = SEED,
 ) -> dict[str, float]:
     """How surprised a model is, in nats, that a relevant document is the relevant one among random others.
@@ -148,6 +165,8 @@ def contrastive_entropies(
         qrels: The judgements.
         negatives: Documents drawn, the same for all queries; those that are relevant to a query are left out of its.
         temperature: Divisor of the scores.
+        dense_temperature: That of the dense scores of a hybrid model, whose entropy is the mean of those of both
+            scores, as its loss is their sum.
         seed: Of the draw.
 
     Returns:
@@ -160,7 +179,7 @@ def contrastive_entropies(
 
     from lion_st.encoding.encode import encode_texts
     from lion_st.encoding.shards import EncodedCorpus
-    from lion_st.encoding.vectors import TokenVectors, max_sim
+    from lion_st.encoding.vectors import HybridVectors
 
     there = [one for one, row in corpus.items() if f"{row.get('title', '')} {row['text']}".strip()]
     drawn = np.random.default_rng(seed).permutation(len(there))[:negatives]
@@ -173,16 +192,27 @@ def contrastive_entropies(
     rows = {one: number for number, one in enumerate(needed)}
     vectors = _rows_of(EncodedCorpus(encoded), rows)
     asked = encode_texts(model, [queries[query] for query in best], "query")
-    product: Any = max_sim(asked, vectors) if isinstance(asked, TokenVectors) else asked @ vectors.T
-    scores = np.asarray(product if isinstance(product, np.ndarray) else product.toarray(), dtype=np.float64)
-    scores /= temperature
-    entropies: dict[str, float] = {}
-    for number, (query, document) in enumerate(best.items()):
-        relevant = {one for one, grade in qrels[query].items() if grade > 0}
-        others = [rows[there[place]] for place in drawn if there[place] not in relevant]
-        own = scores[number, rows[document]]
-        entropies[query] = float(logsumexp([own, *scores[number, others]]) - own)
-    return entropies
+    if isinstance(asked, HybridVectors):
+        sides = [(asked.sparse, vectors.sparse, temperature), (asked.dense, vectors.dense, dense_temperature)]
+    else:
+        sides = [(asked, vectors, temperature)]
+    entropies: dict[str, list[float]] = {query: [] for query in best}
+    for queries_of_side, documents_of_side, divisor in sides:
+        scores = _scores(queries_of_side, documents_of_side) / divisor
+        for number, (query, document) in enumerate(best.items()):
+            relevant = {one for one, grade in qrels[query].items() if grade > 0}
+            others = [rows[there[place]] for place in drawn if there[place] not in relevant]
+            own = scores[number, rows[document]]
+            entropies[query].append(float(logsumexp([own, *scores[number, others]]) - own))
+    return {query: float(np.mean(of_sides)) for query, of_sides in entropies.items()}
+
+
+def _scores(queries: Any, documents: Any) -> np.ndarray:
+    """Scores [Q, N] of vectors of one kind."""
+    from lion_st.encoding.vectors import TokenVectors, max_sim
+
+    product: Any = max_sim(queries, documents) if isinstance(queries, TokenVectors) else queries @ documents.T
+    return np.asarray(product if isinstance(product, np.ndarray) else product.toarray(), dtype=np.float64)
 
 
 def _rows_of(encoded: Any, rows: Mapping[str, int]) -> Any:

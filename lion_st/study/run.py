@@ -266,6 +266,7 @@ def _cell_job(plan: Plan, cell: Cell, data: StudyData, folder: Path) -> dict[str
         "name": cell.name,
         "options": options,
         "temperature": cell.temperature,
+        "dense_temperature": cell.dense_temperature,
         "keep_weights": study.keep_weights,
         "evaluation": study.of_evaluation(),
         "tests": dict(data.tests),

@@ -9,9 +9,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from lion_st.engines import engine_settings
 from lion_st.errors import UsageError
 from lion_st.training.cost import CARDS, UTILISATION
-from lion_st.training.recipes import BACKBONES, OBJECTIVES, PAPER_PARADIGMS, STUDIED_PARADIGMS, Objective, Paradigm
+from lion_st.training.recipes import BACKBONES, OBJECTIVES, PAPER_PARADIGMS, PARADIGMS, Objective, Paradigm
 
 Domain: TypeAlias = Literal["in_domain", "zero_shot"]
 DOMAIN_NAMES: dict[Domain, str] = {"in_domain": "in domain", "zero_shot": "zero-shot"}
@@ -90,6 +91,8 @@ class Study:
         hold_out: Documents of the training data that become, with their queries, the test set `held_out`.
         overlap: "refuse" test sets whose texts are trained on, or "report" them. In domain only queries count.
         tests: Test sets.
+        dev: Source and split of the development set on which hybrid cells fit the weights of their two scores; without
+            one they fuse by reciprocal ranks.
         metrics: The first is the main one.
         top_k: Documents retrieved per query.
         entropy_negatives: Random documents that the contrastive entropy compares each query's relevant one with.
@@ -115,6 +118,7 @@ class Study:
     hold_out: int
     overlap: str
     tests: tuple[TestSet, ...]
+    dev: tuple[str, str] | None
     metrics: tuple[str, ...]
     top_k: int
     entropy_negatives: int
@@ -131,7 +135,8 @@ class Study:
     def of_evaluation(self) -> dict[str, Any]:
         """What decides on a cell's rows beside its training."""
         names = ("metrics", "top_k", "entropy_negatives", "engine", "dtype")
-        return {"tests": [asdict(test) for test in self.tests]} | {name: getattr(self, name) for name in names}
+        dev = {} if self.dev is None else {"dev": list(self.dev)}
+        return {"tests": [asdict(test) for test in self.tests]} | {name: getattr(self, name) for name in names} | dev
 
 
 def read_study(path: str | Path) -> Study:
@@ -171,14 +176,14 @@ def parse_study(values: Mapping[str, Any], place: str = "The study") -> Study:
     budget = top.section("budget", ("flops",), ("includes_mntp", "lengths"))
     data = top.section("data", ("train",), ("subset", "split", "queries", "documents", "hold_out", "overlap"))
     rating = top.section(
-        "evaluation", (), (*DOMAINS, "metrics", "top_k", "entropy_negatives", "engine", "dtype", "keep_weights")
+        "evaluation", (), (*DOMAINS, "dev", "metrics", "top_k", "entropy_negatives", "engine", "dtype", "keep_weights")
     )
     training, where = _training(top)
     mntp = _mntp(top)
     study = Study(
         name=str(top.values.get("name", Path(place).stem)),
         backbones=_backbones(top),
-        paradigms=top.choices("paradigms", STUDIED_PARADIGMS, PAPER_PARADIGMS),
+        paradigms=top.choices("paradigms", PARADIGMS, PAPER_PARADIGMS),
         objectives=top.choices("objectives", OBJECTIVES),
         seeds=tuple(int(seed) for seed in top.numbers("seeds", [42], 0, whole=True)),
         label_noise=top.numbers("label_noise", [0.0], 0, 1),
@@ -193,6 +198,7 @@ def parse_study(values: Mapping[str, Any], place: str = "The study") -> Study:
         hold_out=int(data.number("hold_out", 0, 0, whole=True)),
         overlap=data.choice("overlap", "refuse", ("refuse", "report")),
         tests=_tests(rating),
+        dev=_dev(rating),
         metrics=_metrics(rating),
         top_k=int(rating.number("top_k", 100, 1, whole=True)),
         entropy_negatives=int(rating.number("entropy_negatives", 256, 1, whole=True)),
@@ -206,6 +212,13 @@ def parse_study(values: Mapping[str, Any], place: str = "The study") -> Study:
             f"{place}: data.hold_out is {study.hold_out} documents, and evaluation "
             f"{'lacks' if study.hold_out else 'has'} the test set {HELD_OUT!r} that they make: give both, or neither."
         )
+    for paradigm in study.paradigms:
+        try:
+            engine_settings(study.engine, paradigm)
+        except ValueError as error:
+            raise UsageError(f"{rating.place}: {error}") from None
+    if study.dev is not None and "hybrid" not in study.paradigms:
+        raise UsageError(f"{rating.place}: dev is for the weights of hybrid models, and paradigms names none.")
     if mntp is not None and study.includes_mntp is False and "max_steps" not in mntp:
         raise UsageError(f"{place}: mntp needs max_steps, which is the same for all backbones.")
     return study
@@ -323,7 +336,7 @@ def _training(top: _Section) -> tuple[dict[str, Any], tuple[Condition, ...]]:
         if not isinstance(one, Mapping):
             raise UsageError(f"{place} is {one!r}: give a mapping of paradigm, objective or backbone, and of options.")
         which = {name: one[name] for name in ("backbone", "paradigm", "objective") if name in one}
-        allowed: dict[str, Sequence[str]] = {"paradigm": STUDIED_PARADIGMS, "objective": OBJECTIVES}
+        allowed: dict[str, Sequence[str]] = {"paradigm": PARADIGMS, "objective": OBJECTIVES}
         allowed["backbone"] = tuple(choice.name for choice in _backbones(top))
         for name, value in which.items():
             if value not in allowed[name]:
@@ -378,6 +391,18 @@ def _tests(rating: _Section) -> tuple[TestSet, ...]:
         raise UsageError(f"{rating.place} names no test set: list some under {' and '.join(DOMAINS)}.")
     _once([test.name for test in found], f"{rating.place} (a `name:` tells test sets apart)")
     return tuple(found)
+
+
+def _dev(rating: _Section) -> tuple[str, str] | None:
+    values = rating.values.get("dev")
+    if values is None:
+        return None
+    one = _Section({"source": values} if isinstance(values, str) else values, f"{rating.place}.dev", ("source",),
+                   ("split",))  # fmt: skip
+    found = str(one.values["source"]), str(one.values.get("split", "dev"))
+    if found[0] == HELD_OUT or found in [(test.source, test.split) for test in _tests(rating)]:
+        raise UsageError(f"{one.place} is a test set of the study: fit on queries that no result is reported on.")
+    return found
 
 
 def _metrics(rating: _Section) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import xxhash
 
+from lion_st.checkpoints import exported_pair
 from lion_st.data.lookup import text_keys_of
 from lion_st.encoding.fingerprints import model_fingerprint, model_name, model_revision
 from lion_st.extras import require
@@ -255,7 +256,8 @@ def load_teacher(
             teacher.score(["what do lions eat"], ["Lions prey on zebras."])
     """
     name = str(model)
-    kind, modules = _kind_of(name, revision)
+    is_pair = exported_pair(name, {"revision": revision}) is not None
+    kind, modules = ("hybrid", []) if is_pair else _kind_of(name, revision)
     options: dict[str, Any] = {"device": device, "revision": revision}
     if dtype != "auto":
         options["model_kwargs"] = {"dtype": dtype}
@@ -268,7 +270,7 @@ def load_teacher(
     if kind == "CrossEncoder":
         return Reranker(CrossEncoder(name, max_length=max_tokens, **options), batch_size)
     _refuse(name, kind, ["max_tokens"] if max_tokens is not None else [])
-    if any(module.endswith("HybridHead") for module in modules):
+    if is_pair or any(module.endswith("HybridHead") for module in modules):
         raise ValueError(
             f"{name} is a hybrid model, whose two scores have no common scale: give one of the two folders that "
             "lion_st.export writes of it, or both as two teachers."

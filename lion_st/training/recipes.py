@@ -21,8 +21,7 @@ from lion_st.errors import UsageError
 Paradigm: TypeAlias = Literal["sparse", "dense", "multi_vector", "hybrid"]
 Objective: TypeAlias = Literal["cl", "kd", "cl_kd", "kl", "margin_mse_kl", "listwise", "rank"]
 PAPER_PARADIGMS: tuple[Paradigm, ...] = ("sparse", "dense")
-STUDIED_PARADIGMS: tuple[Paradigm, ...] = (*PAPER_PARADIGMS, "multi_vector")
-PARADIGMS: tuple[Paradigm, ...] = (*STUDIED_PARADIGMS, "hybrid")
+PARADIGMS: tuple[Paradigm, ...] = (*PAPER_PARADIGMS, "multi_vector", "hybrid")
 WITH_TERMS: tuple[Paradigm, ...] = ("sparse", "hybrid")  # with a weight for each term
 OBJECTIVES: tuple[Objective, ...] = ("cl", "kd", "cl_kd")  # the paper's
 # Others, with the settings of cl_kd: a query learns from its own documents alone.

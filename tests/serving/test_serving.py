@@ -46,7 +46,7 @@ PATIENCE = 240  # seconds until a test gives up
 def models(tiny_backbone) -> dict[str, Any]:
     return {
         paradigm: lion_st.build(tiny_backbone(), paradigm, query_length=16, document_length=24)
-        for paradigm in ("sparse", "dense")
+        for paradigm in ("sparse", "dense", "hybrid")
     }
 
 
@@ -223,6 +223,51 @@ def test_a_search_takes_texts_or_vectors_and_gives_reasons(sparse, models, index
         (hit["id"], hit["score"]) for hit in found
     ]
     assert again[0].keys() == {"id", "score"}
+
+
+def test_a_hybrid_model_answers_with_either_vector_and_searches_by_both(models, tmp_path):
+    model = models["hybrid"]
+    model[1].fusion_weights = (0.3, 0.7)
+    records = [{"id": key, "text": text} for key, text in DOCUMENTS.items()]
+    encode_corpus(model, records, tmp_path / "encoded", show_progress=False)
+    index_corpus(tmp_path / "encoded", tmp_path / "index")
+    found = encode_texts(model, TEXTS, "query")
+    expected = search_texts(model, load_index(tmp_path / "index"), TEXTS[:2], k=3)
+    with serving(model, index=str(tmp_path / "index")) as running:
+        dense = running.post("/embed", inputs=TEXTS, prompt_name="query").json()
+        np.testing.assert_allclose(dense, found.dense, atol=1e-5)
+        np.testing.assert_allclose(running.post("/", inputs=TEXTS, prompt_name="query").json(), dense, atol=1e-5)
+        openai = running.post("/v1/embeddings", input=TEXTS).json()["data"]
+        np.testing.assert_allclose(
+            [row["embedding"] for row in openai], encode_texts(model, TEXTS, "document").dense, atol=1e-5
+        )
+        sparse = running.post("/embed_sparse", inputs=TEXTS, prompt_name="query").json()
+        assert [value["index"] for value in sparse[0]] == sorted(found.sparse[[0]].indices.tolist())
+        answers = [running.post("/search", inputs=TEXTS[:2], k=3)]
+        both = [{"sparse": terms, "dense": row} for terms, row in zip(sparse, dense, strict=True)]
+        answers.append(running.post("/search", vectors=both[:2], k=3))
+        for answer in answers:
+            hits = [(hit["id"], hit["score"]) for row in answer.json() for hit in row]
+            assert hits == [(one.document, pytest.approx(one.score, rel=1e-4)) for one in expected]
+        info = running.client.get("/info").json()
+        assert (info["paradigm"], info["fusion_weights"]) == ("hybrid", [0.3, 0.7])
+        assert info["model_type"] == {"embedding": {"pooling": "mean"}} and info["index"]["paradigm"] == "hybrid"
+        for body, message in (
+            ({"vectors": sparse[:1]}, 'look like [{"sparse": [{"index": 5'),
+            ({"vectors": [{"sparse": [], "dense": [0.5]}]}, "have 32 dimensions, got 1"),
+            ({"inputs": "a", "reasons": 1}, "hybrid"),
+        ):
+            answer = running.post("/search", **body)
+            assert answer.status_code == 422 and message in answer.json()["error"], answer.text
+    other = lion_st.build(model[0].model.name_or_path, "sparse")
+    with pytest.raises(StorageError, match=r"holds hybrid vectors, and .* is a sparse model"):
+        Service(other, ServerSettings("unused", index=str(tmp_path / "index")))
+
+
+def test_the_pooling_of_a_model_that_takes_the_last_token_is_said(tiny_backbone):
+    service = Service(lion_st.build(tiny_backbone(), "dense", pooling="last_token"), ServerSettings("unused"))
+    assert service.info()["model_type"] == {"embedding": {"pooling": "last_token"}}
+    service.close()
 
 
 def test_info_health_and_metrics_say_how_the_server_is(sparse, models):

@@ -102,7 +102,7 @@ def test_lengths_are_measured_with_the_backbones_tokenizer(tmp_path, tiny_backbo
     ("changes", "message"),
     [
         ({"paradigm": ["sparse"]}, "'paradigm', which is not a setting of it: did you mean 'paradigms'?"),
-        ({"paradigms": ["spars"]}, "paradigms names 'spars': choose from sparse, dense, multi_vector"),
+        ({"paradigms": ["spars"]}, "paradigms names 'spars': choose from sparse, dense, multi_vector, hybrid"),
         ({"objectives": []}, "objectives is []: give a list of at least one"),
         ({"seeds": [1, 1]}, "names one twice"),
         ({"label_noise": [2]}, "label_noise is 2: give a number of at least 0 and at most 1"),
@@ -118,6 +118,9 @@ def test_lengths_are_measured_with_the_backbones_tokenizer(tmp_path, tiny_backbo
         ({"evaluation": {}}, "evaluation names no test set"),
         ({"evaluation": {"zero_shot": ["a"], "metrics": ["nDCG@1000"]}}, "nDCG@1000 looks deeper"),
         ({"evaluation": {"in_domain": ["held_out"]}}, "data.hold_out is 0"),
+        ({"evaluation": {"zero_shot": ["a"], "engine": "seismic"}}, "does not search 'dense' vectors"),
+        ({"evaluation": {"zero_shot": ["a"], "dev": "b"}}, "for the weights of hybrid models"),
+        ({"evaluation": {"zero_shot": ["a"], "dev": {"source": "a", "split": "test"}}}, "is a test set of the study"),
         ({"machine": "abacus"}, "give H100 or A100, or the training FLOPs a second"),
         ({"mntp": {"texts": ["a"]}, "backbones": ["micro"]}, "mntp needs max_steps"),
     ],

@@ -17,12 +17,16 @@ from click.testing import Result
 from tiny_study import tiny_study, write_test
 from typer.testing import CliRunner
 
+import lion_st
 from lion_st.cli import app
 from lion_st.data import load_beir
 from lion_st.data.overlap import normalize
+from lion_st.encoding import encode_corpus
+from lion_st.evaluation import fit_fusion
+from lion_st.exporting import single_models
 from lion_st.files import lock_folder
-from lion_st.study import parse_study, plan_study, run_study
-from lion_st.study.data import OverlapError, prepare_data, shuffle_labels
+from lion_st.study import contrastive_entropies, parse_study, plan_study, run_study
+from lion_st.study.data import OverlapError, load_test, prepare_data, shuffle_labels
 from lion_st.study.jobs import LOCK, run_job
 from lion_st.study.run import Job, Workers, worker_environment
 from lion_st.training.checkpoints import CHECKSUMS, checkpoint_to_resume
@@ -194,12 +198,37 @@ def test_a_larger_share_of_noise_shuffles_what_a_smaller_one_does() -> None:
     assert moved[0] < moved[1] < moved[2]
 
 
-def test_multi_vector_models_are_cells_like_the_others(tmp_path: Path, tiny_backbone) -> None:
+def test_multi_vector_and_hybrid_models_are_cells_like_the_others(tmp_path: Path, tiny_backbone) -> None:
     file, output = tmp_path / "tiny.yaml", tmp_path / "out"
-    file.write_text(yaml.safe_dump(tiny_study(tmp_path, tiny_backbone(), paradigms=["multi_vector"])))
+    values = tiny_study(tmp_path, tiny_backbone(), paradigms=["multi_vector", "hybrid"])
+    values["evaluation"]["dev"] = {"source": str(write_test(tmp_path / "dev", 10)), "split": "test"}
+    values["evaluation"]["keep_weights"] = True
+    file.write_text(yaml.safe_dump(values))
     done = CliRunner().invoke(app, ["study", str(file), "--output", str(output)])
     assert done.exit_code == 0, done.output
-    rows = json.loads((output / "cells" / "small-multi_vector-cl_kd-seed1" / "rows.json").read_text())
-    assert {row["paradigm"] for row in rows} == {"multi_vector"}
-    assert {row["metric"] for row in rows} > {"nDCG@10", "MRR@10"}
-    assert all(0 <= row["value"] <= 1 for row in rows if row["metric"] == "nDCG@10")
+    multi_vector, hybrid = plan_study(parse_study(values)).cells
+    for cell in (multi_vector, hybrid):
+        rows = json.loads((output / "cells" / cell.name / "rows.json").read_text())
+        assert {row["paradigm"] for row in rows} == {cell.paradigm}
+        assert {row["metric"] for row in rows} == {"nDCG@10", "MRR@10", "contrastive entropy"}
+        assert all(0 <= row["value"] <= 1 for row in rows if row["metric"] == "nDCG@10")
+    place = output / "cells" / hybrid.name
+    sparse = plan_study(parse_study(values | {"paradigms": ["sparse"]} | {"evaluation": {
+        name: value for name, value in values["evaluation"].items() if name != "dev"}})).cells[0]  # fmt: skip
+    assert hybrid.flops / hybrid.steps == sparse.flops / sparse.steps  # the head; pooling both costs nothing beside it
+    assert rows[0]["document_terms"] > 0 and rows[0]["flops"] == pytest.approx(hybrid.flops, rel=0.1)
+
+    model = lion_st.load(place / "trained", paradigm="hybrid", device="cpu")
+    weights = json.loads((place / "evaluation" / "fusion_weights.json").read_text())
+    assert weights == list(fit_fusion(model, values["evaluation"]["dev"]["source"], "test"))
+    # The entropy is the mean of those of its two models, each at its temperature.
+    corpus, queries, qrels = load_test(values["evaluation"]["zero_shot"][0], "test")
+    parts = []
+    for number, (part, divisor) in enumerate(zip(single_models(model), (1.0, 0.01), strict=True)):
+        records = [{"id": key, "text": row["text"]} for key, row in corpus.items()]
+        encode_corpus(part, records, tmp_path / f"encoded{number}", show_progress=False)
+        parts.append(contrastive_entropies(part, tmp_path / f"encoded{number}", corpus, queries, qrels, 8, divisor))
+    found = json.loads((place / "evaluation" / "notes" / "entropies.json").read_text())
+    assert found == {key: pytest.approx((parts[0][key] + parts[1][key]) / 2, rel=1e-3) for key in qrels}
+    assert "hybrid" in (output / "report" / "table.md").read_text()
+    assert all((output / "report" / "figures" / f"{name}.svg").is_file() for name in ("quality-size", "sparse-dense"))

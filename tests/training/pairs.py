@@ -14,6 +14,8 @@ import torch
 from safetensors.torch import load_file
 from tiny_runs import tiny_options
 
+from lion_st.modules.splade_head import LEARNED_FILE
+
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONWARNINGS": "ignore"}
 STEPS, MIDDLE = 6, 3
 
@@ -28,6 +30,7 @@ class Case(NamedTuple):
     tied: bool  # the LM head to the embeddings
     divided: list[str]  # options of two processes
     self_distilled: bool = False
+    learned: bool = False  # thresholds of terms, and how many texts keep
 
 
 def options(backbone: str, data: Path, output: Path, case: Case, processes: int, **more: Any) -> list[str]:
@@ -44,6 +47,8 @@ def options(backbone: str, data: Path, output: Path, case: Case, processes: int,
         lora_dropout=0 if case.peft else None,  # each process draws its own
         self_distillation=True if case.self_distilled else None,
     )
+    if case.learned:
+        values |= dict(learn_thresholds=True, learn_top_k=True, query_top_k=60, document_top_k=90)
     values = tiny_options(backbone, data, output, **(values | more))
     given = [part for name, value in values.items() if value is not None for part in (f"--{name}", str(value))]
     given += case.divided if processes > 1 else []
@@ -106,13 +111,14 @@ def losses(folder: Path) -> list[float]:
 
 
 def assert_same_weights(actual: Path, expected: Path) -> None:
-    """Compare exported tensors."""
-    found, wanted = load_file(actual / "model.safetensors"), load_file(expected / "model.safetensors")
-    assert found.keys() == wanted.keys()
-    for name, tensor in wanted.items():
-        # What training changes is some hundredths.
-        difference = torch.linalg.vector_norm(found[name] - tensor) / torch.linalg.vector_norm(tensor)
-        assert difference < 1e-4, name
+    """Compare exported tensors, and what a head has learned, in checkpoints too."""
+    for file in (expected / "model.safetensors", *expected.rglob(LEARNED_FILE)):
+        found, wanted = load_file(actual / file.relative_to(expected)), load_file(file)
+        assert found.keys() == wanted.keys()
+        for name, tensor in wanted.items():
+            # What training changes is some hundredths.
+            difference = torch.linalg.vector_norm(found[name] - tensor) / torch.linalg.vector_norm(tensor)
+            assert difference < 1e-4, name
 
 
 def assert_same_files(two: Path, one: Path) -> None:

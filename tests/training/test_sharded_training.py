@@ -24,6 +24,8 @@ from safetensors.torch import load_file
 from sharded_runs import run
 from tiny_runs import write_tuples
 
+from lion_st.modules.splade_head import LEARNED_FILE
+
 FSDP = ["--fsdp"]
 COMPILED = [*FSDP, "--torch_compile_backend", "aot_eager"]  # each layer, which is then sharded
 CASES = {
@@ -37,6 +39,7 @@ CASES = {
     "ddp sparse cl_kd adapter cached": Case("sparse", "cl_kd", True, 1, True, []),
     "ddp dense cl": Case("dense", "cl", False, None, True, []),
     "ddp sparse cl_kd self-distilled": Case("sparse", "cl_kd", False, None, True, [], self_distilled=True),
+    "ddp sparse cl_kd learned": Case("sparse", "cl_kd", False, 1, True, [], learned=True),
     "hybrid cl_kd cached": Case("hybrid", "cl_kd", False, 1, False, FSDP),
     "ddp hybrid cl": Case("hybrid", "cl", False, None, True, []),
 }
@@ -99,6 +102,7 @@ def test_two_processes_train_what_one_does(trained, case):
     assert max(losses(one)) > 1.001 * min(losses(one))
     assert_same_weights(two, one)
     assert_same_files(two, one)
+    assert len([*one.rglob(LEARNED_FILE)]) == (3 if "learned" in case else 0)  # two checkpoints and the result
 
 
 @pytest.mark.parametrize(("way", "case"), zip(("one to two", "two to one"), RESUMED, strict=True))
