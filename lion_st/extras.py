@@ -17,6 +17,7 @@ EXTRAS = {
     "milvus": ("milvus_lite", "pymilvus"),
     "ray": ("ray",),
     "demo": ("gradio",),
+    "gguf": ("gguf",),
 }
 EXTRA_OF = {package: extra for extra, packages in EXTRAS.items() for package in packages}
 

@@ -69,7 +69,7 @@ def test_padding_counts_nowhere(dtype):
     noisy = head({"token_embeddings": states, "attention_mask": mask, "input_ids": ids})["token_embeddings"]
     torch.testing.assert_close(noisy, found)
     states[1, 1] = torch.nan
-    with torch.no_grad(), pytest.raises(ValueError, match=r"numbers 1 of the batch\) hold NaN"):
+    with torch.no_grad(), pytest.raises(ValueError, match=r"numbers 1 of the batch\) are NaN or infinite"):
         head({"token_embeddings": states, "attention_mask": mask, "input_ids": ids})
     with pytest.raises(ValueError, match="token_dimension must be at least 1, got 0"):
         MultiVectorHead(8, 0)

@@ -111,6 +111,7 @@ calls = {
     "ray": [lambda: require("ray.data")],
     "train": [lambda: require("trl")],
     "demo": [lambda: require("gradio")],
+    "gguf": [lambda: require("gguf")],
 }
 for extra, called in calls.items():
     for call in called:

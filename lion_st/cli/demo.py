@@ -39,7 +39,7 @@ def demo(
     ] = None,
     encoded: Annotated[
         Path | None,
-        typer.Option(help="Folder of `lion-st encode`, or exact index, of the documents in place of encoding them."),
+        typer.Option(help="Folder of `lion-st encode` of the documents, in place of encoding them."),
     ] = None,
     index: Annotated[
         str | None,
@@ -62,7 +62,7 @@ def demo(
         require_model(checkpoint)
     require_source(None if data is None else str(data))
     if encoded is not None:
-        require_folder(encoded, "what `lion-st encode` or `lion-st index` wrote")
+        require_folder(encoded, "what `lion-st encode` wrote")
     if index is not None and encoded is not None:
         raise UsageError("--index and --encoded both give the documents' vectors: leave one out.")
     if index_revision is not None and index is None:

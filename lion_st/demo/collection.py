@@ -55,8 +55,8 @@ def read_collection(path: str | Path, name: str | None = None) -> Collection:
     """
     if any((Path(path) / name).is_file() for name in ("manifest.json", "header.json")):
         raise ValueError(
-            f"{path} holds vectors, and the page shows texts: give the documents as data (--data), and the encoded "
-            "folder or index beside them as encoded (--encoded)."
+            f"{path} holds vectors, and the page shows texts: give the documents as data (--data), and beside them an "
+            "encoded folder as encoded (--encoded) or an index as index (--index)."
         )
     judged: dict[str, frozenset[str]] = {}
     if _is_test_collection(path):

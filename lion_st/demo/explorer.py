@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lion_st.data.fields import Fields, Task
 from lion_st.demo.collection import Collection, quickstart_collection, read_collection
-from lion_st.demo.given_index import is_index, open_index
+from lion_st.demo.given_index import open_index
 from lion_st.demo.terms import (
     Pieces,
     Reasons,
@@ -105,8 +105,7 @@ class Explorer:
         dense: A dense model to search beside it. BM25 can always be chosen.
         name: Name of the sparse model on the page; by default the model's own.
         dense_name: The same of the dense model.
-        encoded: Read the sparse model's vectors of these very documents from this folder of `encode_corpus`, or
-            search this exact index of them.
+        encoded: Read the sparse model's vectors of these very documents from this folder of `encode_corpus`.
         index: Search this exact index of these very documents: a folder, or a name on the Hub, see `load_index`.
         index_revision: Commit, tag or branch of an index on the Hub.
         encoded_dir: Keep the vectors here, and read them from here when they are of the same model and documents.
@@ -150,8 +149,6 @@ class Explorer:
         self.collection = collection
         self._check_offsets()
         texts = {key: document.content for key, document in collection.documents.items()}
-        if index is None and encoded is not None and is_index(encoded):
-            index = encoded
         sparse = None if index is not None else ModelRetriever(model, encoded=encoded, encoded_dir=encoded_dir)
         self.beside: dict[str, ModelRetriever | Bm25Retriever] = {}
         if dense is not None and dense_name is not None:

@@ -19,11 +19,6 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer, SparseEncoder
 
 
-def is_index(folder: str | Path) -> bool:
-    """Whether a folder is that of an index, and not of encoded vectors."""
-    return (Path(folder) / "header.json").is_file()
-
-
 def open_index(
     folder: str | Path,
     model: SentenceTransformer | SparseEncoder,

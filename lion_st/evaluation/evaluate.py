@@ -53,15 +53,10 @@ def evaluate_retrieval(
     top_k: int | None = None,
     self_matches: SelfMatches | None = None,
     metrics: Iterable[str] | None = None,
-    engine_parameters: Mapping[str, Any] | None = None,
-    tokens_per_batch: int = 8192,
-    threads: int = 1,
-    encoded: str | Path | None = None,
     keep_encoded: bool = False,
-    name: str | None = None,
-    load_options: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     show_progress: bool = False,
+    **settings: Any,
 ) -> list[Row]:
     """Evaluate a model on retrieval test sets.
 
@@ -83,16 +78,11 @@ def evaluate_retrieval(
             left out.
         self_matches: See `MtebSearch`; in place of the protocol's.
         metrics: See `evaluate_queries`; in place of the protocol's.
-        engine_parameters: Settings of the engine, see `open_retriever`.
-        tokens_per_batch: Padded tokens per batch when encoding.
-        threads: CPU threads of the search.
-        encoded: Read the documents' vectors from this folder of `encode_corpus`, such as one that a cluster filled, in
-            place of encoding them. It has to hold the very documents of the one test set.
         keep_encoded: Keep encoded corpora in `output_dir`/encoded and reuse them between engines and tasks.
-        name: Name of the model in tables and files.
-        load_options: Further arguments of `load_encoder`.
         overwrite: Run again what is already there.
         show_progress: Show progress bars.
+        settings: Further arguments of `open_retriever`, such as `threads`, or `encoded`, a folder of `encode_corpus`
+            with the vectors of the one test set's documents.
 
     Returns:
         One row per test set, subset and split: model, paradigm, engine, dataset, the metrics by name, `document_terms`
@@ -122,13 +112,8 @@ def evaluate_retrieval(
             model,
             engine,
             protocol,
-            engine_parameters=engine_parameters,
-            tokens_per_batch=tokens_per_batch,
-            threads=threads,
-            encoded=encoded,
             encoded_dir=Path(output_dir) / "encoded" if keep_encoded else None,
-            name=name,
-            load_options=load_options,
+            **settings,
         )
         evaluation = _Evaluation(retriever, protocol, Path(output_dir), overwrite, show_progress)
     rows: list[Row] = []

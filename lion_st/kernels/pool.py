@@ -223,19 +223,21 @@ def check_finite(values: Tensor, text: Tensor | None = None) -> None:
     """Refuse vectors that hold NaN or infinity; waits for the GPU.
 
     Args:
-        values: Term weights, none of them negative: [B, V], or [nnz] of sparse rows.
+        values: Vectors [B, N], or the weights of sparse rows [nnz].
         text: Row of each weight [nnz].
 
     Raises:
-        ValueError: If a weight is not a finite number, with the texts that have such weights.
+        ValueError: If a value is not a finite number, with the texts that have such values.
     """
-    if bool(values.sum().isfinite()):  # in one pass: nothing cancels where nothing is negative
+    if bool(values.sum().isfinite()):  # in one pass: what is not finite never sums up to what is
         return
     broken = ~values.isfinite()
     rows = (broken.any(1).nonzero()[:, 0] if text is None else text[broken].unique()).tolist()
+    if not rows:  # the sum alone overflowed
+        return
     named = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
     raise ValueError(
-        f"The term weights of {len(rows)} texts (numbers {named} of the batch) are NaN or infinite: the model's hidden "
+        f"The vectors of {len(rows)} texts (numbers {named} of the batch) are NaN or infinite, as the model's hidden "
         "states or its LM head are. Look for NaN in its weights; if they are fine, float16 overflowed: load the model "
         "in bfloat16 or float32."
     )

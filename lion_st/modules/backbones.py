@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from lion_st.extras import require
+
 GGUF_MAGIC = b"GGUF"
 LISTS_BY_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers")  # a value for each layer, in configurations
 LISTS_OF_LAYERS = ("mlp_only_layers", "cross_attention_layers", "full_attention_layers", "attn_layer_indices")
@@ -103,10 +105,7 @@ def gguf_options(source: str) -> tuple[str, dict[str, str]]:
     with path.open("rb") as file:
         if file.read(4) != GGUF_MAGIC:
             raise ValueError(f"{source!r} is not a GGUF file: it does not begin with {GGUF_MAGIC.decode()!r}.")
-    try:
-        import gguf  # noqa: F401
-    except ImportError as error:
-        raise ImportError("GGUF files are read by the package gguf: pip install 'lion-st[gguf]'") from error
+    require("gguf")
     return str(path.parent), {"gguf_file": path.name}
 
 

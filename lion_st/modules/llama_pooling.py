@@ -9,6 +9,7 @@ from sentence_transformers.base.modules import Module, Normalize
 from sentence_transformers.sentence_transformer.modules import Pooling
 from torch.nn.functional import normalize
 
+from lion_st.kernels import check_finite
 from lion_st.modules.query_table import Head
 
 PoolingName = Literal["mean_normalized", "mean", "last_token"]
@@ -95,17 +96,3 @@ class LlamaPooling(Head):
     def get_embedding_dimension(self) -> int:
         """Width D of the vectors."""
         return self.embedding_dimension
-
-
-def check_finite(vectors: torch.Tensor) -> None:
-    """Raise a ValueError if a row of the vectors [B, N] holds NaN or infinity."""
-    finite = vectors.isfinite().all(dim=1)
-    if bool(finite.all()):
-        return
-    rows = (~finite).nonzero()[:, 0].tolist()
-    named = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
-    raise ValueError(
-        f"The vectors of {len(rows)} texts (numbers {named} of the batch) hold NaN or infinity, as the model's hidden "
-        "states do. Look for NaN in its weights; if they are fine, float16 overflowed: load the model in bfloat16 or "
-        "float32."
-    )

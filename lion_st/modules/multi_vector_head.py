@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from lion_st.hooks import has_adapter
-from lion_st.modules.llama_pooling import check_finite
+from lion_st.kernels import check_finite
 
 TOKEN_DIMENSION = 128
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,124 +21,22 @@ class PublishedRecipe:
     Attributes:
         source: Paper and address.
         published: What its authors report for the model it makes.
-        make: The settings for a backbone.
         backbones: That it is offered for; the first is the default.
         own_backbones: Those of them that the authors trained.
         assumed: Settings that the source was not found to state, and that are this project's.
+        settings: Fields of `RetrieverRecipe`, the same for all backbones.
+        lora_r: Rank of the adapter, for backbones of 8 B weights and for smaller ones; alpha is twice the rank.
         before: The recipe whose result it trains on, if it is a second phase.
     """
 
     source: str
     published: str
-    make: Callable[[str], RetrieverRecipe]
     backbones: tuple[str, ...]
     own_backbones: tuple[str, ...]
     assumed: tuple[str, ...]
+    settings: Mapping[str, Any]
+    lora_r: tuple[int, int]
     before: str | None = None
-
-
-def _rank(backbone: str) -> int:
-    return 16 if backbone.endswith("8b") else 32
-
-
-def _common(name: str, backbone: str, **settings: Any) -> RetrieverRecipe:
-    large = backbone.endswith("8b")
-    defaults: dict[str, Any] = {
-        "model": BACKBONES[backbone].model,
-        "mini_batch_size": 8 if large else 32,
-        "gradient_checkpointing": large,
-    }
-    if backbone == "smollm2-135m":
-        defaults["add_bos"] = False  # its tokenizer has a beginning-of-sequence token that it never saw
-    return RetrieverRecipe(backbone=backbone, recipe=name, **(defaults | settings))
-
-
-def _laconic_pretrain(backbone: str) -> RetrieverRecipe:
-    return _common(
-        "laconic-pretrain",
-        backbone,
-        paradigm="sparse",
-        objective="cl",
-        train_data="nomic-embed-pretrain-lite",
-        batch_size=2048,
-        max_steps=10_000,
-        negatives=0,
-        add_bos=False,
-        scale=1.0,
-        query_prompt="query: ",
-        document_prompt="passage: ",
-        query_length=256,
-        document_length=256,
-        query_regularizer_weight=5e-4,
-        document_regularizer_weight=5e-4,
-        lora_r=_rank(backbone),
-        lora_alpha=2 * _rank(backbone),
-    )
-
-
-def _laconic(backbone: str) -> RetrieverRecipe:
-    return _common(
-        "laconic",
-        backbone,
-        paradigm="sparse",
-        objective="cl",
-        model=output_folder("laconic-pretrain", backbone),
-        train_data="rlhn/rlhn-680K",
-        batch_size=128,
-        max_steps=5_300,
-        negatives=15,
-        query_length=256,
-        document_length=256,
-        query_regularizer_weight=1e-3,
-        document_regularizer_weight=1e-3,
-        lora_r=_rank(backbone),
-        lora_alpha=2 * _rank(backbone),
-    )
-
-
-def _splade_llama(backbone: str) -> RetrieverRecipe:
-    return _common(
-        "splade-llama",
-        backbone,
-        paradigm="sparse",
-        objective="kl",
-        train_data="lightonai/ms-marco-en-bge",
-        batch_size=128,
-        max_steps=10_000,
-        negatives=8,
-        scale=1.0,
-        temperature=10.0,
-        teacher_normalization="minmax",
-        teacher_temperature=0.05,
-        query_regularizer_weight=1e-4,
-        document_regularizer_weight=1e-4,
-        lora_r=64,
-        lora_alpha=128,
-    )
-
-
-def _repllama(backbone: str) -> RetrieverRecipe:
-    return _common(
-        "repllama",
-        backbone,
-        paradigm="dense",
-        objective="cl",
-        train_data="Tevatron/msmarco-passage-aug",  # negatives of BM25 and CoCondenser
-        batch_size=128,
-        max_steps=3_900,
-        negatives=15,
-        causal=True,
-        add_eos=True,
-        pooling="last_token",
-        normalize=True,
-        temperature=0.01,
-        query_prompt="query: ",
-        document_prompt="passage: ",
-        query_length=32,
-        document_length=196,
-        lora_r=32,
-        lora_alpha=64,
-    )
 
 
 _LACONIC = "Xu et al., LACONIC: Dense-Level Effectiveness for Scalable Sparse Retrieval, 2026: arxiv.org/abs/2601.01684"
@@ -146,38 +44,53 @@ PUBLISHED: dict[str, PublishedRecipe] = {
     "laconic-pretrain": PublishedRecipe(
         f"{_LACONIC}, first phase: weakly supervised pre-finetuning",
         "none of the first phase alone",
-        _laconic_pretrain,
-        (*LLAMA_LACONIC, *QWEN, "smollm2-135m"),
+        ALL,
         LLAMA_LACONIC,
         ("max_steps", "learning_rate", "lora_alpha", "lora_r of other sizes than 1B and 8B", "query_length",
          "document_length", "the Hub name of the data: give it with --train_data"),
+        dict(paradigm="sparse", objective="cl", train_data="nomic-embed-pretrain-lite", batch_size=2048,
+             max_steps=10_000, negatives=0, add_bos=False, scale=1.0, query_prompt="query: ",
+             document_prompt="passage: ", query_length=256, document_length=256, query_regularizer_weight=5e-4,
+             document_regularizer_weight=5e-4),
+        lora_r=(16, 32),
     ),
     "laconic": PublishedRecipe(
         f"{_LACONIC}, second phase: finetuning on curated hard negatives",
         "60.2 nDCG@10 on MTEB's retrieval tasks with Llama-3.1-8B",
-        _laconic,
-        (*LLAMA_LACONIC, *QWEN, "smollm2-135m"),
+        ALL,
         LLAMA_LACONIC,
         ("max_steps (one pass)", "learning_rate", "lora_alpha", "lora_r of other sizes than 1B and 8B"),
+        dict(paradigm="sparse", objective="cl", train_data="rlhn/rlhn-680K", batch_size=128, max_steps=5_300,
+             negatives=15, query_length=256, document_length=256, query_regularizer_weight=1e-3,
+             document_regularizer_weight=1e-3),
+        lora_r=(16, 32),
         before="laconic-pretrain",
     ),
     "splade-llama": PublishedRecipe(
         "SPLADE on Llama-3.1-8B with distillation alone, the baseline of Formal et al., Learning Retrieval Models with "
         "Sparse Autoencoders, 2026: arxiv.org/abs/2603.13277",
         "see the paper's tables; this project has not copied a number from them",
-        _splade_llama,
         ("llama-3.1-8b", "llama-3.2-1b", "llama-3.2-3b", *QWEN, "smollm2-135m"),
         ("llama-3.1-8b",),
         ("train_data and with it teacher_normalization and teacher_temperature", "max_steps", "learning_rate",
          "lora_alpha", "scale", "query_length", "document_length"),
+        dict(paradigm="sparse", objective="kl", train_data="lightonai/ms-marco-en-bge", batch_size=128,
+             max_steps=10_000, negatives=8, scale=1.0, temperature=10.0, teacher_normalization="minmax",
+             teacher_temperature=0.05, query_regularizer_weight=1e-4, document_regularizer_weight=1e-4),
+        lora_r=(64, 64),
     ),
     "repllama": PublishedRecipe(
         "Ma et al., Fine-Tuning LLaMA for Multi-Stage Text Retrieval, 2023: arxiv.org/abs/2310.08319",
         "41.2 MRR@10 on MS MARCO's development queries, 55.1 nDCG@10 on 13 sets of BEIR, with Llama-2-7B",
-        _repllama,
         ("llama-3.1-8b", "llama-3.2-1b", "llama-3.2-3b", *QWEN, "smollm2-135m"),
         (),
         ("the backbones: theirs is Llama-2-7B", "lora_r", "lora_alpha", "document_length", "max_steps (one pass)"),
+        # Negatives of BM25 and CoCondenser.
+        dict(paradigm="dense", objective="cl", train_data="Tevatron/msmarco-passage-aug", batch_size=128,
+             max_steps=3_900, negatives=15, causal=True, add_eos=True, pooling="last_token", normalize=True,
+             temperature=0.01, query_prompt="query: ", document_prompt="passage: ", query_length=32,
+             document_length=196),
+        lora_r=(32, 32),
     ),
 }  # fmt: skip
 
@@ -207,7 +120,18 @@ def published_recipe(name: str, backbone: str | None = None) -> RetrieverRecipe:
     backbone = backbone or found.backbones[0]
     if backbone not in found.backbones:
         raise UsageError(f"The recipe {name} is for {', '.join(found.backbones)}, not {backbone!r}.")
-    return found.make(backbone)
+    is_large = backbone.endswith("8b")
+    rank = found.lora_r[0 if is_large else 1]
+    settings: dict[str, Any] = {
+        "model": output_folder(found.before, backbone) if found.before else BACKBONES[backbone].model,
+        "mini_batch_size": 8 if is_large else 32,
+        "gradient_checkpointing": is_large,
+        "lora_r": rank,
+        "lora_alpha": 2 * rank,
+    }
+    if backbone == "smollm2-135m":
+        settings["add_bos"] = False  # its tokenizer has a beginning-of-sequence token that it never saw
+    return RetrieverRecipe(backbone=backbone, recipe=name, **(settings | dict(found.settings)))
 
 
 def chosen_recipe(given: Mapping[str, Any]) -> RetrieverRecipe:

@@ -28,7 +28,6 @@ from lion_st.training.evaluation import EarlyStopping, build_evaluator, hold_out
 from lion_st.training.learned_sparsity import attach_learned_sparsity
 from lion_st.training.mixing import WeightedBatchSampler
 from lion_st.training.objectives import build_loss, has_terms, uncacheable
-from lion_st.training.paradigm_trainers import TRAINERS
 from lion_st.training.prompts import column_prompts, source_prompts
 from lion_st.training.query_tables import attach_query_table
 from lion_st.training.recipes import BackboneShape
@@ -46,7 +45,7 @@ from lion_st.training.sharding import (
 )
 from lion_st.training.starting import build_model
 from lion_st.training.teacher import report_teacher, teacher_weights
-from lion_st.training.trainers import RetrieverTrainerMixin
+from lion_st.training.trainers import TRAINERS, RetrieverTrainerMixin
 from lion_st.training.validation import recomputes_activations
 
 if TYPE_CHECKING:

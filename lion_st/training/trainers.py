@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from sentence_transformers import MultiVectorEncoderTrainer, SentenceTransformerTrainer, SparseEncoderTrainer
 from sentence_transformers.base.sampler import BatchSamplers
 from sentence_transformers.base.trainer import BaseTrainer
+from sentence_transformers.base.training_args import BaseTrainingArguments
 from sentence_transformers.util import get_rank
 from torch import Tensor, nn
 from transformers import TrainerState
@@ -365,3 +367,33 @@ class RetrieverTrainerMixin(GuardedTrainer, BaseTrainer):
             if last is not None:
                 found[f"{task}_flops"] = last
         return found
+
+
+class SparseRetrieverTrainer(RetrieverTrainerMixin, SparseEncoderTrainer):
+    """sentence-transformers' SparseEncoderTrainer, with batches over all devices."""
+
+    has_sparse_vectors = True
+
+
+class DenseRetrieverTrainer(RetrieverTrainerMixin, SentenceTransformerTrainer):
+    """sentence-transformers' SentenceTransformerTrainer, with batches over all devices."""
+
+
+class MultiVectorRetrieverTrainer(RetrieverTrainerMixin, MultiVectorEncoderTrainer):
+    """sentence-transformers' MultiVectorEncoderTrainer, with batches over all devices."""
+
+    training_args_class = BaseTrainingArguments  # type: ignore[assignment] # its own has a length, which the model has
+
+
+class HybridRetrieverTrainer(DenseRetrieverTrainer):
+    """The trainer of dense models, for those that give a sparse vector too."""
+
+    has_sparse_vectors = True
+
+
+TRAINERS: dict[str, type[RetrieverTrainerMixin]] = {
+    "sparse": SparseRetrieverTrainer,
+    "dense": DenseRetrieverTrainer,
+    "multi_vector": MultiVectorRetrieverTrainer,
+    "hybrid": HybridRetrieverTrainer,
+}

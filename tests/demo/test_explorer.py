@@ -205,7 +205,7 @@ def test_a_second_start_reads_the_vectors_of_the_first(models, collection, tmp_p
         hit.document.id for hit in first.answer(QUERY).rankings[0].hits
     ]
     index_corpus(folder, tmp_path / "index", sample=0)
-    searched = Explorer(models[0], collection, encoded=tmp_path / "index")
+    searched = Explorer(models[0], collection, index=tmp_path / "index")
     for one, other in zip(first.answer(QUERY).rankings[0].hits, searched.answer(QUERY).rankings[0].hits, strict=True):
         assert (one.document, one.score, one.reasons) == (other.document, other.score, other.reasons)
     for place in (folder, tmp_path / "index"):
@@ -216,16 +216,16 @@ def test_a_second_start_reads_the_vectors_of_the_first(models, collection, tmp_p
     edited = Collection("edited", {**collection.documents, "d0": Fields("d0", "", "another text")})
     for other in (changed, edited):
         with pytest.raises(StorageError, match="holds other documents than the"):
-            Explorer(models[0], other, encoded=tmp_path / "index")
+            Explorer(models[0], other, index=tmp_path / "index")
     unnamed = create_index("exact", "sparse")
     unnamed.add(first.index.ids, first.index.vectors(first.index.ids))
     with pytest.raises(StorageError, match="does not say what its vectors come from"):
-        Explorer(models[0], collection, encoded=unnamed.save(tmp_path / "unnamed"))
+        Explorer(models[0], collection, index=unnamed.save(tmp_path / "unnamed"))
     with torch.no_grad():
         other_model = lion_st.build(models[0][0].model.name_or_path, "sparse")
         other_model[0].model.get_input_embeddings().weight.mul_(1.1)
     with pytest.raises(StorageError, match="with other weights"):
-        Explorer(other_model, collection, encoded=tmp_path / "index")
+        Explorer(other_model, collection, index=tmp_path / "index")
 
 
 def test_the_server_says_its_address_and_nothing_else(explorer, capsys, monkeypatch) -> None:

@@ -141,7 +141,7 @@ def test_a_model_that_yields_nan_encodes_nothing(tiny_backbone, texts, tmp_path,
     with torch.no_grad():
         model[0].model.model.norm.weight[3] = torch.nan
     for encode in (model.encode, model.encode_query, model.encode_document):
-        with pytest.raises(ValueError, match=r"term weights of 8 texts .* are NaN or infinite"):
+        with pytest.raises(ValueError, match=r"vectors of 8 texts .* are NaN or infinite"):
             encode(texts, **options)
     for state in (model.train(), model.eval()):  # with gradients, nothing is looked at
         assert state(state.preprocess(texts))["sentence_embedding"].isnan().all()
