@@ -2,16 +2,45 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from sentence_transformers.base.modules.transformer import TRANSFORMER_TASK_TO_AUTO_MODEL
+from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from lion_st.modules.adapters import raise_on_wrong_weights
 from lion_st.modules.backbones import as_plain_weights, gguf_options
 from lion_st.modules.checks import require_layers
 from lion_st.modules.quantization import four_bit_config, keep_weights
+
+_awaiting: ContextVar[bool] = ContextVar("awaiting", default=False)
+
+
+@contextmanager
+def awaiting_weights() -> Iterator[None]:
+    """Build backbones without their weights, which another process reads and sends later.
+
+    Of their files the names, types and shapes are read and compared with the configuration as ever. What is in no file,
+    such as the frequencies of rotary positions, is computed. GGUF files are read all the same.
+    """
+    # In a process that is not a node's first, transformers computes the buffers of a model on the meta device then.
+    variables = {"ACCELERATE_USE_FSDP": "true", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ |= variables
+    token = _awaiting.set(True)
+    try:
+        yield
+    finally:
+        _awaiting.reset(token)
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
 
 
 def read_config(source: str, options: dict[str, Any]) -> PretrainedConfig:
@@ -84,6 +113,8 @@ def load_backbone(task: Any, source: str, config: PretrainedConfig, options: dic
         dtype = options.get("dtype")
         options["quantization_config"] = four_bit_config(config.dtype if dtype in (None, "auto") else dtype)
     require_layers(config, folder, options)
+    if _awaiting.get() and not gguf:
+        options["device_map"] = "meta"  # files are mapped, and what is moved there is not read
     auto_class = TRANSFORMER_TASK_TO_AUTO_MODEL[task]
     try:
         model, report = auto_class.from_pretrained(folder, config=config, output_loading_info=True, **options)
@@ -107,9 +138,9 @@ def load_backbone(task: Any, source: str, config: PretrainedConfig, options: dic
 
 
 def hold_places(model: PreTrainedModel) -> bool:
-    """Give a model room for weights that transformers left to another process of the node to read, if it did.
+    """Give a model room for the weights that it was built without, see `awaiting_weights`, if it was.
 
-    See `lion_st.training.sharding.reading_for_shards`. Memory that is never written is not taken.
+    Memory that is never written is not taken.
 
     Returns:
         Whether the weights are missing.
@@ -119,3 +150,17 @@ def hold_places(model: PreTrainedModel) -> bool:
     model._apply(lambda tensor: torch.empty_like(tensor, device="cpu") if tensor.is_meta else tensor)
     model.tie_weights()
     return True
+
+
+@torch.no_grad()
+def cast_weights(model: nn.Module, dtype: torch.dtype, awaits_weights: bool = False) -> None:
+    """Give a model's weights another dtype, in place.
+
+    Args:
+        model: The model.
+        dtype: Of the weights.
+        awaits_weights: Whether it has only room for them, of which there is to be no copy.
+    """
+    for parameter in model.parameters():
+        room = torch.empty_like(parameter, dtype=dtype) if awaits_weights else None
+        parameter.data = parameter.data.to(dtype) if room is None else room

@@ -96,6 +96,12 @@ class TrainingCost:
             return 0
         return self.shape.num_hidden_layers * self.lora_r * sum(sum(pair) for pair in self._linear_shapes())
 
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of main memory that weights take as they are read: frozen ones as they lie in their files, which are
+        mapped, those that are trained in float32."""
+        return self.parameters * (FLOAT_BYTES if self.lora_r is None else LOW_PRECISION_BYTES)
+
     def flops(self, texts: int, tokens: float, squared_lengths: float) -> float:
         """Operations of forward and backward passes over texts.
 

@@ -21,6 +21,7 @@ from lion_st.modules.quantization import is_quantized
 from lion_st.training import zero
 from lion_st.training.contract import load_heads, transformer_folder
 from lion_st.training.sharding import (
+    awaits_weights,
     backbone_of,
     configure_units,
     described_by_card,
@@ -110,11 +111,10 @@ class DividedTrainer(Trainer):
             model = cast(nn.Module, self.model)
             if self.is_deepspeed_enabled:
                 self._structure = structure_of(model)
-                zero.divide(model, self.accelerator)
+                zero.divide(model, self.accelerator, awaits_weights(self.args))
             else:
                 plugin = self.accelerator.state.fsdp_plugin
-                has_weights = not (plugin.cpu_ram_efficient_loading and self.args.local_process_index)
-                if resume_from_checkpoint is not None and has_weights:
+                if resume_from_checkpoint is not None and not awaits_weights(self.args):
                     with self._as_unsharded(model):
                         super()._load_from_checkpoint(resume_from_checkpoint)
                 self._structure = structure_of(model)

@@ -12,7 +12,7 @@ from lion_st.training.published import PUBLISHED, output_folder
 from lion_st.training.recipes import BACKBONES, BackboneShape, mntp_folder
 from lion_st.training.released import released_mntp_folder
 from lion_st.training.retriever import resolve_batches, step_memory, step_size, training_cost
-from lion_st.training.sharding import refuse_with_quantization, sharding_of
+from lion_st.training.sharding import reads_once, refuse_with_quantization, sharding_of
 
 _SHARES = {
     "none": "the whole model on each",
@@ -61,6 +61,8 @@ def describe_run(arguments: RetrieverArguments, training_arguments: RetrieverTra
         + _SHARES[sharding_of(training_arguments)],
         f"Memory of each device, about {sum(memory.values()) / 2**30:.1f} GiB: "
         + ", ".join(f"{name} {size / 2**30:.2f}" for name, size in memory.items()),
+        f"Main memory while the weights are read: about {cost.bytes_read / 2**30:.1f} GiB "
+        + _reading_processes(arguments, training_arguments),
         f"Tokens a second at {UTILISATION:.0%} of the peak in bfloat16: "
         + ", ".join(
             f"{pace * devices:,.0f} on {devices} {card}(s)"
@@ -76,3 +78,12 @@ def describe_run(arguments: RetrieverArguments, training_arguments: RetrieverTra
             )
         )
     return "\n".join(lines)
+
+
+def _reading_processes(arguments: RetrieverArguments, training_arguments: RetrieverTrainingArguments) -> str:
+    """Whose main memory it is that the weights are read into."""
+    if reads_once(training_arguments):
+        return "of one process of each machine"
+    if arguments.use_peft:
+        return "of each machine, whose processes map the same files"
+    return "of each process, until they are on its GPU"

@@ -20,6 +20,7 @@ from transformers.modeling_outputs import ModelOutput
 from lion_st.checkpoints import atomic_files_in
 from lion_st.data.text import token_blocks
 from lion_st.modules import LionTransformer
+from lion_st.modules.loading import cast_weights
 from lion_st.training.callbacks import EpochCallback, SecondsBudget, StopAfter, require_all_steps
 from lion_st.training.checkpoints import checkpoint_to_resume, decided_by_first_rank
 from lion_st.training.cost import TrainingCost
@@ -290,9 +291,7 @@ def _load_transformer(arguments: MntpArguments) -> tuple[LionTransformer, torch.
         transformer.model.name_or_path = str(Path(arguments.backbone).resolve())
     if not arguments.use_peft:
         # Steps of 5e-5 are lost in bfloat16's rounding.
-        for parameter in transformer.model.parameters():
-            awaited = torch.empty_like(parameter, dtype=torch.float32) if transformer.awaits_weights else None
-            parameter.data = parameter.data.float() if awaited is None else awaited
+        cast_weights(transformer.model, torch.float32, transformer.awaits_weights)
     return transformer, dtype
 
 

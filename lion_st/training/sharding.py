@@ -6,7 +6,7 @@ import copy
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from lion_st.errors import UsageError
 from lion_st.extras import require
 from lion_st.modules import unpadding
 from lion_st.modules.compilation import decoder_layers
+from lion_st.modules.loading import awaiting_weights
 from lion_st.training import zero
 from lion_st.training.cost import Sharding
 
@@ -55,7 +56,7 @@ def is_sharded(arguments: TrainingArguments) -> bool:
 
 
 def resolve_fsdp(arguments: Any) -> None:
-    """Refuse settings of FSDP that are not heeded, and load the weights once per node unless something else is said.
+    """Refuse settings of FSDP that are not heeded, and read the weights once per node unless something else is said.
 
     Args:
         arguments: Training arguments, before transformers reads `fsdp` and `fsdp_config`, which is changed.
@@ -103,6 +104,22 @@ def refuse_with_quantization(arguments: Any, training_arguments: TrainingArgumen
         )
 
 
+def reads_once(arguments: TrainingArguments) -> bool:
+    """Whether one process of each node reads the weights, and the others get theirs before the first step.
+
+    They are sent by the first process of all: of FSDP2 by accelerate, which `cpu_ram_efficient_loading` of its
+    configuration or of `--fsdp_config` asks for, of ZeRO by DeepSpeed.
+    """
+    # The variable is accelerate's, and transformers sets it for `--fsdp_config`.
+    by_fsdp = uses_fsdp(arguments) and _is_true(os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING"))
+    return by_fsdp or bool(zero.zero_stage(arguments))
+
+
+def awaits_weights(arguments: TrainingArguments) -> bool:
+    """Whether this process leaves reading the weights to the first one of its node."""
+    return reads_once(arguments) and arguments.local_process_index > 0
+
+
 def build_device(arguments: TrainingArguments) -> str:
     """The device to build a model on: the process's own, or the CPU, from which it is sharded."""
     return "cpu" if is_sharded(arguments) else str(arguments.device)
@@ -110,9 +127,7 @@ def build_device(arguments: TrainingArguments) -> str:
 
 @contextmanager
 def reading_for_shards(training_arguments: TrainingArguments) -> Iterator[None]:
-    """Have transformers leave weights that are to be sharded to one process of each node, where its version does that.
-
-    The other processes get theirs from the first one, before the first step; see `lion_st.modules.loading.hold_places`.
+    """Leave reading weights that are to be sharded to the first process of each node, see `awaits_weights`.
 
     Raises:
         UsageError: If weights are to be sharded and there is one process alone.
@@ -122,20 +137,8 @@ def reading_for_shards(training_arguments: TrainingArguments) -> Iterator[None]:
         require("deepspeed")
     if is_sharded(training_arguments) and training_arguments.world_size == 1:
         raise UsageError("Weights are sharded over several processes: run `torchrun --nproc_per_node N ...`.")
-    variables = {}
-    if is_sharded(training_arguments):
-        variables["ACCELERATE_USE_FSDP"] = "true"  # what transformers looks at
-    if zero.zero_stage(training_arguments):
-        variables["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "true"
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ |= variables
-    try:
+    with awaiting_weights() if awaits_weights(training_arguments) else nullcontext():
         yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value
 
 
 def share_checks(transformer: Any) -> None:

@@ -21,6 +21,7 @@ from transformers.training_args import OptimizerNames
 
 from lion_st.errors import UsageError
 from lion_st.extras import require
+from lion_st.modules.loading import cast_weights
 
 # What a configuration may say. The rest is that of the training arguments, or has not been made to work.
 _TUNED = (
@@ -151,10 +152,15 @@ def use_deepspeed(accelerator: Any, arguments: TrainingArguments, hidden_size: i
     }
 
 
-def divide(model: nn.Module, accelerator: Any) -> None:
+def divide(model: nn.Module, accelerator: Any, awaits_weights: bool) -> None:
     """Divide a model's weights over the processes, one after the other, each as the first process has it (ZeRO-3).
 
-    With ZeRO-2 nothing is done: DeepSpeed sends the first process's weights to the others when it begins.
+    With ZeRO-2 nothing is divided: DeepSpeed sends the first process's weights to the others when it begins.
+
+    Args:
+        model: The model, changed in place.
+        accelerator: The trainer's.
+        awaits_weights: Whether this process has not read the weights.
     """
     deepspeed = require("deepspeed")
     if accelerator.device.type == "cpu":  # for which DeepSpeed would compile collectives of its own
@@ -162,8 +168,7 @@ def divide(model: nn.Module, accelerator: Any) -> None:
     deepspeed.init_distributed(dist_init_required=False)  # the processes have met already
     config = accelerator.state.deepspeed_plugin.deepspeed_config
     dtype = torch.bfloat16 if config["bf16"]["enabled"] else torch.float32
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
+    cast_weights(model, dtype, awaits_weights)
     if config["zero_optimization"]["stage"] == 3:
         for buffer in model.buffers():
             buffer.data = buffer.data.to(accelerator.device)

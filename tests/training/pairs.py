@@ -7,12 +7,16 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_runs import tiny_options
+from sharded_runs import run
+from tiny_runs import tiny_options, write_tuples
 
 from lion_st.modules.splade_head import LEARNED_FILE
 
@@ -31,6 +35,67 @@ class Case(NamedTuple):
     divided: list[str]  # options of two processes
     self_distilled: bool = False
     learned: bool = False  # thresholds of terms, and how many texts keep
+
+
+class Trainings:
+    """Cases, and MNTP of all weights and of an adapter, trained by one process and by two.
+
+    What one process trains is in the folders `one/CASE`, `one/mntp False` and `one/mntp True` once this is made. What
+    two are to train is collected in `waiting`, with folders `two/...`, until `run_waiting`.
+
+    Args:
+        root: Of the folders.
+        backbone: See the fixture `tiny_backbone`.
+        cases: By name.
+        divided: Options by which two processes divide MNTP.
+    """
+
+    def __init__(self, root: Path, backbone: Callable[..., str], cases: Mapping[str, Case], divided: list[str]) -> None:
+        self.root, self.backbone, self.cases = root, backbone, cases
+        self.data = write_tuples(root / "tuples.jsonl", shared=True, negatives=2)
+        self.waiting: list[Any] = []
+        for name in cases:
+            self.alone("one", name)
+            self.together("two", name)
+        text = write_text(root / "text.txt")
+        for peft in (False, True):
+            one, two = (root / folder / f"mntp {peft}" for folder in ("one", "two"))
+            with one_thread():
+                run("adapt", adaptation(backbone(), text, one, peft))
+            self.waiting.append(["adapt", adaptation(backbone(), text, two, peft, divided)])
+
+    def alone(self, folder: str, name: str, **more: Any) -> None:
+        """Train a case in this process."""
+        with one_thread():
+            run("train", self._options(folder, name, 1, **more))
+
+    def together(self, folder: str, name: str, **more: Any) -> None:
+        """Have two processes train a case."""
+        self.waiting.append(["train", self._options(folder, name, 2, **more)])
+
+    def run_waiting(self, **environment: str) -> None:
+        """Run what two processes are to do."""
+        run_pair(self.waiting, self.root / "cases.json", **environment)
+
+    def interrupt(self, run: str, folder: str, name: str) -> None:
+        """Copy a case's run as it was in its middle to another folder."""
+        interrupted(self.root / run / name, self.root / folder / name)
+
+    def _options(self, folder: str, name: str, processes: int, **more: Any) -> list[str]:
+        case = self.cases[name]
+        output = self.root / folder / name
+        return options(self.backbone(tied=case.tied), self.data, output, case, processes, **more)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch on one thread, as in each of two processes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def options(backbone: str, data: Path, output: Path, case: Case, processes: int, **more: Any) -> list[str]:
@@ -119,6 +184,23 @@ def assert_same_weights(actual: Path, expected: Path) -> None:
             # What training changes is some hundredths.
             difference = torch.linalg.vector_norm(found[name] - tensor) / torch.linalg.vector_norm(tensor)
             assert difference < 1e-4, name
+
+
+def assert_same_training(root: Path, case: str, steps: int = STEPS) -> None:
+    """Losses, exported tensors and names of files of two processes are those of one."""
+    one, two = root / "one" / case, root / "two" / case
+    assert len(losses(one)) == steps
+    assert losses(two) == pytest.approx(losses(one), rel=1e-4)
+    assert max(losses(one)) > 1.001 * min(losses(one))
+    assert_same_weights(two, one)
+    assert_same_files(two, one)
+
+
+def assert_same_adapters(one: Path, other: Path) -> None:
+    """Compare losses and tensors to the bit."""
+    assert losses(one) == losses(other)
+    tensors, others = (load_file(folder / "model.safetensors") for folder in (one, other))
+    assert all(torch.equal(tensor, others[name]) for name, tensor in tensors.items())
 
 
 def assert_same_files(two: Path, one: Path) -> None:

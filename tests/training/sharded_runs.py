@@ -75,14 +75,18 @@ def head_gradients(file: str) -> None:
 def peak_bytes(file: str, *options: str) -> None:
     """Save what the first process holds at the peak of a training's step, and of what, and what a dry run says of it.
 
-    Saved is also what it keeps of weights and optimizer where they are sharded.
+    Saved is also what it keeps of weights and optimizer where they are sharded, and what each process takes to build
+    the model.
     """
     arguments, training = parse_retriever_arguments(options)
     training = resolve_batches(arguments, training)
     gc.collect()
     before = memory("VmRSS:")
+    begin_peak()
     with reading_for_shards(training):
         model = build_model(arguments, build_device(training))
+    read: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(read, memory("VmHWM:") - before)
     trainer = build_trainer(model, arguments, training, load_training_tuples(arguments, 0))
     trainer.add_callback(peak := PeakOfLastStep())
     trainer.train()
@@ -93,7 +97,7 @@ def peak_bytes(file: str, *options: str) -> None:
     }
     if dist.get_rank() == 0:
         estimated = step_memory(arguments, training, trainer.cost, dist.get_world_size())
-        found = {"peak": peak.bytes - before, "kept": kept, "estimated": estimated}
+        found = {"peak": peak.bytes - before, "kept": kept, "estimated": estimated, "read": read}
         Path(file).write_text(json.dumps(found))
 
 
@@ -103,11 +107,16 @@ class PeakOfLastStep(TrainerCallback):
     bytes = 0
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        gc.collect()
-        Path("/proc/self/clear_refs").write_text("5")  # begins the peak anew
+        begin_peak()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bytes = memory("VmHWM:")
+
+
+def begin_peak() -> None:
+    """Count this process's peak of memory from now on."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def memory(name: str) -> int:

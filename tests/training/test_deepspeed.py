@@ -6,22 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from pairs import (
-    STEPS,
-    Case,
-    adaptation,
-    assert_same_files,
-    assert_same_weights,
-    interrupted,
-    losses,
-    options,
-    run_pair,
-    write_text,
-)
-from safetensors.torch import load_file
-from sharded_runs import run
-from tiny_runs import write_tuples
+from pairs import STEPS, Case, Trainings, assert_same_adapters, assert_same_training, assert_same_weights, losses
 
 
 def zero(stage: int) -> list[str]:
@@ -50,47 +35,23 @@ RESUMED = ("3 sparse cl_kd", "3 sparse cl_kd adapter cached", "2 dense cl")
 def trained(tiny_backbone, tmp_path_factory) -> Path:
     """Folders `one/CASE` and `two/CASE`, of one process and of two."""
     pytest.importorskip("deepspeed")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    root = tmp_path_factory.mktemp("deepspeed")
-    data = write_tuples(root / "tuples.jsonl", shared=True, negatives=2)
-    text = write_text(root / "text.txt")
-
-    def train(folder: str, name: str, processes: int, **more: Any) -> list[Any]:
-        case = CASES[name]
-        return ["train", options(tiny_backbone(tied=case.tied), data, root / folder / name, case, processes, **more)]
-
-    for case in CASES:
-        run(*train("one", case, 1))
-    for peft in (False, True):
-        run("adapt", adaptation(tiny_backbone(), text, root / "one" / f"mntp {peft}", peft))
-    pair = [train("two", case, 2) for case in CASES]
-    pair += [
-        ["adapt", adaptation(tiny_backbone(), text, root / "two" / f"mntp {peft}", peft, zero(3))]
-        for peft in (False, True)
-    ]
+    trainings = Trainings(tmp_path_factory.mktemp("deepspeed"), tiny_backbone, CASES, zero(3))
     for case in (RESUMED[0], RESUMED[2]):
-        interrupted(root / "one" / case, root / "one to two" / case)
-        pair.append(train("one to two", case, 2))
+        trainings.interrupt("one", "one to two", case)
+        trainings.together("one to two", case)
     dropout: dict[str, Any] = dict(lora_dropout=0.3, max_steps=2, bf16=True)
-    pair.append(train("dropout", RESUMED[1], 2, **dropout))
-    pair.append(train("recomputed", RESUMED[1], 2, activation_checkpointing=True, **dropout))
-    run_pair(pair, root / "cases.json", DS_ACCELERATOR="cpu")
+    trainings.together("dropout", RESUMED[1], **dropout)
+    trainings.together("recomputed", RESUMED[1], activation_checkpointing=True, **dropout)
+    trainings.run_waiting(DS_ACCELERATOR="cpu")
     for case in RESUMED[1:]:
-        interrupted(root / "two" / case, root / "two to one" / case)
-        run(*train("two to one", case, 1))
-    torch.set_num_threads(threads)
-    return root
+        trainings.interrupt("two", "two to one", case)
+        trainings.alone("two to one", case)
+    return trainings.root
 
 
 @pytest.mark.parametrize("case", [*CASES, "mntp False", "mntp True"])
 def test_two_processes_train_what_one_does(trained, case):
-    one, two = trained / "one" / case, trained / "two" / case
-    assert len(losses(one)) == (4 if "mntp" in case else STEPS)
-    assert losses(two) == pytest.approx(losses(one), rel=1e-4)
-    assert max(losses(one)) > 1.001 * min(losses(one))
-    assert_same_weights(two, one)
-    assert_same_files(two, one)
+    assert_same_training(trained, case, steps=4 if "mntp" in case else STEPS)
 
 
 @pytest.mark.parametrize(
@@ -103,8 +64,4 @@ def test_a_run_goes_on_with_and_without_deepspeed(trained, way, case):
 
 
 def test_recomputed_activations_have_the_dropout_that_they_had(trained):
-    case = RESUMED[1]
-    first, second = (losses(trained / folder / case) for folder in ("dropout", "recomputed"))
-    assert first == second
-    adapters = [load_file(trained / folder / case / "model.safetensors") for folder in ("dropout", "recomputed")]
-    assert all(torch.equal(tensor, adapters[1][name]) for name, tensor in adapters[0].items())
+    assert_same_adapters(trained / "dropout" / RESUMED[1], trained / "recomputed" / RESUMED[1])

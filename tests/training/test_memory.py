@@ -100,5 +100,10 @@ def test_a_dry_run_estimates_other_gpus_than_are_there():
     for report, words in ((whole, "the whole model on each"), (sharded, "weights sharded (FSDP2)")):
         assert "Devices: 8, " in report and words in report
         assert "dry_run_devices" not in report
+        assert "Main memory while the weights are read: about 15.0 GiB of " in report
+    assert "GiB of each machine, whose processes map the same files" in whole
+    assert "GiB of one process of each machine" in sharded
+    all_weights = describe_run(*parse_retriever_arguments([*given, "--use_peft", "false"]))
+    assert "Main memory while the weights are read: about 29.9 GiB of each process" in all_weights
     memory = [float(report.partition("Memory of each device, about ")[2].split()[0]) for report in (whole, sharded)]
     assert memory[0] - memory[1] == pytest.approx(7 / 8 * 16.1 / 1.0737 - 1.85, abs=1)  # of 8 B in bfloat16

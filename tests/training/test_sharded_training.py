@@ -11,17 +11,13 @@ import torch
 from pairs import (
     STEPS,
     Case,
-    adaptation,
-    assert_same_files,
+    Trainings,
+    assert_same_adapters,
+    assert_same_training,
     assert_same_weights,
-    interrupted,
     losses,
     options,
-    run_pair,
-    write_text,
 )
-from safetensors.torch import load_file
-from sharded_runs import run
 from tiny_runs import write_tuples
 
 from lion_st.modules.splade_head import LEARNED_FILE
@@ -43,6 +39,7 @@ CASES = {
     "hybrid cl_kd cached": Case("hybrid", "cl_kd", False, 1, False, FSDP),
     "ddp hybrid cl": Case("hybrid", "cl", False, None, True, []),
 }
+WIDE = (40_000, 128)  # vocabulary and hidden size
 MEASURED = {
     f"{division} {objective} {'adapter' if peft else 'all'} {mini}": Case("sparse", objective, peft, mini, False, given)
     for division, given in (("ddp", []), ("fsdp", FSDP))
@@ -54,55 +51,36 @@ RESUMED = ("sparse cl_kd", "sparse cl_kd adapter cached")  # from one process on
 @pytest.fixture(scope="module")
 def trained(tiny_backbone, tmp_path_factory) -> Path:
     """Folders `one/CASE` and `two/CASE`, of one process and of two."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("sharded")
-    data = write_tuples(root / "tuples.jsonl", shared=True, negatives=2)
-    text = write_text(root / "text.txt")
-
-    def train(folder: str, name: str, processes: int, **more: Any) -> list[Any]:
-        case = CASES[name]
-        return ["train", options(tiny_backbone(tied=case.tied), data, root / folder / name, case, processes, **more)]
-
-    for case in CASES:
-        run(*train("one", case, 1))
-    for peft in (False, True):
-        run("adapt", adaptation(tiny_backbone(), text, root / "one" / f"mntp {peft}", peft))
-    pair = [train("two", case, 2) for case in CASES]
-    pair += [
-        ["adapt", adaptation(tiny_backbone(), text, root / "two" / f"mntp {peft}", peft, FSDP)]
-        for peft in (False, True)
-    ]
-    interrupted(root / "one" / RESUMED[0], root / "one to two" / RESUMED[0])
-    pair.append(train("one to two", RESUMED[0], 2))
+    trainings = Trainings(root, tiny_backbone, CASES, FSDP)
+    trainings.interrupt("one", "one to two", RESUMED[0])
+    trainings.together("one to two", RESUMED[0])
     dropout: dict[str, Any] = dict(lora_dropout=0.3, max_steps=2, bf16=True)
-    pair.append(train("dropout", RESUMED[1], 2, **dropout))
+    trainings.together("dropout", RESUMED[1], **dropout)
     recomputed = '{"activation_checkpointing": true, "fsdp_cpu_ram_efficient_loading": false}'
-    pair.append(train("recomputed", RESUMED[1], 2, fsdp_config=recomputed, **dropout))
-    pair.append(["head", [str(root / "head.pt")]])
+    trainings.together("recomputed", RESUMED[1], fsdp_config=recomputed, **dropout)
+    trainings.waiting.append(["head", [str(root / "head.pt")]])
     apart = write_tuples(root / "apart.jsonl")
-    for case in MEASURED:
-        wide = tiny_backbone(tied=False, vocab_size=40_000, hidden_size=128)
+    for name, case in MEASURED.items():
+        dtype = (
+            "float32" if case.peft else "bfloat16"
+        )  # all weights are trained in float32, a copy of those of the file
+        wide = tiny_backbone(tied=False, dtype=dtype, vocab_size=WIDE[0], hidden_size=WIDE[1])
         length = dict(query_length=8, document_length=8, negatives=4, batch_size=24)
-        given = options(wide, apart, root / case, MEASURED[case], 2, max_steps=3, save_strategy="no", **length)
-        pair.append(["memory", [str(root / f"{case}.json"), *given]])
+        given = options(wide, apart, root / name, case, 2, max_steps=3, save_strategy="no", **length)
+        trainings.waiting.append(["memory", [str(root / f"{name}.json"), *given]])
     # What is freed goes back to the system at once, so that a peak is of what is held.
-    run_pair(pair, root / "cases.json", MALLOC_MMAP_THRESHOLD_="65536", MALLOC_TRIM_THRESHOLD_="65536")
-    interrupted(root / "two" / RESUMED[1], root / "two to one" / RESUMED[1])
-    run(*train("two to one", RESUMED[1], 1))
-    torch.set_num_threads(threads)
+    trainings.run_waiting(MALLOC_MMAP_THRESHOLD_="65536", MALLOC_TRIM_THRESHOLD_="65536")
+    trainings.interrupt("two", "two to one", RESUMED[1])
+    trainings.alone("two to one", RESUMED[1])
     return root
 
 
 @pytest.mark.parametrize("case", [*CASES, "mntp False", "mntp True"])
 def test_two_processes_train_what_one_does(trained, case):
-    one, two = trained / "one" / case, trained / "two" / case
-    assert len(losses(one)) == (4 if "mntp" in case else STEPS)
-    assert losses(two) == pytest.approx(losses(one), rel=1e-4)
-    assert max(losses(one)) > 1.001 * min(losses(one))
-    assert_same_weights(two, one)
-    assert_same_files(two, one)
-    assert len([*one.rglob(LEARNED_FILE)]) == (3 if "learned" in case else 0)  # two checkpoints and the result
+    assert_same_training(trained, case, steps=4 if "mntp" in case else STEPS)
+    learned = [*(trained / "one" / case).rglob(LEARNED_FILE)]
+    assert len(learned) == (3 if "learned" in case else 0)  # two checkpoints and the result
 
 
 @pytest.mark.parametrize(("way", "case"), zip(("one to two", "two to one"), RESUMED, strict=True))
@@ -112,11 +90,7 @@ def test_a_run_goes_on_from_whole_weights_with_sharded_ones_and_the_other_way(tr
 
 
 def test_recomputed_activations_have_the_dropout_that_they_had(trained):
-    case = RESUMED[1]
-    first, second = (losses(trained / folder / case) for folder in ("dropout", "recomputed"))
-    assert first == second
-    adapters = [load_file(trained / folder / case / "model.safetensors") for folder in ("dropout", "recomputed")]
-    assert all(torch.equal(tensor, adapters[1][name]) for name, tensor in adapters[0].items())
+    assert_same_adapters(trained / "dropout" / RESUMED[1], trained / "recomputed" / RESUMED[1])
 
 
 def test_the_gradient_of_a_sharded_head_that_is_read_in_place_is_the_mean_of_all_processes(trained):
@@ -132,3 +106,11 @@ def test_a_step_takes_the_memory_that_a_dry_run_says(trained, case):
         if "adapter" in case:
             kept["weights"] *= 2  # a dry run takes frozen weights as half precision; this backbone's are float32
         assert found["kept"] == pytest.approx(kept, rel=0.01)
+
+
+@pytest.mark.parametrize("case", [name for name, case in MEASURED.items() if not case.peft])
+def test_the_weights_of_a_model_that_is_sharded_are_read_by_one_process(trained, case):
+    first, second = json.loads((trained / f"{case}.json").read_text())["read"]
+    weights = 4 * 2 * WIDE[0] * WIDE[1]  # of embeddings and LM head, in float32
+    assert first > weights
+    assert second < weights / 10 if "fsdp" in case else second > weights
