@@ -15,7 +15,7 @@ from sentence_transformers.base.model import BaseModel
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.util import fullname, load_dir_path, load_file_path
 
-from lion_st.files import atomic_folder, fsync, fsync_tree, staging_folder
+from lion_st.files import atomic_folder, fsync, fsync_tree, read_json, staging_folder
 from lion_st.guard import TRANSFORMER, add_guard, move_transformer
 from lion_st.hooks import model_config
 from lion_st.modules import HybridHead, SpladeHead
@@ -188,7 +188,7 @@ def describe_as_written(folder: Path, model: BaseModel, model_type: str) -> None
 
 def _names_head(folder: Path) -> bool:
     """Whether a checkpoint asks for the head itself, with what stock modules do not hold."""
-    modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+    modules = read_json(folder / "modules.json")
     return any(module["type"] in map(fullname, (SpladeHead, HybridHead)) for module in modules)
 
 
@@ -209,7 +209,7 @@ def exported_pair(source: str, hub: Mapping[str, Any] = MappingProxyType({})) ->
     file = load_file_path(source, HYBRID_FILE, **hub)
     if file is None:
         return None
-    head = json.loads(Path(file).read_text(encoding="utf-8"))
+    head = read_json(file)
     sparse = load_dir_path(source, SPARSE_FORM, **hub)
     if "embedding_dimension" not in head or sparse is None or not (Path(sparse) / "modules.json").is_file():
         raise ValueError(
@@ -247,4 +247,4 @@ def require_json(source: str, hub: dict[str, Any]) -> None:
 def saved_model_type(source: str, hub: dict[str, Any]) -> str | None:
     """The class of sentence-transformers that a checkpoint says it is for, None if it does not say."""
     path = load_file_path(source, "config_sentence_transformers.json", **hub)
-    return None if path is None else json.loads(Path(path).read_text(encoding="utf-8")).get("model_type")
+    return None if path is None else read_json(path).get("model_type")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import re
 import secrets
@@ -30,6 +31,21 @@ def atomic_write(path: str | Path, content: str | bytes) -> None:
     """Replace a file's contents; a crash leaves either the old ones or the new ones. Text is written as UTF-8."""
     with atomic_file(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def read_json(path: str | Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        ValueError: With the file's name, if it is damaged.
+        OSError: If it is not there.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:  # of JSON and of UTF-8
+        raise ValueError(
+            f"{str(path)!r} cannot be read as JSON ({error}). Restore the file, or remove it and repeat what wrote it."
+        ) from None
 
 
 @contextmanager

@@ -19,6 +19,8 @@ from pathlib import Path
 from sentence_transformers.sentence_transformer.modules import WeightedLayerPooling
 from sentence_transformers.util import fullname
 
+from lion_st.files import read_json
+
 GUARD = "2_SentenceTransformer_only"
 TRANSFORMER = "0_Transformer"
 MODULES = "modules.json"
@@ -35,7 +37,7 @@ def add_guard(folder: Path) -> None:
     guard = WeightedLayerPooling(None, num_hidden_layers=0, layer_start=1)
     (folder / GUARD).mkdir()
     guard.save(str(folder / GUARD))
-    modules = json.loads((folder / MODULES).read_text(encoding="utf-8"))
+    modules = read_json(folder / MODULES)
     position = len(modules)
     modules.append({"idx": position, "name": str(position), "path": GUARD, "type": fullname(guard), "note": NOTE})
     (folder / MODULES).write_text(json.dumps(modules, indent=2), encoding="utf-8")
@@ -52,7 +54,7 @@ def move_transformer(folder: Path, model_type: str = "SparseEncoder") -> None:
     for file in list(folder.iterdir()):
         if file.is_file() and is_of_transformer(file.name):
             file.rename(folder / TRANSFORMER / file.name)
-    modules = json.loads((folder / MODULES).read_text(encoding="utf-8"))
+    modules = read_json(folder / MODULES)
     (folder / MODULES).write_text(json.dumps(with_moved_transformer(modules), indent=2), encoding="utf-8")
     name_own_class(folder, model_type)
 

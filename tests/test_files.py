@@ -21,6 +21,7 @@ from lion_st.files import (
     has_checksum,
     inside,
     lock_folder,
+    read_json,
     remove_leftovers,
 )
 
@@ -213,3 +214,10 @@ def test_weights_can_be_read_by_whoever_can_read_new_files(tmp_path, umask, expe
     for file in (tmp_path / "alone.safetensors", tmp_path / "folder" / "model.safetensors"):
         assert file.stat().st_mode & 0o777 == expected
     assert [file.name for file in (tmp_path / "folder").iterdir()] == ["model.safetensors"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"text": "\xff"}'])
+def test_a_damaged_json_file_is_named(tmp_path, content):
+    (tmp_path / "settings.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"settings\.json' cannot be read as JSON .*Restore the file"):
+        read_json(tmp_path / "settings.json")

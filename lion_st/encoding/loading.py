@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from lion_st.files import read_json
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer, SparseEncoder
@@ -97,4 +98,4 @@ def _read_json(source: str, name: str, hub: dict[str, Any]) -> Any:
     from sentence_transformers.util import load_file_path
 
     file = load_file_path(source, name, **hub)
-    return None if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
+    return None if file is None else read_json(file)

@@ -16,6 +16,7 @@ from lion_st.encoding.reading import CorpusCounts, ShardReader, progress_bar
 from lion_st.encoding.shards import SETTINGS, claim_output, finish_output, is_finished, locked_output
 from lion_st.encoding.storage import StorageError
 from lion_st.extras import require
+from lion_st.files import read_json
 
 # What the rows of the pipeline say in their column "what"; FINISHED ones carry no contents any more.
 SHARD, FINISHED, COUNTS, ERROR = "shard", "finished", "counts", "error"
@@ -103,7 +104,7 @@ def encode_corpus_on_ray(
                 if row["what"] == COUNTS:
                     counts = CorpusCounts(**contents)
                 progress.update(row["documents"])
-        finish_output(output, json.loads((output / SETTINGS).read_text(encoding="utf-8")), counts)
+        finish_output(output, read_json(output / SETTINGS), counts)
     return output
 
 

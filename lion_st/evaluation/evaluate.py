@@ -23,7 +23,7 @@ from lion_st.evaluation.protocols import Protocol, get_protocol
 from lion_st.evaluation.tasks import get_task_groups, loaded, origin_of
 from lion_st.evaluation.trec import check_ids, drop_self_matches, write_qrels, write_run
 from lion_st.extras import require
-from lion_st.files import atomic_write
+from lion_st.files import atomic_write, read_json
 from lion_st.indexes import engine_for
 from lion_st.retrieval.bm25 import Bm25Retriever
 from lion_st.retrieval.retriever import ModelRetriever, Retriever
@@ -295,7 +295,7 @@ class _Evaluation:
         earlier = self._earlier(task, meta)
         is_complete = earlier is not None and not earlier.get_missing_evaluations(task)
         if not self.overwrite and row_file.exists() and is_complete:
-            return json.loads(row_file.read_text(encoding="utf-8"))
+            return read_json(row_file)
         search = MtebSearch(
             self.retriever,
             top_k=self.protocol.top_k,

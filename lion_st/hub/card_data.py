@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from lion_st.files import is_hub_name
+from lion_st.files import is_hub_name, read_json
 
 if TYPE_CHECKING:
     from sentence_transformers.base.model import BaseModel
@@ -163,7 +162,7 @@ def training_summary(folder: Path | None) -> TrainingSummary | None:
     """The record that training left in a checkpoint's folder, None if there is none or the run has not finished."""
     if folder is None or not (folder / TRAINING_RECORD).is_file():
         return None
-    content = json.loads((folder / TRAINING_RECORD).read_text(encoding="utf-8"))
+    content = read_json(folder / TRAINING_RECORD)
     if not content.get("finished"):
         return None
     settings = {name: _without_folders(value) for name, value in content["settings"].items() if value is not None}
@@ -285,7 +284,7 @@ def _recorded_bases(model: Any, source: str | None, offline: bool, token: Any) -
         yield (listed,) if isinstance(listed, str) else tuple(listed)
     record = Path(source) / TRAINING_RECORD
     if record.is_file():
-        settings = json.loads(record.read_text(encoding="utf-8"))["settings"]
+        settings = read_json(record)["settings"]
         backbone = settings.get("backbone")
         if Path(settings["model"]).is_dir() or settings["model"] != mntp_folder(backbone):
             yield (settings["model"],)

@@ -11,7 +11,7 @@ from lion_st.checkpoints import HYBRID_FILE, unheld_by_stock
 from lion_st.encoding.fingerprints import term_limit
 from lion_st.exporting import single_models
 from lion_st.extras import require
-from lion_st.files import is_hub_name
+from lion_st.files import is_hub_name, read_json
 from lion_st.hub.card_data import (
     EXPANDED_QUERY,
     SAMPLE_QUERIES,
@@ -251,7 +251,7 @@ def _is_for_sparse_encoder(folder: Path | None) -> bool:
     file = folder / "config_sentence_transformers.json" if folder is not None else None
     if file is None or not file.is_file():
         return False
-    return json.loads(file.read_text(encoding="utf-8")).get("model_type") == "SparseEncoder"
+    return read_json(file).get("model_type") == "SparseEncoder"
 
 
 def _hub_datasets(training: TrainingSummary | None) -> list[str] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from sentence_transformers.base.model import BaseModel
 from sentence_transformers.util import load_file_path
 
 from lion_st.exporting import export
-from lion_st.files import is_hub_name, require_free
+from lion_st.files import is_hub_name, read_json, require_free
 from lion_st.hub.card_data import BaseModelData, Place, described_bases
 from lion_st.hub.cards import render_card
 from lion_st.models import LionSentenceTransformer, Paradigm, load
@@ -167,7 +166,7 @@ def _origin(model: BaseModel, source: str, base: str | Path | None, hub: dict[st
 def _adapter_config(source: str, hub: dict[str, Any]) -> dict[str, Any] | None:
     file = load_file_path(source, ADAPTER_CONFIG, **hub)
     if file is not None:
-        return json.loads(Path(file).read_text(encoding="utf-8"))
+        return read_json(file)
     if load_file_path(source, "config.json", **hub) is None:
         raise FileNotFoundError(
             f"There is neither an {ADAPTER_CONFIG} nor a config.json in {source!r}. Check the name or folder, the "

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
+
+from lion_st.files import read_json
 
 # Model, test set, subset, split and engine -> what rows of figures say of the measurement.
 RowKey: TypeAlias = tuple[str, str, str, str, str | None]
@@ -56,10 +57,7 @@ def task_scores(places: Iterable[Path]) -> list[TaskScores]:
     found: dict[tuple[bool, str, str, str], list[TaskScores]] = {}
     figures: dict[RowKey, dict[str, Any]] = {}
     for file in _result_files(places):
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{file} is damaged ({error}). Evaluate again, or remove it.") from error
+        content = read_json(file)
         figures |= _row_figures(content)
         for scores in _read_task_result(file, content):
             found.setdefault((scores.is_bm25, scores.task, scores.subset, scores.split), []).append(scores)
@@ -109,7 +107,7 @@ def _read_task_result(file: Path, content: Any) -> list[TaskScores]:
     if not isinstance(content, dict) or not {"task_name", "mteb_version", "scores"} <= content.keys():
         return []
     meta_file = file.parent / "model_meta.json"
-    meta = json.loads(meta_file.read_text(encoding="utf-8")) if meta_file.is_file() else {}
+    meta = read_json(meta_file) if meta_file.is_file() else {}
     settings = dict(meta.get("experiment_kwargs") or {})
     return [
         TaskScores(

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 from transformers.utils import cached_file
 
+from lion_st.files import read_json
 from lion_st.modules import unpadding
 from lion_st.modules.adapters import raise_on_wrong_weights
 from lion_st.modules.lm_head import LMHead
@@ -59,7 +58,7 @@ def require_layers(config: PretrainedConfig, source: str, options: dict[str, Any
     if options.get("gguf_file"):
         return
     if index := found("model.safetensors.index.json"):
-        tensors = list(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"])
+        tensors = list(read_json(index)["weight_map"])
     elif file := found("model.safetensors"):
         with safe_open(file, framework="pt") as weights:
             tensors = list(weights.keys())

@@ -12,6 +12,7 @@ import transformers
 from transformers.utils import cached_file
 
 import lion_st
+from lion_st.files import read_json
 from lion_st.hooks import has_adapter
 
 VERDICT_FILE = "lion_st_checks.json"
@@ -59,7 +60,7 @@ def read_verdict(file: str | Path, model: Any, attention: str | None) -> dict[st
         attention: Name of the attention implementation that it runs.
     """
     try:
-        verdict = json.loads(Path(file).read_text(encoding="utf-8"))
+        verdict = read_json(file)
         found = {name: verdict["found"][name] for name in CHECKS if name in verdict["found"]}
         expected = {"attention": attention, **_versions(), "digest": _digest(Path(file).parent, model)}
         holds = expected["digest"] is not None and all(verdict[name] == value for name, value in expected.items())

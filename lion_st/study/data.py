@@ -18,7 +18,7 @@ from lion_st.data.overlap import KnownTexts, TextKeys, normalize
 from lion_st.data.quickstart import QUICKSTART_REPOSITORY, quickstart_data
 from lion_st.data.text import read_documents
 from lion_st.data.tuples import load_tuples
-from lion_st.files import atomic_folder, atomic_write, checksum
+from lion_st.files import atomic_folder, atomic_write, checksum, read_json
 from lion_st.study.grid import digest
 from lion_st.study.settings import DOMAIN_NAMES, HELD_OUT, OWN_TEXTS, Study, TestSet
 
@@ -93,7 +93,7 @@ def prepare_data(study: Study, folder: Path) -> StudyData:
     made = study.hold_out > 0 or any(study.label_noise) or OWN_TEXTS in _mntp_texts(study)
     wanted = digest({"format": FORMAT, **study.of_data(), "mntp": _mntp_texts(study), "files": _checksums(study)})
     manifest = folder / "data.json"
-    content = json.loads(manifest.read_text(encoding="utf-8")) if manifest.exists() else {}
+    content = read_json(manifest) if manifest.exists() else {}
     if content.get("settings") != wanted:
         shutil.rmtree(folder, ignore_errors=True)
         with atomic_folder(folder) as staging:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +14,7 @@ import numpy as np
 from lion_st.data.trec import read_qrels, read_run
 from lion_st.evaluation.compare import holm, randomization_test
 from lion_st.evaluation.metrics import evaluate_queries
+from lion_st.files import read_json
 from lion_st.study.fits import Fit, Values, bootstrap_fit
 from lion_st.study.grid import Plan, output_place
 from lion_st.study.jobs import ENTROPY, ROWS
@@ -88,7 +88,7 @@ class Results:
         for cell in self.plan.cells:
             place = output_place(self.folder, cell.name)
             if (place / ROWS).exists():
-                for row in json.loads((place / ROWS).read_text(encoding="utf-8")):
+                for row in read_json(place / ROWS):
                     paths = {name: (place / row[name]).relative_to(self.folder).as_posix() for name in ("run", "qrels")}
                     found.append(row | paths)
         if not found:
@@ -149,7 +149,7 @@ class Results:
             row = self.row(cell, test, metric)
             if metric == ENTROPY:
                 file = output_place(self.folder, cell) / "evaluation" / test / "entropies.json"
-                found = json.loads(file.read_text(encoding="utf-8"))
+                found = read_json(file)
             else:
                 run, qrels = read_run(self.folder / row["run"]), read_qrels(self.folder / row["qrels"])
                 found = evaluate_queries(qrels, run, [metric])[metric]
@@ -284,4 +284,4 @@ class Results:
 
     def overlap(self) -> list[Mapping[str, Any]]:
         """What the check of the test sets against the training texts found."""
-        return json.loads((self.folder / "data" / "data.json").read_text(encoding="utf-8"))["overlap"]
+        return read_json(self.folder / "data" / "data.json")["overlap"]

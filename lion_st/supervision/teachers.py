@@ -14,6 +14,7 @@ from lion_st.checkpoints import exported_pair
 from lion_st.data.lookup import text_keys_of
 from lion_st.encoding.fingerprints import model_fingerprint, model_name, model_revision
 from lion_st.extras import require
+from lion_st.files import read_json
 
 PROMPT = (
     "Query: {query}\nDocument: {document}\n"
@@ -344,7 +345,7 @@ def _kind_of(name: str, revision: str | None) -> tuple[str, list[str]]:
     found = {}
     for file in ("config_sentence_transformers.json", "modules.json", "config.json"):
         path = load_file_path(name, file, revision=revision)
-        found[file] = {} if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+        found[file] = {} if path is None else read_json(path)
     stock, modules, config = found.values()
     classes = [module["type"] for module in modules]
     if stock.get("model_type") in ("CrossEncoder", "SentenceTransformer", "SparseEncoder"):

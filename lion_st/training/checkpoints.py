@@ -17,7 +17,16 @@ from transformers import TrainerState
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from lion_st.files import atomic_write, checksum, fsync_tree, has_checksum, inside, lock_folder, remove_abandoned
+from lion_st.files import (
+    atomic_write,
+    checksum,
+    fsync_tree,
+    has_checksum,
+    inside,
+    lock_folder,
+    read_json,
+    remove_abandoned,
+)
 from lion_st.modules.folding import RESUME_FILE
 
 logger = logging.getLogger(__name__)
@@ -183,13 +192,13 @@ def _is_unfinished(checkpoint: Path) -> bool:
 
 def _missing_part(folder: Path) -> str | None:
     modules = folder / "modules.json"
-    entries = json.loads(modules.read_text(encoding="utf-8")) if modules.is_file() else []
+    entries = read_json(modules) if modules.is_file() else []
     weights = folder / (entries[0]["path"] if entries else "")  # those of a SparseEncoder lie in a folder of their own
     if not any((weights / name).is_file() for name in WEIGHTS):
         return "it has neither weights nor an adapter"
     needed = [folder / TRAINER_STATE_NAME, folder / OPTIMIZER_NAME, folder / SCHEDULER_NAME]
     if (weights / WEIGHTS[1]).is_file():
-        shards = json.loads((weights / WEIGHTS[1]).read_text(encoding="utf-8"))["weight_map"].values()
+        shards = read_json(weights / WEIGHTS[1])["weight_map"].values()
         needed += [weights / name for name in sorted(set(shards))]
     if (weights / WEIGHTS[2]).is_file():
         needed.append(weights / "adapter_config.json")
@@ -203,7 +212,7 @@ def _missing_part(folder: Path) -> str | None:
 
 def _changed_file(folder: Path) -> str | None:
     """The first file that is not what its checksum says."""
-    for name, facts in json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))["files"].items():
+    for name, facts in read_json(folder / CHECKSUMS)["files"].items():
         path = inside(folder, name)
         if not path.is_file():
             return f"{name} is missing"

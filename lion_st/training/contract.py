@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lion_st.files import is_hub_name
+from lion_st.files import is_hub_name, read_json
 
 # Options that decide what a retriever is: given for one that is there already, they would make another of it.
 FIXED = ("add_bos", "add_eos", "causal", "num_layers", "layers", "scale", "activation", "pooling", "normalize",
@@ -45,7 +44,7 @@ def backbone_config(source: str) -> Any:
 
     folder = transformer_folder(source) if is_retriever(source) else ""
     if (adapter := _file(source, "adapter_config.json", folder)) is not None:
-        base = json.loads(Path(adapter).read_text(encoding="utf-8"))
+        base = read_json(adapter)
         return AutoConfig.from_pretrained(base["base_model_name_or_path"], revision=base.get("revision"))
     return AutoConfig.from_pretrained(source, subfolder=folder)
 
@@ -77,7 +76,7 @@ def load_heads(model: Any, folder: str) -> None:
 
 def _read(source: str, name: str, subfolder: str = "") -> Any:
     file = _file(source, name, subfolder)
-    return {} if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
+    return {} if file is None else read_json(file)
 
 
 def _file(source: str, name: str, subfolder: str = "") -> str | None:

@@ -17,7 +17,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from lion_st.data.files import file_kind
 from lion_st.data.sources import parse_source
-from lion_st.files import atomic_write, checksum
+from lion_st.files import atomic_write, checksum, read_json
 
 logger = logging.getLogger(__name__)
 SECONDS_BETWEEN_STATES = 30.0
@@ -58,7 +58,7 @@ class RunLog(TrainerCallback):
         settings = json.loads(json.dumps(settings, default=str))
         self.content: dict[str, Any] = {"settings": settings}
         if path.exists():
-            self.content = json.loads(path.read_text(encoding="utf-8"))
+            self.content = read_json(path)
             self._require_same_settings(self.content.get("settings", {}), settings)
             self.content["settings"] = settings
         if data_checksum is not None:

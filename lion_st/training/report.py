@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from lion_st.extras import require
-from lion_st.files import atomic_file
+from lion_st.files import atomic_file, read_json
 
 Entry: TypeAlias = Mapping[str, Any]
 STATE, RECORD = "trainer_state.json", "training.json"
@@ -90,13 +89,13 @@ def read_history(folder: str | Path) -> RunHistory:
         )
     for path in there:
         try:
-            state = json.loads(path.read_text(encoding="utf-8"))
+            state = read_json(path)
             entries = [dict(entry) for entry in state["log_history"]]
             steps, max_steps = int(state["global_step"]), int(state["max_steps"])
         except (ValueError, KeyError, TypeError):  # a checkpoint that is being written, or was cut off
             continue
         record = folder / RECORD
-        finished = record.is_file() and json.loads(record.read_text(encoding="utf-8")).get("finished", False)
+        finished = record.is_file() and read_json(record).get("finished", False)
         return RunHistory(folder, steps, max_steps, finished, max(0.0, time.time() - path.stat().st_mtime), entries)
     raise ValueError(f"{', '.join(map(str, there))}: none of these can be read as a trainer's state.")
 
