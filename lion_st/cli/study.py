@@ -29,7 +29,10 @@ def study(
         bool, typer.Option("--report", help="Write the report of the cells that are finished; run nothing.")
     ] = False,
     workers: Annotated[
-        int, typer.Option(min=1, help="Cells that run side by side, each on one GPU, in turn, where there are several.")
+        int, typer.Option(min=1, help="Cells that run side by side, on GPUs in turn where there are several.")
+    ] = 1,
+    processes: Annotated[
+        int, typer.Option(min=1, help="Processes that share the batches of each training, each on a GPU of its own.")
     ] = 1,
     style: TableStyle = "markdown",
 ) -> None:
@@ -47,7 +50,7 @@ def study(
     from lion_st.evaluation import format_table
     from lion_st.study import StudyIncomplete, plan_study, read_study, run_study, write_report
 
-    planned = plan_study(read_study(file))
+    planned = plan_study(read_study(file), processes)
     if plan:
         typer.echo(format_table(planned.rows(), style=style))
         hours = planned.flops / planned.study.flops_per_second / 3600

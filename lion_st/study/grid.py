@@ -29,6 +29,7 @@ class MntpStage:
 
     backbone: str
     options: Mapping[str, Any]
+    batch: int  # blocks of all processes, of one accumulation step
     steps: int
     tokens: int
     flops: float
@@ -79,6 +80,7 @@ class Plan:
     study: Study
     stages: tuple[MntpStage, ...]
     cells: tuple[Cell, ...]
+    processes: int = 1  # that share the batches of each training
 
     def rows(self) -> list[dict[str, Any]]:
         """A row for each stage and cell, for a table."""
@@ -108,19 +110,37 @@ class Plan:
         return sum(stage.flops for stage in self.stages) + sum(cell.flops for cell in self.cells)
 
 
-def plan_study(study: Study) -> Plan:
+def plan_study(study: Study, processes: int = 1) -> Plan:
     """Fix the steps of every cell by the budget.
 
     Lengths are measured, where the study asks for it, on the study's own training tuples with the backbone's tokenizer.
 
+    Args:
+        study: As `read_study` reads it.
+        processes: That share the batches of each training.
+
     Raises:
-        UsageError: If an option of the training is unknown or not read by a cell, or the budget does not buy a step.
+        UsageError: If an option of the training is unknown or not read by a cell, the budget does not buy a step, or
+            the processes cannot share a batch.
         OSError: If a backbone's configuration, or what is to be measured, cannot be reached.
     """
     shapes = {choice.name: shape_of(choice) for choice in study.backbones}
-    stages = {choice.name: _stage(study, choice, shapes[choice.name]) for choice in study.backbones if study.mntp}
+    stages = {
+        choice.name: _stage(study, choice, shapes[choice.name], processes) for choice in study.backbones if study.mntp
+    }
     cells = tuple(
-        _cell(study, choice, shapes[choice.name], stages.get(choice.name), paradigm, objective, seed, noise, budget)
+        _cell(
+            study,
+            choice,
+            shapes[choice.name],
+            stages.get(choice.name),
+            paradigm,
+            objective,
+            seed,
+            noise,
+            budget,
+            processes,
+        )
         for seed in study.seeds  # first a whole grid of one seed, which a study cut short can report
         for choice in study.backbones
         for paradigm in study.paradigms
@@ -128,7 +148,7 @@ def plan_study(study: Study) -> Plan:
         for noise in study.label_noise
         for budget in study.flops
     )
-    return Plan(study, tuple(stages.values()), cells)
+    return Plan(study, tuple(stages.values()), cells, processes)
 
 
 def shape_of(choice: BackboneChoice) -> BackboneShape:
@@ -178,6 +198,7 @@ def _cell(
     seed: int,
     noise: float,
     budget: float,
+    processes: int,
 ) -> Cell:
     from lion_st.training.retriever import resolve_batches, step_memory, step_size, training_cost
 
@@ -208,6 +229,10 @@ def _cell(
     for one, default in (("teacher_normalization", "none"), ("teacher_temperature", 1.0)):
         if getattr(arguments, one) != default:  # said here, as the study's copy of these data has another name
             options[one] = getattr(arguments, one)
+    try:
+        divided = resolve_batches(arguments, training_arguments, processes)
+    except ValueError as error:
+        raise UsageError(f"The cell {name} cannot be trained: {error}") from None
     # Where an interrupted cell goes on; at most four checkpoints are written.
     options = {"logging_steps": max(1, steps // 20), "save_steps": max(10, steps // 4), **options, "max_steps": steps}
     base = {"model": choice.model, "layers": choice.layers or choice.num_layers, "data": study.of_data()}
@@ -227,7 +252,7 @@ def _cell(
         flops=each * steps,
         budget_flops=budget,
         mntp_flops=spent,
-        memory=sum(step_memory(arguments, resolve_batches(arguments, training_arguments), cost).values()),
+        memory=sum(step_memory(arguments, divided, cost, processes).values()),
         non_embedding_parameters=cost.linear_parameters,
         parameters=cost.parameters,
         temperature=arguments.temperature,
@@ -236,7 +261,7 @@ def _cell(
     )
 
 
-def _stage(study: Study, choice: BackboneChoice, shape: BackboneShape) -> MntpStage:
+def _stage(study: Study, choice: BackboneChoice, shape: BackboneShape, processes: int) -> MntpStage:
     from lion_st.training.mntp import mntp_cost
 
     options: dict[str, Any] = {"num_layers": choice.num_layers, "layers": choice.layers, **(study.mntp or {})}
@@ -244,15 +269,20 @@ def _stage(study: Study, choice: BackboneChoice, shape: BackboneShape) -> MntpSt
     options = {"backbone": choice.recipe if known else choice.model, **options}
     arguments, training_arguments = read_mntp_options(options, f"MNTP of {choice.name}")
     steps = int(training_arguments.max_steps or 0)
-    blocks = training_arguments.train_batch_size * training_arguments.gradient_accumulation_steps
-    blocks *= training_arguments.world_size
+    each = training_arguments.per_device_train_batch_size
+    if each % processes:
+        raise UsageError(
+            f"{processes} processes cannot share the MNTP batches of {choice.name}, {each} blocks: change "
+            "mntp.per_device_train_batch_size."
+        )
+    blocks = each * training_arguments.gradient_accumulation_steps
     size = arguments.block_size
     masked = blocks * max(1, round(arguments.mask_probability * size))
     flops = steps * mntp_cost(arguments, training_arguments, shape).masked_flops(blocks, size, masked)
     base = {"model": choice.model, "layers": choice.layers or choice.num_layers, "data": study.of_data()["data"]}
     kept = {name: value for name, value in options.items() if value is not None}
     configuration = digest({"options": kept, "hold_out": study.hold_out, **base})
-    return MntpStage(choice.name, kept, steps, steps * blocks * size, flops, configuration)
+    return MntpStage(choice.name, kept, each, steps, steps * blocks * size, flops, configuration)
 
 
 def read_options(options: Mapping[str, Any], name: str) -> tuple[RetrieverArguments, RetrieverTrainingArguments]:

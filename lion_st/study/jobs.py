@@ -1,12 +1,16 @@
 """One job of a study, in a process of its own: an MNTP stage, or a cell's training and evaluation.
 
 python -m lion_st.study.jobs FOLDER
+
+Several processes that share the batches of a training are torchrun's, see `train`; they end before the evaluation.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,10 +20,11 @@ import numpy as np
 
 from lion_st.data.beir import Corpus, Qrels, Queries
 from lion_st.errors import one_line_errors
-from lion_st.files import atomic_write, lock_folder
+from lion_st.files import atomic_write, lock_folder, read_json
 from lion_st.study.settings import TestSet
 
 JOB, ROWS, LOG, LOCK = "job.json", "rows.json", "log.txt", ".job.lock"
+TRAINING = "training"  # the second word of a process that trains and does no more
 SEED = 0
 ENTROPY = "contrastive entropy"
 FIGURES = ("query_terms", "document_terms", "index_bytes", "encode_ms_per_query", "search_ms_per_query")
@@ -39,20 +44,26 @@ def run_job(folder: Path) -> None:
 
 
 def _run_job(folder: Path) -> None:
-    job = json.loads((folder / JOB).read_text(encoding="utf-8"))
+    job = read_json(folder / JOB)
+    if job["processes"] == 1:
+        train(job)
+    else:
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(job["processes"])]
+        command = [sys.executable, *launcher, "-m", "lion_st.study.jobs", str(folder), TRAINING]
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        launched = subprocess.Popen(command)
+        try:
+            code = launched.wait()
+        finally:
+            launched.terminate()  # and it ends its processes; nothing if it has ended
+            launched.wait()
+        if code:  # one of them has said why
+            raise SystemExit(code)
+    trained = Path(job["options"]["output_dir"])
     if job["stage"] == "mntp":
-        from lion_st.study.grid import read_mntp_options
-        from lion_st.training.mntp import adapt_mntp
-
-        arguments, training_arguments = read_mntp_options(job["options"], job["name"])
-        adapt_mntp(arguments, training_arguments)
         _remove_checkpoints(folder)
         return
-    from lion_st.study.grid import read_options
-    from lion_st.training.retriever import train_retriever
-
-    trained = train_retriever(*read_options(job["options"], job["name"]))
-    record = json.loads((trained / "training.json").read_text(encoding="utf-8"))
+    record = read_json(trained / "training.json")
     rows = evaluate_cell(trained, job, folder)
     cost = {
         "steps": record["steps"],
@@ -63,6 +74,20 @@ def _run_job(folder: Path) -> None:
     atomic_write(folder / ROWS, json.dumps(described, indent=1) + "\n")
     if not job["keep_weights"]:
         shutil.rmtree(trained)
+
+
+def train(job: Mapping[str, Any]) -> None:
+    """Do the training of a job, in this process or with the others of torchrun."""
+    if job["stage"] == "mntp":
+        from lion_st.study.grid import read_mntp_options
+        from lion_st.training.mntp import adapt_mntp
+
+        adapt_mntp(*read_mntp_options(job["options"], job["name"]))
+    else:
+        from lion_st.study.grid import read_options
+        from lion_st.training.retriever import train_retriever
+
+        train_retriever(*read_options(job["options"], job["name"]))
 
 
 def evaluate_cell(model: Path, job: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
@@ -126,7 +151,7 @@ def evaluate_cell(model: Path, job: Mapping[str, Any], folder: Path) -> list[dic
             values[ENTROPY] = float(np.mean(list(entropies.values())))
             found = [{**shared, "metric": metric, "value": value} for metric, value in values.items()]
             atomic_write(done, json.dumps(found, indent=1) + "\n")
-        rows += json.loads(done.read_text(encoding="utf-8"))
+        rows += read_json(done)
     return rows
 
 
@@ -236,4 +261,7 @@ def _remove_checkpoints(folder: Path) -> None:
 
 if __name__ == "__main__":
     with one_line_errors("job"):
-        run_job(Path(sys.argv[1]))
+        if sys.argv[2:] == [TRAINING]:
+            train(read_json(Path(sys.argv[1]) / JOB))
+        else:
+            run_job(Path(sys.argv[1]))

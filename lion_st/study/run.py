@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lion_st.files import atomic_write, lock_folder
+from lion_st.files import atomic_write, lock_folder, read_json
 from lion_st.study.data import StudyData, prepare_data
 from lion_st.study.grid import Cell, MntpStage, Plan, output_place, place_of
 from lion_st.study.jobs import JOB, LOG, ROWS
@@ -37,8 +37,8 @@ def run_study(plan: Plan, output: str | Path, say: Callable[[str], Any] = print,
         output: Folder of everything: data, backbones, cells.
         say: Takes a line for every cell.
         workers: Cells that run side by side, with the cores divided among them. Where there are several GPUs each
-            worker has one, in turn. Results are the same up to the order of sums; seconds, and latencies of queries,
-            are then those of a shared machine.
+            worker has one, or one for each of the plan's processes, in turn. Results are the same up to the order of
+            sums; seconds, and latencies of queries, are then those of a shared machine.
 
     Returns:
         The folder.
@@ -46,23 +46,28 @@ def run_study(plan: Plan, output: str | Path, say: Callable[[str], Any] = print,
     Raises:
         StudyIncomplete: If a cell has failed, after all others were run.
         OverlapError: If a test set is trained on.
-        ValueError: If the folder holds a cell of this name with other settings, or if there are no workers.
+        ValueError: If the folder holds a cell of this name with other settings, if there are no workers, or fewer GPUs
+            than processes of a cell.
         FolderInUse: If another process runs a study there.
     """
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}.")
+    gpus = visible_gpus()
+    if 0 < len(gpus) < plan.processes:
+        raise ValueError(f"{plan.processes} processes of a cell need a GPU each, and there are {len(gpus)}.")
     folder = Path(output).resolve()
     require_same_cells(plan, folder)
     with lock_folder(folder, wait=False):
         data = prepare_data(plan.study, folder / "data")
-        pool = Workers(workers, say)
+        pool = Workers(workers, say, plan.processes)
         stages = []
         for stage in plan.stages:
             place = folder / "backbones" / stage.backbone
             job = {
                 "stage": "mntp",
                 "name": f"MNTP of {stage.backbone}",
-                "options": _stage_options(plan, stage, data, place),
+                "options": stage_options(plan, stage, data, place),
+                "processes": plan.processes,
             }
             stages.append(Job(place, job, stage.configuration, place / "finished"))
         failed = pool.run(stages)
@@ -100,16 +105,18 @@ class Job(NamedTuple):
 
 
 class Workers:
-    """Processes side by side, each on a GPU of its own where there are several.
+    """Jobs side by side, each in a process of its own and on GPUs of its own where there are several.
 
     Args:
-        number: Of processes.
+        number: Of jobs at a time.
         say: Takes a line for every job.
+        processes: That train in each job.
     """
 
-    def __init__(self, number: int, say: Callable[[str], Any]):
+    def __init__(self, number: int, say: Callable[[str], Any], processes: int = 1):
         self.number = number
         self.say = say
+        self.processes = processes
         self._free = list(range(number))
         self._running: set[subprocess.Popen[bytes]] = set()
         self._lock = threading.Lock()
@@ -147,7 +154,7 @@ class Workers:
                 self.say(f"{name}: runs, {place / LOG}")
                 slot = self._free.pop(0)
                 command = [sys.executable, "-m", "lion_st.study.jobs", str(place)]
-                environment = worker_environment(slot, self.number)
+                environment = worker_environment(slot, self.number, self.processes)
                 process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
                 self._running.add(process)
             code = process.wait()
@@ -159,13 +166,15 @@ class Workers:
                 done.touch()
             return None
         lines = (place / LOG).read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        reason = (
-            f"ended by signal {-code}"
-            if code < 0
-            else (lines[-1].removeprefix("job: ") if lines else f"exit code {code}")
-        )
+        reason = f"ended by signal {-code}" if code < 0 else last_error(lines) or f"exit code {code}"
         self.say(f"{name}: FAILED, {reason}")
         return reason
+
+
+def last_error(lines: Sequence[str]) -> str | None:
+    """What a job said in the end; what torchrun adds when one of its processes fails is no news."""
+    own = [line for line in lines[-100:] if line.startswith("job: ")]
+    return own[-1].removeprefix("job: ") if own else (lines[-1] if lines else None)
 
 
 def require_same_cells(plan: Plan, folder: Path) -> None:
@@ -178,7 +187,7 @@ def require_same_cells(plan: Plan, folder: Path) -> None:
     jobs += [(folder / "backbones" / one.backbone, f"MNTP of {one.backbone}", one.configuration) for one in plan.stages]
     for place, name, configuration in jobs:
         file = place / JOB
-        if file.exists() and json.loads(file.read_text(encoding="utf-8"))["configuration"] != configuration:
+        if file.exists() and read_json(file)["configuration"] != configuration:
             raise ValueError(
                 f"{folder} holds {name} with other settings than the study now has. Choose another --output, or remove "
                 f"{place} to run it again."
@@ -204,25 +213,34 @@ def commit() -> str:
         return "unknown"
 
 
-def worker_environment(slot: int, workers: int) -> dict[str, str]:
-    """Variables of a worker's process, which sees one of several GPUs and has its share of the cores."""
+def visible_gpus() -> list[str]:
+    """The GPUs that processes of this one see, as `CUDA_VISIBLE_DEVICES` names them."""
+    import torch
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    return [one for one in visible if one] or [str(one) for one in range(torch.cuda.device_count())]
+
+
+def worker_environment(slot: int, workers: int, processes: int = 1) -> dict[str, str]:
+    """Variables of a worker's job, which sees a GPU for each of its processes and has its share of the cores."""
     import torch
 
     environment = dict(os.environ)
-    if workers > 1:
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // workers)))
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    devices = [one for one in visible if one] or [str(one) for one in range(torch.cuda.device_count())]
-    if len(devices) < 2:
+    if workers * processes > 1:
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // (workers * processes))))
+    gpus = visible_gpus()
+    if len(gpus) < 2:
         return environment
-    return environment | {"CUDA_VISIBLE_DEVICES": devices[slot % len(devices)]}
+    own = [gpus[(slot * processes + one) % len(gpus)] for one in range(processes)]
+    return environment | {"CUDA_VISIBLE_DEVICES": ",".join(own)}
 
 
 def _choice(plan: Plan, name: str) -> BackboneChoice:
     return next(choice for choice in plan.study.backbones if choice.name == name)
 
 
-def _stage_options(plan: Plan, stage: MntpStage, data: StudyData, place: Path) -> dict[str, Any]:
+def stage_options(plan: Plan, stage: MntpStage, data: StudyData, place: Path) -> dict[str, Any]:
+    """Options of `lion-st adapt` for an MNTP stage, whose result is to be at a place."""
     choice = _choice(plan, stage.backbone)
     options = dict(stage.options)
     if options["backbone"] == choice.model:
@@ -231,6 +249,8 @@ def _stage_options(plan: Plan, stage: MntpStage, data: StudyData, place: Path) -
     if texts is not None:
         texts = [texts] if isinstance(texts, str) else texts
         options["texts"] = [str(data.texts) if one == OWN_TEXTS else one for one in texts]
+    if plan.processes > 1:
+        options["per_device_train_batch_size"] = stage.batch // plan.processes
     return options | QUIET | {"output_dir": str(place)}
 
 
@@ -265,6 +285,7 @@ def _cell_job(plan: Plan, cell: Cell, data: StudyData, folder: Path) -> dict[str
         "stage": "cell",
         "name": cell.name,
         "options": options,
+        "processes": plan.processes,
         "temperature": cell.temperature,
         "dense_temperature": cell.dense_temperature,
         "keep_weights": study.keep_weights,

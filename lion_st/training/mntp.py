@@ -28,7 +28,7 @@ from lion_st.training.recipes import BackboneShape
 from lion_st.training.record import RunLog, files_checksum
 from lion_st.training.sharding import reading_for_shards, refuse_with_quantization
 from lion_st.training.trainers import GuardedTrainer
-from lion_st.training.validation import recomputes_activations
+from lion_st.training.validation import recomputes_activations, refuse_several_gpus
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -217,7 +217,7 @@ def adapt_mntp(arguments: MntpArguments, training_arguments: MntpTrainingArgumen
 
     Raises:
         ValueError: If the backbone cannot be adapted, its vocabulary has no such mask token, the text is too short,
-            or the output folder belongs to a run with other settings.
+            the output folder belongs to a run with other settings, or this process sees several GPUs.
         FileNotFoundError: If the backbone or a text is not there.
 
     References:
@@ -233,9 +233,10 @@ def adapt_mntp(arguments: MntpArguments, training_arguments: MntpTrainingArgumen
             )
             lion_st.build("runs/llama-3.2-1b-mntp", "sparse")
     """
+    refuse_several_gpus(training_arguments)
     refuse_with_quantization(arguments, training_arguments)
     output = Path(training_arguments.output_dir)
-    blocks_a_step = training_arguments.train_batch_size * training_arguments.gradient_accumulation_steps
+    blocks_a_step = training_arguments.per_device_train_batch_size * training_arguments.gradient_accumulation_steps
     record = RunLog(
         output / "mntp.json",
         arguments.settings() | training_arguments.settings(),

@@ -20,10 +20,8 @@ from scipy import sparse
 from sentence_transformers import (
     SentenceTransformer,
     SentenceTransformerTrainer,
-    SentenceTransformerTrainingArguments,
     SparseEncoder,
     SparseEncoderTrainer,
-    SparseEncoderTrainingArguments,
 )
 from sentence_transformers.base.modules import Router
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding, WeightedLayerPooling
@@ -40,6 +38,7 @@ from lion_st.losses import dot_scores
 from lion_st.models import paradigm_of
 from lion_st.modules import LionTransformer
 from lion_st.modules.backbones import keep_layers
+from lion_st.training.arguments import DenseDistillationArguments, SparseDistillationArguments
 from lion_st.training.query_tables import router_limit
 from lion_st.training.trainers import GuardedTrainer
 
@@ -332,7 +331,7 @@ def distill_query_encoder(
         **training_options,
     }
     is_encoder = isinstance(student, SparseEncoder)
-    arguments = (SparseEncoderTrainingArguments if is_encoder else SentenceTransformerTrainingArguments)(**options)
+    arguments = (SparseDistillationArguments if is_encoder else DenseDistillationArguments)(**options)
     trainer_class: Any = SparseDistillationTrainer if is_encoder else DenseDistillationTrainer
     set_seed(seed)
     trainer = trainer_class(

@@ -46,7 +46,7 @@ from lion_st.training.sharding import (
 from lion_st.training.starting import build_model
 from lion_st.training.teacher import report_teacher, teacher_weights
 from lion_st.training.trainers import TRAINERS, RetrieverTrainerMixin
-from lion_st.training.validation import recomputes_activations
+from lion_st.training.validation import recomputes_activations, refuse_several_gpus
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -219,11 +219,8 @@ def resolve_batches(
         ValueError: If the batch cannot be divided so.
     """
     world_size = devices or training_arguments.world_size
-    if training_arguments.n_gpu > 1 and devices is None:
-        raise ValueError(
-            f"{training_arguments.n_gpu} GPUs in one process would not share negatives: run "
-            f"`torchrun --nproc_per_node {training_arguments.n_gpu} ...`, or name one in CUDA_VISIBLE_DEVICES."
-        )
+    if devices is None:
+        refuse_several_gpus(training_arguments)
     total, each, steps = (
         arguments.batch_size,
         training_arguments.per_device_train_batch_size,

@@ -195,6 +195,19 @@ def rename_checkpointing(arguments: Any) -> None:
             setattr(arguments, old, None)
 
 
+def refuse_several_gpus(arguments: Any) -> None:
+    """Refuse several GPUs in one process, over which transformers' Trainer would divide batches by `nn.DataParallel`.
+
+    Raises:
+        UsageError: With what to run instead.
+    """
+    if arguments.n_gpu > 1:
+        raise UsageError(
+            f"{arguments.n_gpu} GPUs in one process would not share negatives, nor a model that is changed: run "
+            f"`torchrun --nproc_per_node {arguments.n_gpu} ...`, or name one in CUDA_VISIBLE_DEVICES."
+        )
+
+
 def recomputes_activations(arguments: Any) -> bool:
     """Whether training arguments have the backward pass recompute activations."""
     return any(getattr(arguments, f"{name}_checkpointing", None) for name in ("activation", "gradient"))

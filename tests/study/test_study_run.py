@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 from click.testing import Result
@@ -22,13 +24,14 @@ from lion_st.cli import app
 from lion_st.data import load_beir
 from lion_st.data.overlap import normalize
 from lion_st.encoding import encode_corpus
+from lion_st.errors import INTERRUPTED, UsageError
 from lion_st.evaluation import fit_fusion
 from lion_st.exporting import single_models
 from lion_st.files import lock_folder
 from lion_st.study import contrastive_entropies, parse_study, plan_study, run_study
-from lion_st.study.data import OverlapError, load_test, prepare_data, shuffle_labels
+from lion_st.study.data import OverlapError, StudyData, load_test, prepare_data, shuffle_labels
 from lion_st.study.jobs import LOCK, run_job
-from lion_st.study.run import Job, Workers, worker_environment
+from lion_st.study.run import Job, Workers, last_error, stage_options, worker_environment
 from lion_st.training.checkpoints import CHECKSUMS, checkpoint_to_resume
 
 
@@ -79,7 +82,7 @@ def finished(tmp_path_factory, tiny_backbone) -> Finished:
 def test_a_failing_cell_is_named_and_does_not_stop_the_others(finished: Finished) -> None:
     failed = finished.failed
     assert failed.exit_code == 1
-    assert "small-dense-cl_kd-seed1: FAILED" in failed.stdout
+    assert "small-dense-cl_kd-seed1: FAILED, '" in failed.stdout and "training.json' cannot be read" in failed.stdout
     line = "lion-st study: 1 of 2 jobs failed, the others are finished. small-dense-cl_kd-seed1: "
     assert failed.stderr.startswith(line)
     assert failed.stderr.count("\n") == 1
@@ -139,14 +142,75 @@ def test_an_interrupt_ends_the_processes_of_all_workers(tmp_path: Path) -> None:
             Workers(2, say).run(jobs)
 
 
+def test_two_processes_share_the_batches_of_a_cell(tmp_path: Path, finished: Finished) -> None:
+    values = finished.values | {"paradigms": ["sparse"]}
+    run_study(plan_study(parse_study(values), 2), tmp_path, [].append)
+    rows = json.loads((tmp_path / "cells" / "small-sparse-cl_kd-seed1" / "rows.json").read_text())
+    alone = json.loads(finished.rows("sparse").read_text())
+    assert [row["value"] for row in rows] == pytest.approx([row["value"] for row in alone], rel=1e-3)
+    log = (tmp_path / "cells" / "small-sparse-cl_kd-seed1" / "log.txt").read_text()
+    assert log.count("'loss': ") == rows[0]["steps"]  # which one of them logs
+
+
+def test_processes_divide_the_batches_of_mntp(tmp_path: Path, tiny_backbone) -> None:
+    mntp = {"texts": ["train"], "max_steps": 2, "block_size": 16, "per_device_train_batch_size": 4, "bf16": False}
+    values = tiny_study(tmp_path, tiny_backbone(), paradigms=["sparse"], mntp=mntp)
+    plan = plan_study(parse_study(values), 2)
+    (alone,), (stage,) = plan_study(parse_study(values)).stages, plan.stages
+    assert stage == alone and stage.tokens == 2 * 4 * 16
+    data = StudyData({}, tmp_path / "texts", {}, {})
+    assert stage_options(plan, stage, data, tmp_path)["per_device_train_batch_size"] == 2
+    with pytest.raises(UsageError, match="3 processes cannot share the MNTP batches of small, 4 blocks"):
+        plan_study(parse_study(values), 3)
+
+
+def test_what_a_process_of_a_training_says_is_what_failed() -> None:
+    lines = [
+        "job: an earlier attempt",
+        "{'loss': 1}",
+        "job: no memory",
+        "E1127 elastic: failed",
+        "===",
+    ]
+    assert last_error(lines) == "no memory"
+    assert last_error(lines[1:2]) == "{'loss': 1}" and last_error([]) is None
+
+
+def test_an_interrupt_ends_all_processes_of_a_training(tmp_path: Path, tiny_backbone) -> None:
+    file, output = tmp_path / "tiny.yaml", tmp_path / "out"
+    file.write_text(yaml.safe_dump(tiny_study(tmp_path, tiny_backbone(), paradigms=["sparse"], budget={"flops": 1e12})))
+    log = output / "cells" / "small-sparse-cl_kd-seed1" / "log.txt"
+    command = [sys.executable, "-m", "lion_st", "study", str(file), "--output", str(output), "--processes", "2"]
+    study = psutil.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 500
+    while not (log.exists() and "'loss': " in log.read_text()):
+        assert study.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    begun = study.children(recursive=True)
+    assert len(begun) >= 4  # the job, torchrun and two trainings
+    study.send_signal(signal.SIGINT)
+    assert study.wait(60) == INTERRUPTED
+    assert not psutil.wait_procs(begun, timeout=60)[1]
+
+
 def test_workers_divide_the_cores_unless_told_otherwise(monkeypatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("torch.get_num_threads", lambda: 8)
     assert "OMP_NUM_THREADS" not in worker_environment(0, 1)
     assert worker_environment(0, 3)["OMP_NUM_THREADS"] == "2"
     assert worker_environment(11, 12)["OMP_NUM_THREADS"] == "1"
+    assert worker_environment(0, 1, processes=4)["OMP_NUM_THREADS"] == "2"
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     assert worker_environment(0, 3)["OMP_NUM_THREADS"] == "5"
+
+
+def test_workers_have_gpus_of_their_own_for_all_their_processes(monkeypatch, finished: Finished) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3,5,7,8")
+    seen = [worker_environment(slot, 3, processes=2)["CUDA_VISIBLE_DEVICES"] for slot in range(3)]
+    assert seen == ["2,3", "5,7", "8,2"]
+    assert worker_environment(1, 2)["CUDA_VISIBLE_DEVICES"] == "3"
+    with pytest.raises(ValueError, match="6 processes of a cell need a GPU each, and there are 5"):
+        run_study(replace(plan_study(parse_study(finished.values)), processes=6), finished.output)
 
 
 def test_a_folder_of_other_settings_is_refused(finished: Finished) -> None:

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lion_st
 from lion_st.data.text import read_documents
+from lion_st.errors import UsageError
 from lion_st.hub import merge_backbone
 from lion_st.modules import LionTransformer
 from lion_st.training.arguments import MntpArguments, MntpTrainingArguments
@@ -268,3 +269,11 @@ def test_texts_come_from_files_and_from_data_sets_with_a_text_column(tmp_path):
     Dataset.from_dict({"body": ["Five."]}).to_parquet(tmp_path / "other" / "train.parquet")
     with pytest.raises(ValueError, match=r"columns \['body'\]: it needs a column 'text'"):
         list(read_documents([tmp_path / "other"]))
+
+
+def test_several_gpus_in_one_process_are_refused_before_anything_is_read(tmp_path):
+    training = MntpTrainingArguments(output_dir=str(tmp_path / "out"), use_cpu=True)
+    assert training.n_gpu < 2
+    training._n_gpu = 2
+    with pytest.raises(UsageError, match="torchrun --nproc_per_node 2"):
+        adapt_mntp(MntpArguments(backbone=str(tmp_path / "nothing"), texts=[str(tmp_path / "nothing")]), training)

@@ -15,6 +15,7 @@ from lion_st.cli import app
 from lion_st.encoding import encode_texts, load_encoder, model_fingerprint
 from lion_st.indexes import create_index
 from lion_st.retrieval import ModelRetriever
+from lion_st.training.arguments import DenseDistillationArguments, SparseDistillationArguments
 from lion_st.training.collapse import TrainingCollapsed
 from lion_st.training.query_encoders import (
     QueryDistillationLoss,
@@ -195,3 +196,11 @@ def test_a_distillation_that_is_lost_ends_with_what_to_change(sparse_model, targ
         TrainingCollapsed, match=r"at step 20: the (loss|norm of the weights) is .* Lower --learning_rate"
     ):
         distill_query_encoder(student, targets, tmp_path, logging_steps=1000, **options)
+
+
+@pytest.mark.parametrize("kind", [SparseDistillationArguments, DenseDistillationArguments])
+def test_a_distillation_leaves_all_gpus_but_the_first_alone(kind, tmp_path):
+    arguments = kind(output_dir=str(tmp_path), use_cpu=True, per_device_train_batch_size=4)
+    assert arguments.n_gpu == 0
+    arguments._n_gpu = 2  # as transformers counts them
+    assert arguments.n_gpu == 1 and arguments.train_batch_size == 4
