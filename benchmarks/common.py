@@ -165,6 +165,8 @@ def _compare_vectors(model: Any, stock: Path, texts: list[str]) -> float:
 def in_process(script: str, arguments: list[str], seconds: float | None = None) -> dict[str, Any] | None:
     """The figures that a script prints last in a process of its own; None if it ran out of memory.
 
+    A process that a signal ended, other than the one that the system sends when memory runs out, is marked as stopped.
+
     Args:
         script: Path of the Python script.
         arguments: Its command line.
@@ -188,8 +190,10 @@ def in_process(script: str, arguments: list[str], seconds: float | None = None) 
     figures = [line for line in lines if line.startswith("{") and line.endswith("}")]
     if stopped or process.returncode == 0:
         return (json.loads(figures[-1]) if figures else {}) | stopped
-    if process.returncode < 0 or any(sign in complaints for sign in OUT_OF_MEMORY):
+    if process.returncode == -signal.SIGKILL or any(sign in complaints for sign in OUT_OF_MEMORY):
         return None
+    if process.returncode < 0:
+        return {"stopped": f"by {signal.Signals(-process.returncode).name}"}
     raise SystemExit(f"{script} {' '.join(arguments)} failed:\n{complaints[-3000:]}")
 
 

@@ -35,8 +35,10 @@ class CodeInExamples(griffe.Extension):
 
 
 def benchmark_tables() -> str:
-    """What benchmarks/README.md says below its title; its links lead into the repository and become paths."""
+    """What benchmarks/README.md says below its title; its links lead into the repository and become paths, and its
+    figures are this folder's."""
     text = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8").partition("\n")[2]
+    text = re.sub(r"!\[([^]]+)\]\(\.\./docs/([^)]+)\)", r"![\1](\2)", text)
     return re.sub(r"\[([^]]+)\]\(\.\./([^)]+)\)", r"\1 (`\2`)", text)
 
 

@@ -231,6 +231,7 @@ def search(
     if allowed is not None:
         require_file(allowed, "ids of documents, one a line")
     require_new(run, overwrite)
+    from lion_st.data.files import checked, read_lines
     from lion_st.data.records import read_topics
     from lion_st.encoding import load_encoder
     from lion_st.indexes import load_index
@@ -238,7 +239,7 @@ def search(
     from lion_st.retrieval.search import require_explainable
 
     asked = read_topics(queries) if queries is not None else {}
-    among = None if allowed is None else [one for one in allowed.read_text(encoding="utf-8").splitlines() if one]
+    among = None if allowed is None else [line for _, line in checked(read_lines(allowed))]
     loaded = load_index(index, memory_map=True, verify=verify, revision=index_revision)
     if explain:
         require_explainable(loaded)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -58,8 +59,10 @@ def convex_fusion(rankings: Sequence[Sequence[Hits]], weights: Sequence[float], 
 
 def require_weights(weights: Sequence[float], count: int) -> None:
     """Raise a ValueError unless there are `count` weights, finite and at least 0, of which one is above 0."""
-    if len(weights) != count or not all(0 <= weight < np.inf for weight in weights) or not any(weights):
-        raise ValueError(f"Give one finite weight >= 0 for each of the {count} rankings, not all 0; got {weights}.")
+    given = list(weights) if isinstance(weights, Iterable) else []
+    are_numbers = all(isinstance(one, Real) and not isinstance(one, bool) for one in given)
+    if len(given) != count or not are_numbers or not all(0 <= one < np.inf for one in given) or not any(given):
+        raise ValueError(f"Give one finite weight >= 0 for each of the {count} rankings, not all 0; got {weights!r}.")
 
 
 def fit_convex_weights(

@@ -28,6 +28,7 @@ from lion_st.indexes.base import (
     refuse_texts,
     require_at_least,
 )
+from lion_st.indexes.fusion import require_weights
 
 MAX_ID_BYTES = 512
 METRIC = {"metric_type": "IP"}
@@ -77,11 +78,9 @@ class MilvusIndex(Index):
         weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__(paradigm)
-        MilvusClient = require("pymilvus").MilvusClient
-        if weights is not None and len(weights) != 2:
-            raise ValueError(f"weights are two numbers, for the sparse and the dense score, got {weights!r}.")
-        for weight in weights or ():
-            require_at_least(0.0, weights=weight)
+        pymilvus = require("pymilvus")
+        if weights is not None:
+            require_weights(weights, 2)
         require_at_least(1, rows_per_request=rows_per_request, candidates=candidates)
         self.uri = str(uri) if "://" in str(uri) else str(Path(uri).resolve())
         self.collection = collection
@@ -95,7 +94,15 @@ class MilvusIndex(Index):
         # may have left some.
         self._is_flushed = False
         self._is_claimed = False  # whether the collection was found to hold documents of this source
-        self._client = MilvusClient(self.uri, token=os.environ.get("MILVUS_TOKEN", "") if token is None else token)
+        try:
+            self._client = pymilvus.MilvusClient(
+                self.uri, token=os.environ.get("MILVUS_TOKEN", "") if token is None else token
+            )
+        except pymilvus.MilvusException as error:
+            raise StorageError(
+                f"Milvus at {self.uri} cannot be opened ({error.message}): name a file that ends in .db, or the "
+                "address of a server that runs, such as http://localhost:19530."
+            ) from error
         if self._client.has_collection(collection):
             self._check_collection()
 

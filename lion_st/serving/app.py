@@ -66,9 +66,10 @@ class EmbedRequest(EmbedSparseRequest):
 
 
 class OpenAIRequest(Body):
-    """Body of `/v1/embeddings`."""
+    """Body of `/v1/embeddings`; `prompt_name` is not OpenAI's, whose clients send it as `extra_body`."""
 
     input: Texts
+    prompt_name: str | None = None
     model: str | None = None
     user: str | None = None
     encoding_format: Literal["float", "base64"] | None = None
@@ -180,7 +181,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     async def openai(request: OpenAIRequest) -> Response:
         if is_sparse:
             raise wrong_model(f"{service.name} is a sparse model, which OpenAI's interface has none of: /embed_sparse.")
-        encoded = await service.encode(_listed(request.input), service.settings.default_task)
+        encoded = await service.encode(_listed(request.input), service.task_of(request.prompt_name))
         dense = _side(encoded.vectors, "dense")
         _require_dimensions(dense, request.dimensions)
 

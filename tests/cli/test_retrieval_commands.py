@@ -86,7 +86,7 @@ def test_a_folder_of_text_becomes_a_scored_run(models, data, encoded, tmp_path) 
 
 def test_a_search_keeps_to_the_allowed_documents(models, data, encoded, tmp_path) -> None:
     lion("index", encoded / "corpus", tmp_path / "index")
-    (tmp_path / "ids.txt").write_text("d3\nd9\n\nelsewhere\n")
+    (tmp_path / "ids.txt").write_bytes(b"\xef\xbb\xbfd3\r\nd9\n\nelsewhere\n")  # as Windows writes it
     allowed = ("--allowed", tmp_path / "ids.txt")
     search = ("search", models["sparse"], tmp_path / "index")
     shown = lion(*search, QUERIES["q1"], "-k", 9, *allowed, "--quiet")
@@ -95,6 +95,8 @@ def test_a_search_keeps_to_the_allowed_documents(models, data, encoded, tmp_path
     assert set().union(*read_run(tmp_path / "sp.trec").values()) == {"d3", "d9"}
     (tmp_path / "ids.txt").write_text("elsewhere\n")
     assert "None of the 1 allowed documents" in lion(*search, QUERIES["q1"], *allowed, "--quiet", exit_code=1)
+    (tmp_path / "ids.txt").write_bytes(b"d3\n\xe9\n")
+    assert "ids.txt:2 is not UTF-8 text" in lion(*search, QUERIES["q1"], *allowed, "--quiet", exit_code=1)
 
 
 def test_a_query_is_answered_with_reasons(models, encoded, tmp_path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -292,6 +293,16 @@ def test_milvus_searches_sparse_dense_and_hybrid_collections(
         create_index("milvus", "dense", uri=uri, collection="sparse")
     loaded.delete_collection()
     assert loaded.search(queries[:2], 3) == [[], []]
+
+
+def test_settings_of_milvus_that_cannot_be_are_named(tmp_path) -> None:
+    pytest.importorskip("pymilvus")
+    for weights in (0.5, [0.5], ["a", 1.0], [0.0, 0.0], [float("nan"), 1.0], "0.5,0.5", [True, 0.5]):
+        with pytest.raises(ValueError, match=r"one finite weight >= 0 for each of the 2 rankings.*; got"):
+            create_index("milvus", "hybrid", uri=str(tmp_path / "lion.db"), weights=weights)
+    for uri in ("ftp://host:1", str(tmp_path / "corpus")):
+        with pytest.raises(StorageError, match=rf"Milvus at {re.escape(uri)} cannot be opened.*ends in \.db.*http://"):
+            create_index("milvus", "sparse", uri=uri)
 
 
 def test_a_milvus_collection_takes_its_source_with_its_first_documents(milvus_uri, documents) -> None:

@@ -289,6 +289,31 @@ def test_qdrant_ranks_the_converted_index_as_exact_search(converted, vectors, qu
         assert {point.payload["id"] for point in found[:3]} == {one for one, _ in hits[:3]}
 
 
+def test_qdrant_s_own_engine_scores_the_converted_index_as_exact_search(converted, vectors, queries, tmp_path):
+    edge = pytest.importorskip("qdrant_edge", reason="qdrant-edge-py is not installed")
+    folder = converted["qdrant"].output
+    names = json.loads((folder / "collection.json").read_text())["sparse_vectors"]
+    sparse_vectors = {name: edge.EdgeSparseVectorParams(**value) for name, value in names.items()}
+    shard = edge.EdgeShard.create(str(tmp_path), edge.EdgeConfig(sparse_vectors=sparse_vectors))
+    for file in sorted((folder / "documents").iterdir()):
+        points = [
+            edge.Point(point["id"], {"terms": edge.SparseVector(**point["vector"]["terms"])}, point["payload"])
+            for point in json.loads(file.read_text())["points"]
+        ]
+        shard.update(edge.UpdateOperation.upsert_points(points))
+    exact = create_index("exact", "sparse")
+    exact.add(IDS, vectors)
+    for line, hits in zip(
+        (folder / "queries.tsv").read_text("utf-8").splitlines(), exact.search(queries, 10), strict=True
+    ):
+        body = json.loads(line.split("\t")[1])
+        nearest = edge.Query.Nearest(edge.SparseVector(**body["query"]), using=body["using"])
+        found = shard.query(edge.QueryRequest(limit=10, query=nearest, with_payload=True))
+        assert [point.score for point in found] == pytest.approx([score for _, score in hits], rel=1e-5)
+        assert {point.payload["id"] for point in found[:3]} == {one for one, _ in hits[:3]}
+    shard.close()
+
+
 @pytest.mark.parametrize("to", FORMATS)
 def test_there_are_commands_and_a_query(converted, queries, to):
     folder = converted[to].output

@@ -156,10 +156,24 @@ def test_openai_s_client_reads_the_vectors_and_the_errors(dense, models):
     expected = encode_texts(models["dense"], TEXTS, "document")
     np.testing.assert_allclose([row.embedding for row in answer.data], expected, atol=1e-5)
     assert answer.usage.prompt_tokens > len(TEXTS)
+    answer = client.embeddings.create(model="any", input=TEXTS, extra_body={"prompt_name": "query"})
+    expected = encode_texts(models["dense"], TEXTS, "query")
+    np.testing.assert_allclose([row.embedding for row in answer.data], expected, atol=1e-5)
     with pytest.raises(openai.UnprocessableEntityError, match="`dimensions` of this model are 32"):
         client.embeddings.create(model="any", input=TEXTS, dimensions=8)
     with pytest.raises(openai.APIStatusError, match="batch size 33 > maximum allowed batch size 32"):
         client.embeddings.create(model="any", input=["a"] * 33)
+
+
+def test_langchain_s_client_of_openai_reads_the_vectors(dense, models):
+    """Its check of lengths would send token ids of OpenAI's models; that for text-embeddings-inference takes no URL."""
+    langchain = pytest.importorskip("langchain_openai")
+    client = langchain.OpenAIEmbeddings(
+        base_url=f"{dense.url}/v1", api_key="-", model="any", check_embedding_ctx_length=False
+    )
+    np.testing.assert_allclose(client.embed_documents(TEXTS), encode_texts(models["dense"], TEXTS, "document"), 1e-6)
+    answer = dense.post("/v1/embeddings", input=[[15339, 1917]], model="any")
+    assert answer.status_code == 422 and "valid string" in answer.json()["message"]
 
 
 def test_sparse_vectors_come_by_term_and_weight(sparse, models):
