@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart study-micro check test test-fast soak docs bench clean
+.PHONY: help install quickstart study-micro check test test-fast soak resolve docs bench clean
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +70,15 @@ KILLS ?= 20
 soak: install  ## Kill trainings at random, of one process and of two, and compare what they end with
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py --kills $(KILLS)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py --kills $(KILLS) --processes 2
+
+# Of wheels alone, as a user without a compiler gets them.
+RESOLVE := uv pip compile pyproject.toml --extra all --only-binary :all: --quiet --output-file /dev/null
+
+resolve: install  ## Resolve lion-st[all] for every Python and platform that it is declared for; needs the network
+	$(PIP) uv
+	for python in 3.10 3.11 3.12 3.13 3.14; do for platform in x86_64-manylinux_2_34 macos windows; do \
+		MACOSX_DEPLOYMENT_TARGET=14.0 $(BIN)/$(RESOLVE) --python-version $$python --python-platform $$platform || exit 1; \
+		echo "$$python $$platform resolves"; done; done
 
 docs: install  ## Build the documentation into build/docs
 	$(BIN)/mkdocs build --strict --site-dir build/docs

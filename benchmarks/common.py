@@ -76,7 +76,7 @@ def make_models(
     folder: Path,
     shape: str,
     vocabulary: int,
-    active_terms: int | None = None,
+    active_dims: int | None = None,
     device: str = "cpu",
     dtype: str = "float32",
 ) -> float:
@@ -86,7 +86,7 @@ def make_models(
         folder: Where to.
         shape: One of `SHAPES`.
         vocabulary: Number of terms.
-        active_terms: How many terms of a text are above zero, about, as in a trained retriever; else about half are.
+        active_dims: How many terms of a text are above zero, about, as in a trained retriever; else about half are.
         device: Where the model is made and checked.
         dtype: Of the weights.
 
@@ -108,8 +108,8 @@ def make_models(
     tokenizer = word_tokenizer(vocabulary)
     with torch.device(device):
         backbone = LlamaForCausalLM(config).to(getattr(torch, dtype))
-    if active_terms is not None:
-        _make_sparse(backbone, tokenizer, vocabulary, active_terms)
+    if active_dims is not None:
+        _make_sparse(backbone, tokenizer, vocabulary, active_dims)
     backbone.save_pretrained(folder / "backbone")
     tokenizer.save_pretrained(folder / "backbone")
     del backbone
@@ -122,7 +122,7 @@ def make_models(
 
 
 @torch.no_grad()
-def _make_sparse(backbone: Any, tokenizer: PreTrainedTokenizerFast, vocabulary: int, active_terms: int) -> None:
+def _make_sparse(backbone: Any, tokenizer: PreTrainedTokenizerFast, vocabulary: int, active_dims: int) -> None:
     """Give random weights a trained retriever's sparsity.
 
     The first hidden dimension is 1 in every token, no layer adds to it, and the final norm gives it the factor by which
@@ -139,7 +139,7 @@ def _make_sparse(backbone: Any, tokenizer: PreTrainedTokenizerFast, vocabulary: 
         shifts.append(states[:, 0].mean())
         states[:, 0] = 0.0
         maxima.append((states @ head.float().T).amax(0))
-    floor = torch.stack(maxima).kthvalue(vocabulary - active_terms, dim=1).values.mean()
+    floor = torch.stack(maxima).kthvalue(vocabulary - active_dims, dim=1).values.mean()
     decoder.norm.weight[0] *= -floor / torch.stack(shifts).mean()
 
 

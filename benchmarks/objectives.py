@@ -203,11 +203,7 @@ def train(run: Mapping[str, Any], seed: int, options: argparse.Namespace, tuples
         "TFLOP": trainer.state.total_flos / 1e12,
         "training seconds": round(time.perf_counter() - began, 1),
         "loss": logged["loss"],
-        **{
-            f"trained terms/{task}": logged[f"{task}_active_terms"]
-            for task in TASKS
-            if f"{task}_active_terms" in logged
-        },
+        **{f"trained terms/{task}": logged[f"{task}_active_dims"] for task in TASKS if f"{task}_active_dims" in logged},
     }
 
 

@@ -17,6 +17,7 @@ from lion_st.files import is_hub_name
 if TYPE_CHECKING:
     from datasets import Dataset
     from sentence_transformers.base.model import BaseModel
+    from torch import Tensor
     from torch.nn import Module
     from transformers import PreTrainedModel
 
@@ -64,7 +65,12 @@ OVERRIDDEN: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 # What is called or read, and what is public in name but described nowhere: an attribute of what is imported.
 USED = (
+    "torch.Tensor._version",
+    "torch.distributed.algorithms._checkpoint.checkpoint_wrapper.apply_activation_checkpointing",
+    "torch.nn.Module._apply",
     "torch.nn.Module._compiled_call_impl",
+    "torch._dynamo.config.recompile_limit",
+    "torch._inductor.list_mode_options",
     "sentence_transformers.base.model.BaseModel._create_model_card",
     "sentence_transformers.base.model.BaseModel._get_model_config",
     "sentence_transformers.base.model.BaseModel._resolve_inference_device",
@@ -125,6 +131,44 @@ def layer_classes(model: PreTrainedModel) -> set[str]:
 def forget_compiled(module: Module) -> None:
     """Undo `module.compile()`."""
     module._compiled_call_impl = None
+
+
+def allow_compilations(count: int) -> None:
+    """Let torch.compile make so many versions of one function at least, beyond which it runs uncompiled."""
+    import torch._dynamo
+
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, count)
+
+
+def inductor_options(mode: str) -> dict[str, Any]:
+    """What a mode of torch.compile stands for, with lengths that vary."""
+    from torch._inductor import list_mode_options
+
+    return dict(list_mode_options(mode, dynamic=True))
+
+
+def replace_submodule(module: Module, name: str, other: Module) -> None:
+    """Give a shallow copy of a module, which shares its submodules with the original, another one of a name."""
+    module._modules = module._modules | {name: other}
+
+
+def times_written(tensor: Tensor) -> int:
+    """How often a tensor was written in place."""
+    return tensor._version
+
+
+def give_memory(module: Module) -> None:
+    """Give the tensors of a module that are on the device "meta" memory of the CPU, with whatever is there."""
+    import torch
+
+    module._apply(lambda tensor: torch.empty_like(tensor, device="cpu") if tensor.is_meta else tensor)
+
+
+def language_scripts(codes: list[str]) -> Any:
+    """mteb's languages with their scripts, of the Hub's codes of languages."""
+    from mteb.languages.iso_mappings import _hf_langs_to_iso_lang_scripts
+
+    return _hf_langs_to_iso_lang_scripts(codes)
 
 
 def hub_commit(config: Any) -> str | None:

@@ -30,7 +30,7 @@ Engine: TypeAlias = Annotated[
 Device: TypeAlias = Annotated[str | None, typer.Option(help="Torch device; the best one there is by default.")]
 Weights: TypeAlias = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"],
-    typer.Option("--dtype", "--weights", help="Of the model's weights; auto is the checkpoint's own."),
+    typer.Option("--dtype", help="Of the model's weights; auto is the checkpoint's own."),
 ]
 Overwrite: TypeAlias = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 Revision: TypeAlias = Annotated[str | None, typer.Option(help="Hub revision of the model.")]

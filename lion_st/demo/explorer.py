@@ -84,14 +84,14 @@ class Answer:
     Attributes:
         query: The query.
         terms: Its heaviest terms.
-        active_terms: How many it has in all.
+        active_dims: How many it has in all.
         rankings: The sparse one and the one beside it.
         notes: What the reader should know, such as that the query was cut.
     """
 
     query: str
     terms: list[TextTerm]
-    active_terms: int
+    active_dims: int
     rankings: list[Ranking]
     notes: list[str]
 

@@ -46,7 +46,7 @@ def expansion(answer: Answer) -> str:
     )
     bars = "".join(_bar(term, heaviest) for term in answer.terms)
     count = (
-        f"{len(answer.terms)} heaviest of {answer.active_terms:,} terms: {own} in the query, "
+        f"{len(answer.terms)} heaviest of {answer.active_dims:,} terms: {own} in the query, "
         f"{len(answer.terms) - own} expansions."
     )
     return notes + _section(

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from lion_st.encoding.loading import load_encoder
     from lion_st.encoding.on_ray import encode_corpus_on_ray
     from lion_st.encoding.shards import EncodedCorpus
-    from lion_st.encoding.vectors import Vectors, active_terms, to_csr, to_dense
+    from lion_st.encoding.vectors import Vectors, active_dims, to_csr, to_dense
 
 __all__ = [
     "EncodedCorpus",
     "Vectors",
-    "active_terms",
+    "active_dims",
     "encode_corpus",
     "encode_corpus_on_ray",
     "encode_texts",

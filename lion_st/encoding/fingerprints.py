@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 import xxhash
 
 from lion_st.data.fields import Task
-from lion_st.hooks import hub_commit
+from lion_st.hooks import hub_commit, times_written
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer, SparseEncoder
@@ -68,7 +68,7 @@ def weights_fingerprint(model: SentenceTransformer | SparseEncoder) -> str:
     """
     require_encoder(model)
     state = sorted(model.state_dict(keep_vars=True).items())
-    versions = [0 if tensor.is_inference() else tensor._version for _, tensor in state]
+    versions = [0 if tensor.is_inference() else times_written(tensor) for _, tensor in state]
     key = [(name, t.data_ptr(), version, t.dtype, t.shape) for (name, t), version in zip(state, versions, strict=True)]
     if model in _digests and _digests[model][0] == key:
         return _digests[model][1]

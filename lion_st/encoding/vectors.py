@@ -242,7 +242,7 @@ def to_dense(vectors: Any) -> np.ndarray:
     return matrix
 
 
-def active_terms(vectors: Vectors) -> float | None:
+def active_dims(vectors: Vectors) -> float | None:
     """Mean number of non-zero terms per row (0 for an empty matrix), of a hybrid's sparse side; None without terms."""
     matrix = vectors.sparse if isinstance(vectors, HybridVectors) else vectors
     if not isinstance(matrix, sparse.csr_array):

@@ -184,8 +184,8 @@ def open_retriever(
         chosen,
         query_model=query_encoder,
         engine_parameters=parameters,
-        query_tokens=protocol.query_tokens,
-        document_tokens=protocol.document_tokens,
+        query_length=protocol.query_length,
+        document_length=protocol.document_length,
         name=name or found_name,
         **settings,
     )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from lion_st.encoding.fingerprints import input_module, text_limit
 from lion_st.extras import require
 from lion_st.files import is_hub_name
+from lion_st.hooks import language_scripts
 from lion_st.retrieval.retriever import ModelRetriever, Retriever
 
 if TYPE_CHECKING:
@@ -51,8 +52,8 @@ def is_standard(retriever: Retriever) -> bool:
         and retriever.engine in ("exact", "torch")
         and not retriever.engine_parameters.keys() - {"device", "memory_gb"}
         and retriever.query_model is retriever.model
-        and retriever.query_tokens is None
-        and retriever.document_tokens is None
+        and retriever.query_length is None
+        and retriever.document_length is None
         and retriever.encoded is None
     )
 
@@ -96,7 +97,6 @@ def training_datasets(names: list[str]) -> set[str] | None:
 
 
 def _described(retriever: ModelRetriever) -> dict[str, Any]:
-    from mteb.languages.iso_mappings import _hf_langs_to_iso_lang_scripts
     from mteb.models.model_meta import ScoringFunction
     from mteb.models.sentence_transformer_wrapper import (
         MultiVectorWrapper,
@@ -124,13 +124,13 @@ def _described(retriever: ModelRetriever) -> dict[str, Any]:
         "n_parameters": sum(one.numel() for one in weights),
         "n_embedding_parameters": None if embeddings is None else embeddings.weight.numel(),
         "memory_usage_mb": round(sum(one.nbytes for one in weights) / 2**20),
-        "max_tokens": retriever.document_tokens or text_limit(model, "document"),
+        "max_tokens": retriever.document_length or text_limit(model, "document"),
         "embed_dim": model.get_embedding_dimension(),
         "similarity_fn_name": ScoringFunction.from_str(SCORES.get(score, score)),
         "framework": ["Sentence Transformers", "PyTorch", "safetensors"],
         "use_instructions": any(model.prompts.values()),
         "license": known or (link if isinstance(link, str) and link.startswith("https://") else None),
-        "languages": _hf_langs_to_iso_lang_scripts([languages] if isinstance(languages, str) else list(languages)),
+        "languages": language_scripts([languages] if isinstance(languages, str) else list(languages)),
         "training_datasets": training_datasets([datasets] if isinstance(datasets, str) else list(datasets)),
         "adapted_from": bases if isinstance(bases, str) or bases is None else bases[0],
         "open_weights": True if retriever.commit else None,

@@ -13,7 +13,7 @@ class Protocol:
     """Lengths, depth and metrics of an evaluation.
 
     Attributes:
-        query_tokens, document_tokens: Lengths to cut texts to; None leaves the model's own.
+        query_length, document_length: Lengths to cut texts to; None leaves the model's own.
         top_k: Documents retrieved per query.
         self_matches: See `MtebSearch`. The released code drops a document that has its query's id after cutting the
             ranking, so that some rankings are one short; others ask for one more first.
@@ -21,8 +21,8 @@ class Protocol:
         relevance_level: Lowest relevant grade.
     """
 
-    query_tokens: int | None = None
-    document_tokens: int | None = None
+    query_length: int | None = None
+    document_length: int | None = None
     top_k: int = 1000
     self_matches: SelfMatches = "task"
     metrics: tuple[str, ...] = METRICS

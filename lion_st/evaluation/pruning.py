@@ -10,7 +10,7 @@ from typing import Any
 
 from scipy import sparse
 
-from lion_st.encoding.vectors import active_terms, to_csr
+from lion_st.encoding.vectors import active_dims, to_csr
 from lion_st.errors import require_type
 from lion_st.evaluation.metrics import Qrels, evaluate_run, require_metrics
 from lion_st.evaluation.trec import hits_to_run
@@ -70,8 +70,8 @@ def prune_report(
         rows.append(
             {
                 "documents": str(pruning),
-                "document_terms": active_terms(pruned),
-                "query_terms": active_terms(query_vectors),
+                "document_terms": active_dims(pruned),
+                "query_terms": active_dims(query_vectors),
                 "index_bytes": index.stats()["bytes"],
                 "ms_per_query": 1000 * seconds / len(query_ids),
                 **evaluate_run(qrels, hits_to_run(query_ids, hits), metrics),

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from lion_st.hooks import forget_compiled, layer_classes
+from lion_st.hooks import allow_compilations, forget_compiled, inductor_options, layer_classes
 
 # Of one function: with and without gradients of input and weights, packed and padded, one text and several, evaluating.
-# Beyond torch's limit of 8 it runs uncompiled.
 MOST_COMPILATIONS = 64
 
 
@@ -46,13 +44,10 @@ def compile_layers(model: PreTrainedModel, backend: str = "inductor", mode: str 
     Raises:
         ValueError: If the architecture does not say what its layers are.
     """
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_COMPILATIONS)
+    allow_compilations(MOST_COMPILATIONS)
     options: dict[str, Any] | None = None
     if backend == "inductor":
-        from torch._inductor import list_mode_options
-
-        options = {**list_mode_options(mode or "default", dynamic=True), "fallback_random": True}
-        mode = None
+        options, mode = {**inductor_options(mode or "default"), "fallback_random": True}, None
     for layer in decoder_layers(model):
         layer.compile(backend=backend, mode=mode, options=options, dynamic=True)
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 
+from lion_st.hooks import replace_submodule
 from lion_st.modules.lion_transformer import STOCK_DENSE, LionTransformer
 from lion_st.modules.llama_pooling import LlamaPooling, PoolingName
 from lion_st.modules.splade_head import SpladeHead
@@ -109,7 +110,7 @@ class HybridHead(SpladeHead):
 def without_lm_head(transformer: LionTransformer) -> LionTransformer:
     """A transformer as a dense model has it, on the same weights as one with an LM head."""
     view: Any = copy.copy(transformer)
-    view._modules = transformer._modules | {"model": transformer.decoder}
+    replace_submodule(view, "model", transformer.decoder)
     view.transformer_task = "feature-extraction"
     for name, value in (copy.deepcopy(STOCK_DENSE) | {"processing_kwargs": {}}).items():
         setattr(view, name, value)

@@ -13,6 +13,7 @@ from sentence_transformers.base.modules.transformer import TRANSFORMER_TASK_TO_A
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
+from lion_st.hooks import give_memory
 from lion_st.modules.adapters import raise_on_wrong_weights
 from lion_st.modules.backbones import as_plain_weights, gguf_options
 from lion_st.modules.checks import require_layers
@@ -147,7 +148,7 @@ def hold_places(model: PreTrainedModel) -> bool:
     """
     if not any(parameter.is_meta for parameter in model.parameters()):
         return False
-    model._apply(lambda tensor: torch.empty_like(tensor, device="cpu") if tensor.is_meta else tensor)
+    give_memory(model)
     model.tie_weights()
     return True
 

@@ -24,7 +24,7 @@ from lion_st.encoding.fingerprints import (
 )
 from lion_st.encoding.reading import records_digest
 from lion_st.encoding.shards import EncodedCorpus
-from lion_st.encoding.vectors import Vectors, active_terms
+from lion_st.encoding.vectors import Vectors, active_dims
 from lion_st.errors import require_list, require_type
 from lion_st.indexes import Hits, Index, StorageError, create_index, present_engine
 from lion_st.indexes.fusion import convex_fusion, reciprocal_rank_fusion, require_weights
@@ -76,8 +76,8 @@ class ModelRetriever:
         engine: Engine of the index, see `create_index`.
         engine_parameters: Settings of the engine. For milvus `uri` is by default a temporary file, and `collection` a
             name of its own; the collection is deleted in the end, and one that holds documents is refused.
-        query_tokens: Length to cut queries to, in place of the model's own.
-        document_tokens: Length to cut documents to, in place of the model's own.
+        query_length: Length to cut queries to, in place of the model's own.
+        document_length: Length to cut documents to, in place of the model's own.
         tokens_per_batch: Padded tokens per batch when encoding.
         threads: CPU threads of the search.
         encoded: Read the documents' vectors from this folder of `encode_corpus` in place of encoding them: those of the
@@ -105,8 +105,8 @@ class ModelRetriever:
         *,
         query_model: SentenceTransformer | SparseEncoder | None = None,
         engine_parameters: Mapping[str, Any] | None = None,
-        query_tokens: int | None = None,
-        document_tokens: int | None = None,
+        query_length: int | None = None,
+        document_length: int | None = None,
         tokens_per_batch: int = 8192,
         threads: int = 1,
         encoded: str | Path | None = None,
@@ -123,8 +123,8 @@ class ModelRetriever:
         self.paradigm: str = paradigm_of(model)
         self.engine = present_engine(engine)
         self.engine_parameters = dict(engine_parameters or {}) if self.engine == engine else {}
-        self.query_tokens = query_tokens
-        self.document_tokens = document_tokens
+        self.query_length = query_length
+        self.document_length = document_length
         self.tokens_per_batch = tokens_per_batch
         self.threads = threads
         self.encoded = EncodedCorpus(encoded) if encoded is not None else None
@@ -139,8 +139,8 @@ class ModelRetriever:
     def fingerprint(self) -> str:
         """Checksums of the models' weights and settings, the lengths, and the engine's settings."""
         settings = {
-            "query_tokens": self.query_tokens,
-            "document_tokens": self.document_tokens,
+            "query_length": self.query_length,
+            "document_length": self.document_length,
             **self.engine_parameters,
         }
         models = dict.fromkeys(model_fingerprint(model) for model in (self.model, self.query_model))
@@ -165,7 +165,7 @@ class ModelRetriever:
         for ids, vectors in self._encoded(documents, show_progress):
             encoded = perf_counter()
             self._index.add(ids, vectors)
-            terms += (active_terms(vectors) or 0) * len(ids)
+            terms += (active_dims(vectors) or 0) * len(ids)
             encode_seconds += encoded - started
             started = perf_counter()
             add_seconds += started - encoded
@@ -264,7 +264,7 @@ class ModelRetriever:
             self.query_model,
             queries,
             "query",
-            max_tokens=self.query_tokens,
+            max_tokens=self.query_length,
             tokens_per_batch=self.tokens_per_batch,
             show_progress=show_progress,
         )
@@ -272,7 +272,7 @@ class ModelRetriever:
 
     def _note_queries(self, vectors: Any, encode_seconds: float, search_seconds: float) -> None:
         self._figures |= {
-            "query_terms": active_terms(vectors),
+            "query_terms": active_dims(vectors),
             "encode_ms_per_query": 1000 * encode_seconds / vectors.shape[0],
             "search_ms_per_query": 1000 * search_seconds / vectors.shape[0],
         }
@@ -314,20 +314,20 @@ class ModelRetriever:
                         self.model,
                         [documents[one] for one in part],
                         "document",
-                        max_tokens=self.document_tokens,
+                        max_tokens=self.document_length,
                         tokens_per_batch=self.tokens_per_batch,
                         show_progress=show_progress,
                     ),
                 )
             return
-        digest = hashlib.sha256(json.dumps([model_fingerprint(self.model), self.document_tokens]).encode())
+        digest = hashlib.sha256(json.dumps([model_fingerprint(self.model), self.document_length]).encode())
         for key, text in documents.items():
             digest.update(f"{len(key)} {key}{len(text)} {text}".encode())
         folder = encode_corpus(
             self.model,
             ({"id": key, "text": text} for key, text in documents.items()),
             self.encoded_dir / digest.hexdigest()[:24],
-            max_tokens=self.document_tokens,
+            max_tokens=self.document_length,
             tokens_per_batch=self.tokens_per_batch,
             show_progress=show_progress,
         )
@@ -335,7 +335,7 @@ class ModelRetriever:
 
     def _read(self, encoded: EncodedCorpus, documents: Mapping[str, str]) -> Iterator[tuple[list[str], Vectors]]:
         settings = encoded.manifest["settings"]
-        limit = self.document_tokens or text_limit(self.model, "document")
+        limit = self.document_length or text_limit(self.model, "document")
         require_same_encoding(encoded.path, settings, self.model, limit)
         if len(encoded) != len(documents):
             raise StorageError(

@@ -229,7 +229,7 @@ def search_texts(
         allowed: Find none but these documents, by id, see `Index.search`.
 
     Raises:
-        TypeError: If the model or index is a path, or the queries are no list of texts.
+        TypeError: If the model or index is a path, or the queries are not a list of texts.
         ValueError: If none of the allowed documents is in the index, an explanation is asked of an index that does not
             keep the documents' term weights, or the model's vectors have other dimensions than the documents'.
 

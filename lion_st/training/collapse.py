@@ -62,7 +62,7 @@ class VectorStatistics:
     def means(self) -> dict[str, Tensor]:
         """What was seen since `begin`, as scalars on the device.
 
-        Of queries and of documents, and apart of the dense vectors of a hybrid model: `..._active_terms` of a text and
+        Of queries and of documents, and apart of the dense vectors of a hybrid model: `..._active_dims` of a text and
         `..._empty`, the share of texts without any, both of sparse vectors alone; and `..._spread`, the share of the
         vectors' squared length by which they differ from their mean: 0 if all are identical. A text of several vectors
         counts with their mean, brought to length 1. Of both: `in_batch_accuracy`, see `Ranking`, of a hybrid model by
@@ -74,7 +74,7 @@ class VectorStatistics:
         for task, sums in self._sums.items():
             rows = self.rows[task]
             if "active" in sums:
-                means[f"{task}_active_terms"] = sums["active"] / rows
+                means[f"{task}_active_dims"] = sums["active"] / rows
                 means[f"{task}_empty"] = sums["empty"] / rows
             if rows > 1:
                 squares = sums["squares"].clamp(min=torch.finfo(torch.float32).tiny)
@@ -270,7 +270,7 @@ class CollapseGuard(TrainerCallback):
         return problems
 
     def _require_fewer_terms(self, values: dict[str, float], state: TrainerState) -> None:
-        terms = values.get("document_active_terms")
+        terms = values.get("document_active_dims")
         ramp_end = 0 if self.ramp is None else self.ramp.warmup_steps or 0
         if terms is None or self.statistics is None or not self.regularized or state.global_step <= ramp_end:
             return

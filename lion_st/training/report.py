@@ -21,8 +21,8 @@ COLUMNS = {
     "contrastive_loss": "CL",
     "distillation_loss": "KD",
     f"eval_{NDCG}": "nDCG@10",
-    "query_active_terms": "query terms",
-    "document_active_terms": "document terms",
+    "query_active_dims": "query terms",
+    "document_active_dims": "document terms",
     "in_batch_accuracy": "accuracy",
     "tokens_per_second": "tokens/s",
     "peak_memory_gib": "GiB",
@@ -35,7 +35,7 @@ LOSSES = {
     "query_regularizer_loss": "FLOPS of queries",
     "document_regularizer_loss": "FLOPS of documents",
 }
-TERMS = {"document_active_terms": "documents", "query_active_terms": "queries"}
+TERMS = {"document_active_dims": "documents", "query_active_dims": "queries"}
 # Colours that readers with any colour vision tell apart (Okabe and Ito), and dashes for those who print in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", "-.", ":")

@@ -88,7 +88,7 @@ def test_terms_of_the_query_are_told_apart(explorer) -> None:
     answer = explorer.answer(QUERY)
     weights = [term.weight for term in answer.terms]
     assert weights == sorted(weights, reverse=True)
-    assert answer.active_terms >= len(answer.terms) == 20
+    assert answer.active_dims >= len(answer.terms) == 20
     assert {term.in_text for term in answer.terms} == {True, False}
     for term in answer.terms:
         if term.in_text:

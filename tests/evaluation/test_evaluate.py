@@ -200,7 +200,7 @@ def test_a_protocol_sets_lengths_depth_and_metrics(tmp_path, folder, sparse_mode
     assert "MAP" not in row
     assert sparse_model[0].query_length == 32
     (short,) = evaluate_retrieval(
-        ModelRetriever(sparse_model, document_tokens=3), folder, output_dir=tmp_path, protocol="msmarco"
+        ModelRetriever(sparse_model, document_length=3), folder, output_dir=tmp_path, protocol="msmarco"
     )
     assert short["document_terms"] != row["document_terms"]
     with pytest.raises(ValueError, match="'trec'"):

@@ -22,7 +22,7 @@ def lion():
 
 
 def test_a_checkpoint_goes_from_import_over_export_to_its_card(lion, tiny_backbone, texts, tmp_path):
-    imported = lion("import", tiny_backbone(), tmp_path / "in", "--contract", "laconic", "--weights", "float32")
+    imported = lion("import", tiny_backbone(), tmp_path / "in", "--contract", "laconic", "--dtype", "float32")
     assert imported.exit_code == 0, imported.output
     exported = lion("export", tmp_path / "in", tmp_path / "lion-sp", "--sparse-encoder")
     assert exported.stdout.strip() == str(tmp_path / "lion-sp"), exported.output

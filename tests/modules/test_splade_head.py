@@ -103,7 +103,7 @@ def test_an_adapter_on_the_head_is_refused(tiny_backbone, tied, options):
 # ---- limits of active terms ----
 
 
-def active_terms(vectors):
+def active_dims(vectors):
     return (vectors > 0).sum(-1).tolist()
 
 
@@ -117,9 +117,9 @@ def test_limits_hold_by_task_and_keep_the_largest_terms(tiny_backbone, texts):
         document_max_active_dims=10,
         device="cpu",
     )
-    assert active_terms(limited.encode_query(texts)) == [5] * len(texts)
-    assert active_terms(limited.encode_document(texts)) == [10] * len(texts)
-    assert active_terms(limited.encode(texts)) == [30] * len(texts)
+    assert active_dims(limited.encode_query(texts)) == [5] * len(texts)
+    assert active_dims(limited.encode_document(texts)) == [10] * len(texts)
+    assert active_dims(limited.encode(texts)) == [30] * len(texts)
     every = free.encode_query(texts, convert_to_tensor=True)
     kept = limited.encode_query(texts, convert_to_tensor=True)
     torch.testing.assert_close(kept.sort(descending=True).values[:, :5], every.topk(5).values)
@@ -127,7 +127,7 @@ def test_limits_hold_by_task_and_keep_the_largest_terms(tiny_backbone, texts):
 
 def test_limits_do_not_touch_training(tiny_backbone, texts):
     model = lion_st.build(tiny_backbone(), "sparse", max_active_dims=3, device="cpu").train()
-    assert min(active_terms(model(model.preprocess(texts))["sentence_embedding"])) > 3
+    assert min(active_dims(model(model.preprocess(texts))["sentence_embedding"])) > 3
 
 
 @pytest.mark.parametrize("as_sparse_encoder", [False, True])
@@ -180,7 +180,7 @@ def test_a_sparse_encoder_shares_weights_and_gives_the_same_rows(tiny_backbone, 
     torch.testing.assert_close(listed[1].to_dense(), dense[1])
 
 
-def test_a_sparse_encoder_limits_active_terms(tiny_backbone, texts):
+def test_a_sparse_encoder_limits_active_dims(tiny_backbone, texts):
     encoder = lion_st.build(tiny_backbone(), "sparse", document_max_active_dims=7, as_sparse_encoder=True, device="cpu")
     assert encoder.encode_document(texts)._nnz() == 7 * len(texts)
     assert encoder.encode_document(texts, max_active_dims=2)._nnz() == 2 * len(texts)

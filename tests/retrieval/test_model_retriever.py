@@ -75,7 +75,7 @@ def test_an_encoded_corpus_of_something_else_is_refused(model, tiny_backbone, tm
     with pytest.raises(StorageError, match="with other weights"):
         ModelRetriever(other, encoded=encoded).index(DOCUMENTS)
     with pytest.raises(StorageError, match="cut to 32 tokens, not to 20"):
-        ModelRetriever(model, encoded=encoded, document_tokens=20).index(DOCUMENTS)
+        ModelRetriever(model, encoded=encoded, document_length=20).index(DOCUMENTS)
     shorter = encode_corpus(model, RECORDS, tmp_path / "shorter", max_tokens=8, show_progress=False)
     with pytest.raises(StorageError, match="cut to 8 tokens, not to 32"):
         ModelRetriever(model, encoded=shorter).index(DOCUMENTS)

@@ -120,7 +120,7 @@ def test_each_log_says_what_the_vectors_are_like(tiny_backbone, data, tmp_path, 
     logs = next(log for log in trainer.state.log_history if "loss" in log)
     for task, rows in (("query", vectors[0]), ("document", torch.cat(vectors[1:]))):
         mean = rows.mean(0)
-        assert logs[f"{task}_active_terms"] == pytest.approx((rows > 0).sum(1).float().mean().item(), abs=1e-3)
+        assert logs[f"{task}_active_dims"] == pytest.approx((rows > 0).sum(1).float().mean().item(), abs=1e-3)
         assert logs[f"{task}_empty"] == 0
         assert logs[f"{task}_flops"] == pytest.approx(mean.square().sum().item(), rel=1e-3)
         spread = 1 - mean.square().sum() / rows.square().sum(1).mean()
@@ -165,7 +165,7 @@ def test_empty_vectors_are_counted():
     statistics.end()
     model({"sentence_embedding": torch.ones(9, 3), "task": "query"})
     means = {name: value.item() for name, value in statistics.means().items()}
-    assert means["query_active_terms"] == 1
+    assert means["query_active_dims"] == 1
     assert means["query_empty"] == pytest.approx(1 / 3)
     assert means["query_spread"] == pytest.approx(1 - 14 / 9 / (14 / 3))
 

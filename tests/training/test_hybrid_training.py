@@ -146,9 +146,9 @@ def test_training_improves_the_ranking(tiny_backbone, data, collection, tmp_path
     assert found[1]["eval_own_dense_dot_ndcg@10"] > found[0]["eval_own_dense_dot_ndcg@10"]
     logs = [log for log in trainer.state.log_history if "loss" in log]
     assert logs[-1]["loss"] < logs[0]["loss"]
-    seen = {"query_active_terms", "document_active_terms", "document_dense_spread", "document_flops"}
-    assert seen <= logs[-1].keys() and logs[-1]["document_active_terms"] <= BACKBONE_TERMS
-    assert "document_dense_active_terms" not in logs[-1]
+    seen = {"query_active_dims", "document_active_dims", "document_dense_spread", "document_flops"}
+    assert seen <= logs[-1].keys() and logs[-1]["document_active_dims"] <= BACKBONE_TERMS
+    assert "document_dense_active_dims" not in logs[-1]
 
 
 def test_evaluations_search_as_the_trained_model_is_searched(tiny_backbone, monkeypatch):

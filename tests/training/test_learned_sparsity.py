@@ -46,7 +46,7 @@ def test_a_killed_run_goes_on_to_the_bit_and_ends_with_whole_numbers(tiny_backbo
     assert [result[1].active_dims(task) for task in ("query", "document")] == limits.round().int().tolist()
     assert "lion_st.load alone reads" in caplog.text and "--all-terms" not in caplog.text
     state = json.loads((tmp_path / "whole" / "checkpoint-4" / "trainer_state.json").read_text())
-    assert state["log_history"][0]["document_active_terms"] == 90
+    assert state["log_history"][0]["document_active_dims"] == 90
 
 
 def test_caching_changes_no_gradient(tiny_backbone, data, tmp_path):

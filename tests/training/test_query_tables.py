@@ -76,7 +76,7 @@ def test_a_table_and_the_documents_encoder_learn_together_and_become_a_stock_rou
     documents = to_rows(encode_texts(before, DOCUMENTS, "document"))
     assert abs(documents - to_rows(encode_texts(trained, DOCUMENTS, "document"))).max() > 1e-3
     state = json.loads((folder / "checkpoint-4" / "trainer_state.json").read_text())
-    assert paradigm == "dense" or 0 < state["log_history"][-1]["query_active_terms"] <= 9
+    assert paradigm == "dense" or 0 < state["log_history"][-1]["query_active_dims"] <= 9
 
 
 def to_rows(vectors):

@@ -18,7 +18,7 @@ from lion_st.training.report import draw_history, history_rows, read_history
 def entries(steps: int) -> list[dict]:
     found = []
     for step in range(10, steps + 1, 10):
-        terms = {"query_active_terms": 900 / step, "document_active_terms": 9000 / step}
+        terms = {"query_active_dims": 900 / step, "document_active_dims": 9000 / step}
         found.append({"step": step, "epoch": 0.1, "loss": 5 / step, "contrastive_loss": 4 / step, **terms})
         if step % 50 == 0:
             scores = {"eval_a_dot_ndcg@10": 0.3, "eval_b_dot_ndcg@10": 0.5}
