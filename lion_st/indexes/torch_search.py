@@ -224,8 +224,10 @@ def scores_of(keys: Tensor) -> Tensor:
 def merged(best: Tensor, query: Tensor, keys: Tensor) -> Tensor:
     """The k largest keys of each query, falling: of those it had [Q, k], and those found for some, by rising query."""
     queries, k = best.shape
+    if queries == 1:
+        return torch.cat([keys[None], best], dim=1).topk(k).values
     starts = torch.searchsorted(query, torch.arange(queries + 1, device=best.device))
-    width = len(query) if queries == 1 else int(starts.diff().max())
+    width = int(starts.diff().max())
     table = torch.full((queries, width + k), NONE, device=best.device)
     table[:, width:] = best
     place = torch.arange(len(query), device=best.device) - starts[query]
