@@ -26,8 +26,8 @@ from lion_st.encoding import encode_texts
 from lion_st.evaluation import evaluate_run, hits_to_run
 from lion_st.evaluation.mteb_search import document_text
 from lion_st.indexes import create_index
-from lion_st.training.command_line import parse_mntp_arguments, parse_retriever_arguments
 from lion_st.training.mntp import adapt_mntp
+from lion_st.training.options.command_line import parse_mntp_arguments, parse_retriever_arguments
 from lion_st.training.recipes import adapted_backbone
 from lion_st.training.retriever import train_retriever
 

@@ -16,9 +16,9 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.util import fullname, load_dir_path, load_file_path
 
 from lion_st.files import atomic_folder, fsync, fsync_tree, read_json, staging_folder
-from lion_st.guard import TRANSFORMER, add_guard, move_transformer
 from lion_st.hooks import model_config
 from lion_st.modules import HybridHead, SpladeHead
+from lion_st.wrong_class import TRANSFORMER, block_sparse_encoder, move_transformer
 
 NOT_STOCK = "The model's learned thresholds have no place in a stock checkpoint"
 WITH_LIMITS = "Write them for lion_st.load alone, with with_limits=True (`lion-st export --with-limits`)"
@@ -63,7 +63,7 @@ def write_stock_checkpoint(
 ) -> None:
     """Write a model of Lion modules as a checkpoint of stock modules, adapters merged, scale folded.
 
-    It is guarded against the class that it is not for; see `lion_st.guard`.
+    It is guarded against the class that it is not for; see `lion_st.wrong_class`.
 
     Args:
         model: `LionTransformer` followed by a head of `lion_st.modules`. It is left as it is.
@@ -102,7 +102,7 @@ def write_stock_checkpoint(
         config["max_active_dims"] = limit
     (folder / "config_sentence_transformers.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     if model_type == "SentenceTransformer":
-        add_guard(folder)
+        block_sparse_encoder(folder)
     else:
         move_transformer(folder, model_type)
 

@@ -18,12 +18,12 @@ from torch import nn
 from tqdm.auto import trange
 
 from lion_st.checkpoints import STOCK_TRANSFORMER, atomic_files_in, describe_as_written, write_stock_checkpoint
-from lion_st.guard import move_transformer
 from lion_st.hooks import has_adapter, write_model_card
 from lion_st.modules import HybridHead, LionTransformer, LlamaPooling, MultiVectorHead, SpladeHead
 from lion_st.modules.llama_pooling import PoolingName
 from lion_st.modules.query_table import QueryTable, query_features
 from lion_st.modules.tokenizing import check_texts
+from lion_st.wrong_class import move_transformer
 
 # The module classes of ours that a checkpoint may ask for.
 LION_MODULES: dict[str, type[Module]] = {
@@ -254,7 +254,7 @@ def _fast_modules(modules: list[Module], source: str, max_active_dims: int | Non
                 "already: lion_st.encoding.load_encoder opens it, and `lion-st publish --folder` uploads it with its "
                 "README.md. To change the model, use the checkpoint that it was made of."
             )
-        case [*computing, WeightedLayerPooling(embedding_dimension=None)]:  # see lion_st.guard
+        case [*computing, WeightedLayerPooling(embedding_dimension=None)]:  # see lion_st.wrong_class
             return _fast_modules(computing, source, max_active_dims)
         case [LionTransformer(), SpladeHead() | LlamaPooling() | MultiVectorHead()]:
             return modules

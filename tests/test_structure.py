@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "lion_st"
 LAYERS = (
     ("engines", "errors", "extras", "files", "hooks", "lazy", "tables"),
     ("data",),
-    ("guard", "kernels", "losses", "modules"),
+    ("kernels", "losses", "modules", "wrong_class"),
     ("checkpoints", "model_classes", "model_options", "models", "exporting"),
     ("encoding",),
     ("indexes",),

@@ -11,8 +11,8 @@ takes the same options.
 from __future__ import annotations
 
 from lion_st.errors import one_line_errors
-from lion_st.training.command_line import parse_mntp_arguments
 from lion_st.training.mntp import adapt_mntp
+from lion_st.training.options.command_line import parse_mntp_arguments
 
 
 def main() -> None:

@@ -28,8 +28,8 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl import TrlParser
 
 from lion_st.data.text import iter_blocks, iter_documents
-from lion_st.training.arguments import MAX_SECONDS_HELP
-from lion_st.training.callbacks import SecondsBudget
+from lion_st.training.options.arguments import MAX_SECONDS_HELP
+from lion_st.training.progress.callbacks import SecondsBudget
 
 
 @dataclass

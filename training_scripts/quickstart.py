@@ -49,8 +49,8 @@ from lion_st.files import atomic_write
 from lion_st.hub.results import RESULTS_FOLDER
 from lion_st.retrieval import explain_score, top_terms
 from lion_st.training import get_recipe, retriever_arguments, train_retriever
+from lion_st.training.progress.history import history_rows, read_history
 from lion_st.training.recipes import adapted_backbone
-from lion_st.training.report import history_rows, read_history
 
 MODEL = "lion-sp-mini"
 QUERY_TERMS, DOCUMENT_TERMS = 32, 256  # the largest ones that are kept, chosen on the dev set of training_scripts/mini

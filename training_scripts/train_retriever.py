@@ -16,9 +16,9 @@ from lion_st.data import load_tuples, quickstart_data
 from lion_st.data.quickstart import QUICKSTART_REPOSITORY
 from lion_st.errors import one_line_errors
 from lion_st.training import build_loss, build_trainer
-from lion_st.training.checkpoints import checkpoint_to_resume
-from lion_st.training.command_line import parse_retriever_arguments
 from lion_st.training.dry_run import describe_run
+from lion_st.training.options.command_line import parse_retriever_arguments
+from lion_st.training.progress.checkpoints import checkpoint_to_resume
 from lion_st.training.retriever import resolve_batches
 from lion_st.training.runs import export_run, run_log
 from lion_st.training.sharding import build_device, reading_for_shards

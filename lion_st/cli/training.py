@@ -25,8 +25,8 @@ def register(app: typer.Typer) -> None:
 def train(context: typer.Context) -> None:
     """Fine-tune a sparse (Lion-SP) or dense (Lion-DS) retriever with one of the recipes, and export it."""
     _check(context.args, needs_recipe=True)
-    from lion_st.training.command_line import parse_retriever_arguments
     from lion_st.training.dry_run import describe_run
+    from lion_st.training.options.command_line import parse_retriever_arguments
     from lion_st.training.retriever import train_retriever
 
     arguments, training_arguments = parse_retriever_arguments(context.args, "lion-st train")
@@ -38,8 +38,8 @@ def train(context: typer.Context) -> None:
 def adapt(context: typer.Context) -> None:
     """Adapt a causal language model to bidirectional attention with masked next-token prediction (MNTP)."""
     _check(context.args)
-    from lion_st.training.command_line import parse_mntp_arguments
     from lion_st.training.mntp import adapt_mntp
+    from lion_st.training.options.command_line import parse_mntp_arguments
 
     arguments, training_arguments = parse_mntp_arguments(context.args, "lion-st adapt")
     folder = adapt_mntp(arguments, training_arguments)
@@ -62,7 +62,7 @@ def report(
     for file in files if figure and output is not None else ():
         require_new(file, overwrite)
     from lion_st.tables import format_table
-    from lion_st.training.report import draw_history, history_rows, read_history
+    from lion_st.training.progress.history import draw_history, history_rows, read_history
 
     history = read_history(run)
     typer.echo(history.describe())
@@ -98,7 +98,7 @@ def recipes(
 
 def _check(options: Sequence[str], needs_recipe: bool = False) -> None:
     """Refuse a missing YAML file or an unknown recipe before anything heavy is imported."""
-    from lion_st.training.options import HELP, chosen
+    from lion_st.training.options.reader import HELP, chosen
     from lion_st.training.published import chosen_recipe
 
     if not set(HELP).isdisjoint(options):

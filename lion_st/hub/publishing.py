@@ -12,14 +12,6 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from lion_st.checkpoints import DENSE_FORM, HYBRID_FILE, SPARSE_FORM
 from lion_st.exporting import export
-from lion_st.guard import (
-    GUARD,
-    TRANSFORMER,
-    is_of_transformer,
-    own_class_alone,
-    with_moved_transformer,
-)
-from lion_st.guard import SETTINGS as CONFIG
 from lion_st.hub.cards import render_card
 from lion_st.hub.index_cards import read_vectors, render_index_card
 from lion_st.hub.repository import (
@@ -35,6 +27,14 @@ from lion_st.hub.repository import (
 )
 from lion_st.hub.results import RESULTS_FOLDER
 from lion_st.hub.upload_files import Contents, files_to_upload, stays_inside
+from lion_st.wrong_class import (
+    BLOCK,
+    TRANSFORMER,
+    is_of_transformer,
+    own_class_alone,
+    with_moved_transformer,
+)
+from lion_st.wrong_class import SETTINGS as CONFIG
 
 if TYPE_CHECKING:
     from sentence_transformers.base.model import BaseModel
@@ -346,12 +346,12 @@ def _is_sparse(contents: Contents) -> bool:
 
 
 def _for_sparse_encoder(contents: Contents) -> Contents:
-    """The same checkpoint for SparseEncoder, guarded against SentenceTransformer instead; see `lion_st.guard`."""
+    """The same checkpoint for SparseEncoder, guarded against SentenceTransformer instead; see `lion_st.wrong_class`."""
     config = read_json(contents[CONFIG]) | {"model_type": "SparseEncoder"}
     moved: Contents = {
         f"{TRANSFORMER}/{path}" if is_of_transformer(path) else path: content
         for path, content in contents.items()
-        if not path.startswith(f"{GUARD}/")
+        if not path.startswith(f"{BLOCK}/")
     }
     return moved | {
         CONFIG: json.dumps(config, indent=2).encode(),

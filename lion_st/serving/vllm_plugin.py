@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lion_st.data.fields import Task
 
 BACKBONES = ("Llama", "Qwen2", "Qwen3")  # whose classes in vLLM attend in both directions where is_causal is false
-GUARD = "WeightedLayerPooling"  # does nothing, see lion_st.guard
+GUARD = "WeightedLayerPooling"  # does nothing, see lion_st.wrong_class
 LARGEST_ID = 2**24  # float32, in which vLLM carries what a pooler returns, holds whole numbers up to here
 
 

@@ -15,7 +15,7 @@ from lion_st.training.cost import Lengths
 from lion_st.training.recipes import BACKBONES, MNTP_RECIPES, BackboneShape, adapted_backbone
 
 if TYPE_CHECKING:
-    from lion_st.training.arguments import (
+    from lion_st.training.options.arguments import (
         MntpArguments,
         MntpTrainingArguments,
         RetrieverArguments,
@@ -291,7 +291,7 @@ def read_options(options: Mapping[str, Any], name: str) -> tuple[RetrieverArgume
     Raises:
         UsageError: What `lion-st train` says of its options, with the cell's name.
     """
-    from lion_st.training.command_line import parse_retriever_arguments
+    from lion_st.training.options.command_line import parse_retriever_arguments
 
     try:
         arguments, training_arguments = parse_retriever_arguments(words_of({"model": "-", **options}), "training")
@@ -302,7 +302,7 @@ def read_options(options: Mapping[str, Any], name: str) -> tuple[RetrieverArgume
 
 def read_mntp_options(options: Mapping[str, Any], name: str) -> tuple[MntpArguments, MntpTrainingArguments]:
     """The arguments of an MNTP stage; see `read_options`."""
-    from lion_st.training.command_line import parse_mntp_arguments
+    from lion_st.training.options.command_line import parse_mntp_arguments
 
     try:
         return parse_mntp_arguments(words_of(options), "mntp")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-from lion_st.training.arguments import RetrieverArguments, RetrieverTrainingArguments
 from lion_st.training.contract import backbone_config
 from lion_st.training.cost import UTILISATION, Lengths
+from lion_st.training.options.arguments import RetrieverArguments, RetrieverTrainingArguments
+from lion_st.training.options.released_code import released_mntp_folder
 from lion_st.training.published import PUBLISHED, output_folder
 from lion_st.training.recipes import BACKBONES, BackboneShape, mntp_folder
-from lion_st.training.released import released_mntp_folder
 from lion_st.training.retriever import resolve_batches, step_memory, step_size, training_cost
 from lion_st.training.sharding import reads_once, refuse_with_quantization, sharding_of
 

@@ -31,7 +31,7 @@ from lion_st.training.validation import require_positive
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from lion_st.training.arguments import RetrieverTrainingArguments
+    from lion_st.training.options.arguments import RetrieverTrainingArguments
 
 MAIN_METRIC = "ndcg@10"
 # paradigm -> evaluators of a collection and of NanoBEIR, and how they name the score in their metrics

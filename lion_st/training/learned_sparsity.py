@@ -10,7 +10,7 @@ from lion_st.modules import SpladeHead
 from lion_st.training.validation import require_positive
 
 if TYPE_CHECKING:
-    from lion_st.training.arguments import RetrieverArguments
+    from lion_st.training.options.arguments import RetrieverArguments
 
 PATTERN = r"\d+\.(thresholds|log_top_k)$"  # of the names of such parameters
 

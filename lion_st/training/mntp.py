@@ -21,11 +21,11 @@ from lion_st.checkpoints import atomic_files_in
 from lion_st.data.text import token_blocks
 from lion_st.modules import LionTransformer
 from lion_st.modules.loading import cast_weights
-from lion_st.training.callbacks import EpochCallback, SecondsBudget, StopAfter, require_all_steps
-from lion_st.training.checkpoints import checkpoint_to_resume, decided_by_first_rank
 from lion_st.training.cost import TrainingCost
+from lion_st.training.progress.callbacks import EpochCallback, SecondsBudget, StopAfter, require_all_steps
+from lion_st.training.progress.checkpoints import checkpoint_to_resume, decided_by_first_rank
+from lion_st.training.progress.record import RunLog, files_checksum
 from lion_st.training.recipes import BackboneShape
-from lion_st.training.record import RunLog, files_checksum
 from lion_st.training.sharding import reading_for_shards, refuse_with_quantization
 from lion_st.training.trainers import GuardedTrainer
 from lion_st.training.validation import recomputes_activations, refuse_several_gpus
@@ -33,7 +33,7 @@ from lion_st.training.validation import recomputes_activations, refuse_several_g
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from lion_st.training.arguments import MntpArguments, MntpTrainingArguments
+    from lion_st.training.options.arguments import MntpArguments, MntpTrainingArguments
 
 
 class MntpCollator:

@@ -35,13 +35,13 @@ from lion_st.losses import (
     pairwise_maxsim_scores,
 )
 from lion_st.losses.distillation import Distillation
+from lion_st.training.options.released_code import SHARE
 from lion_st.training.recipes import WITH_TERMS
 from lion_st.training.regularizers import make_regularizer
-from lion_st.training.released import SHARE
 from lion_st.training.validation import reads_temperature
 
 if TYPE_CHECKING:
-    from lion_st.training.arguments import RetrieverArguments
+    from lion_st.training.options.arguments import RetrieverArguments
 
 DISTILLATIONS: dict[str, Distillation] = {
     "kl": "kl_div",

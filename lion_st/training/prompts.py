@@ -11,7 +11,7 @@ from lion_st.errors import UsageError
 from lion_st.modules.tokenizing import require_room
 
 if TYPE_CHECKING:
-    from lion_st.training.arguments import RetrieverArguments
+    from lion_st.training.options.arguments import RetrieverArguments
 
 TASKS: tuple[Task, ...] = ("query", "document")
 TaskPrompts: TypeAlias = dict[str, str]  # "query" and "document" -> what stands in front, perhaps nothing

@@ -32,15 +32,15 @@ from lion_st.checkpoints import atomic_checkpoint, write_stock_checkpoint
 from lion_st.encoding.encode import encode_texts
 from lion_st.encoding.fingerprints import prompt_for, text_limit
 from lion_st.encoding.vectors import Vectors, to_csr
-from lion_st.guard import add_guard, name_own_class
 from lion_st.hooks import has_adapter
 from lion_st.losses import dot_scores
 from lion_st.models import paradigm_of
 from lion_st.modules import LionTransformer
 from lion_st.modules.backbones import keep_layers
-from lion_st.training.arguments import DenseDistillationArguments, SparseDistillationArguments
+from lion_st.training.options.arguments import DenseDistillationArguments, SparseDistillationArguments
 from lion_st.training.query_tables import router_limit
 from lion_st.training.trainers import GuardedTrainer
+from lion_st.wrong_class import block_sparse_encoder, name_own_class
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -388,7 +388,7 @@ def save_query_encoder(
         if stock_class is SparseEncoder:
             name_own_class(folder)
         else:
-            add_guard(folder)
+            block_sparse_encoder(folder)
         saved = stock_class(str(folder), device=str(model.device), local_files_only=True)
         for task, live in (("query", student), ("document", model)):
             _require_equal(saved, live, task)
@@ -401,7 +401,7 @@ def _stock_modules(model: SentenceTransformer | SparseEncoder, folder: Path, sto
     folder.mkdir()
     write_stock_checkpoint(model, folder, stock_class.__name__)
     modules = list(stock_class(str(folder), device="cpu", local_files_only=True))
-    return [module for module in modules if not isinstance(module, WeightedLayerPooling)]  # see lion_st.guard
+    return [module for module in modules if not isinstance(module, WeightedLayerPooling)]  # see lion_st.wrong_class
 
 
 def _require_equal(saved: Any, live: Any, task: Any) -> None:

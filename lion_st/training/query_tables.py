@@ -20,7 +20,7 @@ from lion_st.training.validation import require_positive
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from lion_st.training.arguments import RetrieverArguments
+    from lion_st.training.options.arguments import RetrieverArguments
 
 QueryEncoderName: TypeAlias = Literal["full", "static", "idf"]
 IDF_DOCUMENTS = 10_000

@@ -27,7 +27,7 @@ from lion_st.training.validation import require_positive
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from lion_st.training.arguments import RetrieverArguments
+    from lion_st.training.options.arguments import RetrieverArguments
 
 logger = logging.getLogger(__name__)
 MISSED = 0.2  # share of a target by which the last batches may be off before it is said

@@ -20,19 +20,19 @@ from lion_st.data.quickstart import QUICKSTART_REPOSITORY, quickstart_data
 from lion_st.data.tuples import load_tuples, set_epoch
 from lion_st.losses import MicroBatchRegularizerWeightSchedulerCallback
 from lion_st.modules.multi_vector_head import TOKEN_DIMENSION
-from lion_st.training.callbacks import SecondsBudget
-from lion_st.training.checkpoints import checkpoint_to_resume
-from lion_st.training.collapse import CollapseGuard
 from lion_st.training.cost import Lengths, TrainingCost
 from lion_st.training.evaluation import EarlyStopping, build_evaluator, hold_out_share
 from lion_st.training.learned_sparsity import attach_learned_sparsity
 from lion_st.training.mixing import WeightedBatchSampler
 from lion_st.training.objectives import build_loss, has_terms, uncacheable
+from lion_st.training.options.released_code import ramp_micro_batches, require_files
+from lion_st.training.progress.callbacks import SecondsBudget
+from lion_st.training.progress.checkpoints import checkpoint_to_resume
+from lion_st.training.progress.collapse import CollapseGuard
 from lion_st.training.prompts import column_prompts, source_prompts
 from lion_st.training.query_tables import attach_query_table
 from lion_st.training.recipes import BackboneShape
 from lion_st.training.regularizers import prepare_regularizers
-from lion_st.training.released import ramp_micro_batches, require_files
 from lion_st.training.runs import export_run, run_log
 from lion_st.training.self_distillation import EmaCallback, EmaTeacher
 from lion_st.training.sharding import (
@@ -51,7 +51,7 @@ from lion_st.training.validation import recomputes_activations, refuse_several_g
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
-    from lion_st.training.arguments import RetrieverArguments, RetrieverTrainingArguments
+    from lion_st.training.options.arguments import RetrieverArguments, RetrieverTrainingArguments
 
 logger = logging.getLogger(__name__)
 

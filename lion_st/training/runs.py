@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 from lion_st.checkpoints import atomic_files_in, unheld_by_stock
 from lion_st.exporting import export
 from lion_st.modules import HybridHead
-from lion_st.training.callbacks import require_all_steps
-from lion_st.training.checkpoints import decided_by_first_rank
 from lion_st.training.objectives import uncacheable
+from lion_st.training.progress.callbacks import require_all_steps
+from lion_st.training.progress.checkpoints import decided_by_first_rank
+from lion_st.training.progress.record import RunLog, files_checksum
 from lion_st.training.query_encoders import save_query_encoder, table_query_encoder
-from lion_st.training.record import RunLog, files_checksum
 from lion_st.training.sharding import described_by_card
 
 if TYPE_CHECKING:
-    from lion_st.training.arguments import RetrieverArguments, RetrieverTrainingArguments
+    from lion_st.training.options.arguments import RetrieverArguments, RetrieverTrainingArguments
 
 logger = logging.getLogger(__name__)
 # What the trainer may have pushed of a checkpoint, and the result must not be read with.

@@ -19,14 +19,14 @@ from lion_st.modules import SpladeHead
 from lion_st.modules.adapters import attach_adapter, merge_adapter
 from lion_st.modules.folding import scaled_norm
 from lion_st.modules.multi_vector_head import TOKEN_DIMENSION
-from lion_st.training.checkpoints import decided_by_first_rank
 from lion_st.training.contract import FIXED, is_retriever, is_router, transformer_folder
+from lion_st.training.options.released_code import released_mntp_folder
+from lion_st.training.progress.checkpoints import decided_by_first_rank
 from lion_st.training.published import PUBLISHED, output_folder
 from lion_st.training.recipes import BACKBONES, mntp_folder
-from lion_st.training.released import released_mntp_folder
 
 if TYPE_CHECKING:
-    from lion_st.training.arguments import RetrieverArguments
+    from lion_st.training.options.arguments import RetrieverArguments
 
 START = "start"  # in a run's folder: the merged model that its new adapter is on
 

@@ -22,8 +22,11 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotat
 
 from lion_st.files import LOCK, lock_folder
 from lion_st.hooks import without_message
-from lion_st.training.callbacks import EpochCallback, StopAfter
-from lion_st.training.checkpoints import (
+from lion_st.training.cost import TrainingCost
+from lion_st.training.divided import DividedTrainer
+from lion_st.training.learned_sparsity import PATTERN
+from lion_st.training.progress.callbacks import EpochCallback, StopAfter
+from lion_st.training.progress.checkpoints import (
     begin_checkpoint,
     checkpoint_damage,
     decided_by_first_rank,
@@ -31,15 +34,12 @@ from lion_st.training.checkpoints import (
     saved_callback,
     seal_checkpoint,
 )
-from lion_st.training.collapse import CollapseGuard, VectorStatistics
-from lion_st.training.cost import TrainingCost
-from lion_st.training.divided import DividedTrainer
-from lion_st.training.learned_sparsity import PATTERN
+from lion_st.training.progress.collapse import CollapseGuard, VectorStatistics
+from lion_st.training.progress.throughput import Throughput, lengths_of_read_texts, peak_memory
 from lion_st.training.regularizers import TargetCallback
 from lion_st.training.sampling import NoFalseNegativesBatchSampler
 from lion_st.training.self_distillation import EmaTeacher
 from lion_st.training.speed import faster_layers
-from lion_st.training.throughput import Throughput, lengths_of_read_texts, peak_memory
 
 if TYPE_CHECKING:
     from datasets import Dataset

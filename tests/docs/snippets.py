@@ -150,7 +150,7 @@ def _run_lion_st(words: list[str], place: str, trainings: Trainings | None) -> N
     if words[0] == "train" and "--dry_run" not in words:
         words = [*words, "--dry_run"]
     if words[0] == "adapt":
-        from lion_st.training.command_line import parse_mntp_arguments
+        from lion_st.training.options.command_line import parse_mntp_arguments
 
         parse_mntp_arguments(words[1:])
         return

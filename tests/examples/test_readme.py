@@ -14,7 +14,7 @@ from runnable import run
 import lion_st
 from lion_st.cli import app
 from lion_st.hub import publish
-from lion_st.training.command_line import parse_mntp_arguments, parse_retriever_arguments
+from lion_st.training.options.command_line import parse_mntp_arguments, parse_retriever_arguments
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 

@@ -29,8 +29,8 @@ from lion_st.hub.card_data import (
     card_data,
 )
 from lion_st.hub.results import task_scores
+from lion_st.training.progress.record import RunLog
 from lion_st.training.recipes import get_recipe
-from lion_st.training.record import RunLog
 
 ROOT = Path(__file__).parents[2]
 EMISSIONS = "timestamp,duration,emissions,gpu_model,cpu_model\n2026-01-01,1800,0.25,,Some CPU\n"

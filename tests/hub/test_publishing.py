@@ -26,9 +26,9 @@ from typer.testing import CliRunner
 import lion_st
 from lion_st.cli import hub as commands
 from lion_st.cli.group import OneLineErrors
-from lion_st.guard import GUARD, TRANSFORMER
 from lion_st.hub import publish, publish_folder, render_card
 from lion_st.training import get_recipe, retriever_arguments, train_retriever
+from lion_st.wrong_class import BLOCK, TRANSFORMER
 
 NAME = "org/lion-sp-tiny"
 CONFIG = "config_sentence_transformers.json"
@@ -67,7 +67,7 @@ def test_a_sparse_model_is_two_revisions_of_the_same_weights_and_each_version_is
     assert json.loads(sparse_encoder[CONFIG])["model_type"] == "SparseEncoder"
     moved = at_top(sparse_encoder)
     assert {path for path in moved if main[path] != moved[path]} == {CONFIG, "modules.json"}
-    assert {path.split("/")[0] for path in main.keys() - moved.keys()} == {GUARD}
+    assert {path.split("/")[0] for path in main.keys() - moved.keys()} == {BLOCK}
     assert "SparseEncoder" in json.loads(sparse_encoder["config.json"])["model_type"]
     assert done.files["main"] == {path: len(content) for path, content in main.items() if path != ".gitattributes"}
     assert done.card == main["README.md"].decode() and ModelCard(done.card).data.license == "mit"
@@ -271,7 +271,7 @@ def test_a_commit_to_main_that_fails_leaves_two_whole_checkpoints_and_the_same_c
         publish(sparse, NAME, license="mit")
     assert connected.files(NAME) == before
     sparse_encoder = connected.files(NAME, "sparse-encoder")
-    assert at_top(sparse_encoder).keys() == {path for path in before if not path.startswith(f"{GUARD}/")}
+    assert at_top(sparse_encoder).keys() == {path for path in before if not path.startswith(f"{BLOCK}/")}
     assert not [name for name in changed.refs if name.startswith("refs/tags/v2")]
     connected.failing.clear()
     done = publish(sparse, NAME, license="mit")
@@ -526,7 +526,7 @@ def test_push_to_hub_gives_what_save_gives(connected, sparse, tmp_path):
     saved = {str(file.relative_to(tmp_path / "saved")): file for file in (tmp_path / "saved").rglob("*")}
     assert files["model.safetensors"] == saved["model.safetensors"].read_bytes()
     assert files["modules.json"] == saved["modules.json"].read_bytes() and saved["README.md"].is_file()
-    assert any(entry["path"] == GUARD for entry in json.loads(files["modules.json"]))
+    assert any(entry["path"] == BLOCK for entry in json.loads(files["modules.json"]))
     assert not [path for path in files if path.endswith(".bin")]
     loaded = lion_st.load("org/pushed", device="cpu")
     assert abs(loaded.encode("a lion") - sparse.encode("a lion")).max() < 1e-6
@@ -580,7 +580,7 @@ def test_a_run_of_ours_pushes_its_result_and_no_pickle(connected, tiny_backbone,
     files = connected.files("org/trained")
     assert connected.repositories["model", "org/trained"].private
     assert files["model.safetensors"] == (folder / "model.safetensors").read_bytes()
-    assert any(entry["path"] == GUARD for entry in json.loads(files["modules.json"]))
+    assert any(entry["path"] == BLOCK for entry in json.loads(files["modules.json"]))
     assert not [path for path in files if path.endswith(".bin") or path.startswith(("adapter_", "checkpoint-"))]
     assert "training.json" not in files
     assert lion_st.paradigm_of(lion_st.load("org/trained", device="cpu")) == "sparse"

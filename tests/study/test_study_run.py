@@ -32,7 +32,7 @@ from lion_st.study import contrastive_entropies, parse_study, plan_study, run_st
 from lion_st.study.data import OverlapError, StudyData, load_test, prepare_data, shuffle_labels
 from lion_st.study.jobs import LOCK, run_job
 from lion_st.study.run import Job, Workers, last_error, stage_options, worker_environment
-from lion_st.training.checkpoints import CHECKSUMS, checkpoint_to_resume
+from lion_st.training.progress.checkpoints import CHECKSUMS, checkpoint_to_resume
 
 
 @dataclass

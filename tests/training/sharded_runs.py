@@ -25,8 +25,8 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from lion_st.kernels import splade_pool
-from lion_st.training.command_line import parse_mntp_arguments, parse_retriever_arguments
 from lion_st.training.mntp import adapt_mntp
+from lion_st.training.options.command_line import parse_mntp_arguments, parse_retriever_arguments
 from lion_st.training.retriever import (
     build_trainer,
     load_training_tuples,

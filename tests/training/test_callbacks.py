@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from lion_st.training.arguments import MntpTrainingArguments, RetrieverTrainingArguments
-from lion_st.training.callbacks import SecondsBudget
+from lion_st.training.options.arguments import MntpTrainingArguments, RetrieverTrainingArguments
+from lion_st.training.progress.callbacks import SecondsBudget
 
 
 class Slow(nn.Module):

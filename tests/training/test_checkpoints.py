@@ -13,7 +13,7 @@ from ranks import run_ranks
 from safetensors.torch import load_file
 from tiny_runs import tiny_run, write_tuples
 
-from lion_st.training.checkpoints import CHECKSUMS, checkpoint_damage, checkpoint_to_resume
+from lion_st.training.progress.checkpoints import CHECKSUMS, checkpoint_damage, checkpoint_to_resume
 from lion_st.training.retriever import train_retriever
 
 PARTS = (

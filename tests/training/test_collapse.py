@@ -10,8 +10,8 @@ from tiny_runs import tiny_run, write_tuples
 from transformers import TrainerCallback
 
 from lion_st.errors import EXPECTED
-from lion_st.training.checkpoints import checkpoint_damage
-from lion_st.training.collapse import TrainingCollapsed, VectorStatistics
+from lion_st.training.progress.checkpoints import checkpoint_damage
+from lion_st.training.progress.collapse import TrainingCollapsed, VectorStatistics
 from lion_st.training.retriever import build_model, build_trainer, load_training_tuples, train_retriever
 
 LONG = dict(max_steps=41, save_steps=1000, logging_steps=1000, batch_size=8)

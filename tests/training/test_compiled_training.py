@@ -11,8 +11,8 @@ from tiny_runs import tiny_run, write_tuples
 from torch._dynamo.eval_frame import OptimizedModule
 from torch._dynamo.utils import counters
 
-from lion_st.training.arguments import MntpArguments, MntpTrainingArguments
 from lion_st.training.mntp import adapt_mntp
+from lion_st.training.options.arguments import MntpArguments, MntpTrainingArguments
 from lion_st.training.retriever import train_retriever
 
 

@@ -16,7 +16,7 @@ ROWS, NEGATIVES, LENGTH, MINI_BATCH, TERMS = 12, 6, 8, 4, 40_000
 STEP = """
 import gc, sys
 import torch
-from lion_st.training.arguments import retriever_arguments
+from lion_st.training.options.arguments import retriever_arguments
 from lion_st.training.recipes import get_recipe
 from lion_st.training.retriever import build_loss, build_model
 
@@ -92,8 +92,8 @@ def test_sharding_divides_what_is_kept_and_gathers_the_head_and_embeddings_or_tw
 
 
 def test_a_dry_run_estimates_other_gpus_than_are_there():
-    from lion_st.training.command_line import parse_retriever_arguments
     from lion_st.training.dry_run import describe_run
+    from lion_st.training.options.command_line import parse_retriever_arguments
 
     given = ["--config", "lion_sp_8b", "--dry_run", "--dry_run_devices", "8", "--max_steps", "100"]
     whole, sharded = (describe_run(*parse_retriever_arguments([*given, *more])) for more in ([], ["--fsdp"]))

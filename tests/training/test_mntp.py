@@ -17,8 +17,8 @@ from lion_st.data.text import read_documents
 from lion_st.errors import UsageError
 from lion_st.hub import merge_backbone
 from lion_st.modules import LionTransformer
-from lion_st.training.arguments import MntpArguments, MntpTrainingArguments
 from lion_st.training.mntp import MntpCollator, MntpTrainer, adapt_mntp, masked_next_token_forward
+from lion_st.training.options.arguments import MntpArguments, MntpTrainingArguments
 
 
 def blocks(count: int, length: int, vocab_size: int = 300) -> list[dict]:

@@ -20,15 +20,15 @@ from transformers import TrainingArguments
 
 from lion_st.errors import UsageError
 from lion_st.losses import FlopsRegularizer, IdfFlopsRegularizer, L1Regularizer
-from lion_st.training.arguments import (
+from lion_st.training.mixing import WeightedBatchSampler
+from lion_st.training.options.arguments import (
     MntpTrainingArguments,
     RetrieverTrainingArguments,
     retriever_arguments,
 )
-from lion_st.training.checkpoints import checkpoint_to_resume
-from lion_st.training.command_line import parse_mntp_arguments, parse_retriever_arguments
-from lion_st.training.mixing import WeightedBatchSampler
-from lion_st.training.options import read_config
+from lion_st.training.options.command_line import parse_mntp_arguments, parse_retriever_arguments
+from lion_st.training.options.reader import read_config
+from lion_st.training.progress.checkpoints import checkpoint_to_resume
 from lion_st.training.recipes import get_recipe
 from lion_st.training.retriever import build_loss, build_model, build_trainer, load_training_tuples, train_retriever
 from lion_st.training.sharding import sharding_of

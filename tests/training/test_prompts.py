@@ -15,8 +15,8 @@ from lion_st.data.held_out import hold_out
 from lion_st.data.tuples import reader_of
 from lion_st.errors import UsageError
 from lion_st.hub import render_card
-from lion_st.training.callbacks import EpochCallback
 from lion_st.training.dry_run import describe_run
+from lion_st.training.progress.callbacks import EpochCallback
 from lion_st.training.retriever import build_trainer, load_training_tuples, train_retriever
 from lion_st.training.sampling import NoFalseNegativesBatchSampler, _read_candidates
 from lion_st.training.starting import build_model

@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 from lion_st.cli import app
 from lion_st.errors import UsageError
-from lion_st.training.arguments import RetrieverArguments, RetrieverTrainingArguments, retriever_arguments
-from lion_st.training.command_line import parse_retriever_arguments
 from lion_st.training.dry_run import describe_run
+from lion_st.training.options.arguments import RetrieverArguments, RetrieverTrainingArguments, retriever_arguments
+from lion_st.training.options.command_line import parse_retriever_arguments
 from lion_st.training.published import PUBLISHED, describe_recipe, output_folder, published_recipe
 from lion_st.training.recipes import BACKBONES
 from lion_st.training.retriever import train_retriever

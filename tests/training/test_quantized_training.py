@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM, Trainer
 
 import lion_st
 from lion_st.errors import UsageError
-from lion_st.training.arguments import MntpArguments, MntpTrainingArguments
-from lion_st.training.command_line import parse_mntp_arguments, parse_retriever_arguments
 from lion_st.training.dry_run import describe_run
 from lion_st.training.mntp import adapt_mntp
+from lion_st.training.options.arguments import MntpArguments, MntpTrainingArguments
+from lion_st.training.options.command_line import parse_mntp_arguments, parse_retriever_arguments
 from lion_st.training.retriever import train_retriever
 
 SHAPE = dict(hidden_size=64, intermediate_size=128, head_dim=16, num_hidden_layers=1)

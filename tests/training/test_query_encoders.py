@@ -15,8 +15,8 @@ from lion_st.cli import app
 from lion_st.encoding import encode_texts, load_encoder, model_fingerprint
 from lion_st.indexes import create_index
 from lion_st.retrieval import ModelRetriever
-from lion_st.training.arguments import DenseDistillationArguments, SparseDistillationArguments
-from lion_st.training.collapse import TrainingCollapsed
+from lion_st.training.options.arguments import DenseDistillationArguments, SparseDistillationArguments
+from lion_st.training.progress.collapse import TrainingCollapsed
 from lion_st.training.query_encoders import (
     QueryDistillationLoss,
     distill_query_encoder,

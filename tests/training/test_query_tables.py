@@ -18,13 +18,13 @@ from lion_st.errors import UsageError
 from lion_st.hub import render_card
 from lion_st.study.grid import plan_study
 from lion_st.study.settings import parse_study
-from lion_st.training.command_line import parse_retriever_arguments
 from lion_st.training.dry_run import describe_run
+from lion_st.training.options.command_line import parse_retriever_arguments
+from lion_st.training.progress.throughput import lengths_of_read_texts
 from lion_st.training.query_encoders import save_query_encoder, table_query_encoder
 from lion_st.training.query_tables import attach_query_table
 from lion_st.training.retriever import load_training_tuples, train_retriever
 from lion_st.training.starting import build_model
-from lion_st.training.throughput import lengths_of_read_texts
 
 QUERIES = ["what do lions number 3 do", "what do rivers number 2 do do do"]
 DOCUMENTS = ["Lions number 3 do this and that on day 3.", "Rivers 4 rest in place 1."]

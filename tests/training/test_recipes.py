@@ -5,14 +5,14 @@ import dataclasses
 import pytest
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from lion_st.training.arguments import (
+from lion_st.training.cost import TrainingCost
+from lion_st.training.options.arguments import (
     MntpArguments,
     MntpTrainingArguments,
     RetrieverArguments,
     RetrieverTrainingArguments,
 )
-from lion_st.training.command_line import parse_mntp_arguments, parse_retriever_arguments
-from lion_st.training.cost import TrainingCost
+from lion_st.training.options.command_line import parse_mntp_arguments, parse_retriever_arguments
 from lion_st.training.recipes import (
     BACKBONES,
     MNTP_RECIPES,

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from tiny_runs import tiny_run, write_tuples
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from lion_st.training.arguments import MntpArguments, MntpTrainingArguments
 from lion_st.training.mntp import adapt_mntp
+from lion_st.training.options.arguments import MntpArguments, MntpTrainingArguments
 from lion_st.training.retriever import train_retriever
 
 

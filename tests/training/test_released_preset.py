@@ -14,11 +14,16 @@ from torch import nn
 
 import lion_st
 from lion_st.losses import MicroBatchRegularizerWeightSchedulerCallback
-from lion_st.training.arguments import MntpArguments, MntpTrainingArguments, RetrieverArguments, retriever_arguments
-from lion_st.training.command_line import parse_mntp_arguments, parse_retriever_arguments
 from lion_st.training.mntp import adapt_mntp
+from lion_st.training.options.arguments import (
+    MntpArguments,
+    MntpTrainingArguments,
+    RetrieverArguments,
+    retriever_arguments,
+)
+from lion_st.training.options.command_line import parse_mntp_arguments, parse_retriever_arguments
+from lion_st.training.options.released_code import ramp_micro_batches, require_files
 from lion_st.training.recipes import get_recipe
-from lion_st.training.released import ramp_micro_batches, require_files
 from lion_st.training.retriever import build_loss, resolve_batches, train_retriever
 
 QUERIES, NEGATIVES, WIDTH = 6, 16, 40

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lion_st.cli import app
-from lion_st.training.report import draw_history, history_rows, read_history
+from lion_st.training.progress.history import draw_history, history_rows, read_history
 
 
 def entries(steps: int) -> list[dict]:

@@ -25,9 +25,9 @@ from transformers import Trainer, TrainerCallback
 import lion_st
 from lion_st.data import save_beir
 from lion_st.losses import CachedContrastiveDistillationLoss, ContrastiveDistillationLoss, FlopsRegularizer
-from lion_st.training.arguments import retriever_arguments
 from lion_st.training.cost import TrainingCost
 from lion_st.training.dry_run import describe_run
+from lion_st.training.options.arguments import retriever_arguments
 from lion_st.training.recipes import BackboneShape, get_recipe
 from lion_st.training.retriever import (
     build_loss,

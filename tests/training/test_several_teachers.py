@@ -15,7 +15,7 @@ from lion_st.errors import UsageError
 from lion_st.losses import ContrastiveDistillationLoss, TeacherTerms
 from lion_st.losses.distillation import kl_divergence
 from lion_st.losses.teachers import agreement
-from lion_st.training.command_line import parse_retriever_arguments
+from lion_st.training.options.command_line import parse_retriever_arguments
 from lion_st.training.retriever import build_loss, build_model, build_trainer, load_training_tuples, train_retriever
 
 B, T, N = 5, 3, 4

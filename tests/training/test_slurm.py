@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch.distributed.run import get_args_parser
 
-from lion_st.training.command_line import parse_retriever_arguments
+from lion_st.training.options.command_line import parse_retriever_arguments
 
 SCRIPT = Path(__file__).parents[2] / "training_scripts" / "accelerate" / "slurm.sh"
 

@@ -13,8 +13,8 @@ from tiny_runs import tiny_run, write_tuples
 
 from lion_st.data import load_tuples
 from lion_st.losses import ContrastiveDistillationLoss
-from lion_st.training.arguments import retriever_arguments
-from lion_st.training.command_line import parse_retriever_arguments
+from lion_st.training.options.arguments import retriever_arguments
+from lion_st.training.options.command_line import parse_retriever_arguments
 from lion_st.training.recipes import get_recipe
 from lion_st.training.retriever import build_loss, build_model, build_trainer, load_training_tuples
 from lion_st.training.teacher import describe_teacher, teacher_statistics

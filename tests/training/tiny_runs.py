@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lion_st.training.arguments import RetrieverArguments, RetrieverTrainingArguments, retriever_arguments
+from lion_st.training.options.arguments import RetrieverArguments, RetrieverTrainingArguments, retriever_arguments
 from lion_st.training.recipes import get_recipe
 
 TOPICS = ("lions", "zebras", "rivers", "storms", "bridges", "engines", "poems", "planets")

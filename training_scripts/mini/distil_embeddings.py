@@ -29,8 +29,8 @@ from sentence_transformers.sentence_transformer.losses import EmbedDistillLoss
 from transformers import HfArgumentParser, set_seed
 
 import lion_st
-from lion_st.training.arguments import MAX_SECONDS_HELP
-from lion_st.training.callbacks import SecondsBudget
+from lion_st.training.options.arguments import MAX_SECONDS_HELP
+from lion_st.training.progress.callbacks import SecondsBudget
 
 
 @dataclass

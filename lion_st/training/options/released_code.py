@@ -12,7 +12,7 @@ from typing import Any
 
 from lion_st.errors import UsageError
 from lion_st.training.contract import start_options
-from lion_st.training.options import merge_layers
+from lion_st.training.options.reader import merge_layers
 from lion_st.training.recipes import PAPER_PARADIGMS, MntpRecipe, RetrieverRecipe, mntp_folder
 
 DEVICES = 4

@@ -21,25 +21,25 @@ from sentence_transformers.util import fullname
 
 from lion_st.files import read_json
 
-GUARD = "2_SentenceTransformer_only"
+BLOCK = "2_SentenceTransformer_only"
 TRANSFORMER = "0_Transformer"
 MODULES = "modules.json"
 SETTINGS = "config_sentence_transformers.json"
 NOTE = 'This form is for SentenceTransformer. SparseEncoder loads the revision "sparse-encoder" of a sparse model.'
 
 
-def add_guard(folder: Path) -> None:
+def block_sparse_encoder(folder: Path) -> None:
     """Have `SparseEncoder(folder)` fail at once. `SentenceTransformer(folder)` gives the same vectors as before.
 
     Args:
         folder: A checkpoint with the model type "SentenceTransformer".
     """
-    guard = WeightedLayerPooling(None, num_hidden_layers=0, layer_start=1)
-    (folder / GUARD).mkdir()
-    guard.save(str(folder / GUARD))
+    block = WeightedLayerPooling(None, num_hidden_layers=0, layer_start=1)
+    (folder / BLOCK).mkdir()
+    block.save(str(folder / BLOCK))
     modules = read_json(folder / MODULES)
     position = len(modules)
-    modules.append({"idx": position, "name": str(position), "path": GUARD, "type": fullname(guard), "note": NOTE})
+    modules.append({"idx": position, "name": str(position), "path": BLOCK, "type": fullname(block), "note": NOTE})
     (folder / MODULES).write_text(json.dumps(modules, indent=2), encoding="utf-8")
 
 
@@ -76,5 +76,5 @@ def is_of_transformer(name: str) -> bool:
 
 
 def with_moved_transformer(modules: list[dict[str, object]]) -> list[dict[str, object]]:
-    """The entries of `modules.json` once the transformer has moved, without the guard against SparseEncoder."""
-    return [entry | ({} if entry["path"] else {"path": TRANSFORMER}) for entry in modules if entry["path"] != GUARD]
+    """The entries of `modules.json` once the transformer has moved, without what blocks SparseEncoder."""
+    return [entry | ({} if entry["path"] else {"path": TRANSFORMER}) for entry in modules if entry["path"] != BLOCK]

@@ -13,8 +13,8 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import PreTrainedModel
 
 import lion_st
-from lion_st.guard import TRANSFORMER
 from lion_st.hub import publish
+from lion_st.wrong_class import TRANSFORMER
 
 LOAD = """
 import json, sys, sentence_transformers

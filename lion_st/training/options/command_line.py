@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lion_st.training.arguments import (
+from lion_st.training.options.arguments import (
     MntpArguments,
     MntpTrainingArguments,
     RetrieverArguments,
     RetrieverTrainingArguments,
 )
-from lion_st.training.options import OptionsReader
+from lion_st.training.options.reader import OptionsReader
+from lion_st.training.options.released_code import mntp_options, recipe_options
 from lion_st.training.published import PUBLISHED, chosen_recipe
 from lion_st.training.recipes import BACKBONES, MNTP_RECIPES
-from lion_st.training.released import mntp_options, recipe_options
 from lion_st.training.validation import require_read
 
 # What `--help` shows of the many options of the trainers.

@@ -13,14 +13,14 @@ from lion_st.errors import UsageError
 from lion_st.losses.distillation import Distillation
 from lion_st.training.evaluation import EvaluationArguments
 from lion_st.training.learned_sparsity import LearnedSparsityArguments
-from lion_st.training.model_arguments import LoraArguments, ModelArguments
-from lion_st.training.options import merge_layers, resolve_steps
+from lion_st.training.options.model_arguments import LoraArguments, ModelArguments
+from lion_st.training.options.reader import merge_layers, resolve_steps
+from lion_st.training.options.released_code import is_released, recipe_options
 from lion_st.training.prompts import PromptArguments
 from lion_st.training.published import chosen_recipe
 from lion_st.training.query_tables import QueryEncoderArguments
 from lion_st.training.recipes import DENSE_TEMPERATURE, Objective, Paradigm, RetrieverRecipe
 from lion_st.training.regularizers import RegularizerArguments
-from lion_st.training.released import is_released, recipe_options
 from lion_st.training.sharding import resolve_fsdp
 from lion_st.training.teacher import TeacherArguments
 from lion_st.training.validation import (
