@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -109,3 +110,10 @@ def test_files_are_short_enough_to_read():
 def test_files_of_tests_have_names_of_their_own():
     files = [file.name for file in (PACKAGE.parent / "tests").rglob("test_*.py")]
     assert sorted(files) == sorted(set(files))  # else pytest, which imports them by name, ends before the first test
+
+
+def test_the_table_of_training_names_its_files():
+    folder = PACKAGE / "training"
+    named = set(re.findall(r"`(\w+)/?`", ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))))
+    files = {file.stem for file in folder.iterdir() if file.suffix == ".py" or (file / "__init__.py").is_file()}
+    assert named - {"configs"} == files - {"__init__"}
