@@ -315,7 +315,9 @@ def prune(
 
 
 def convert(
-    encoded: Annotated[Path, typer.Argument(help="Folder of the encoded corpus of a sparse model.")],
+    encoded: Annotated[
+        str, typer.Argument(help="Encoded corpus of a sparse model: a folder or a data set on the Hub.")
+    ],
     output: Annotated[Path, typer.Argument(help="Folder to write: documents, mapping, a query, README.md.")],
     to: Annotated[
         Literal[
@@ -340,18 +342,27 @@ def convert(
         float | None, typer.Option(help="A weight of 1 as an integer, where integers are kept; 100 by default.")
     ] = None,
     sample: Annotated[int, typer.Option(min=0, help="Queries to measure the loss with; 0 measures none.")] = 200,
+    revision: Annotated[str | None, typer.Option(help="Hub revision of the encoded corpus.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Write an encoded corpus for another search engine: bulk files, mapping, a query, commands, and what is lost."""
     require_number("--scale", scale, exclusive=True)
-    require_folder(encoded, "what `lion-st encode` wrote")
+    require_published(encoded, "what `lion-st encode` wrote")
     if queries is not None:
         require_folder(queries, "queries that `lion-st encode --task query` wrote")
     require_new(output, overwrite)
     from lion_st.retrieval.exporters import convert_index
 
     done = convert_index(
-        encoded, output, to, queries=queries, name=name, scale=scale, sample=sample, overwrite=overwrite
+        encoded,
+        output,
+        to,
+        queries=queries,
+        name=name,
+        scale=scale,
+        sample=sample,
+        overwrite=overwrite,
+        revision=revision,
     )
     lost = "every weight as it is"
     if not done.is_exact:

@@ -87,6 +87,10 @@ def test_an_encoded_corpus_is_published_without_the_records_that_it_skipped(conn
     assert b"private.jsonl" in (made / "vectors" / "manifest.json").read_bytes()
     assert not any(word in content for content in files.values() for word in (b"private.jsonl", b"a broken secret"))
     (ids, vectors), (own_ids, own) = EncodedCorpus(VECTORS).whole(), EncodedCorpus(made / "vectors").whole()
+    for source, name in ((VECTORS, "theirs"), (made / "vectors", "ours")):
+        lion("convert-index", source, tmp_path / name, "--to", "ciff")
+    files = [(tmp_path / name / "index.ciff").read_bytes() for name in ("theirs", "ours")]
+    assert files[0] == files[1]
     assert ids == own_ids and (vectors != own).nnz == 0
     lion("index", VECTORS, tmp_path / "index", "--revision", "v1")
     assert len(load_index(tmp_path / "index")) == 30

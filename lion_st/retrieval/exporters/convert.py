@@ -77,6 +77,7 @@ def convert_index(
     scale: float | None = None,
     sample: int = 200,
     overwrite: bool = False,
+    revision: str | None = None,
 ) -> Conversion:
     """Write a sparse encoded corpus in the form that another engine reads, with its mapping, a query and commands.
 
@@ -84,7 +85,7 @@ def convert_index(
     does, and compared with the weights, and with exact search over them.
 
     Args:
-        encoded: Folder of `encode_corpus`.
+        encoded: Folder of `encode_corpus`, or the name of one on the Hub, see `EncodedCorpus`.
         output: Folder to write; README.md in it has the commands.
         to: A key of `FORMATS`.
         queries: Folder of encoded queries, to write as well and to measure with; by default documents, cut to 32 terms,
@@ -94,6 +95,7 @@ def convert_index(
             and Vespa, and for BMP what makes the largest weight 255 or keeps all scores below 65,536.
         sample: Queries to measure with, at most; 0 measures none.
         overwrite: Replace what is in `output`.
+        revision: Commit, tag or branch of an encoded corpus on the Hub.
 
     Raises:
         ValueError: If the format is unknown, the corpus is dense or empty, or does not fit the engine: an id is too
@@ -107,7 +109,7 @@ def convert_index(
         raise ValueError(f"name is lower-case letters, digits and underscores, got {name!r}.")
     if scale is not None and not 0 < scale < np.inf:
         raise ValueError(f"scale is a finite number above 0, got {scale}.")
-    corpus = EncodedCorpus(encoded)
+    corpus = EncodedCorpus(encoded, revision=revision)
     asked = None if queries is None else EncodedCorpus(queries)
     for one in filter(None, (corpus, asked)):
         if one.paradigm != "sparse":
