@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lion_st.kernels.gradients import Gradients, Pooled, activate, slope
+from lion_st.kernels.gradients import Gradients, Inputs, Pooled, activate, slope
 
 MIN_TILE = 256  # terms; narrower products do not fill the matrix units
 MAX_TILE = 8192
@@ -22,24 +22,11 @@ CPU_TOKENS = 4096  # tokens a pass over W; beyond this W's traffic is small besi
 ACCELERATOR_BYTES = 256 * 2**20  # logits of one tile on a device other than the CPU
 
 
-def forward(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    bounds: Tensor,
-    scale: float,
-    softcap: float | None,
-    with_positions: bool,
-) -> tuple[Tensor, Tensor]:
+def forward(inputs: Inputs, with_positions: bool) -> tuple[Tensor, Tensor]:
     """Pool packed tokens.
 
     Args:
-        hidden: [T, D]. The products are computed in its dtype.
-        weight: [V, D], cast tile by tile if its dtype is another.
-        bias: [V] or None.
-        bounds: Where each text begins, and the end [B + 1], int32.
-        scale: Factor on the products.
-        softcap: Limit of the logits.
+        inputs: Tokens and LM head.
         with_positions: Also return where each maximum is.
 
     Returns:
@@ -47,6 +34,7 @@ def forward(
         the first of equals, -1 for a text without tokens and perhaps for terms that are not active. No positions:
         [0, 0].
     """
+    hidden, weight, bias, bounds, scale, softcap = inputs
     texts, terms = len(bounds) - 1, weight.shape[0]
     dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     values = hidden.new_empty(texts, terms, dtype=dtype)

@@ -1,4 +1,4 @@
-"""What all backends share: the activation of a maximum, and its slope recovered from the result."""
+"""What all backends share: their input, the activation of a maximum, and its slope recovered from the result."""
 
 from __future__ import annotations
 
@@ -6,6 +6,17 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Inputs(NamedTuple):
+    """What the `forward` of a backend reads: packed tokens and an LM head."""
+
+    hidden: Tensor  # [T, D], whose dtype the products are computed in
+    weight: Tensor  # [V, D], cast a tile or slab of terms at a time if its dtype is another
+    bias: Tensor | None  # [V]
+    bounds: Tensor  # where each text begins, and the end [B + 1], int32
+    scale: float  # factor on the products
+    softcap: float | None  # limit of the logits
 
 
 class Gradients(NamedTuple):

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributed.tensor import Partial
 
 from lion_st.kernels.dispatch import backend_module, choose_backend
-from lion_st.kernels.gradients import Pooled, slope
+from lion_st.kernels.gradients import Inputs, Pooled, slope
 from lion_st.kernels.reference import splade_pool_reference
 
 for message in ("Sparse CSR tensor support is in beta", "Sparse invariant checks are implicitly disabled"):
@@ -104,7 +104,7 @@ def pooled_maxima(
 ) -> tuple[Tensor, Tensor]:
     """`forward` of a backend as an operator: values [B, V], and positions [B, V] or [0, 0]."""
     hidden, weight, bias = hidden.detach().contiguous(), weight.detach(), None if bias is None else bias.detach()
-    return backend_module(backend).forward(hidden, weight, bias, bounds, scale, softcap, with_positions)
+    return backend_module(backend).forward(Inputs(hidden, weight, bias, bounds, scale, softcap), with_positions)
 
 
 @pooled_maxima.register_fake

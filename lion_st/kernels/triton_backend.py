@@ -16,7 +16,7 @@ import triton
 from torch import Tensor
 
 from lion_st.kernels import blockwise, triton_backward
-from lion_st.kernels.gradients import Gradients, Pooled
+from lion_st.kernels.gradients import Gradients, Inputs, Pooled
 from lion_st.kernels.triton_forward import GROUP, finish_kernel, maxima_kernel, schedule_kernel
 
 try:
@@ -81,32 +81,20 @@ class Schedule(NamedTuple):
     tiles: int  # upper bound on the number of tiles that hold tokens
 
 
-def forward(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    bounds: Tensor,
-    scale: float,
-    softcap: float | None,
-    with_positions: bool,
-) -> tuple[Tensor, Tensor]:
+def forward(inputs: Inputs, with_positions: bool) -> tuple[Tensor, Tensor]:
     """Pool packed tokens.
 
     Args:
-        hidden: [T, D]. The products are computed in its dtype and summed in float32.
-        weight: [V, D], cast a slab of terms at a time if its dtype is another.
-        bias: [V] or None.
-        bounds: Where each text begins, and the end [B + 1], int32.
-        scale: Factor on the products.
-        softcap: Limit of the logits.
+        inputs: Tokens and LM head; products are summed in float32.
         with_positions: Also return where each maximum is.
 
     Returns:
         Values [B, V] in float32, and the row of `hidden` that each came from [B, V] in int32: the first of equals, -1
         for a text without tokens. No positions: [0, 0].
     """
+    hidden, weight, bias, bounds, scale, softcap = inputs
     if hidden.dtype == torch.float64:
-        return blockwise.forward(hidden, weight, bias, bounds, scale, softcap, with_positions)
+        return blockwise.forward(inputs, with_positions)
     texts, terms = len(bounds) - 1, weight.shape[0]
     values = hidden.new_empty(texts, terms, dtype=torch.float32)
     positions = bounds.new_empty((texts, terms) if with_positions else (0, 0))

@@ -8,6 +8,7 @@ from oracle import Case, make_case, relative_error
 from torch.utils.checkpoint import checkpoint
 
 from lion_st.kernels import choose_backend, splade_pool
+from lion_st.kernels.gradients import Inputs
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="There is no GPU.")
 LENGTHS = (1, 130, 75, 0, 12, 300, 64, 8)
@@ -59,7 +60,7 @@ def test_every_configuration_gives_the_same_bits():
     for configuration in (fastest, plain):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(triton_backend, "CONFIGURATIONS", (configuration,))
-            results.append(triton_backend.forward(tokens, case.weight, None, case.bounds, 0.5, None, True))
+            results.append(triton_backend.forward(Inputs(tokens, case.weight, None, case.bounds, 0.5, None), True))
     (values, positions), others = results
     assert torch.equal(values, others[0]) and torch.equal(positions, others[1])
 

@@ -6,6 +6,7 @@ from oracle import make_case, relative_error
 from torch.utils.checkpoint import checkpoint
 
 from lion_st.kernels import blockwise, screening, splade_pool, splade_pool_reference
+from lion_st.kernels.gradients import Inputs
 
 SHAPES = {
     "mixed lengths": dict(lengths=(13, 1, 7, 5)),
@@ -58,7 +59,7 @@ def test_positions_name_the_first_of_the_largest_logits(backend):
     with torch.no_grad():
         tokens = case.hidden[case.mask.bool()].contiguous()
         tokens[3] = tokens[1]  # a tie in every term
-        values, positions = blockwise.forward(tokens, case.weight.detach(), None, case.bounds, 1.0, None, True)
+        values, positions = blockwise.forward(Inputs(tokens, case.weight.detach(), None, case.bounds, 1.0, None), True)
         logits = tokens.double() @ case.weight.double().T
     expected = torch.stack([logits[:5].argmax(0), logits[5:].argmax(0) + 5])
     is_active = values > 0

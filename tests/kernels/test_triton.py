@@ -13,6 +13,7 @@ import torch
 from oracle import Case, make_case, relative_error
 
 from lion_st.kernels import splade_pool
+from lion_st.kernels.gradients import Inputs
 
 pytest.importorskip("triton")
 from lion_st.kernels import triton_backend, triton_backward
@@ -69,7 +70,7 @@ def test_values_and_gradients_are_those_of_the_definition(shape, poisoned):
     case = make_case(**shape, device=DEVICE)
     assert_right(case)
     tokens = case.hidden[case.mask.bool()].detach()
-    _, positions = triton_backend.forward(tokens, case.weight.detach(), case.bias, case.bounds, 1.0, None, True)
+    _, positions = triton_backend.forward(Inputs(tokens, case.weight.detach(), case.bias, case.bounds, 1.0, None), True)
     has_tokens = case.bounds.diff() > 0
     inside = (positions >= case.bounds[:-1, None]) & (positions < case.bounds[1:, None])
     assert inside[has_tokens].all() and (positions[~has_tokens] == -1).all()
@@ -133,7 +134,7 @@ def test_positions_name_the_first_of_the_largest_logits():
     with torch.no_grad():
         tokens = case.hidden[case.mask.bool()]
         tokens[3], tokens[140] = tokens[1], tokens[20]  # ties in every term, in one group of slots and in two tiles
-        values, positions = triton_backend.forward(tokens, case.weight, None, case.bounds, 1.0, None, True)
+        values, positions = triton_backend.forward(Inputs(tokens, case.weight, None, case.bounds, 1.0, None), True)
         logits = tokens.double() @ case.weight.double().T
     expected = torch.stack([logits[:5].argmax(0), torch.full((40,), -1, device=DEVICE), logits[5:].argmax(0) + 5])
     assert torch.equal(positions.long(), expected)
@@ -205,11 +206,11 @@ def test_long_sums_are_split_and_merged(monkeypatch):
 def test_every_form_of_a_tile_gives_the_same_maxima(monkeypatch, slots, descriptors):
     case = make_case((5, 0, 300, 1), hidden_size=80, terms=40, dtype=torch.float16)
     tokens, weight = case.hidden[case.mask.bool()].detach(), case.weight.detach()
-    expected = triton_backend.forward(tokens, weight, None, case.bounds, 0.5, None, True)
+    expected = triton_backend.forward(Inputs(tokens, weight, None, case.bounds, 0.5, None), True)
     form = triton_backend.Configuration(32, slots, 4, 3, descriptors)
     monkeypatch.setattr(triton_backend, "INTERPRETED", form)
     for with_positions in (True, False):
-        values, positions = triton_backend.forward(tokens, weight, None, case.bounds, 0.5, None, with_positions)
+        values, positions = triton_backend.forward(Inputs(tokens, weight, None, case.bounds, 0.5, None), with_positions)
         assert torch.equal(values, expected[0])
         assert not with_positions or torch.equal(positions, expected[1])
 
