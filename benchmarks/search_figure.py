@@ -45,7 +45,7 @@ def draw(rows: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
         for place, row in enumerate(rows):
             colour = OURS if row["engine"].startswith("exact") else OTHERS
             if "p50 ms, k=10" not in row:
-                reason = row.get("note") or f"stopped {row.get('stopped', '')}".strip()
+                reason = f"stopped {row['stopped']}" if "stopped" in row else row.get("note", "")
                 panels[0].annotate(reason, (0.02, place), xycoords=("axes fraction", "data"), va="center", color="grey")
                 continue
             for shift, (k, marker) in zip((-0.14, 0.14), DEPTHS.items(), strict=True):
