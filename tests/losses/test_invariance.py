@@ -8,7 +8,15 @@ import pytest
 import torch
 import torch.distributed as dist
 from ranks import run_ranks
-from tiny_training import LOSSES, TinyEncoder, TinyTokenEncoder, columns_and_labels, encoder_of, value_and_gradients
+from tiny_training import (
+    LOSSES,
+    REGULARIZERS,
+    TinyEncoder,
+    TinyTokenEncoder,
+    columns_and_labels,
+    encoder_of,
+    value_and_gradients,
+)
 from torch.nn.parallel import DistributedDataParallel
 
 from lion_st.losses import CachedContrastiveDistillationLoss, ContrastiveDistillationLoss, FlopsRegularizer, scoring
@@ -67,8 +75,8 @@ def test_one_process_with_the_whole_batch_equals_three_with_a_third_each(ranks, 
     assert all(gradient.abs().max() > 1e-3 for gradient in gradients.values())
     mean = torch.stack([rank[name][0] for rank in ranks]).mean()
     tolerance = SINGLE if name.startswith("multi_vector") else EXACT
-    # Cached sparse losses report single precision.
-    torch.testing.assert_close(mean, value, **(dict(rtol=1e-6, atol=0) if name == "cached sparse" else tolerance))
+    is_single = name in {f"cached {one}" for one in ("sparse", *REGULARIZERS)}  # what cached sparse losses report
+    torch.testing.assert_close(mean, value, **(dict(rtol=1e-6, atol=0) if is_single else tolerance))
     for rank in ranks:
         torch.testing.assert_close(rank[name][1], gradients, **tolerance)
 
@@ -94,6 +102,13 @@ def test_the_cached_loss_equals_the_uncached_one_for_every_mini_batch(limit, dis
     expected = value_and_gradients(ContrastiveDistillationLoss(plain, **settings), plain, slice(None))
     actual = value_and_gradients(CachedContrastiveDistillationLoss(cached, **limit, **settings), cached, slice(None))
     torch.testing.assert_close(actual, expected, **EXACT)
+
+
+@pytest.mark.parametrize("name", ["sparse", "hybrid", "several teachers", *REGULARIZERS])
+def test_caching_changes_neither_value_nor_gradients(name):
+    (value, gradients), (cached, of_cached) = whole_batch(name), whole_batch(f"cached {name}")
+    torch.testing.assert_close(cached, value, rtol=1e-6, atol=0)  # cached sparse losses report single precision
+    torch.testing.assert_close(of_cached, gradients, **EXACT)
 
 
 @pytest.mark.parametrize("limit", [dict(mini_batch_size=1), dict(mini_batch_size=4), dict(mini_batch_num_tokens=7)])

@@ -24,6 +24,7 @@ from lion_st.losses import (
     L1Regularizer,
     SparsePart,
     TargetRegularizer,
+    TeacherTerms,
     dot_scores,
     maxsim_scores,
 )
@@ -88,10 +89,6 @@ LOSSES = {
     ),
     "cached": lambda model: CachedContrastiveDistillationLoss(model, scale=5.0, mini_batch_size=1),
     "sparse": lambda model: splade(SpladeLoss, model),
-    "df_flops": lambda model: splade(SpladeLoss, model, DfFlopsRegularizer(model, alpha=0.5, beta=2.0)),
-    "idf_flops": lambda model: splade(SpladeLoss, model, IdfFlopsRegularizer(model, torch.linspace(1.0, 4.0, WIDTH))),
-    "l1": lambda model: splade(SpladeLoss, model, L1Regularizer(model)),
-    "target": lambda model: splade(SpladeLoss, model, TargetRegularizer(model, target=5.0, multiplier=1.0)),
     "multi_vector": lambda model: ContrastiveDistillationLoss(model, scale=0.5),
     "multi_vector cached": lambda model: CachedContrastiveDistillationLoss(model, scale=0.5, mini_batch_size=1),
     "multi_vector contrastive": lambda model: stock_multi_vector(MultiVectorMultipleNegativesRankingLoss, model),
@@ -101,7 +98,21 @@ LOSSES = {
     "hybrid": lambda model: hybrid(SpladeLoss, model),
     "cached hybrid": lambda model: hybrid(CachedSpladeLoss, model, mini_batch_size=1),
     "cached sparse": lambda model: splade(CachedSpladeLoss, model, mini_batch_size=1),
+    "several teachers": lambda model: ContrastiveDistillationLoss(model, teachers=TEACHERS),
+    "cached several teachers": lambda model: CachedContrastiveDistillationLoss(
+        model, teachers=TEACHERS, mini_batch_size=1
+    ),
 }
+TEACHERS = TeacherTerms([1.0, 0.5], separate=True, by_agreement=True)
+REGULARIZERS = {
+    "df_flops": lambda model: DfFlopsRegularizer(model, alpha=0.5, beta=2.0),
+    "idf_flops": lambda model: IdfFlopsRegularizer(model, torch.linspace(1.0, 4.0, WIDTH)),
+    "l1": L1Regularizer,
+    "target": lambda model: TargetRegularizer(model, target=5.0, multiplier=1.0),
+}
+for name, make in REGULARIZERS.items():
+    LOSSES[name] = lambda model, make=make: splade(SpladeLoss, model, make(model))
+    LOSSES[f"cached {name}"] = lambda model, make=make: splade(CachedSpladeLoss, model, make(model), mini_batch_size=1)
 
 
 def hybrid(kind: type[SpladeLoss], model: nn.Module, **settings) -> SpladeLoss:
@@ -145,6 +156,8 @@ def value_and_gradients(loss: nn.Module, encoder: TinyEncoder, rows: slice) -> t
     columns, labels = columns_and_labels(rows)
     if getattr(loss, "distillation", None) == "listwise":
         labels = labels.abs()  # grades
+    if getattr(loss, "teachers", None) is not None:
+        labels = torch.stack([labels, labels.roll(1, dims=1)], dim=1)  # [B, teachers, 1 + n]
     value = torch.stack(list(loss(columns, labels).values())).sum()
     value.backward()
     return value.detach(), {name: parameter.grad for name, parameter in encoder.named_parameters()}
