@@ -1,4 +1,4 @@
-"""An HTTP server for sparse and dense models and their indexes, with the interfaces of text-embeddings-inference.
+"""An HTTP server for sparse, dense and hybrid models and their indexes: the interfaces of text-embeddings-inference.
 
 The names below are imported on first use.
 """
