@@ -2,13 +2,14 @@
 
     python benchmarks/several_processes.py
     python benchmarks/several_processes.py --steps 100 --only fsdp
-    DS_ACCELERATOR=cpu python benchmarks/several_processes.py --divisions zero2 zero3
+    DS_ACCELERATOR=cpu python benchmarks/several_processes.py --divisions zero2 zero3 rounding
 
 Each cell is a training of a small Llama: sparse or dense, by contrast alone (cl) or with a teacher (cl_kd), of an
 adapter or of all weights, with cached gradients or without. Two gloo processes, each with the whole model (DDP) or with
 shards of it (FSDP2, DeepSpeed's ZeRO), have the batch of one process. AdamW has an epsilon of 1e-3, since with the
 usual one a gradient that is nothing but rounding would be a step like any other; dropout is 0, since each process draws
-its own.
+its own. "rounding" is one process again, from weights that are each changed by about 1e-7 of themselves: as far as that
+parts, several processes may.
 
 Printed are the largest difference of a step's loss, as a share of that loss, and of an exported tensor, as a share of
 its norm and as a share of what the training changed of it. The exit code is 1 where a loss is apart by more than 1e-4.
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import tempfile
 from itertools import product
@@ -26,13 +28,14 @@ from typing import Any
 
 import torch
 from common import RESULTS, make_models, random_texts, report
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from soak import Runner
 
 LIMIT = 1e-4
 ROWS, NEGATIVES, BATCH = 64, 2, 4
 WORDS = 300
-DIVISIONS = {"ddp": "DDP", "fsdp": "FSDP2", "zero2": "ZeRO-2", "zero3": "ZeRO-3"}
+ROUNDING = 1e-7  # of a weight; float32 holds 6e-8
+DIVISIONS = {"ddp": "DDP", "fsdp": "FSDP2", "zero2": "ZeRO-2", "zero3": "ZeRO-3", "rounding": "one, other rounding"}
 
 
 def write_tuples(path: Path) -> None:
@@ -62,6 +65,16 @@ def divided(division: str) -> dict[str, Any]:
         zero = {"stage": int(division[-1]), "reduce_bucket_size": 2000, "stage3_param_persistence_threshold": 0}
         return {"deepspeed": json.dumps({"zero_optimization": zero})}
     return {"fsdp": True} if division == "fsdp" else {}
+
+
+def change_rounding(source: Path, target: Path) -> Path:
+    """A copy of a model whose weights are each changed by about `ROUNDING` of themselves."""
+    shutil.copytree(source, target)
+    torch.manual_seed(0)
+    weights = load_file(source / "model.safetensors")
+    changed = {name: tensor * (1 + ROUNDING * torch.randn_like(tensor)) for name, tensor in weights.items()}
+    save_file(changed, target / "model.safetensors", metadata={"format": "pt"})
+    return target
 
 
 def losses(folder: Path) -> torch.Tensor:
@@ -96,6 +109,7 @@ def main() -> None:
         folder = Path(name)
         make_models(folder, "tiny", WORDS)
         write_tuples(folder / "tuples.jsonl")
+        nudged = change_rounding(folder / "backbone", folder / "nudged")
 
         def train(runner: Runner, output: str, paradigm: str, objective: str, **more: Any) -> Path:
             options: dict[str, Any] = {
@@ -134,8 +148,11 @@ def main() -> None:
             before = folder / f"before-{paradigm}"
             if not before.exists():
                 train(one, before.name, paradigm, objective, use_peft=False, max_steps=1, learning_rate=1e-12)
-            more = peft | {"mini_batch_size": mini and mini // 2} | divided(division)
-            both = train(two, f"{division}-{label}", paradigm, objective, **more)
+            if division == "rounding":
+                more, runner = {"mini_batch_size": mini, "model": str(nudged)}, one
+            else:
+                more, runner = {"mini_batch_size": mini and mini // 2} | divided(division), two
+            both = train(runner, f"{division}-{label}", paradigm, objective, **peft, **more)
             wanted, found = losses(alone), losses(both)
             assert len(wanted) == len(found) == chosen.steps
             share, changed = exported_difference(alone, both, before)

@@ -81,6 +81,9 @@ class DividedTrainer(Trainer):
         """
         if not self.is_divided:
             return self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)  # nor under autocast
+        if self.is_deepspeed_enabled:
+            # Else weights that an evaluation asked for ahead, and did not use, could not be gathered.
+            cast(Any, self.accelerator.deepspeed_engine_wrapped).engine.empty_partition_cache()
         return whole_model(self._structure, cast(nn.Module, self.model))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -148,20 +151,23 @@ class DividedTrainer(Trainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not self.is_divided:
             return super()._save_optimizer_and_scheduler(output_dir)
-        schedule: Any = self.lr_scheduler
+        schedule: Any = cast(Any, self.lr_scheduler).state_dict()
         if self.is_deepspeed_enabled:
             state = zero.whole_optimizer_state(self.optimizer, self._groups, self.args.should_save)
+            schedule = zero.whole_schedule(schedule, self._groups)
         else:
             state = whole_optimizer_state(self.optimizer)
         if self.args.should_save:
             torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
-            torch.save(schedule.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+            torch.save(schedule, Path(output_dir) / SCHEDULER_NAME)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if not self.is_divided or checkpoint is None:
             return super()._load_optimizer_and_scheduler(checkpoint)
+        schedule = torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True)
         if self.is_deepspeed_enabled:
             zero.load_optimizer_state(self.optimizer, self._groups, Path(checkpoint) / OPTIMIZER_NAME)
+            schedule = zero.divided_schedule(schedule, self._groups)
         else:
             load_optimizer_state(self.optimizer, Path(checkpoint) / OPTIMIZER_NAME)
-        cast(Any, self.lr_scheduler).load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+        cast(Any, self.lr_scheduler).load_state_dict(schedule)

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -279,6 +280,35 @@ def load_optimizer_state(optimizer: Any, groups: Sequence[dict[str, Any]], file:
     filled = [group for group in whole["param_groups"] if group["params"]]
     for group, saved in zip(divided.optimizer.param_groups, filled, strict=True):
         group.update({name: value for name, value in saved.items() if name != "params"})
+
+
+def whole_schedule(state: dict[str, Any], groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A schedule's state with a value for each group, also for the empty ones, which DeepSpeed leaves out.
+
+    Args:
+        state: Of a schedule of DeepSpeed's optimizer.
+        groups: Those that the optimizer was given.
+    """
+    filled = [bool(group["params"]) for group in groups]
+
+    def whole(values: list[Any]) -> list[Any]:
+        given = iter(values)
+        return [next(given) if is_filled else values[0] for is_filled in filled]
+
+    return {name: whole(value) if _has_length(value, sum(filled)) else value for name, value in state.items()}
+
+
+def divided_schedule(state: dict[str, Any], groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The state of which `whole_schedule` makes this one."""
+    filled = [bool(group["params"]) for group in groups]
+    return {
+        name: list(compress(value, filled)) if _has_length(value, len(filled)) else value
+        for name, value in state.items()
+    }
+
+
+def _has_length(value: Any, length: int) -> bool:
+    return isinstance(value, list) and len(value) == length
 
 
 def _link_states(divided: Any) -> None:

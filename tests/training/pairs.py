@@ -35,6 +35,7 @@ class Case(NamedTuple):
     divided: list[str]  # options of two processes
     self_distilled: bool = False
     learned: bool = False  # thresholds of terms, and how many texts keep
+    evaluated: bool = False  # on a share of the data, and the best checkpoint is the result
 
 
 class Trainings:
@@ -69,20 +70,24 @@ class Trainings:
         with one_thread():
             run("train", self._options(folder, name, 1, **more))
 
-    def together(self, folder: str, name: str, **more: Any) -> None:
-        """Have two processes train a case."""
-        self.waiting.append(["train", self._options(folder, name, 2, **more)])
+    def together(self, folder: str, name: str, divided: list[str] | None = None, **more: Any) -> None:
+        """Have two processes train a case, divided as the case says, or in another way."""
+        self.waiting.append(["train", self._options(folder, name, 2, divided, **more)])
 
     def run_waiting(self, **environment: str) -> None:
         """Run what two processes are to do."""
         run_pair(self.waiting, self.root / "cases.json", **environment)
+        self.waiting.clear()
 
     def interrupt(self, run: str, folder: str, name: str) -> None:
         """Copy a case's run as it was in its middle to another folder."""
         interrupted(self.root / run / name, self.root / folder / name)
 
-    def _options(self, folder: str, name: str, processes: int, **more: Any) -> list[str]:
+    def _options(
+        self, folder: str, name: str, processes: int, divided: list[str] | None = None, **more: Any
+    ) -> list[str]:
         case = self.cases[name]
+        case = case if divided is None else case._replace(divided=divided)
         output = self.root / folder / name
         return options(self.backbone(tied=case.tied), self.data, output, case, processes, **more)
 
@@ -114,6 +119,8 @@ def options(backbone: str, data: Path, output: Path, case: Case, processes: int,
     )
     if case.learned:
         values |= dict(learn_thresholds=True, learn_top_k=True, query_top_k=60, document_top_k=90)
+    if case.evaluated:
+        values |= dict(eval_share=0.3, load_best_model_at_end=True)
     values = tiny_options(backbone, data, output, **(values | more))
     given = [part for name, value in values.items() if value is not None for part in (f"--{name}", str(value))]
     given += case.divided if processes > 1 else []
@@ -168,11 +175,11 @@ def run_pair(trainings: list[Any], file: Path, **environment: str) -> None:
     assert done.returncode == 0, done.stderr[-5000:]
 
 
-def losses(folder: Path) -> list[float]:
-    """The loss of every step."""
+def losses(folder: Path, name: str = "loss") -> list[float]:
+    """The loss of every step, or what else was logged."""
     last = max(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
     log = json.loads((last / "trainer_state.json").read_text())["log_history"]
-    return [entry["loss"] for entry in log if "loss" in entry]
+    return [entry[name] for entry in log if name in entry]
 
 
 def assert_same_weights(actual: Path, expected: Path) -> None:
@@ -192,6 +199,7 @@ def assert_same_training(root: Path, case: str, steps: int = STEPS) -> None:
     assert len(losses(one)) == steps
     assert losses(two) == pytest.approx(losses(one), rel=1e-4)
     assert max(losses(one)) > 1.001 * min(losses(one))
+    assert losses(two, "eval_ndcg@10") == pytest.approx(losses(one, "eval_ndcg@10"), rel=1e-4)
     assert_same_weights(two, one)
     assert_same_files(two, one)
 

@@ -17,13 +17,13 @@ def zero(stage: int) -> list[str]:
 
 CASES = {
     "3 sparse cl_kd": Case("sparse", "cl_kd", False, None, True, zero(3)),
-    "3 sparse cl cached": Case("sparse", "cl", False, 1, False, zero(3)),
+    "3 sparse cl cached": Case("sparse", "cl", False, 1, False, zero(3), evaluated=True),
     "3 sparse cl adapter": Case("sparse", "cl", True, None, False, zero(3)),
     "3 sparse cl_kd adapter cached": Case("sparse", "cl_kd", True, 1, True, zero(3)),
     "3 dense cl cached": Case("dense", "cl", False, 1, True, zero(3)),
     "3 dense cl_kd adapter cached": Case("dense", "cl_kd", True, 1, False, zero(3)),
     "3 dense kd accumulated": Case("dense", "kd", False, 1, True, zero(3)),
-    "2 dense kd accumulated": Case("dense", "kd", False, 1, False, zero(2)),
+    "2 dense kd accumulated": Case("dense", "kd", False, 1, False, zero(2), evaluated=True),
     "2 sparse cl cached": Case("sparse", "cl", False, 1, True, zero(2)),
     "2 sparse cl_kd adapter cached": Case("sparse", "cl_kd", True, 1, False, zero(2)),
     "2 dense cl": Case("dense", "cl", False, None, True, zero(2)),
@@ -36,12 +36,16 @@ def trained(tiny_backbone, tmp_path_factory) -> Path:
     """Folders `one/CASE` and `two/CASE`, of one process and of two."""
     pytest.importorskip("deepspeed")
     trainings = Trainings(tmp_path_factory.mktemp("deepspeed"), tiny_backbone, CASES, zero(3))
-    for case in (RESUMED[0], RESUMED[2]):
+    for case in RESUMED:
         trainings.interrupt("one", "one to two", case)
         trainings.together("one to two", case)
     dropout: dict[str, Any] = dict(lora_dropout=0.3, max_steps=2, bf16=True)
     trainings.together("dropout", RESUMED[1], **dropout)
     trainings.together("recomputed", RESUMED[1], activation_checkpointing=True, **dropout)
+    trainings.run_waiting(DS_ACCELERATOR="cpu")
+    for case in RESUMED[1:]:
+        trainings.interrupt("two", "to the other stage", case)
+        trainings.together("to the other stage", case, divided=zero(2 if case[0] == "3" else 3))
     trainings.run_waiting(DS_ACCELERATOR="cpu")
     for case in RESUMED[1:]:
         trainings.interrupt("two", "two to one", case)
@@ -56,7 +60,10 @@ def test_two_processes_train_what_one_does(trained, case):
 
 @pytest.mark.parametrize(
     ("way", "case"),
-    [("one to two", RESUMED[0]), ("one to two", RESUMED[2]), ("two to one", RESUMED[1]), ("two to one", RESUMED[2])],
+    [
+        *(("one to two", case) for case in RESUMED),
+        *((way, case) for way in ("two to one", "to the other stage") for case in RESUMED[1:]),
+    ],
 )
 def test_a_run_goes_on_with_and_without_deepspeed(trained, way, case):
     assert losses(trained / way / case) == pytest.approx(losses(trained / "one" / case), rel=1e-4)

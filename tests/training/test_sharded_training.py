@@ -26,11 +26,11 @@ FSDP = ["--fsdp"]
 COMPILED = [*FSDP, "--torch_compile_backend", "aot_eager"]  # each layer, which is then sharded
 CASES = {
     "sparse cl_kd": Case("sparse", "cl_kd", False, None, True, FSDP),
-    "sparse cl cached": Case("sparse", "cl", False, 1, False, FSDP),
+    "sparse cl cached": Case("sparse", "cl", False, 1, False, FSDP, evaluated=True),
     "sparse cl adapter": Case("sparse", "cl", True, None, False, FSDP),
     "sparse cl_kd adapter cached": Case("sparse", "cl_kd", True, 1, True, FSDP),
     "dense cl cached": Case("dense", "cl", False, 1, True, FSDP),
-    "dense cl_kd adapter cached": Case("dense", "cl_kd", True, 1, False, FSDP),
+    "dense cl_kd adapter cached": Case("dense", "cl_kd", True, 1, False, FSDP, evaluated=True),
     "sparse cl_kd adapter cached compiled": Case("sparse", "cl_kd", True, 1, False, COMPILED),
     "ddp sparse cl_kd adapter cached": Case("sparse", "cl_kd", True, 1, True, []),
     "ddp dense cl": Case("dense", "cl", False, None, True, []),
