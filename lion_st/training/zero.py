@@ -250,7 +250,8 @@ def whole_optimizer_state(optimizer: Any, groups: Sequence[dict[str, Any]], keep
     utils = require("deepspeed").utils
     state: dict[int, dict[str, Any]] = {}
     for number, parameter in enumerate(_parameters(groups)):
-        state[number] = {name: value for name, value in slots.items() if not _is_flat(value)}
+        # Copies: of one tensor, steps that are counted for each parameter would be counted all together.
+        state[number] = {name: deepcopy(value) for name, value in slots.items() if not _is_flat(value)}
         for name in filter(lambda name: _is_flat(slots[name]), slots):
             whole = utils.safe_get_full_optimizer_state(parameter, name)
             state[number][name] = whole.cpu() if keep else None
