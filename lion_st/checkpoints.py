@@ -15,7 +15,7 @@ from sentence_transformers.base.model import BaseModel
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.util import fullname, load_dir_path, load_file_path
 
-from lion_st.files import atomic_folder, fsync, fsync_tree, read_json, staging_folder
+from lion_st.files import atomic_folder, fsync, fsync_tree, is_hub_name, read_json, staging_folder
 from lion_st.hooks import model_config
 from lion_st.modules import HybridHead, SpladeHead
 from lion_st.wrong_class import TRANSFORMER, block_sparse_encoder, move_transformer
@@ -192,6 +192,17 @@ def _names_head(folder: Path) -> bool:
     return any(module["type"] in map(fullname, (SpladeHead, HybridHead)) for module in modules)
 
 
+def is_exported_pair(source: str, hub: Mapping[str, Any] = MappingProxyType({})) -> bool:
+    """Whether a folder or Hub repository is what a hybrid model was exported to; of the Hub one small file is read.
+
+    Args:
+        source: Folder, Hub repository, or any other place, such as a GGUF file or a folder that is not there.
+        hub: Revision, token and whether to stay offline.
+    """
+    is_place = Path(source).is_dir() or is_hub_name(source)
+    return is_place and load_file_path(source, HYBRID_FILE, **hub) is not None
+
+
 def exported_pair(source: str, hub: Mapping[str, Any] = MappingProxyType({})) -> tuple[str, dict[str, Any]] | None:
     """The sparse one of the two checkpoints that a hybrid model was exported to, and its head's settings.
 
@@ -206,10 +217,9 @@ def exported_pair(source: str, hub: Mapping[str, Any] = MappingProxyType({})) ->
         ValueError: If it says that it is such an export, and is not whole.
         OSError: If the sparse one cannot be fetched.
     """
-    file = load_file_path(source, HYBRID_FILE, **hub)
-    if file is None:
+    if not is_exported_pair(source, hub):
         return None
-    head = read_json(file)
+    head = read_json(str(load_file_path(source, HYBRID_FILE, **hub)))
     sparse = load_dir_path(source, SPARSE_FORM, **hub)
     if "embedding_dimension" not in head or sparse is None or not (Path(sparse) / "modules.json").is_file():
         raise ValueError(

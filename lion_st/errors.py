@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from numbers import Real
 from typing import Any
 
 from lion_st.extras import missing_extra
@@ -49,6 +51,15 @@ def require_type(value: Any, kind: Any, what: str, remedy: str) -> None:
     if not isinstance(value, kind):
         shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:57]}..."
         raise TypeError(f"{what} expected, got {shown}, a {type(value).__name__}: {remedy}.")
+
+
+def as_weights(values: Any, count: int) -> tuple[float, ...] | None:
+    """`count` finite numbers of at least 0, of which one is above 0; None of anything else."""
+    given = list(values) if isinstance(values, Iterable) else []
+    are_numbers = all(isinstance(one, Real) and not isinstance(one, bool) for one in given)
+    if len(given) != count or not are_numbers or not all(0 <= one < math.inf for one in given) or not any(given):
+        return None
+    return tuple(map(float, given))
 
 
 def shows_traceback() -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 # What no name of a repository ends and begins with: the folders are those that commands write to and read from.
-FILE_ENDINGS = (".jsonl", ".json", ".parquet", ".tsv", ".csv", ".txt", ".gz", ".bz2", ".xz", ".zst", ".zip")
+FILE_ENDINGS = (".jsonl", ".json", ".parquet", ".tsv", ".csv", ".txt", ".gz", ".bz2", ".xz", ".zst", ".zip", ".gguf")
 LOCAL_FOLDERS = ("runs", "data")
 LOCK = ".lock"
 EARLIER = ".earlier.tmp"  # suffix of what is being replaced, where names cannot be exchanged

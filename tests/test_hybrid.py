@@ -23,6 +23,7 @@ from lion_st.encoding.vectors import HybridVectors, to_hybrid
 from lion_st.evaluation import evaluate_retrieval, fit_fusion, fit_hybrid, fuse_runs, read_run
 from lion_st.exporting import single_models
 from lion_st.indexes import Pruning, StorageError, create_index, load_index
+from lion_st.modules import HybridHead
 from lion_st.retrieval import HybridRetriever, ModelRetriever, index_corpus, search_texts
 from lion_st.retrieval.search import exact_hits, require_explainable
 from lion_st.supervision import load_teacher
@@ -266,6 +267,8 @@ def test_what_hybrid_models_cannot_do_is_refused_by_name(model, saved, tmp_path)
         (lambda: set_weights(0.0, 0.0), r"not both 0; got \(0\.0, 0\.0\)"),
         (lambda: set_weights(1.0), "two finite numbers"),
         (lambda: set_weights(float("nan"), 1.0), "two finite numbers"),
+        (lambda: set_weights("1", True), "two finite numbers"),
+        (lambda: HybridHead(8, fusion_weights=0.5), r"two finite numbers.*got 0\.5"),
         (lambda: model.encode(["a"], truncate_dim=8), "truncate_dim=8 would keep the first terms"),
         (lambda: ModelRetriever(model, "seismic"), r"not search 'hybrid' vectors.*\['exact', 'torch', 'milvus'\]"),
         (lambda: truncated_query_encoder(model, [0]), "this one is hybrid: take one of the two folders"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -92,6 +93,7 @@ def evaluate_retrieval(
 
     Raises:
         FileNotFoundError: If there is no such test set.
+        TypeError: If there is no such setting.
         ValueError: If a metric that was asked for, or the main score of a task, looks deeper than the search.
 
     Example:
@@ -104,6 +106,7 @@ def evaluate_retrieval(
     asked = [(source, get_task_groups(source, split)) for source in sources]
     evaluation: _RunFile | _Evaluation
     if isinstance(model, str | Path) and Path(model).is_file():
+        _require_known(settings.keys() - inspect.signature(open_retriever).parameters.keys())
         evaluation = _RunFile(Path(model), protocol)
     else:
         for task in (task for _, groups in asked for group in groups for task in group.tasks):
@@ -154,10 +157,12 @@ def open_retriever(
         settings: Further arguments of `ModelRetriever`.
 
     Raises:
+        TypeError: If there is no such argument, also where nothing reads them: of a retriever, a run or BM25.
         ValueError: If no engine searches the model's vectors.
     """
     from lion_st.models import paradigm_of
 
+    _require_known(settings)
     protocol = get_protocol(protocol) if isinstance(protocol, str) else protocol
     if isinstance(model, Retriever):
         return model
@@ -255,6 +260,14 @@ def _check_depth(task: AbsTaskRetrieval, top_k: int) -> None:
         raise ValueError(
             f"{task.metadata.name} is scored by {main_score}, which looks deeper than the {top_k} documents that are "
             f"retrieved per query: set top_k to {depth[1]} or more."
+        )
+
+
+def _require_known(settings: Iterable[str]) -> None:
+    """Refuse arguments that `ModelRetriever` does not have, such as one that is misspelt."""
+    if unknown := sorted(set(settings) - inspect.signature(ModelRetriever).parameters.keys()):
+        raise TypeError(
+            f"{', '.join(unknown)}: there is no such argument. See `evaluate_retrieval` and `open_retriever`."
         )
 
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from numbers import Real
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from lion_st.errors import require_list, require_type
+from lion_st.errors import as_weights, require_list, require_type
 from lion_st.indexes.base import Hits
 
 
@@ -59,9 +56,7 @@ def convex_fusion(rankings: Sequence[Sequence[Hits]], weights: Sequence[float], 
 
 def require_weights(weights: Sequence[float], count: int) -> None:
     """Raise a ValueError unless there are `count` weights, finite and at least 0, of which one is above 0."""
-    given = list(weights) if isinstance(weights, Iterable) else []
-    are_numbers = all(isinstance(one, Real) and not isinstance(one, bool) for one in given)
-    if len(given) != count or not are_numbers or not all(0 <= one < np.inf for one in given) or not any(given):
+    if as_weights(weights, count) is None:
         raise ValueError(f"Give one finite weight >= 0 for each of the {count} rankings, not all 0; got {weights!r}.")
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 
+from lion_st.errors import as_weights
 from lion_st.hooks import replace_submodule
 from lion_st.modules.lion_transformer import STOCK_DENSE, LionTransformer
 from lion_st.modules.llama_pooling import LlamaPooling, PoolingName
@@ -59,14 +59,13 @@ class HybridHead(SpladeHead):
 
     @fusion_weights.setter
     def fusion_weights(self, weights: Sequence[float] | None) -> None:
-        if weights is not None and (
-            len(weights) != 2 or not all(0 <= weight < math.inf for weight in weights) or not any(weights)
-        ):
+        found = None if weights is None else as_weights(weights, 2)
+        if weights is not None and found is None:
             raise ValueError(
                 "fusion_weights are two finite numbers of at least 0, for the sparse and the dense score, and not both "
                 f"0; got {weights!r}."
             )
-        self._fusion_weights = None if weights is None else (float(weights[0]), float(weights[1]))
+        self._fusion_weights = None if found is None else (found[0], found[1])
 
     def forward(
         self,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from importlib.metadata import PackageNotFoundError, version
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -147,7 +149,8 @@ class Workers:
             return None
         place.mkdir(parents=True, exist_ok=True)
         atomic_write(place / JOB, json.dumps(job.contents | {"configuration": job.configuration}, indent=1) + "\n")
-        with (place / LOG).open("a", encoding="utf-8") as log:
+        with (place / LOG).open("ab") as log:
+            begin = log.tell()
             with self._lock:
                 if self._stopped:
                     return "not begun"
@@ -165,7 +168,8 @@ class Workers:
             if not done.exists():
                 done.touch()
             return None
-        lines = (place / LOG).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        written = (place / LOG).read_bytes()[begin:]  # earlier attempts are none of this one's
+        lines = written.decode("utf-8", errors="replace").strip().splitlines()
         reason = f"ended by signal {-code}" if code < 0 else last_error(lines) or f"exit code {code}"
         self.say(f"{name}: FAILED, {reason}")
         return reason
@@ -217,8 +221,12 @@ def visible_gpus() -> list[str]:
     """The GPUs that processes of this one see, as `CUDA_VISIBLE_DEVICES` names them."""
     import torch
 
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    return [one for one in visible if one] or [str(one) for one in range(torch.cuda.device_count())]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return [str(one) for one in range(torch.cuda.device_count())]
+    # As CUDA reads it: the list ends at the first that names none, such as the -1 that hides all.
+    names = (one.strip() for one in visible.split(","))
+    return list(takewhile(re.compile(r"\d+|(GPU|MIG)-.+").fullmatch, names))
 
 
 def worker_environment(slot: int, workers: int, processes: int = 1) -> dict[str, str]:

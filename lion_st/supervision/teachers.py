@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import xxhash
 
-from lion_st.checkpoints import exported_pair
+from lion_st.checkpoints import is_exported_pair
 from lion_st.data.lookup import text_keys_of
 from lion_st.encoding.fingerprints import model_fingerprint, model_name, model_revision
 from lion_st.extras import require
@@ -257,7 +257,7 @@ def load_teacher(
             teacher.score(["what do lions eat"], ["Lions prey on zebras."])
     """
     name = str(model)
-    is_pair = exported_pair(name, {"revision": revision}) is not None
+    is_pair = is_exported_pair(name, {"revision": revision})
     kind, modules = ("hybrid", []) if is_pair else _kind_of(name, revision)
     options: dict[str, Any] = {"device": device, "revision": revision}
     if dtype != "auto":

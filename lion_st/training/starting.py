@@ -10,7 +10,7 @@ import torch
 from sentence_transformers.base.model import BaseModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from lion_st.checkpoints import exported_pair
+from lion_st.checkpoints import is_exported_pair
 from lion_st.encoding.loading import limit_terms
 from lion_st.exporting import export, merge_backbone
 from lion_st.hooks import has_adapter
@@ -52,7 +52,7 @@ def build_model(
     """
     _require_adapted(arguments)
     new_adapter = arguments.use_peft and not arguments.train_adapter
-    if exported_pair(arguments.model) is not None:
+    if is_exported_pair(arguments.model):
         raise ValueError(
             f"{arguments.model!r} holds two stock checkpoints of a hybrid model: train on the folder of its run, "
             "or on what `lion-st export --with-limits` writes of it."

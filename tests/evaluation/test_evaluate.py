@@ -288,6 +288,14 @@ def test_a_run_file_is_scored_as_it_is(tmp_path, folder) -> None:
         evaluate_retrieval(tmp_path / "other.trec", folder)
 
 
+def test_a_misspelt_argument_is_refused_also_where_none_is_read(tmp_path, folder) -> None:
+    run = tmp_path / "a.trec"
+    run.touch()
+    for model in (Bm25Retriever(), "bm25", run):
+        with pytest.raises(TypeError, match="overwite, thread: there is no such argument"):
+            evaluate_retrieval(model, folder, output_dir=tmp_path / "r", overwite=True, thread=2)
+
+
 def test_fusion_weights_are_those_that_do_best_on_the_development_set(folder) -> None:
     class Reversed(Bm25Retriever):
         name = "reversed"

@@ -13,12 +13,16 @@ from sentence_transformers import SentenceTransformer, SparseEncoder
 from typer.testing import CliRunner
 
 import lion_st
+from lion_st.checkpoints import is_exported_pair
 from lion_st.cli import app
 from lion_st.data import save_beir
 from lion_st.encoding import encode_texts
 from lion_st.encoding.fingerprints import model_name, model_revision
 from lion_st.hub import publish, publish_folder, render_card
 from lion_st.supervision import load_teacher
+from lion_st.training.options.arguments import retriever_arguments
+from lion_st.training.recipes import get_recipe
+from lion_st.training.starting import build_model
 
 NAME = "org/lion-hybrid"
 
@@ -89,10 +93,28 @@ def test_an_export_that_is_uploaded_by_hand_opens_by_its_name(connected, model, 
     assert connected.files("org/other").keys() - {".gitattributes"} == {
         file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()
     }
+    connected.requests.clear()
+    arguments, _ = retriever_arguments(get_recipe("micro", "sparse", "cl"), model="org/other", train_data="-")
+    for refused in (lambda: build_model(arguments), lambda: load_teacher("org/other")):
+        with pytest.raises(ValueError, match=r"two stock checkpoints|two scores have no common scale"):
+            refused()
+    assert connected.requests and not any("safetensors" in path for _, path in connected.requests)
     same(
         SparseEncoder("org/other", revision="sparse-encoder", device="cpu").encode_document(texts).to_dense(),
         encode_texts(model, texts, "document").sparse.toarray(),
     )
+
+
+def test_the_hub_is_not_asked_for_files_and_folders_of_this_machine(connected, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "tiny.gguf").touch()
+    for place in ("models/tiny.gguf", "models/none.gguf", "runs/none"):
+        assert not is_exported_pair(place)
+    arguments, _ = retriever_arguments(get_recipe("micro", "sparse", "cl"), model="models/none.gguf", train_data="-")
+    with pytest.raises(FileNotFoundError, match=r"There is no GGUF file 'models/none\.gguf'"):
+        build_model(arguments)
+    assert connected.requests == []
 
 
 def test_nothing_of_a_hybrid_model_stays_where_another_one_is_published(connected, model, tiny_backbone):

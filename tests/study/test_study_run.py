@@ -31,7 +31,7 @@ from lion_st.files import lock_folder
 from lion_st.study import contrastive_entropies, parse_study, plan_study, run_study
 from lion_st.study.data import OverlapError, StudyData, load_test, prepare_data, shuffle_labels
 from lion_st.study.jobs import LOCK, run_job
-from lion_st.study.run import Job, Workers, last_error, stage_options, worker_environment
+from lion_st.study.run import Job, Workers, last_error, stage_options, visible_gpus, worker_environment
 from lion_st.training.progress.checkpoints import CHECKSUMS, checkpoint_to_resume
 
 
@@ -193,6 +193,14 @@ def test_an_interrupt_ends_all_processes_of_a_training(tmp_path: Path, tiny_back
     assert not psutil.wait_procs(begun, timeout=60)[1]
 
 
+def test_the_reason_of_a_failure_is_that_of_this_attempt(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import os\nprint('killed', flush=True)\nos._exit(9)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "log.txt").write_text("job: a reason that was mended since\n")
+    job = Job(tmp_path, {"name": "cell"}, "", tmp_path / "done")
+    assert Workers(1, print).run([job]) == {"cell": "killed"}
+
+
 def test_workers_divide_the_cores_unless_told_otherwise(monkeypatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("torch.get_num_threads", lambda: 8)
@@ -209,6 +217,12 @@ def test_workers_have_gpus_of_their_own_for_all_their_processes(monkeypatch, fin
     seen = [worker_environment(slot, 3, processes=2)["CUDA_VISIBLE_DEVICES"] for slot in range(3)]
     assert seen == ["2,3", "5,7", "8,2"]
     assert worker_environment(1, 2)["CUDA_VISIBLE_DEVICES"] == "3"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-1a, MIG-2b,-1,3")
+    assert visible_gpus() == ["GPU-1a", "MIG-2b"]
+    for hidden in ("-1", "", "NoDevFiles"):  # which a study on CPUs is not refused for
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+        assert visible_gpus() == []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3,5,7,8")
     with pytest.raises(ValueError, match="6 processes of a cell need a GPU each, and there are 5"):
         run_study(replace(plan_study(parse_study(finished.values)), processes=6), finished.output)
 
