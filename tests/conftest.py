@@ -49,6 +49,9 @@ def tiny_backbone(tmp_path_factory) -> Callable[..., str]:
                     parameter.normal_(std=0.2)
                     if "norm" in name and not family.startswith("gemma"):
                         parameter.add_(1.0)
+                for name, buffer in causal_lm.named_buffers():
+                    if name.endswith("layer_scalar"):
+                        buffer.fill_(0.5)
             causal_lm.to(getattr(torch, dtype)).save_pretrained(path)
             if tokenizer:
                 words.save_pretrained(path)

@@ -62,6 +62,9 @@ def tiny_config(family: str, tied: bool, **overrides):
     )
     if family in ("gemma2", "gemma3_text"):
         settings |= dict(layer_types=["sliding_attention", "full_attention"], sliding_window=8, query_pre_attn_scalar=8)
+    if family == "gemma4_text":
+        settings |= dict(layer_types=["sliding_attention", "full_attention"], sliding_window=8, global_head_dim=8)
+        settings |= dict(hidden_size_per_layer_input=0, num_kv_shared_layers=0)
     if family == "mistral":
         settings |= dict(sliding_window=8)
     return AutoConfig.for_model(family, **(settings | overrides))

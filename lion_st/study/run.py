@@ -40,7 +40,8 @@ def run_study(plan: Plan, output: str | Path, say: Callable[[str], Any] = print,
         say: Takes a line for every cell.
         workers: Cells that run side by side, with the cores divided among them. Where there are several GPUs each
             worker has one, or one for each of the plan's processes, in turn. Results are the same up to the order of
-            sums; seconds, and latencies of queries, are then those of a shared machine.
+            sums, but for the dropout of adapters, which each process draws for itself; seconds, and latencies of
+            queries, are then those of a shared machine.
 
     Returns:
         The folder.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -27,11 +27,13 @@ from lion_st.training.sharding import (
     described_by_card,
     load_optimizer_state,
     shard_on_cpu,
+    share_buffers,
     spread_weights,
     structure_of,
     uses_fsdp,
     whole_model,
     whole_optimizer_state,
+    without_saved_buffers,
 )
 
 
@@ -113,6 +115,7 @@ class DividedTrainer(Trainer):
         if self.is_divided and self._structure is None:
             model = cast(nn.Module, self.model)
             if self.is_deepspeed_enabled:
+                share_buffers(model)
                 self._structure = structure_of(model)
                 zero.divide(model, self.accelerator, awaits_weights(self.args))
             else:
@@ -120,11 +123,13 @@ class DividedTrainer(Trainer):
                 if resume_from_checkpoint is not None and not awaits_weights(self.args):
                     with self._as_unsharded(model):
                         super()._load_from_checkpoint(resume_from_checkpoint)
+                share_buffers(model)
                 self._structure = structure_of(model)
                 half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
                 configure_units(plugin, model, half)
         if not self.is_deepspeed_enabled:
-            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+            with without_saved_buffers(cast(nn.Module, self.model)) if self.is_divided else nullcontext():
+                return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         engine, loader = super()._prepare_for_training(max_steps, train_dataloader, None)
         caches = partial(uses_gradient_cache, getattr(self, "loss", None))
         self.accelerator.deepspeed_engine_wrapped = zero.GradCacheEngine(engine, caches)

@@ -152,6 +152,40 @@ def share_checks(transformer: Any) -> None:
             transformer.model.set_attn_implementation(unpadding.NAME)
 
 
+def saved_buffers(model: nn.Module) -> list[tuple[nn.Module, str]]:
+    """Modules and names of buffers that are saved with the weights, such as the factor of each layer of Gemma 4."""
+    return [
+        (module, name)
+        for module in model.modules()
+        for name, _ in module.named_buffers(recurse=False)
+        if name in module.state_dict()
+    ]
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give each process the saved buffers of the first one, which neither FSDP2 nor ZeRO sends. All call this."""
+    places = saved_buffers(model)
+    if not places:
+        return
+    found = [[module.get_buffer(name).cpu() for module, name in places]]
+    dist.broadcast_object_list(found, src=0)
+    for (module, name), value in zip(places, found[0], strict=True):
+        module.get_buffer(name).copy_(value)
+
+
+@contextmanager
+def without_saved_buffers(model: nn.Module) -> Iterator[None]:
+    """Have a model's state be its weights alone, of which accelerate takes every tensor for one that is sharded."""
+    places = saved_buffers(model)
+    for module, name in places:
+        module.register_buffer(name, module.get_buffer(name), persistent=False)
+    try:
+        yield
+    finally:
+        for module, name in places:
+            module.register_buffer(name, module.get_buffer(name))
+
+
 def shard_on_cpu(accelerator: Any, arguments: TrainingArguments) -> None:
     """Have accelerate shard a training on CPUs too, such as a trial of a configuration before there are GPUs for it."""
     plugin = FullyShardedDataParallelPlugin(**(arguments.fsdp_plugin_args or {}))

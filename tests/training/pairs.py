@@ -34,6 +34,7 @@ class Case(NamedTuple):
     tied: bool  # the LM head to the embeddings
     divided: list[str]  # options of two processes
     self_distilled: bool = False
+    family: str = "llama"
     learned: bool = False  # thresholds of terms, and how many texts keep
     evaluated: bool = False  # on a share of the data, and the best checkpoint is the result
 
@@ -89,7 +90,7 @@ class Trainings:
         case = self.cases[name]
         case = case if divided is None else case._replace(divided=divided)
         output = self.root / folder / name
-        return options(self.backbone(tied=case.tied), self.data, output, case, processes, **more)
+        return options(self.backbone(case.family, tied=case.tied), self.data, output, case, processes, **more)
 
 
 @contextmanager

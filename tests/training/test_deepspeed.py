@@ -22,6 +22,7 @@ CASES = {
     "3 sparse cl_kd adapter cached": Case("sparse", "cl_kd", True, 1, True, zero(3)),
     "3 dense cl cached": Case("dense", "cl", False, 1, True, zero(3)),
     "3 dense cl_kd adapter cached": Case("dense", "cl_kd", True, 1, False, zero(3)),
+    "3 dense cl gemma4": Case("dense", "cl", False, None, True, zero(3), family="gemma4_text"),  # has saved buffers
     "3 dense kd accumulated": Case("dense", "kd", False, 1, True, zero(3)),
     "2 dense kd accumulated": Case("dense", "kd", False, 1, False, zero(2), evaluated=True),
     "2 sparse cl cached": Case("sparse", "cl", False, 1, True, zero(2)),

@@ -37,6 +37,7 @@ CASES = {
     "ddp sparse cl_kd self-distilled": Case("sparse", "cl_kd", False, None, True, [], self_distilled=True),
     "ddp sparse cl_kd learned": Case("sparse", "cl_kd", False, 1, True, [], learned=True),
     "hybrid cl_kd cached": Case("hybrid", "cl_kd", False, 1, False, FSDP),
+    "dense cl gemma4": Case("dense", "cl", False, None, True, FSDP, family="gemma4_text"),  # has saved buffers
     "ddp hybrid cl": Case("hybrid", "cl", False, None, True, []),
 }
 WIDE = (40_000, 128)  # vocabulary and hidden size
