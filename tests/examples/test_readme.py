@@ -31,8 +31,10 @@ def commands() -> list[list[str]]:
 
 def test_it_is_short_and_its_links_work_on_pypi() -> None:
     assert len(README.splitlines()) <= 150
-    links = re.findall(r"\]\(([^)\s]+)", README) + re.findall(r"(?:src|href)=\"([^\"]+)", README)
+    links = re.findall(r"(?<!!)\[[^\]]*\]\(([^)\s]+)", README) + re.findall(r"(?:src|href)=\"([^\"]+)", README)
     assert links and all(link.startswith("https://") for link in links), links
+    pictures = re.findall(r"!\[([^\]]*)\]\(([^)\s]+)\)", README)  # PyPI shows the words in place of the picture
+    assert pictures and all(len(words) > 60 and (ROOT / path).is_file() for words, path in pictures), pictures
     for path in re.findall(r"`((?:[\w-]+/)+|[\w/-]+\.(?:md|cff))`", README):
         assert (ROOT / path).exists(), path
 
