@@ -19,7 +19,8 @@ from lion_st.study.results import OBJECTIVE_NAMES, Key, Results
 from lion_st.tables import format_table
 
 CAPTIONS = {
-    "quality-size": "Quality against size, by objective; bars are 95 % confidence intervals over seeds.",
+    "quality-size": "Quality against size, by objective; bars are 95 % confidence intervals over seeds, by the "
+    "variance of all sizes of a paradigm and objective.",
     "sparse-dense": "Sparse against dense, by size and objective; lines are 95 % intervals over queries.",
     "quality-cost": "Quality against active terms and against the time that a query takes.",
     "quality-flops": "Quality against the training FLOPs that were spent.",
@@ -119,7 +120,8 @@ def _configurations(results: Results) -> dict[str, Any]:
 def _markdown(results: Results) -> str:
     verdicts = [one._asdict() for one in findings(results)]
     return (
-        f"# {results.plan.study.name}\n\n{results.metric}; intervals are of 95 % over seeds.\n\n"
+        f"# {results.plan.study.name}\n\n{results.metric}; intervals are of 95 % over seeds, by the variance of all "
+        "sizes of a paradigm and objective.\n\n"
         f"{format_table(results.table())}\n\n{format_table(verdicts)}\n"
     )
 

@@ -49,19 +49,28 @@ class Interval(NamedTuple):
         return f"{self.mean:.3f}" + ("" if self.half is None else f" ± {self.half:.3f}")
 
 
-def interval(values: Sequence[float]) -> Interval:
+def interval(values: Sequence[float], alike: Sequence[Sequence[float]] = ()) -> Interval:
     """Mean and 95 % confidence interval by Student's t.
+
+    Args:
+        values: One of each seed.
+        alike: Those of other trainings that seeds scatter as much: the variance is pooled, since two values alone say
+            little of it.
 
     Example:
         >>> str(interval([0.4, 0.5, 0.6]))
         '0.500 ± 0.248'
+        >>> str(interval([0.4, 0.5], [[0.5, 0.6], [0.7, 0.6]]))
+        '0.450 ± 0.159'
     """
     from scipy.stats import t
 
-    count, mean = len(values), float(np.mean(values))
-    if count < 2:
+    mean, groups = float(np.mean(values)), [np.asarray(group) for group in (values, *alike)]
+    freedom = sum(len(group) - 1 for group in groups)
+    if not freedom:
         return Interval(mean, None)
-    return Interval(mean, float(t.ppf(0.975, count - 1) * np.std(values, ddof=1) / np.sqrt(count)))
+    variance = sum(float(((group - group.mean()) ** 2).sum()) for group in groups) / freedom
+    return Interval(mean, float(t.ppf(0.975, freedom) * np.sqrt(variance / len(values))))
 
 
 @dataclass
@@ -126,9 +135,14 @@ class Results:
         return self._row_of[cell, test, metric]
 
     def score(self, key: Key, tests: Sequence[str], metric: str) -> Interval:
-        """Mean over test sets, and over seeds with its interval."""
-        cells = self.cells[key]
-        return interval([float(np.mean([self.row(cell, test, metric)["value"] for test in tests])) for cell in cells])
+        """Mean over test sets, and over seeds with its interval, by the variance of all sizes trained so."""
+
+        def values(one: Key) -> list[float]:
+            return [
+                float(np.mean([self.row(cell, test, metric)["value"] for test in tests])) for cell in self.cells[one]
+            ]
+
+        return interval(values(key), [values(one) for one in self.cells if one != key and one[2:] == key[2:]])
 
     def figure(self, key: Key, tests: Sequence[str], name: str) -> float | None:
         """Mean over test sets and seeds of a size or time; None where there is none, as of dense models' terms."""

@@ -14,6 +14,7 @@ from pyarrow import parquet
 
 from lion_st.evaluation import write_qrels, write_run
 from lion_st.study import Results, findings, parse_study, plan_study, write_report
+from lion_st.study.results import interval
 
 QUERIES, RANKS = 60, 10
 
@@ -167,3 +168,35 @@ def test_a_report_of_no_finished_cell_says_what_to_do(tmp_path: Path) -> None:
     plan = write_cells(tmp_path / "other", {("one", "dense", "cl"): at(1)})
     with pytest.raises(FileNotFoundError, match="run `lion-st study` first"):
         write_report(plan, tmp_path)
+
+
+def test_intervals_of_few_seeds_are_by_the_variance_of_all_alike() -> None:
+    generator = np.random.default_rng(0)
+    covered, halves = 0, []
+    for _ in range(2000):  # four sizes of two seeds each, whose true mean is 0
+        seeds = generator.normal(size=(4, 2))
+        mean, half = interval(seeds[0].tolist(), seeds[1:].tolist())
+        covered += abs(mean) <= half
+        halves.append(half)
+    assert covered / 2000 == pytest.approx(0.95, abs=0.015)
+    assert np.mean(halves) < 0.5 * np.mean([interval(generator.normal(size=2).tolist()).half for _ in range(2000)])
+    assert interval([0.5]).half is None and interval([0.5], [[0.1]]).half is None
+    assert interval([0.5], [[0.1, 0.3]]).half == pytest.approx(12.706 * 0.1 * 2**0.5, rel=1e-3)
+
+
+def test_a_score_takes_the_variance_of_its_paradigm_and_objective_alone(tmp_path: Path) -> None:
+    ranks = {
+        (size, paradigm, "cl"): np.ones(QUERIES, int) for size in ("one", "two") for paradigm in ("sparse", "dense")
+    }
+    plan = write_cells(tmp_path, ranks, seeds=[1, 2])
+    results = Results(plan, tmp_path)
+    values = {
+        "one-sparse-cl-seed1": 0.4,
+        "one-sparse-cl-seed2": 0.5,
+        "two-sparse-cl-seed1": 0.6,
+        "two-sparse-cl-seed2": 0.9,
+    }
+    for row in results.rows:
+        row["value"] = values.get(row["cell"], 0.1)
+    key = next(key for key in results.cells if key.backbone == "one" and key.paradigm == "sparse")
+    assert results.score(key, ["inside"], "MRR@10") == interval([0.4, 0.5], [[0.6, 0.9]])
