@@ -33,7 +33,8 @@ SHOW_PROGRESS = sys.stderr.isatty()  # a log file gets lines alone
 if not SHOW_PROGRESS:
     os.environ.setdefault("TQDM_DISABLE", "1")
 warnings.filterwarnings("ignore", category=FutureWarning)
-logging.getLogger("sentence_transformers").setLevel(logging.ERROR)  # it advises against bfloat16 on a CPU
+for name in ("sentence_transformers", "bitsandbytes"):  # they advise against bfloat16 on a CPU, and to install kernels
+    logging.getLogger(name).setLevel(logging.ERROR)
 
 import torch
 from sentence_transformers import SentenceTransformer

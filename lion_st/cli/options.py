@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -58,6 +59,7 @@ def _hush(context: typer.Context, quiet: bool) -> bool:
     """Turn off the progress bars and notes of libraries, of those that are yet to be imported too."""
     if not quiet:
         return quiet
+    getLogger("bitsandbytes").setLevel(ERROR)  # its import advises to install kernels
     if "transformers" not in sys.modules:
         os.environ |= {name: "1" for name in ("TQDM_DISABLE", *(f"HF_{one}_DISABLE_PROGRESS_BARS" for one in BARS))}
         os.environ["TRANSFORMERS_VERBOSITY"] = "error"
