@@ -246,7 +246,7 @@ def main() -> None:
 
     rows = []
     with tempfile.TemporaryDirectory() as name:
-        make_models(Path(name), options.shape, options.vocabulary, options.active_dims, options.device, options.dtype)
+        make_models(Path(name), options.shape, options.vocabulary, options.active_terms, options.device, options.dtype)
         arguments = [
             "--device", options.device, "--negatives", str(options.negatives), "--vocabulary", str(options.vocabulary),
             "--mini-batch-size", str(options.mini_batch_size), "--memory-gib", str(options.memory_gib),

@@ -43,8 +43,8 @@ def main() -> None:
         corpus, queries, qrels = load_beir(folder)
         retriever = ModelRetriever(
             model,
-            query_tokens=options.query_length,
-            document_tokens=options.document_length,
+            query_length=options.query_length,
+            document_length=options.document_length,
             tokens_per_batch=131_072 if torch.cuda.is_available() else 4096,
             threads=2,
         )
