@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,20 +11,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def imported(path: Path):
-    sys.path.insert(0, str(path.parent))
-    try:
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(path.parent))
-    return module
-
-
-def test_every_engine_has_a_line_measured_or_not(tmp_path):
+def test_every_engine_has_a_line_measured_or_not(tmp_path, import_script):
     pytest.importorskip("matplotlib")
-    search_figure = imported(ROOT / "benchmarks" / "search_figure.py")
+    search_figure = import_script("benchmarks/search_figure.py")
     rows = json.loads((ROOT / "benchmarks/results/search-lion-100000.json").read_text())["rows"]
     measured = [row for row in rows if "p50 ms, k=10" in row]
     left = [{"engine": "refusing", "note": "refuses it"}, {"engine": "slow", "stopped": "after 5 s"}]
@@ -40,9 +27,9 @@ def test_every_engine_has_a_line_measured_or_not(tmp_path):
         assert float(label.rpartition(" ")[2]) == pytest.approx(row["recall@10"], abs=1e-3)
 
 
-def test_figures_of_the_benchmarks_lie_where_both_pages_find_them():
+def test_figures_of_the_benchmarks_lie_where_both_pages_find_them(import_script):
     pytest.importorskip("griffe")
     pytest.importorskip("typer")
-    page = imported(ROOT / "docs" / "hooks.py").benchmark_tables()
+    page = import_script("docs/hooks.py").benchmark_tables()
     shown = re.findall(r"!\[[^]]+\]\(([^)]+)\)", page)
     assert shown and all((ROOT / "docs" / name).is_file() for name in shown)

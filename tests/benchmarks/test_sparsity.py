@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import sys
-from pathlib import Path
 
 import pytest
 
 from lion_st.data import save_beir
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
 
 @pytest.fixture(scope="module")
-def sparsity():
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        spec = importlib.util.spec_from_file_location("sparsity", BENCHMARKS / "sparsity.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-    return module
+def sparsity(import_script):
+    return import_script("benchmarks/sparsity.py")
 
 
 def test_every_setting_is_one_that_training_takes(sparsity, tmp_path):
