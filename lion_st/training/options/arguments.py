@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal
 
@@ -168,22 +169,14 @@ class MntpTrainingArguments(TrainingArguments):
     report_to: str = "none"
 
     def __post_init__(self) -> None:
-        refuse_unread(self, _NOT_READ_BY_MNTP)
         self.bf16 = self.bf16 and not self.fp16
-        deepspeed = resolve_deepspeed(self)
-        resolve_fsdp(self)
-        resolve_compilation(self)
-        refuse_liger(self)
-        rename_checkpointing(self)
-        require_training_ranges(self)
-        resolve_steps(self, 10_000)
+        deepspeed = _resolve(self, _NOT_READ_BY_MNTP, 10_000)
         super().__post_init__()
         self.deepspeed = deepspeed
 
     def settings(self) -> dict[str, Any]:
         """The values that change the result, for the record of a run."""
-        values = {name: getattr(self, name) for name in RESULT_ARGUMENTS} | {"world_size": self.world_size}
-        return values | _changed(self, MntpTrainingArguments)
+        return _settings(self, MntpTrainingArguments)
 
 
 @dataclass
@@ -325,14 +318,7 @@ class RetrieverTrainingArguments(
     )
 
     def __post_init__(self) -> None:
-        refuse_unread(self, _NOT_READ_BY_RETRIEVER)
-        deepspeed = resolve_deepspeed(self)
-        resolve_fsdp(self)
-        resolve_compilation(self)
-        refuse_liger(self)
-        rename_checkpointing(self)
-        require_training_ranges(self)
-        resolve_steps(self, -1)
+        deepspeed = _resolve(self, _NOT_READ_BY_RETRIEVER, -1)
         if self.warmup_steps and self.warmup_ratio:
             merge_layers({"warmup_steps": self.warmup_steps, "warmup_ratio": self.warmup_ratio})
         self.complete_evaluation(self)
@@ -342,8 +328,7 @@ class RetrieverTrainingArguments(
 
     def settings(self) -> dict[str, Any]:
         """The values that change the result, for the record of a run."""
-        values = {name: getattr(self, name) for name in RESULT_ARGUMENTS} | {"world_size": self.world_size}
-        return values | _changed(self, RetrieverTrainingArguments)
+        return _settings(self, RetrieverTrainingArguments)
 
 
 def retriever_arguments(
@@ -378,16 +363,29 @@ def retriever_arguments(
     return arguments, training
 
 
-def _changed(arguments: TrainingArguments, kind: type) -> dict[str, Any]:
-    """Further arguments that change the result, where they are not left at their defaults."""
-    changed = {}
+def _resolve(arguments: Any, unread: Mapping[str, str], default_steps: int) -> Any:
+    """Refuse and complete training arguments before transformers does; returns what `deepspeed` is to be after it."""
+    refuse_unread(arguments, unread)
+    deepspeed = resolve_deepspeed(arguments)
+    resolve_fsdp(arguments)
+    resolve_compilation(arguments)
+    refuse_liger(arguments)
+    rename_checkpointing(arguments)
+    require_training_ranges(arguments)
+    resolve_steps(arguments, default_steps)
+    return deepspeed
+
+
+def _settings(arguments: TrainingArguments, kind: type) -> dict[str, Any]:
+    """The arguments that change the result, the further ones where they are not left at their defaults."""
+    settings = {name: getattr(arguments, name) for name in RESULT_ARGUMENTS} | {"world_size": arguments.world_size}
     for item in fields(kind):
         if item.name in FURTHER_RESULT_ARGUMENTS:
             value = getattr(arguments, item.name)
             default = item.default if item.default_factory is MISSING else item.default_factory()
             if value not in (default, None) and value != {}:
-                changed[item.name] = value
-    return changed
+                settings[item.name] = value
+    return settings
 
 
 class _OneGpu:
