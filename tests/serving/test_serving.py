@@ -99,13 +99,14 @@ def wait_until(condition: Callable[[], Any], every: float = 0.01) -> None:
 
 
 @contextmanager
-def held(model: Any) -> Iterator[tuple[list[int], threading.Event]]:
-    """A model that waits before each pass until the event is set, and notes how many texts each pass has."""
+def held(model: Any) -> Iterator[tuple[list[int], threading.Event, threading.Event]]:
+    """A model that notes how many texts each pass has, sets the first event in a pass and waits for the second."""
     passes: list[int] = []
-    release = threading.Event()
+    holding, release = threading.Event(), threading.Event()
     forward = model.forward
 
     def hold(features: dict[str, Any], **options: Any) -> Any:
+        holding.set()
         assert release.wait(PATIENCE)
         out = forward(features, **options)
         passes.append(out["sentence_embedding"].shape[0])
@@ -113,7 +114,7 @@ def held(model: Any) -> Iterator[tuple[list[int], threading.Event]]:
 
     model.forward = hold
     try:
-        yield passes, release
+        yield passes, holding, release
     finally:
         release.set()
         del model.forward
@@ -407,7 +408,7 @@ def test_requests_that_wait_together_are_encoded_in_one_pass(models):
     model = models["sparse"]
     with (
         serving(model, max_client_batch_size=4, max_concurrent_requests=9) as running,
-        held(model) as (passes, release),
+        held(model) as (passes, holding, release),
     ):
         with ThreadPoolExecutor(16) as clients:
 
@@ -415,7 +416,7 @@ def test_requests_that_wait_together_are_encoded_in_one_pass(models):
                 return clients.submit(running.post, "/embed_sparse", inputs=texts, prompt_name=task)
 
             answers = [ask([TEXTS[0]])]  # which the model holds
-            wait_until(lambda: running.service._texts_inside == 1 and not len(running.service.queue))
+            assert holding.wait(PATIENCE)
             answers += [ask([text]) for text in TEXTS[1:5]] + [ask(TEXTS[5:8])]
             wait_until(lambda: len(running.service.queue) == 7)
             answers.append(ask([TEXTS[0]], "query"))  # of another kind, in a pass of its own
@@ -434,10 +435,10 @@ def test_requests_that_wait_together_are_encoded_in_one_pass(models):
 
 def test_a_pass_has_no_more_tokens_than_the_budget(models):
     model = models["sparse"]
-    with serving(model, max_batch_tokens=60) as running, held(model) as (passes, release):
+    with serving(model, max_batch_tokens=60) as running, held(model) as (passes, holding, release):
         with ThreadPoolExecutor(16) as clients:
             first = clients.submit(running.post, "/embed_sparse", inputs="held")
-            wait_until(lambda: running.service._texts_inside == 1 and not len(running.service.queue))
+            assert holding.wait(PATIENCE)
             others = [clients.submit(running.post, "/embed_sparse", inputs="long " * 40) for _ in range(5)]  # 24 tokens
             wait_until(lambda: len(running.service.queue) == 5)
             release.set()
@@ -447,7 +448,7 @@ def test_a_pass_has_no_more_tokens_than_the_budget(models):
 
 def test_one_request_that_the_model_fails_on_is_no_error_of_the_others(models):
     model = models["sparse"]
-    with serving(model) as running, held(model) as (_, release):
+    with serving(model) as running, held(model) as (_, holding, release):
         hold = model.forward
 
         def fail_on_long(features: dict[str, Any], **options: Any) -> Any:
@@ -459,7 +460,7 @@ def test_one_request_that_the_model_fails_on_is_no_error_of_the_others(models):
         model.forward = fail_on_long
         with ThreadPoolExecutor(4) as clients:
             first = clients.submit(running.post, "/embed_sparse", inputs="held")
-            wait_until(lambda: running.service._texts_inside == 1 and not len(running.service.queue))
+            assert holding.wait(PATIENCE)
             large = clients.submit(running.post, "/embed_sparse", inputs=["long " * 40] * 2)
             small = clients.submit(running.post, "/embed_sparse", inputs="small")
             wait_until(lambda: len(running.service.queue) == 3)
@@ -471,7 +472,7 @@ def test_one_request_that_the_model_fails_on_is_no_error_of_the_others(models):
 
 def test_a_request_that_takes_too_long_ends_and_leaves_the_queue(models):
     model = models["dense"]
-    with serving(model, timeout=0.3) as running, held(model) as (passes, release):
+    with serving(model, timeout=0.3) as running, held(model) as (passes, _, release):
         with ThreadPoolExecutor(2) as clients:
             asked = [clients.submit(running.post, "/embed", inputs=text) for text in TEXTS[:2]]
             answers = [one.result() for one in asked]
@@ -487,9 +488,9 @@ def test_a_request_that_takes_too_long_ends_and_leaves_the_queue(models):
 def test_a_shutdown_answers_what_is_under_way(models):
     model = models["dense"]
     running = Running(Service(model, ServerSettings("unused")))
-    with held(model) as (_, release), ThreadPoolExecutor(2) as clients:
+    with held(model) as (_, holding, release), ThreadPoolExecutor(2) as clients:
         asked = clients.submit(httpx.post, f"{running.url}/embed", json={"inputs": TEXTS[0]}, timeout=PATIENCE)
-        wait_until(lambda: running.service._texts_inside == 1)
+        assert holding.wait(PATIENCE)
         running.server.should_exit = True
         wait_until(lambda: not running.server.servers[0].is_serving())
         with pytest.raises(httpx.ConnectError):
