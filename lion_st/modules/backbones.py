@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import PreTrainedModel
 
 from lion_st.extras import require
@@ -107,6 +108,16 @@ def gguf_options(source: str) -> tuple[str, dict[str, str]]:
             raise ValueError(f"{source!r} is not a GGUF file: it does not begin with {GGUF_MAGIC.decode()!r}.")
     require("gguf")
     return str(path.parent), {"gguf_file": path.name}
+
+
+def unpacked_weights() -> dict[str, Any]:
+    """Options of `from_pretrained` for a GGUF file.
+
+    From 5.24 on transformers leaves the weights of some architectures in the file's blocks where it has kernels for
+    them, and such layers cannot be trained.
+    """
+    config = getattr(transformers, "GgufConfig", None)
+    return {} if config is None else {"quantization_config": config(dequantize=True)}
 
 
 def as_plain_weights(model: PreTrainedModel, source: str) -> None:

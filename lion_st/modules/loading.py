@@ -15,7 +15,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from lion_st.hooks import give_memory
 from lion_st.modules.adapters import raise_on_wrong_weights
-from lion_st.modules.backbones import as_plain_weights, gguf_options
+from lion_st.modules.backbones import as_plain_weights, gguf_options, unpacked_weights
 from lion_st.modules.checks import require_layers
 from lion_st.modules.quantization import four_bit_config, keep_weights
 
@@ -105,8 +105,10 @@ def load_backbone(task: Any, source: str, config: PretrainedConfig, options: dic
     """
     folder, gguf = gguf_options(source)
     options = {key: value for key, value in options.items() if (key, value) != ("revision", None)} | gguf
-    if gguf and options.get("dtype") in (None, "auto"):
-        options["dtype"] = torch.bfloat16
+    if gguf:
+        options = unpacked_weights() | options
+        if options.get("dtype") in (None, "auto"):
+            options["dtype"] = torch.bfloat16
     four_bits = options.pop("load_in_4bit", False)
     if four_bits:
         if gguf or getattr(config, "quantization_config", None) is not None:

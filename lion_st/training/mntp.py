@@ -174,7 +174,9 @@ def masked_next_token_forward(
     def forward(self: Any, input_ids: Tensor, positions: Tensor, labels: Tensor, **kwargs: Any) -> ModelOutput:
         states = self.get_decoder()(input_ids=input_ids, use_cache=False).last_hidden_state  # [B, L, D]
         index = (positions - 1)[..., None].expand(-1, -1, states.shape[-1])
-        logits = self.get_output_embeddings()(states.gather(1, index)).float() * multiplier  # [B, M, V]
+        logits = self.get_output_embeddings()(states.gather(1, index)).float()  # [B, M, V]
+        if multiplier != 1:  # a product by 1 is another tensor of this size
+            logits = logits * multiplier
         if softcap is not None:
             logits = torch.tanh(logits / softcap) * softcap
         loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 
 import pytest
@@ -92,8 +93,8 @@ def test_all_layers_are_no_choice():
 # ---- GGUF ----
 
 
-def write_gguf(folder, path) -> str:
-    """A Llama as llama.cpp's converter writes it, in float32."""
+def write_gguf(folder, path, packed=False) -> str:
+    """A Llama as llama.cpp's converter writes it, in float32 or with its matrices in 8 bits."""
     gguf = pytest.importorskip("gguf")
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     config, weights = model.config, model.state_dict()
@@ -136,7 +137,8 @@ def write_gguf(folder, path) -> str:
             weight = weights[f"model.layers.{layer}.self_attn.{name}_proj.weight"]
             tensors[f"blk.{layer}.attn_{name}"] = interleaved(weight, heads)
     for name, tensor in tensors.items():
-        writer.add_tensor(f"{name}.weight", tensor.contiguous().numpy())
+        kind = gguf.GGMLQuantizationType.Q8_0 if packed and tensor.ndim == 2 else gguf.GGMLQuantizationType.F32
+        writer.add_tensor(f"{name}.weight", gguf.quantize(tensor.contiguous().numpy(), kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -157,6 +159,17 @@ def test_a_gguf_file_is_the_model_that_it_was_made_of(roomy, tmp_path):
     torch.testing.assert_close(torch.from_numpy(model.encode_document(TEXTS)), torch.from_numpy(expected))
     model.save(str(tmp_path / "saved"))
     assert (lion_st.load(tmp_path / "saved", device="cpu").encode_document(TEXTS) == model.encode_document(TEXTS)).all()
+
+
+def test_weights_of_a_gguf_file_are_unpacked(tiny_backbone, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    folder = tiny_backbone(hidden_size=64, vocab_size=321)
+    model = lion_st.build(write_gguf(folder, tmp_path / "tiny.gguf", packed=True), "sparse", add_bos=True, device="cpu")
+    assert "packed" not in caplog.text  # what transformers says of layers that stay packed
+    assert {type(layer) for layer in model.modules() if "Linear" in type(layer).__name__} == {torch.nn.Linear}
+    original = AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    for name, weight in model[0].model.state_dict().items():
+        torch.testing.assert_close(weight.float(), original[name], atol=5e-3, rtol=1e-2)
 
 
 def test_an_adapter_finds_its_gguf_file_again(roomy, tmp_path):
