@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
@@ -19,6 +20,8 @@ from lion_st.engines import ENGINES, engine_settings, require_settings
 from lion_st.errors import UsageError
 from lion_st.files import is_hub_name, require_free
 
+# Which advise to install kernels, and to try another dtype.
+HUSHED = ("bitsandbytes", "sentence_transformers")
 BARS = ("HUB", "DATASETS")  # libraries whose progress bars a variable of the environment turns off
 DATA_SUFFIXES = (".jsonl", ".json", ".tsv", ".csv", ".txt", ".parquet", ".gz", ".bz2", ".xz", ".zst")
 
@@ -59,7 +62,10 @@ def _hush(context: typer.Context, quiet: bool) -> bool:
     """Turn off the progress bars and notes of libraries, of those that are yet to be imported too."""
     if not quiet:
         return quiet
-    getLogger("bitsandbytes").setLevel(ERROR)  # its import advises to install kernels
+    for name in HUSHED:
+        logger = getLogger(name)
+        context.call_on_close(partial(logger.setLevel, logger.level))
+        logger.setLevel(ERROR)
     if "transformers" not in sys.modules:
         os.environ |= {name: "1" for name in ("TQDM_DISABLE", *(f"HF_{one}_DISABLE_PROGRESS_BARS" for one in BARS))}
         os.environ["TRANSFORMERS_VERBOSITY"] = "error"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from tiny_models import TEXTS
+from transformers.utils import logging
 from typer.testing import CliRunner
 
 import lion_st
@@ -47,6 +48,14 @@ def models(tiny_backbone, tmp_path_factory) -> dict[str, Path]:
         paradigm: lion_st.export(lion_st.build(tiny_backbone(), paradigm), folder / f"lion-{paradigm}", verify=False)
         for paradigm in ("sparse", "dense")
     }
+
+
+def test_quiet_commands_hold_back_the_advice_of_libraries(tiny_backbone, data, tmp_path, caplog):
+    model = lion_st.export(lion_st.build(tiny_backbone(dtype="bfloat16"), "dense"), tmp_path / "half", verify=False)
+    for options, advice in ((["--quiet"], 0), ([], 1)):
+        logging.warning_once.cache_clear()
+        lion("encode", model, data / "queries.jsonl", tmp_path / f"{advice}", *options)
+        assert caplog.text.count("loaded in torch.bfloat16 on CPU") == advice
 
 
 @pytest.fixture(scope="module")
