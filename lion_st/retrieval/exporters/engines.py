@@ -14,6 +14,7 @@ from lion_st.encoding.vectors import keep_top_terms
 from lion_st.retrieval.exporters.base import CorpusFacts, Exporter, JsonLines, decimals, named, nine_bits, rows, to_json
 
 HASHED_TERMS = 65_536  # OpenSearch's sparse_vector counts terms modulo this
+EF_SEARCH = 200  # candidates of pgvector's HNSW, whose 40 lose one in twenty of the best ten, see docs/deploy.md
 POSTGRES_TERMS = 1000  # non-zeros of a vector under pgvector's HNSW
 LEVELS = 255  # of OpenSearch's sparse_vector
 
@@ -298,7 +299,8 @@ class PgVector(Exporter):
             f"CREATE INDEX ON {self.name} USING hnsw (terms sparsevec_ip_ops);\n",
         )
         order = f"terms <#> '{example}'"
-        _write(self, "query.sql", f"SELECT id, -({order}) AS score FROM {self.name} ORDER BY {order} LIMIT 10;\n")
+        select = f"SELECT id, -({order}) AS score FROM {self.name} ORDER BY {order} LIMIT 10;\n"
+        _write(self, "query.sql", f"SET hnsw.ef_search = {EF_SEARCH};\n{select}")
         return "psql -f load.sql\npsql -f query.sql"
 
 
