@@ -53,7 +53,7 @@ def main() -> None:
         queries=arguments.train_queries,
         documents=arguments.train_documents,
         negatives=arguments.negatives,
-        teacher_scores=arguments.objective != "cl",
+        teacher_scores=arguments.reads_scores,
         teachers=teacher_weights(arguments.teachers) or None,
         combine=arguments.combine,
         teachers_apart=arguments.weight_by_agreement,

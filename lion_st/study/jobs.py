@@ -206,12 +206,14 @@ def contrastive_entropies(
     from lion_st.encoding.shards import EncodedCorpus
     from lion_st.encoding.vectors import HybridVectors
 
-    there = [one for one, row in corpus.items() if f"{row.get('title', '')} {row['text']}".strip()]
+    # Documents without a text have no vector.
+    there = [one for one, row in corpus.items() if f"{row.get('title') or ''} {row['text']}".strip()]
+    encodable = set(there)
     drawn = np.random.default_rng(seed).permutation(len(there))[:negatives]
     best = {
         query: max(sorted(found), key=lambda one: grades[one])
         for query, grades in qrels.items()
-        if (found := [one for one, grade in grades.items() if grade > 0 and one in corpus])
+        if (found := [one for one, grade in grades.items() if grade > 0 and one in encodable])
     }
     needed = list(dict.fromkeys([*(there[place] for place in drawn), *best.values()]))
     rows = {one: number for number, one in enumerate(needed)}

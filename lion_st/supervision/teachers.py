@@ -22,6 +22,7 @@ PROMPT = (
 )
 ROLES = ("query", "document")  # of the messages that CrossEncoder makes of a pair
 PAIRS_AT_ONCE = 1024  # whose vectors are multiplied together
+COVERAGE = "each time that a term occurs in the query"  # part of the settings: changed when the same ones give others
 SPARSE_MODULES = ("SpladePooling", "SpladeHead")
 
 
@@ -120,8 +121,8 @@ class Bm25:
     Args:
         k1: Saturation of the term frequency.
         b: Length normalisation, 0 to 1.
-        coverage: Divide by the sum of the idf of the query's terms, which BM25 in Lucene's form cannot reach: the share
-            of the query's information that the document holds, from 0 to below 1.
+        coverage: Divide by the sum of the idf of the query's terms, each as often as it occurs there, which BM25 in
+            Lucene's form cannot reach: the share of the query's information that the document holds, from 0 to below 1.
 
     Example:
         >>> teacher = Bm25()
@@ -164,7 +165,7 @@ class Bm25:
 
     def settings(self) -> dict[str, Any]:
         """Kind, parameters and a checksum of the documents."""
-        parameters = {"k1": self.k1, "b": self.b, "coverage": self.coverage}
+        parameters = {"k1": self.k1, "b": self.b, "coverage": self.coverage and COVERAGE}
         return {"kind": "BM25", **parameters, "documents_xxh3": self.collection}
 
     def score(self, queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
@@ -199,7 +200,7 @@ class Bm25:
             ]
         )
         if self.coverage:
-            scores = scores / np.array([max(self._idf[sorted(set(row))].sum(), 1e-6) for row in terms])[rows]
+            scores = scores / np.array([max(self._idf[row].sum(), 1e-6) for row in terms])[rows]
         return scores.astype(np.float32)
 
     def _rows(self, documents: Sequence[str]) -> np.ndarray:

@@ -83,9 +83,10 @@ def refuse_unread(arguments: Any, reasons: Mapping[str, str]) -> None:
     Raises:
         UsageError: If there is one.
     """
+    known = type(arguments).__dataclass_fields__
     for name, reason in reasons.items():
         value = getattr(arguments, name, None)
-        if value and value != "no":
+        if value and value not in ("no", known[name].default):
             raise UsageError(f"--{name} is not read here: {reason}.")
     for variable, name in _SHARDING_VARIABLES.items():
         if os.environ.get(variable, "false").lower() in ("true", "1", "yes"):

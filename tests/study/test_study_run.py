@@ -310,3 +310,17 @@ def test_multi_vector_and_hybrid_models_are_cells_like_the_others(tmp_path: Path
     assert found == {key: pytest.approx((parts[0][key] + parts[1][key]) / 2, rel=1e-3) for key in qrels}
     assert "hybrid" in (output / "report" / "table.md").read_text()
     assert all((output / "report" / "figures" / f"{name}.svg").is_file() for name in ("quality-size", "sparse-dense"))
+
+
+def test_a_relevant_document_without_a_text_is_left_out_of_the_entropy(tiny_backbone, tmp_path):
+    texts = ["", "lions rest", "zebras run", "rivers flow", "storms pass"]
+    corpus = {f"d{number}": {"title": "", "text": text} for number, text in enumerate(texts)}
+    model = lion_st.build(tiny_backbone(), "dense", device="cpu")
+    records = [{"id": key, "text": row["text"]} for key, row in corpus.items()]
+    encode_corpus(model, records, tmp_path / "encoded", show_progress=False)
+    qrels = {"q0": {"d0": 2, "d2": 1}, "q1": {"d3": 1}, "q2": {"d0": 1}}
+    queries = {"q0": "what do zebras do", "q1": "what do rivers do", "q2": "what is empty"}
+    found = contrastive_entropies(model, tmp_path / "encoded", corpus, queries, qrels)
+    del corpus["d0"]
+    assert found == contrastive_entropies(model, tmp_path / "encoded", corpus, queries, qrels)
+    assert found.keys() == {"q0", "q1"}

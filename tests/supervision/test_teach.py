@@ -283,6 +283,8 @@ def test_coverage_is_a_share(data):
     scores, shares = plain.score(queries, documents), share.score(queries, documents)
     assert shares.max() < 1 and (shares[[2, 5]] == 0).all() and (scores[:2] > 0).all()
     assert scores[0] / shares[0] == pytest.approx(scores[3] / shares[3], rel=1e-5)  # the same query
+    once, again = share.score(["lions"], corpus[:1]), share.score(["lions lions lions"], corpus[:1])
+    assert again == pytest.approx(once) and once > 0
     with pytest.raises(ValueError, match="collection lacks the document 'unknown'"):
         plain.score(["lions"], ["unknown"])
     with pytest.raises(ValueError, match="no documents yet"):

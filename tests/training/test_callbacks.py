@@ -33,13 +33,14 @@ class Rates(TrainerCallback):
         self.rates.append(lr_scheduler.get_last_lr()[0])
 
 
-def train(tmp_path, seconds, steps=2000, pause=0.01, schedule="linear"):
+def train(tmp_path, seconds, steps=2000, pause=0.01, schedule="linear", **options):
     rates = Rates()
     trainer = Trainer(
         model=Slow(pause),
         args=TrainingArguments(
             str(tmp_path), max_steps=steps, learning_rate=1.0, lr_scheduler_type=schedule, warmup_steps=0.1,
             per_device_train_batch_size=1, use_cpu=True, report_to="none", save_strategy="no",
+            **options,
         ),
         train_dataset=[{"x": torch.ones(1)} for _ in range(50)],
         callbacks=[SecondsBudget(seconds), rates],
@@ -54,6 +55,20 @@ def test_the_schedule_comes_to_its_end(tmp_path, schedule):
     assert 40 < steps < 400  # of 2,000
     assert max(rates) > 0.1
     assert rates[-1] < 0.15 * max(rates)
+
+
+def test_a_schedule_of_three_parts_keeps_their_shares(tmp_path):
+    parts = {"num_stable_steps": 1300, "num_decay_steps": 500}
+    steps, rates = train(tmp_path, 2.5, schedule="warmup_stable_decay", lr_scheduler_kwargs=parts)
+    assert 40 < steps < 400
+    assert rates[steps // 2] == max(rates) == 1 and rates[-1] < 0.15
+
+
+@pytest.mark.parametrize("schedule", ["constant", "constant_with_warmup", "inverse_sqrt"])
+def test_schedules_without_an_end_fit_too(tmp_path, schedule):
+    steps, rates = train(tmp_path, seconds=600, steps=25, pause=0, schedule=schedule)
+    assert steps == 25
+    assert rates[-1] == pytest.approx(1, abs=0.8)
 
 
 def test_a_run_that_gets_faster_takes_more_steps(tmp_path):

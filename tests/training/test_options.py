@@ -91,6 +91,11 @@ def test_the_command_line_takes_the_place_of_a_rival_in_the_yaml_file(tmp_path):
         (["--early_stopping_patience", "2"], "--early_stopping_patience needs something to evaluate on"),
         (["--eval_share", "1"], "--eval_share must be above 0 and below 1, got 1"),
         (["--auto_find_batch_size"], "--auto_find_batch_size is not read here: .* --mini_batch_size"),
+        (["--data_seed", "7"], "--data_seed is not read here: --seed is that of batches and negatives too"),
+        (["--train_sampling_strategy", "sequential"], "--train_sampling_strategy is not read here: .* --batch_sampler"),
+        (["--label_smoothing_factor", "0.1"], "--label_smoothing_factor is not read here: the losses are of scores"),
+        (["--neftune_noise_alpha", "5"], "--neftune_noise_alpha is not read here"),
+        (["--dataloader_multiprocessing_context", "spawn"], "--dataloader_multiprocessing_context is not read here"),
         (["--pooling", "last_token"], "--pooling is read with --paradigm dense or hybrid alone"),
         (["--paradigm", "dense", "--scale", "2"], "--scale is read with --paradigm sparse or hybrid alone"),
         (
@@ -245,6 +250,13 @@ def test_a_regularizer_without_warmup_has_its_full_weight_from_the_second_step_o
     assert logs["document_regularizer_loss"] == pytest.approx(0.04 * logs["document_flops"], rel=1e-3)
 
 
+def test_mntp_reads_what_the_fine_tuning_does_not(tmp_path):
+    _, training = parse_mntp_arguments([*MNTP, "--data_seed", "7", "--train_sampling_strategy", "sequential"])
+    assert training.settings().items() >= {"data_seed": 7, "train_sampling_strategy": "sequential"}.items()
+    with pytest.raises(UsageError, match=r"--label_smoothing_factor is not read here: .* masked tokens"):
+        parse_mntp_arguments([*MNTP, "--label_smoothing_factor", "0.1"])
+
+
 def test_mntp_refuses_to_push_what_is_not_its_result():
     with pytest.raises(UsageError, match="--push_to_hub is not read here: `lion-st publish --folder`"):
         parse_mntp_arguments([*MNTP, "--push_to_hub"])
@@ -286,6 +298,12 @@ def test_a_wrong_yaml_file_is_named_with_its_option(tmp_path, text, message):
     (tmp_path / "my.yaml").write_text(text)
     with pytest.raises(UsageError, match=message):
         parse_retriever_arguments([*MICRO, "--config", str(tmp_path / "my.yaml")])
+
+
+def test_a_bare_no_in_yaml_is_the_value_no(tmp_path):
+    (tmp_path / "my.yaml").write_text("save_strategy: no\nlogging_strategy: off\n")
+    _, training = parse_retriever_arguments([*MICRO, "--config", str(tmp_path / "my.yaml")])
+    assert (training.save_strategy, training.logging_strategy) == ("no", "no")
 
 
 def test_configurations_come_with_the_package(tmp_path):
@@ -336,9 +354,14 @@ def test_arguments_are_left_as_they_were(tiny_backbone, data, tmp_path):
 def test_rare_settings_that_change_the_result_belong_to_the_run():
     plain = RetrieverTrainingArguments(per_device_train_batch_size=1, gradient_accumulation_steps=1)
     other = dataclasses.replace(
-        plain, adam_beta2=0.9, learning_rate_mapping={"head": 1.0}, batch_sampler="no_duplicates"
+        plain,
+        adam_beta2=0.9,
+        learning_rate_mapping={"head": 1.0},
+        batch_sampler="no_duplicates",
+        multi_dataset_batch_sampler="round_robin",
     )
-    assert {"adam_beta2", "learning_rate_mapping", "batch_sampler"} == other.settings().keys() - plain.settings().keys()
+    changed = {"adam_beta2", "learning_rate_mapping", "batch_sampler", "multi_dataset_batch_sampler"}
+    assert other.settings().keys() - plain.settings().keys() == changed
 
 
 def test_a_run_goes_on_from_the_checkpoint_that_is_named(tiny_backbone, data, tmp_path):

@@ -46,6 +46,8 @@ def test_a_run_that_goes_on_is_shown_with_its_newest_whole_state(tmp_path):
     assert "step 700 of 1,000, not finished, last written 4" in history.describe()
     (tmp_path / "training.json").write_text('{"finished": true}')
     assert read_history(tmp_path).describe().endswith("step 700 of 1,000, finished.")
+    (tmp_path / "training.json").rename(tmp_path / "mntp.json")
+    assert read_history(tmp_path).is_finished
     (tmp_path / "trainer_state.json").unlink()
     assert read_history(tmp_path).steps == 500
 
@@ -76,6 +78,15 @@ def test_the_command_prints_the_table_and_draws_both_figures(tmp_path):
     result = CliRunner().invoke(app, elsewhere)
     assert result.exit_code == 1 and "--overwrite" in result.stderr
     assert CliRunner().invoke(app, [*elsewhere, "--overwrite"]).exit_code == 0
+
+
+def test_the_score_of_multi_vector_models_is_drawn(tmp_path):
+    log = [{"step": step, "loss": 1.0, "eval_ndcg@10": 0.4, "eval_a_maxsim_ndcg@10": 0.4} for step in (10, 20)]
+    state = {"log_history": log, "global_step": 20, "max_steps": 20}
+    (tmp_path / "trainer_state.json").write_text(json.dumps(state))
+    draw_history(read_history(tmp_path), [tmp_path / "a.svg"])
+    axes = [one.get("id", "") for one in ElementTree.parse(tmp_path / "a.svg").getroot().iter()]
+    assert len({one for one in axes if one.startswith("axes_")}) == 2  # of the loss and of nDCG@10
 
 
 def test_without_matplotlib_the_table_is_printed_and_the_extra_named(tmp_path, monkeypatch):

@@ -137,10 +137,16 @@ def test_scripts_have_help(name, monkeypatch, capsys):
 
 @pytest.mark.usefixtures("one_thread")
 def test_the_page_to_copy_trains_what_the_command_trains(tiny_backbone, data, tmp_path, monkeypatch, capsys):
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    unscored = tmp_path / "unscored.jsonl"
+    kept = [{name: row[name] for name in ("query", "pos", "neg")} for row in rows]
+    unscored.write_text("".join(json.dumps(row) + "\n" for row in kept))
     for paradigm in ("sparse", "dense"):
 
         def options(folder: str, paradigm: str = paradigm) -> list[str]:
             values = tiny_options(tiny_backbone(), data, tmp_path / f"{paradigm}-{folder}", query_prompt="q: ")
+            if paradigm == "dense":
+                values |= {"self_distillation": True, "train_data": str(unscored)}
             return ["--backbone", "micro", "--paradigm", paradigm, "--objective", "cl_kd", *command_line(values)]
 
         run_here(monkeypatch, "train_retriever.py", options("page"))

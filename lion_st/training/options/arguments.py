@@ -77,11 +77,13 @@ FURTHER_RESULT_ARGUMENTS = (
     "lr_scheduler_kwargs",
     "max_seconds",
     "metric_for_best_model",
+    "multi_dataset_batch_sampler",
     "neftune_noise_alpha",
     "optim_args",
     "prompts",
     "router_mapping",
     "stop_after_steps",
+    "train_sampling_strategy",
 )
 _NOT_READ = {
     "parallelism_config": SHARDING_BUILT,
@@ -89,12 +91,18 @@ _NOT_READ = {
 }
 _NOT_READ_BY_MNTP = {
     **_NOT_READ,
+    "label_smoothing_factor": "the loss is cross-entropy of the masked tokens",
     "auto_find_batch_size": "a smaller batch is another run; lower --per_device_train_batch_size",
     "do_predict": "there is no test set",
     "push_to_hub": "`lion-st publish --folder` publishes the finished backbone",
 }
 _NOT_READ_BY_RETRIEVER = {
     **_NOT_READ,
+    "data_seed": "--seed is that of batches and negatives too",
+    "dataloader_multiprocessing_context": "workers begin in Python's own way",
+    "label_smoothing_factor": "the losses are of scores, which have no classes",
+    "neftune_noise_alpha": "noise on embeddings is not built",
+    "train_sampling_strategy": "batches are those of --batch_sampler",
     "auto_find_batch_size": "a smaller batch is another run; --mini_batch_size bounds memory",
     "do_predict": "`lion-st evaluate` scores the result on a test set",
 }

@@ -239,6 +239,8 @@ def _typed_item(action: Action, value: Any, wrong: str) -> Any:
     is_flag = getattr(convert, "__name__", "") == "string_to_bool"
     if value is None or isinstance(value, bool if is_flag else dict if convert is str else ()):
         return value
+    if value is False and "no" in (action.choices or ()):  # as YAML reads a bare no
+        return "no"
     if isinstance(value, list | dict):
         raise UsageError(f"{wrong}, where one value belongs.")
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable
 from functools import partial
@@ -67,7 +68,7 @@ class SecondsBudget(TrainerCallback):
         self._first = state.global_step
         self._planned = state.max_steps
         scheduler = getattr(lr_scheduler, "scheduler", lr_scheduler)  # accelerate wraps it
-        self._schedules = list(scheduler.lr_lambdas)
+        self._schedules = list(getattr(scheduler, "lr_lambdas", ()))  # none of one that follows the evaluations
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: Any, lr_scheduler: Any = None, **kwargs: Any
@@ -87,20 +88,20 @@ class SecondsBudget(TrainerCallback):
     def _fit(self, steps: int, state: TrainerState, lr_scheduler: Any) -> None:
         state.max_steps = steps
         scheduler = getattr(lr_scheduler, "scheduler", lr_scheduler)
-        scheduler.lr_lambdas = [
-            partial(
-                schedule.func,
-                **schedule.keywords
-                | {
-                    "num_training_steps": steps,
-                    "num_warmup_steps": math.ceil(schedule.keywords["num_warmup_steps"] * steps / self._planned),
-                },
-            )
-            for schedule in self._schedules
-        ]
+        scheduler.lr_lambdas = [self._fitted(schedule, steps) for schedule in self._schedules]
         if self.ramp is not None:
             self.ramp.total_steps = steps
             self.ramp.warmup_steps = max(1, int(steps * self.ramp.warmup_ratio))
+
+    def _fitted(self, schedule: Any, steps: int) -> Any:
+        """A schedule whose numbers of steps, of which each kind has its own, shrink as the run does."""
+        if not isinstance(schedule, partial):  # of a constant rate
+            return schedule
+        numbers = {name: one for name, one in schedule.keywords.items() if re.fullmatch(r"num_\w+_steps", name)}
+        fitted = {name: math.ceil(one * steps / self._planned) for name, one in numbers.items()}
+        if "num_stable_steps" in fitted:  # what warmup and decay leave
+            fitted["num_stable_steps"] = max(0, steps - fitted["num_warmup_steps"] - fitted["num_decay_steps"])
+        return partial(schedule.func, **schedule.keywords | fitted)
 
 
 class StopAfter(TrainerCallback):

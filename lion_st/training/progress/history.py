@@ -13,7 +13,7 @@ from lion_st.extras import require
 from lion_st.files import atomic_file, read_json
 
 Entry: TypeAlias = Mapping[str, Any]
-STATE, RECORD = "trainer_state.json", "training.json"
+STATE, RECORDS = "trainer_state.json", ("training.json", "mntp.json")
 NDCG = "ndcg@10"
 # What the table shows of a step, under which name.
 COLUMNS = {
@@ -94,8 +94,8 @@ def read_history(folder: str | Path) -> RunHistory:
             steps, max_steps = int(state["global_step"]), int(state["max_steps"])
         except (ValueError, KeyError, TypeError):  # a checkpoint that is being written, or was cut off
             continue
-        record = folder / RECORD
-        finished = record.is_file() and read_json(record).get("finished", False)
+        records = [read_json(folder / name) for name in RECORDS if (folder / name).is_file()]
+        finished = any(record.get("finished", False) for record in records)
         return RunHistory(folder, steps, max_steps, finished, max(0.0, time.time() - path.stat().st_mtime), entries)
     raise ValueError(f"{', '.join(map(str, there))}: none of these can be read as a trainer's state.")
 
@@ -173,10 +173,11 @@ def draw_history(history: RunHistory, files: Sequence[str | Path]) -> list[Path]
 def _panels(history: RunHistory) -> list[tuple[str, dict[str, list[tuple[int, float]]]]]:
     """What each panel shows: its title, and points by the name of their line."""
     collections = {
-        key: key.removeprefix("eval_").replace(f"_dot_{NDCG}", "")
+        key: key.removeprefix("eval_").removesuffix(end)
         for entry in history.entries
         for key in entry
-        if key.endswith(f"_dot_{NDCG}")
+        for end in (f"_dot_{NDCG}", f"_maxsim_{NDCG}")
+        if key.endswith(end)
     }
     if len(collections) > 1:
         collections = {f"eval_{NDCG}": "mean", **collections}
