@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -345,6 +346,32 @@ def test_milvus_ranks_the_converted_index_as_exact_search(vectors, queries, tmp_
     ((best, score), *_) = exact.search(queries[[0]], 1)[0]
     first = re.search(r"'?id'?: ['\"](.*?)['\"], '?distance'?: ([0-9.]+)", found.stdout)
     assert first and first[1] == best and float(first[2]) == pytest.approx(score, rel=1e-4), found.stdout
+
+
+@pytest.mark.skipif("ANSERINI_JAR" not in os.environ, reason="ANSERINI_JAR is not set")
+def test_anserini_scores_the_converted_index_by_the_rounded_weights(converted, vectors, queries, tmp_path):
+    """By the programs and options of the commands; `ANSERINI_JAR` is the path of its fat JAR."""
+    folder = converted["anserini"].output
+    commands = re.search(r"```bash\n(.*?)```", (folder / "README.md").read_text("utf-8"), re.DOTALL)[1]
+    commands = commands.replace("\\\n", " ").replace("-index index", f"-index {tmp_path / 'index'}")
+    build, search = (line.split() for line in commands.splitlines() if not line.startswith("#"))
+    options = [one.removeprefix("-") if one.startswith("--") else one for one in build[3:]]  # as Pyserini hands them on
+    run = tmp_path / "run.txt"
+    for program, arguments in (
+        ("index.IndexCollection", options),
+        ("search.SearchCollection", [str(run) if one == "run.txt" else one for one in search[2:]]),
+    ):
+        command = ["java", "-cp", os.environ["ANSERINI_JAR"], f"io.anserini.{program}", *arguments]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    documents, asked = ((rows * 100).rint() for rows in (vectors, queries))
+    scores = (asked @ documents.T).toarray()
+    found = run.read_text("utf-8").splitlines()
+    assert len(found) == np.count_nonzero(scores)
+    for line in found:
+        query, hit = line.split(" Q0 ")
+        document, _, score, _ = hit.rsplit(" ", 3)  # an id may have spaces
+        assert float(score) == scores[int(query[1:]), IDS.index(document)]
 
 
 def test_pgvector_ranks_the_converted_index_as_exact_search(converted, vectors, queries, tmp_path):
