@@ -73,6 +73,7 @@ def encode_texts(
 
     if isinstance(texts, str | bytes):
         raise TypeError(f"Give a list of texts, got the string {texts[:40]!r}.")
+    texts = list(texts)  # of pandas' Series the values, whatever their labels
     for row, text in enumerate(texts):
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"The {task} at position {row} is {text!r}: give a string that is not blank.")

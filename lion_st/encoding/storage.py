@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
@@ -223,6 +223,21 @@ def read_array(data: Path, name: str, memory_map: bool = False) -> np.ndarray:
         return np.load(data / f"{name}.npy", mmap_mode="r" if memory_map else None, allow_pickle=False)
     except (ValueError, EOFError, FileNotFoundError) as error:
         raise StorageError(f"{data / name}.npy cannot be read ({error}): build it again.") from error
+
+
+def write_joined(data: Path, name: str, parts: Sequence[np.ndarray]) -> None:
+    """Write arrays one after the other as one, which is never whole in memory; nothing if there is none.
+
+    (By a memory mapping, a full disk would end the process.)
+    """
+    if not parts:
+        return
+    shape = (sum(len(part) for part in parts), *parts[0].shape[1:])
+    kind = np.lib.format.dtype_to_descr(parts[0].dtype)
+    with (data / f"{name}.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": kind, "fortran_order": False, "shape": shape})
+        for part in parts:
+            part.tofile(file)
 
 
 def require_sound(place: Path, *conditions: Any) -> None:

@@ -187,12 +187,14 @@ def to_csr(vectors: Any) -> sparse.csr_array:
     """Convert vectors to a canonical CSR matrix: float32 values, sorted terms, no stored zeros.
 
     Args:
-        vectors: [N, V] as a scipy sparse matrix, a torch tensor (dense, COO or CSR) or a numpy array.
+        vectors: [N, V] as a scipy sparse matrix, a torch tensor (dense, COO or CSR), a numpy array, or a list of rows.
 
     Raises:
+        TypeError: If the vectors are several of each text, or nothing that numbers can be read from.
         ValueError: If the matrix is not two-dimensional, its parts do not fit each other (a term is not in 0..V-1), or
             a value is negative or not finite: the vectors of a sparse retriever are term weights.
     """
+    vectors = _one_matrix(vectors)
     if sparse.issparse(vectors):
         _require_sound(vectors)
     if _is_tensor(vectors):
@@ -202,7 +204,7 @@ def to_csr(vectors: Any) -> sparse.csr_array:
     elif sparse.issparse(vectors):
         matrix = sparse.csr_array(vectors, dtype=np.float32)
     else:
-        matrix = sparse.csr_array(_two_dimensional(np.asarray(vectors, dtype=np.float32)))
+        matrix = sparse.csr_array(_two_dimensional(_numbers(vectors)))
     if matrix is not vectors:
         _require_sound(matrix)
     matrix = matrix.astype(np.float32, copy=False)
@@ -224,19 +226,20 @@ def to_csr(vectors: Any) -> sparse.csr_array:
 def to_dense(vectors: Any) -> np.ndarray:
     """Convert vectors to a C-contiguous float32 matrix [N, D].
 
+    Args:
+        vectors: [N, D] as a torch tensor, a numpy array or a list of rows.
+
     Raises:
-        TypeError: If the vectors are sparse.
+        TypeError: If the vectors are sparse, several of each text, or nothing that numbers can be read from.
         ValueError: If the matrix is not two-dimensional or a value is not finite.
     """
+    vectors = _one_matrix(vectors)
     is_tensor = _is_tensor(vectors)
-    if isinstance(vectors, TokenVectors | HybridVectors):
-        needed = kind_of(vectors)
-        raise TypeError(f"This index holds one vector of each text and got several: use paradigm={needed!r}.")
     if sparse.issparse(vectors) or (is_tensor and str(vectors.layout) != "torch.strided"):
         raise TypeError("This index holds dense vectors and got sparse ones: create it with paradigm='sparse'.")
     if is_tensor:
         vectors = vectors.detach().float().cpu().numpy()
-    matrix = _two_dimensional(np.ascontiguousarray(vectors, dtype=np.float32))
+    matrix = np.ascontiguousarray(_two_dimensional(_numbers(vectors)))
     if not np.isfinite(matrix).all():
         raise ValueError("Dense vectors hold NaN or infinity: check the model's dtype and the encoded texts.")
     return matrix
@@ -259,6 +262,31 @@ def _require_sound(matrix: Any) -> None:
     except ValueError as error:
         rows, terms = matrix.shape
         raise ValueError(f"Sparse vectors of {rows} texts over {terms} terms are damaged: {error}.") from error
+
+
+def _one_matrix(vectors: Any) -> Any:
+    """Rows that were encoded one by one, in a list, as one matrix; all else as it is."""
+    if isinstance(vectors, TokenVectors | HybridVectors):
+        needed = kind_of(vectors)
+        raise TypeError(f"This index holds one vector of each text and got several: use paradigm={needed!r}.")
+    if isinstance(vectors, list | tuple) and len(vectors):
+        if all(_is_tensor(row) and row.ndim == 1 for row in vectors):
+            import torch
+
+            return torch.stack([row.detach() for row in vectors])
+        if all(sparse.issparse(row) for row in vectors):
+            return sparse.vstack(vectors, format="csr")
+    return vectors
+
+
+def _numbers(vectors: Any) -> np.ndarray:
+    try:
+        return np.asarray(vectors, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"Vectors are one matrix of numbers [N, dimensions], not this {type(vectors).__name__} ({error}): pass an "
+            "array, a tensor, a scipy matrix or a list of rows of one length."
+        ) from error
 
 
 def _float32(vectors: Any) -> np.ndarray:

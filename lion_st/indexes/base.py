@@ -7,6 +7,7 @@ import shutil
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
@@ -150,6 +151,9 @@ class Index(ABC):
         """Whether `search` takes `allowed`."""
         return False
 
+    def __getstate__(self) -> Any:
+        raise TypeError("An index is not copied or pickled: save it, and load_index(path, memory_map=True) opens it.")
+
     def __repr__(self) -> str:
         settings = "".join(f", {name}={getattr(self, name)!r}" for name in self.parameters)
         return f"{type(self).__name__}({self.paradigm!r}{settings}): {len(self):,} documents"
@@ -225,13 +229,25 @@ def require_at_least(least: float, **settings: Any) -> None:
 
 
 def as_ids(ids: Any) -> list[str]:
-    """Document ids as strings.
+    """Document ids as strings; integers become their digits.
 
     Raises:
-        TypeError: If they are one string, whose letters would be taken for ids.
+        TypeError: If they are one string, whose letters would be taken for ids, or one is of another type.
+        ValueError: If one is not valid Unicode, which no file could hold.
     """
     require_list(ids, "ids, one per document")
-    return [str(one) for one in ids]
+    found = [one if type(one) is str else _as_id(one) for one in ids]
+    try:
+        "".join(found).encode()
+    except UnicodeEncodeError as error:
+        near = error.object[max(0, error.start - 9) : error.end]
+        raise ValueError(f"An id is not Unicode text: {near!r}.") from None
+    return found
+
+
+def _as_id(one: Any) -> str:
+    require_type(one, str | Integral, "An id, a string or an integer,", "pass .decode() of bytes, .item() of tensors")
+    return str(one)
 
 
 def refuse_texts(vectors: Any) -> None:
@@ -351,17 +367,16 @@ class LocalIndex(Index):
             raise NotImplementedError(
                 f"The engine {self.engine!r} cannot search among some documents alone, {CAN_CHANGE} can."
             )
-        wanted = set(as_ids(allowed if isinstance(allowed, Sequence) else list(allowed)))
-        known = sorted(wanted & self._known)
+        require_type(allowed, Collection, "Ids of the allowed documents", "pass a list or a set")
+        wanted = set(as_ids(allowed))
+        known = wanted & self._known
         if wanted and self._known and not known:
-            raise ValueError(
-                f"None of the {len(wanted):,} allowed documents, {min(wanted)!r} for example, is in the index."
-            )
+            raise ValueError(f"None of the {len(wanted):,} allowed documents, {min(wanted)!r} for example, is indexed.")
         mask = np.zeros(len(self.ids), dtype=np.bool_)
         mask[self._rows_of(known)] = True
         return mask
 
-    def _rows_of(self, ids: Sequence[str]) -> list[int]:
+    def _rows_of(self, ids: Collection[str]) -> list[int]:
         """Places of documents in `ids`; raises a KeyError for one that is not in the index."""
         with self._lock:
             if self._rows is None:

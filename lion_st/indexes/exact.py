@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from scipy import sparse
 
-from lion_st.encoding.storage import read_array, require_sound
+from lion_st.encoding.storage import read_array, require_sound, write_joined
 from lion_st.indexes.base import LocalIndex, Paradigm, as_ids
 
 BLOCK = 64  # queries that a thread searches at a time
@@ -60,28 +60,26 @@ class ExactSparseIndex(LocalIndex):
         self._pool_key = (0, 0)
 
     def _add(self, vectors: sparse.csr_array) -> None:
-        self._pending_rows += vectors.shape[0]
-        if self._pending_rows < WINDOW:
+        if self._pending_rows + vectors.shape[0] < WINDOW:
             self._pending.append(vectors.copy())  # what the caller may change before the first search
-            return
-        self._pending.append(vectors)
-        self._invert_pending(whole_windows_only=True)
+            self._pending_rows += vectors.shape[0]
+        else:
+            self._invert_all([*self._pending, vectors], whole_windows_only=True)
 
     def _ready(self) -> list[_Window]:
         """All windows, once what was added last is inverted as well."""
         with self._lock:
-            self._invert_pending()
+            if self._pending_rows:
+                self._invert_all(self._pending)
             return list(self._windows)
 
-    def _invert_pending(self, whole_windows_only: bool = False) -> None:
-        if not self._pending_rows:
-            return
-        rows = sparse.vstack(self._pending, format="csr") if len(self._pending) > 1 else self._pending[0]
+    def _invert_all(self, parts: list[sparse.csr_array], whole_windows_only: bool = False) -> None:
+        """Turn what waits into windows; what interrupts this leaves the index as it was."""
+        rows = sparse.vstack(parts, format="csr") if len(parts) > 1 else parts[0]
         stop = rows.shape[0] // WINDOW * WINDOW if whole_windows_only else rows.shape[0]
-        for start in range(0, stop, WINDOW):
-            self._windows.append(self._invert(rows[start : min(start + WINDOW, stop)]))
-        self._pending = [rows[stop:].copy()] if stop < rows.shape[0] else []
-        self._pending_rows = rows.shape[0] - stop
+        windows = [self._invert(rows[start : min(start + WINDOW, stop)]) for start in range(0, stop, WINDOW)]
+        rest = [rows[stop:].copy()] if stop < rows.shape[0] else []
+        self._windows, self._pending, self._pending_rows = self._windows + windows, rest, rows.shape[0] - stop
 
     def _invert(self, rows: sparse.csr_array) -> _Window:
         from lion_st.indexes import inverted
@@ -182,15 +180,16 @@ class ExactSparseIndex(LocalIndex):
         from lion_st.indexes import inverted
 
         first_row = 0
-        windows, self._windows = self._ready(), []
-        for window in windows:
+        left = []
+        for window in self._ready():
             own = kept[first_row : first_row + window.rows]
             first_row += window.rows
             if own.all():
-                self._windows.append(window)
+                left.append(window)
             elif own.any():
                 indptr, documents, values = inverted.keep(window.indptr, window.documents, window.values, own)
-                self._windows.append(_Window(indptr, documents, values, window.upper, int(own.sum())))
+                left.append(_Window(indptr, documents, values, window.upper, int(own.sum())))
+        self._windows = left
 
     def _bytes(self) -> int:
         return sum(part.nbytes for window in self._ready() for part in window[:4])
@@ -200,12 +199,7 @@ class ExactSparseIndex(LocalIndex):
 
     def _save_files(self, data: Path) -> None:
         for name in _Window._fields[:4]:
-            parts = [getattr(window, name) for window in self._windows]
-            if parts:
-                shape = (sum(part.size for part in parts),)
-                array = np.lib.format.open_memmap(data / f"{name}.npy", "w+", dtype=parts[0].dtype, shape=shape)
-                np.concatenate(parts, out=array)
-                array.flush()
+            write_joined(data, name, [getattr(window, name) for window in self._windows])
 
     def _load(self, data: Path, memory_map: bool, verify: bool) -> None:
         assert self.dimensions is not None
@@ -291,8 +285,8 @@ class ExactDenseIndex(LocalIndex):
     def _bytes(self) -> int:
         return sum(block.nbytes for block in self._blocks)
 
-    def _save_arrays(self) -> dict[str, np.ndarray]:
-        return {"vectors": np.concatenate(self._blocks)} if self._blocks else {}
+    def _save_files(self, data: Path) -> None:
+        write_joined(data, "vectors", self._blocks)
 
     def _load(self, data: Path, memory_map: bool, verify: bool) -> None:
         vectors = read_array(data, "vectors", memory_map)

@@ -8,8 +8,8 @@ from typing import Literal
 
 import numpy as np
 
-from lion_st.encoding.storage import read_array, require_sound
-from lion_st.encoding.vectors import TokenVectors, max_sim, stack
+from lion_st.encoding.storage import read_array, require_sound, write_joined
+from lion_st.encoding.vectors import TokenVectors, max_sim
 from lion_st.indexes.base import LocalIndex, Paradigm
 from lion_st.indexes.exact import blas_threads, merge_best, stored
 
@@ -73,10 +73,11 @@ class ExactMultiVectorIndex(LocalIndex):
         return sum(block.nbytes for block in self._blocks)
 
     def _save_arrays(self) -> dict[str, np.ndarray]:
-        if not self._blocks:
-            return {}
-        whole = stack(self._blocks)
-        return {"vectors": whole.values, "offsets": whole.offsets}
+        counts = [np.diff(block.offsets) for block in self._blocks]
+        return {"offsets": np.cumsum(np.concatenate([[0], *counts]), dtype=np.int64)} if counts else {}
+
+    def _save_files(self, data: Path) -> None:
+        write_joined(data, "vectors", [block.values for block in self._blocks])
 
     def _load(self, data: Path, memory_map: bool, verify: bool) -> None:
         values, offsets = read_array(data, "vectors", memory_map), np.asarray(read_array(data, "offsets", False))

@@ -66,7 +66,8 @@ class FaissIndex(LocalIndex):
         super().__init__(paradigm)
         if kind not in KINDS:
             raise ValueError(f"kind is one of {', '.join(KINDS)}, got {kind!r}.")
-        counts = {"neighbours": neighbours, "ef_construction": ef_construction, "ef_search": ef_search}
+        counts = {"ef_construction": ef_construction, "ef_search": ef_search}
+        require_at_least(2, neighbours=neighbours)  # with fewer, FAISS ends the process
         require_at_least(
             1, **counts, probes=probes, code_bytes=code_bytes, clusters=1 if clusters is None else clusters
         )
@@ -100,11 +101,21 @@ class FaissIndex(LocalIndex):
             else:
                 self._index = faiss.IndexHNSWFlat(dimensions, self.neighbours, faiss.METRIC_INNER_PRODUCT)
                 self._index.hnsw.efConstruction = self.ef_construction
+        self._require_whole()
         self._index.add(vectors)
 
     def _ready(self) -> Any:
         with self._lock:
+            self._require_whole()
             return self._trained()
+
+    def _require_whole(self) -> None:
+        """Refuse an index to which an interrupted `add` left vectors without ids."""
+        if self._index is not None and self._index.ntotal != len(self.ids):
+            raise RuntimeError(
+                f"Adding documents was interrupted, which left {self._index.ntotal:,} vectors for {len(self.ids):,} "
+                "ids: build the index again."
+            )
 
     def _trained(self) -> Any:
         if self._untrained is not None:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from lion_st.encoding.storage import StorageError, read_folder
 from lion_st.encoding.vectors import HybridVectors, to_hybrid
 from lion_st.indexes import create_index, load_index
-from lion_st.indexes.base import KIND, VERSION, Hits, Index, Paradigm, refuse_texts, require_at_least
+from lion_st.indexes.base import KIND, VERSION, Hits, Index, Paradigm, as_ids, refuse_texts, require_at_least
 from lion_st.indexes.fusion import convex_fusion, reciprocal_rank_fusion, require_weights
 
 SIDES: tuple[Paradigm, Paradigm] = ("sparse", "dense")
@@ -56,7 +56,7 @@ class HybridIndex(Index):
 
     def add(self, ids: Sequence[str], vectors: Any) -> None:
         """Add documents; see `Index.add`."""
-        both = _checked(vectors)
+        ids, both = as_ids(ids), _checked(vectors)
         sparse: Any = self.sides[0]
         dimensions = sparse.dimensions
         if dimensions not in (None, both.sparse.shape[1]):
@@ -68,6 +68,7 @@ class HybridIndex(Index):
 
     def delete(self, ids: Sequence[str]) -> None:
         """Take documents out of the index; see `Index.delete`."""
+        ids = as_ids(ids)
         for side in self.sides:
             side.delete(ids)
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lion_st.encoding.storage import read_array, require_sound
+from lion_st.encoding.storage import read_array, require_sound, write_joined
 from lion_st.indexes import torch_search
 from lion_st.indexes.base import Paradigm
 from lion_st.indexes.torch_search import ADDING, Approximation, TorchIndex, padded
@@ -69,7 +69,7 @@ class TorchDenseIndex(TorchIndex):
 
     def _make_chunk(self, first: int, stop: int, device: torch.device) -> _Chunk:
         assert self.dimensions is not None
-        vectors = torch.empty(stop - first, self.dimensions, device=device)
+        vectors = torch.empty(stop - first, self.dimensions, dtype=torch.float32, device=device)
         row = 0  # of the part's first document
         for part in self._parts:
             low, high = max(first, row), min(stop, row + len(part))
@@ -107,8 +107,8 @@ class TorchDenseIndex(TorchIndex):
         self._parts = [part for part in parts if len(part)]
         self._chunks = []
 
-    def _save_arrays(self) -> dict[str, np.ndarray]:
-        return {"vectors": np.concatenate(self._parts)} if self._parts else {}
+    def _save_files(self, data: Path) -> None:
+        write_joined(data, "vectors", self._parts)
 
     def _load(self, data: Path, memory_map: bool, verify: bool) -> None:
         vectors = read_array(data, "vectors", memory_map)

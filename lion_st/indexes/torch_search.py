@@ -291,13 +291,14 @@ def _current(device: torch.device) -> AbstractContextManager[Any]:
 
 @contextmanager
 def _working_on(device: torch.device, threads: int) -> Iterator[None]:
-    if device.type == "cuda":
-        with _current(device):
+    # Autocast of the caller would round what bounds on errors take for float32.
+    with torch.autocast(device.type, enabled=False), _current(device):
+        if device.type == "cuda":
             yield
-        return
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+            return
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)

@@ -11,7 +11,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from lion_st.encoding.storage import read_array, require_sound
+from lion_st.encoding.storage import read_array, require_sound, write_joined
 from lion_st.indexes import torch_search
 from lion_st.indexes.base import Paradigm, as_ids
 from lion_st.indexes.torch_search import ADDING, ROUNDING, Approximation, TorchIndex, padded
@@ -155,7 +155,7 @@ class TorchSparseIndex(TorchIndex):
         own = slice(int(queries.starts[part.start]), int(queries.starts[part.stop]))
         terms, weights = queries.terms[own], queries.weights[own]
         rows = torch.tensor(np.repeat(np.arange(len(counts)), counts), device=terms.device)
-        table = torch.zeros(len(counts), queries.dimensions, device=terms.device)
+        table = torch.zeros(len(counts), queries.dimensions, dtype=torch.float32, device=terms.device)
         table[rows, terms] = weights
         return _Batch(table, rows, terms, weights, int(counts.max()))
 
@@ -198,11 +198,7 @@ class TorchSparseIndex(TorchIndex):
             counts = np.concatenate([np.diff(part.starts) for part in self._parts])
             np.save(data / "starts.npy", np.concatenate([[0], np.cumsum(counts)]))
             for name in ("terms", "values"):
-                arrays = [getattr(part, name) for part in self._parts]
-                shape = (int(counts.sum()),)
-                file = np.lib.format.open_memmap(data / f"{name}.npy", "w+", dtype=arrays[0].dtype, shape=shape)
-                np.concatenate(arrays, out=file)
-                file.flush()
+                write_joined(data, name, [getattr(part, name) for part in self._parts])
 
     def _load(self, data: Path, memory_map: bool, verify: bool) -> None:
         starts, terms, values = (np.asarray(read_array(data, name, memory_map)) for name in _ARRAYS)

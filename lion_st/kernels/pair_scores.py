@@ -22,7 +22,7 @@ def dense_pair_scores(queries: Tensor, documents: Tensor, query: Tensor, documen
     Returns:
         float32 [P].
     """
-    scores = torch.empty(len(query), device=query.device)
+    scores = torch.empty(len(query), dtype=torch.float32, device=query.device)
     if len(query) and choose_backend(query.device) == "triton":
         from lion_st.kernels.triton_pair_scores import dense_pair_scores as score
 
@@ -52,7 +52,7 @@ def sparse_pair_scores(
     Returns:
         float32 [P].
     """
-    scores = torch.empty(len(query), device=query.device)
+    scores = torch.empty(len(query), dtype=torch.float32, device=query.device)
     if len(query) and choose_backend(query.device) == "triton":
         from lion_st.kernels.triton_pair_scores import sparse_pair_scores as score
 

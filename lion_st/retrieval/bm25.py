@@ -8,7 +8,7 @@ from typing import Any
 
 from lion_st.extras import require
 from lion_st.indexes.base import Hits
-from lion_st.retrieval.texts import require_documents, require_queries
+from lion_st.retrieval.texts import listed_queries, require_documents
 
 
 class Bm25Retriever:
@@ -46,7 +46,7 @@ class Bm25Retriever:
 
         Raises:
             TypeError: If they are not texts by id.
-            ValueError: If there are none.
+            ValueError: If there are none, or no word in them.
         """
         bm25s = require("bm25s")
 
@@ -57,6 +57,8 @@ class Bm25Retriever:
         self.ids = []  # no search finds what a failure leaves
         index = bm25s.BM25(k1=self.k1, b=self.b, method="lucene")
         tokens = bm25s.tokenize(list(documents.values()), show_progress=show_progress)
+        if not any(tokens.ids):
+            raise ValueError("BM25 needs a word of two letters that is not a stop word: the documents have none.")
         index.index(tokens, show_progress=show_progress)
         self._index, self.ids = index, list(documents)
         size = sum(part.nbytes for part in index.scores.values() if hasattr(part, "nbytes"))
@@ -67,21 +69,26 @@ class Bm25Retriever:
 
         Raises:
             TypeError: If the queries are one string, or one of them is not a text.
+            ValueError: If k is not at least 1.
             RuntimeError: If nothing was indexed.
         """
         bm25s = require("bm25s")
-        require_queries(queries)
+        queries = listed_queries(queries)
         if not self.ids:
             raise RuntimeError("Nothing is indexed yet: call index(documents) before search.")
+        if k < 1:
+            raise ValueError(f"k is at least 1, got {k}.")
+        if not queries:
+            return []
 
         started = perf_counter()
-        tokens = bm25s.tokenize(list(queries), show_progress=False, return_ids=False)
+        tokens = bm25s.tokenize(queries, show_progress=False, return_ids=False)
         documents, scores = self._index.retrieve(tokens, k=min(k, len(self.ids)), show_progress=show_progress)
         hits = [
             [(self.ids[row], float(score)) for row, score in zip(row_list, score_list, strict=True) if score > 0]
             for row_list, score_list in zip(documents.tolist(), scores.tolist(), strict=True)
         ]
-        self._figures["search_ms_per_query"] = 1000 * (perf_counter() - started) / max(1, len(queries))
+        self._figures["search_ms_per_query"] = 1000 * (perf_counter() - started) / len(queries)
         return hits
 
     def figures(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from lion_st.indexes import Hits, Index, StorageError, create_index
 from lion_st.indexes.base import refuse_texts, require_index
 from lion_st.indexes.pruning import Pruning
 from lion_st.retrieval.explain import SharedTerm, explain_score
-from lion_st.retrieval.texts import require_queries
+from lion_st.retrieval.texts import listed_queries
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer, SparseEncoder
@@ -188,9 +188,9 @@ def search_run(
     require_type(
         queries, Mapping, "Queries by id", "pass texts by id, as lion_st.evaluation.read_topics(path) reads them"
     )
-    require_queries(list(queries.values()))
+    texts = listed_queries(list(queries.values()))
     warn_of_another_model(model, index)
-    vectors = encode_texts(model, list(queries.values()), "query", max_tokens=max_tokens)
+    vectors = encode_texts(model, texts, "query", max_tokens=max_tokens)
     hits = index.search(vectors, k, threads, allowed)
     return {query: dict(found) for query, found in zip(queries, hits, strict=True)}
 
@@ -238,7 +238,7 @@ def search_texts(
     """
     input_module(model, "query")  # raises for a path
     require_index(index)
-    require_queries(queries)
+    queries = listed_queries(queries)
     warn_of_another_model(model, index)
     if explain:
         require_explainable(index)

@@ -17,10 +17,16 @@ def require_documents(documents: Any) -> None:
         require_type(text, str, f"A text of the document {one!r}", remedy)
 
 
-def require_queries(queries: Any) -> None:
-    """Raise a TypeError unless this is a list of texts."""
+def listed_queries(queries: Any) -> list[str]:
+    """Queries as a list, in their order: also of a generator, and of pandas' Series whatever their labels.
+
+    Raises:
+        TypeError: If they are not texts.
+    """
     require_list(queries, "queries")
     if isinstance(queries, Mapping):
         raise TypeError("Give a list of queries, got a mapping: pass list(queries.values()).")
-    for number, query in enumerate(queries):
+    found = list(queries)
+    for number, query in enumerate(found):
         require_type(query, str, f"A text for query {number}", "pass strings")
+    return found

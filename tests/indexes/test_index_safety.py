@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import copy
 import json
+import pickle
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
@@ -14,7 +18,7 @@ from threadpoolctl import threadpool_info
 from lion_st.encoding import to_csr
 from lion_st.encoding.storage import HEADER, contents_checksum
 from lion_st.files import checksum
-from lion_st.indexes import StorageError, create_index, load_index
+from lion_st.indexes import StorageError, create_index, exact, inverted, load_index
 
 VOCABULARY = 300
 
@@ -180,3 +184,102 @@ def test_an_index_says_what_it_is() -> None:
     assert repr(create_index("exact", "sparse", quantization="uint8")) == (
         "ExactSparseIndex('sparse', quantization='uint8'): 0 documents"
     )
+
+
+@pytest.mark.parametrize("how", ["add", "search", "save"])
+def test_what_interrupts_an_index_leaves_it_as_it_was(monkeypatch, tmp_path: Path, how: str) -> None:
+    monkeypatch.setattr(exact, "WINDOW", 1000 if how == "search" else 20)
+    documents, ids = sparse_vectors(90, 3), [f"d{row}" for row in range(90)]
+    index, whole = create_index("exact", "sparse"), create_index("exact", "sparse")
+    whole.add(ids, documents)
+    calls = {
+        "add": lambda: index.add(ids, documents),
+        "search": lambda: index.search(documents, 5),
+        "save": lambda: index.save(tmp_path / "index"),
+    }
+    if how != "add":
+        index.add(ids, documents)
+    if how == "save":
+        for one in (index, whole):
+            one.delete(ids[::3])
+    monkeypatch.setattr(exact, "WINDOW", 20)
+    owner, name = (inverted, "keep") if how == "save" else (inverted, "count_postings")
+    original, calls_left = getattr(owner, name), iter([True, True])
+
+    def interrupted(*arguments: object) -> object:
+        if next(calls_left, None) is None:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            calls[how]()
+    calls[how]()
+    assert index.search(documents, 9) == whole.search(documents, 9)
+
+
+def test_a_graph_that_an_interruption_left_with_too_many_vectors_is_refused() -> None:
+    faiss = pytest.importorskip("faiss")
+    index = create_index("faiss", "dense", kind="hnsw")
+    index.add(["a", "b"], dense_vectors(2, 0))
+    index._index.add(faiss.rand((3, 16)))  # what a KeyboardInterrupt leaves, which FAISS raises at its end
+    for call in (lambda: index.add(["c"], dense_vectors(1, 1)), lambda: index.search(dense_vectors(1, 1))):
+        with pytest.raises(RuntimeError, match="5 vectors for 2 ids: build the index again"):
+            call()
+
+
+def test_an_index_says_why_it_is_not_copied() -> None:
+    for copied in (copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="load_index"):
+            copied(create_index("exact", "sparse"))
+
+
+def test_ids_that_would_become_others_are_refused() -> None:
+    index = create_index("exact", "dense")
+    for one in (b"d1", None, 1.0, torch.tensor(1)):
+        with pytest.raises(TypeError, match="An id, a string or an integer"):
+            index.add([one], dense_vectors(1, 0))
+    with pytest.raises(ValueError, match="not Unicode text"):
+        index.add(["\ud800"], dense_vectors(1, 0))
+    index.add(np.array([3, 5]), dense_vectors(2, 0))
+    assert index.ids == ["3", "5"]
+
+
+def test_ids_of_a_hybrid_index_may_be_read_once() -> None:
+    index = create_index("exact", "hybrid")
+    both = (sparse_vectors(9, 0), dense_vectors(9, 0))
+    index.add((f"d{row}" for row in range(9)), both)
+    index.delete(f"d{row}" for row in range(3))
+    assert [len(side) for side in index.sides] == [6, 6]
+    with pytest.raises(TypeError, match="pass a list or a set"):
+        index.search(both, allowed=(f"d{row}" for row in range(9)))
+
+
+FILLS_THE_DISK = """
+import sys
+import numpy as np
+from scipy import sparse
+from lion_st.indexes import create_index
+
+index = create_index("exact", "sparse")
+index.add(range(200), sparse.random(200, 400, 0.5, "csr", np.float32, np.random.default_rng(0)))
+try:
+    index.save(sys.argv[1] + "/index")
+except OSError as error:
+    print("is the disk full?" in str(error), len(index.search(np.ones((1, 400)), 3)[0]))
+"""
+
+
+def test_a_full_disk_does_not_end_the_process(tmp_path: Path) -> None:
+    program = tmp_path / "fill.py"
+    program.write_text(FILLS_THE_DISK)
+    mount = f"mount -t tmpfs -o size=200k tmpfs {tmp_path} || exit 77"
+    command = f"exec 3<{program}; {mount}; exec {sys.executable} /dev/fd/3 {tmp_path}"
+    try:
+        done = subprocess.run(["unshare", "-rm", "sh", "-c", command], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("unshare is not installed")
+    if done.returncode in (1, 77) and not done.stdout:
+        pytest.skip(f"this system lets nobody mount a small disk: {done.stderr}")
+    assert done.stdout == "True 3\n", done.stderr

@@ -11,6 +11,7 @@ from scipy import sparse
 
 from lion_st import files
 from lion_st.encoding import storage, to_csr
+from lion_st.encoding.vectors import HybridVectors, to_dense
 from lion_st.indexes import StorageError, create_index, exact, load_index
 
 VOCABULARY = 700
@@ -216,7 +217,7 @@ def test_a_failed_save_leaves_the_earlier_one(saved: Path, monkeypatch: pytest.M
     def full_disk(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(np.lib.format, "open_memmap", full_disk)
+    monkeypatch.setattr(np.lib.format, "write_array_header_1_0", full_disk)
     with pytest.raises(OSError, match="No space"):
         bigger.save(saved, overwrite=True)
     monkeypatch.undo()
@@ -291,3 +292,23 @@ def test_unknown_engines_and_wrong_paradigms_are_named() -> None:
         create_index("exact", "colbert")
     with pytest.raises(TypeError, match="paradigm='sparse'"):
         create_index("exact", "dense").add(["a"], sparse_vectors(1, 3, 19))
+    rows = sparse_vectors(2, 3, 19)
+    both = HybridVectors(rows, rows.toarray())
+    for paradigm in ("sparse", "dense"):
+        with pytest.raises(TypeError, match="paradigm='hybrid'"):
+            create_index("exact", paradigm).add(["a", "b"], both)
+        with pytest.raises(TypeError, match="one matrix of numbers"):
+            create_index("exact", paradigm).add(["a", "b"], (both.sparse, both.dense))
+
+
+def test_rows_that_were_encoded_one_by_one_are_one_matrix() -> None:
+    rows = sparse_vectors(5, 10, 3)
+    tensor = torch.from_numpy(rows.toarray())
+    for given in (
+        [*tensor],
+        [*tensor.to_sparse()],
+        [*tensor.double().requires_grad_()],
+        [rows[[row]] for row in range(5)],
+    ):
+        assert (to_csr(given) != rows).nnz == 0
+    assert (to_dense([*tensor.bfloat16()]) == tensor.bfloat16().float().numpy()).all()

@@ -99,11 +99,12 @@ def test_clusters_of_a_faiss_index_hold_its_documents_alone(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"probes": 0}, {"ef_search": -5}, {"clusters": 0}, {"neighbours": "many"}, {"code_bytes": 1.5}]
+    "wrong",
+    [{"probes": 0}, {"neighbours": 1}, {"ef_search": -5}, {"clusters": 0}, {"neighbours": "many"}, {"code_bytes": 1.5}],
 )
 def test_settings_that_no_index_can_have_are_refused_at_once(wrong) -> None:
     pytest.importorskip("faiss")
-    with pytest.raises(ValueError, match=f"{next(iter(wrong))} is an integer of at least 1, got"):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} is an integer of at least [12], got"):
         create_index("faiss", "dense", **wrong)
     with pytest.raises(ValueError, match=r"faiss has no setting 'quantization' for dense vectors: choose from kind"):
         create_index("faiss", "dense", quantization="uint8")

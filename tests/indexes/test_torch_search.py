@@ -270,3 +270,22 @@ def test_on_a_gpu_documents_of_many_chunks_are_found_as_by_exact(monkeypatch) ->
         found.append(index.search_rows(queries, 100, threads=8))
     for ours, expected in zip(*found, strict=True):
         np.testing.assert_array_equal(ours, expected)
+
+
+@pytest.mark.parametrize("setting", ["bfloat16", "float64", "autocast"])
+@pytest.mark.parametrize("paradigm", ["sparse", "dense"])
+def test_settings_of_the_caller_change_no_score(paradigm: str, setting: str) -> None:
+    make = np.random.default_rng(5).random
+    index, expected = (create_index("torch", paradigm) for _ in range(2))
+    documents, queries = (make((count, 40), dtype=np.float32) for count in (300, 7))
+    for one in (index, expected):
+        one.add(range(300), documents)
+    found = expected.search(queries, 20)
+    before = torch.get_default_dtype()
+    if setting != "autocast":
+        torch.set_default_dtype(getattr(torch, setting))
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=setting == "autocast"):
+            assert index.search(queries, 20) == found
+    finally:
+        torch.set_default_dtype(before)

@@ -16,7 +16,7 @@ from lion_st.encoding import EncodedCorpus, encode_corpus, encode_texts, load_en
 from lion_st.encoding.vectors import keep_top_terms
 from lion_st.evaluation import open_retriever
 from lion_st.indexes import StorageError, create_index
-from lion_st.retrieval import Bm25Retriever, ModelRetriever
+from lion_st.retrieval import Bm25Retriever, ModelRetriever, search_texts
 from lion_st.retrieval import retriever as retriever_module
 from lion_st.training.query_encoders import save_query_encoder, truncated_query_encoder
 
@@ -171,3 +171,43 @@ def test_terms_are_limited_by_task_when_a_checkpoint_is_opened(tiny_backbone, mo
         load_encoder(tmp_path / "dense", query_top_k=3)
     with pytest.raises(ValueError, match="one term at least, got 0"):
         load_encoder(tmp_path / "sparse", document_top_k=0)
+
+
+def test_queries_come_in_their_order_whatever_they_are_kept_in(model) -> None:
+    pandas = pytest.importorskip("pandas")
+    queries, labels = TEXTS[:4], [3, 0, 2, 1]
+    kinds = {"a generator": lambda: iter(queries), "a series": lambda: pandas.Series(queries, index=labels)}
+    for retriever in (ModelRetriever(model), Bm25Retriever()):
+        retriever.index(DOCUMENTS)
+        expected = retriever.search(queries, 3)
+        assert retriever.search([], 3) == [] and all(expected)
+        for make in kinds.values():
+            assert retriever.search(make(), 3) == expected
+    index, candidates = create_index("exact", "sparse"), [["d0", "d1"]] * 4
+    vectors = encode_texts(model, queries, "query")
+    index.add([*DOCUMENTS], encode_texts(model, np.array(TEXTS), "document"))
+    retriever = ModelRetriever(model)
+    retriever.index(DOCUMENTS)
+    for make in kinds.values():
+        assert (encode_texts(model, make(), "query") != vectors).nnz == 0
+        assert [result.query for result in search_texts(model, index, make(), 1)] == queries
+        assert retriever.rerank(make(), candidates) == retriever.rerank(queries, candidates)
+
+
+def test_a_search_after_the_first_searches_once(model, monkeypatch) -> None:
+    retriever = ModelRetriever(model)
+    retriever.index(DOCUMENTS)
+    retriever.search(TEXTS[:1])
+    searched, search_index = [], retriever.documents.search
+    monkeypatch.setattr(retriever.documents, "search", lambda *given: searched.append(given) or search_index(*given))
+    retriever.search(TEXTS[:1])
+    assert len(searched) == 1
+
+
+def test_bm25_says_what_it_cannot_do() -> None:
+    bm25 = Bm25Retriever()
+    with pytest.raises(ValueError, match="the documents have none"):
+        bm25.index({"a": "", "b": "the of"})
+    bm25.index(DOCUMENTS)
+    with pytest.raises(ValueError, match="k is at least 1, got 0"):
+        bm25.search(["lions"], 0)
