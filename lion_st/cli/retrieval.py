@@ -410,11 +410,9 @@ def _read_texts(corpus: str | None, wanted: Set[str] | None) -> dict[str, str]:
 
 def _show(results: Iterable[Result], texts: Mapping[str, str], many: bool) -> None:
     """Print rank, score, id, text and reasons of each result, under its query where there are many."""
-    previous = None
     for result in results:
-        if many and result.query != previous:
+        if many and result.rank == 1:
             typer.echo(result.query)
-            previous = result.query
         text = " ".join(texts.get(result.document, "").split())
         shown_text = "\t" + shorten(text, SHOWN_CHARACTERS, placeholder=" ...") if text else ""
         typer.echo(f"{result.rank}\t{result.score:.4f}\t{result.document}{shown_text}")

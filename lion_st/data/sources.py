@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from lion_st.data.files import COMPRESSED, FILE_KINDS, READABLE, Rows, file_kind
 if TYPE_CHECKING:
     from datasets import Dataset
 
+logger = logging.getLogger(__name__)
 HUB_NAME = re.compile(r"(?P<repository>[\w-][\w.-]*/[\w-][\w.-]*)(?:[:/](?P<subset>[^/:]+))?")
 SYNTAX = "a file or folder, or a Hub data set: owner/name, owner/name:subset or hf://owner/name/subset"
 TEXT_STEMS: dict[Task, tuple[str, ...]] = {
@@ -99,6 +101,8 @@ def text_files(path: Path, task: Task) -> list[Path]:
     readable = sorted(file for file in path.iterdir() if file.is_file() and file_kind(file) is not None)
     # Beside tables, a text file is a note about them.
     files = [file for file in readable if file_kind(file) != ".txt"] or readable
+    if notes := [file.name for file in readable if file not in files]:
+        logger.warning("%s: %s beside tables not read: as texts, put .txt files alone.", path, ", ".join(notes[:5]))
     if not files:
         raise ValueError(f"The folder {path} holds nothing to read: {READABLE}.")
     return files

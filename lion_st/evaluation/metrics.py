@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from numbers import Real
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -38,7 +40,7 @@ def evaluate_queries(
     out, an unjudged document counts as not relevant, and nDCG takes the relevance grade itself as the gain.
 
     Args:
-        qrels: Relevance judgements.
+        qrels: Relevance judgements, whole numbers.
         run: Scores of the retrieved documents.
         metrics: Any of nDCG@k, MRR@k, Recall@k, MAP@k, P@k, Success@k, R_cap@k (relevant documents among the first k
             over the smaller of k and the number of relevant documents), nDCG, MRR, MAP, Rprec.
@@ -48,8 +50,8 @@ def evaluate_queries(
         Metric -> query id -> value.
 
     Raises:
-        TypeError: If judgements or run are a path, or the metrics one string.
-        ValueError: If a metric is unknown or nothing is judged.
+        TypeError: If judgements or run are a path, the metrics one string, or an id is not a string.
+        ValueError: If a metric is unknown, nothing is judged, a grade is not a whole number, or a score is NaN.
 
     Example:
         >>> evaluate_queries({"q": {"d1": 1}}, {"q": {"d2": 2.0, "d1": 1.0}}, ["MRR@10"])
@@ -62,8 +64,9 @@ def evaluate_queries(
     require_list(metrics, "metrics")
     if not qrels:
         raise ValueError("There are no relevance judgements: metrics need at least one judged query.")
-    judged = {query: dict(documents) for query, documents in qrels.items()}
-    run = {query: {doc: float(score) for doc, score in hits.items()} for query, hits in run.items() if query in judged}
+    judged = {query: whole_grades(query, grades) for query, grades in qrels.items()}
+    run = {query: _scores(query, hits) for query, hits in run.items() if query in judged}
+    require_ids([*judged, *run])
     result: dict[str, dict[str, float]] = {}
     for metric in metrics:
         name, cut = _parse(metric)
@@ -90,6 +93,48 @@ def evaluate_queries(
 def require_judgements(qrels: Any) -> None:
     """Raise a TypeError unless these are grades by query and document, and not their file."""
     require_type(qrels, Mapping, "Judgements", "lion_st.evaluation.read_qrels(path) reads them")
+
+
+def whole_grades(query: str, grades: Mapping[str, Any]) -> dict[str, int]:
+    """A query's grades as Python's integers, whatever numbers they were read as.
+
+    Raises:
+        TypeError: If an id is not a string.
+        ValueError: If a grade is not a whole number.
+    """
+    require_type(grades, Mapping, f"Grades of the query {query!r} by document", 'pass {"d1": 1}')
+    require_ids(grades)
+    for document, grade in grades.items():
+        if not isinstance(grade, Real) or grade != grade // 1:
+            raise ValueError(f"Document {document!r} of query {query!r} has the grade {grade!r}: give a whole number.")
+    return {document: int(grade) for document, grade in grades.items()}
+
+
+def _scores(query: str, hits: Mapping[str, Any]) -> dict[str, float]:
+    require_type(hits, Mapping, f"Scores of the query {query!r} by document", "pass dict(hits) of a list of pairs")
+    require_ids(hits)
+    scores = {document: float(score) for document, score in hits.items()}
+    if math.isnan(sum(scores.values())):  # also of an infinity and its opposite, which have an order
+        unranked = [document for document, score in scores.items() if math.isnan(score)]
+        if unranked:
+            raise ValueError(f"Document {unranked[0]!r} has the score nan for query {query!r}: NaN ranks nowhere.")
+    return scores
+
+
+def require_ids(ids: Collection[str]) -> None:
+    """Raise unless ids of queries or documents are strings of Unicode text: others end the process in pytrec_eval.
+
+    Raises:
+        TypeError: If one is not a string.
+        ValueError: If one is not Unicode.
+    """
+    try:
+        "".join(ids).encode()
+    except TypeError:
+        other = next(one for one in ids if not isinstance(one, str))
+        raise TypeError(f"Ids in runs and judgements are strings, got {other!r}: pass str(id) in both.") from None
+    except UnicodeEncodeError as error:
+        raise ValueError(f"An id holds {error.object[error.start]!r}, which is not Unicode text.") from None
 
 
 def require_run(run: Any) -> None:

@@ -96,7 +96,7 @@ class MtebSearch:
         return {query: dict(islice(hits.items(), top_k)) for query, hits in run.items()}  # mteb edits what it gets
 
     def _reranked(self, texts: list[str], candidates: Sequence[Sequence[str]]) -> list[Hits]:
-        """Each query's candidates by falling score; those that share no term with it come last, with a score of 0."""
+        """Each query's candidates by falling score; those that were not found come last, with 0 or the least score."""
         for part in self.retriever.retrievers if isinstance(self.retriever, HybridRetriever) else [self.retriever]:
             if isinstance(part, ModelRetriever) and not part.documents.searches_among:
                 raise ValueError(
@@ -114,9 +114,10 @@ class MtebSearch:
 
 
 def _among(hits: Hits, candidates: Sequence[str]) -> Hits:
-    wanted = dict.fromkeys(candidates, 0.0)
+    wanted = dict.fromkeys(candidates)
     kept = {document: score for document, score in hits if document in wanted}
-    return [*kept.items(), *((document, 0.0) for document in wanted if document not in kept)]
+    last = min([0.0, *kept.values()])  # of a dense model's scores all may be below 0
+    return [*kept.items(), *((document, last) for document in wanted if document not in kept)]
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from lion_st.data.fields import check_id
-from lion_st.evaluation.metrics import Qrels, Run, require_judgements, require_run
+from lion_st.evaluation.metrics import Qrels, Run, require_ids, require_judgements, require_run, whole_grades
 from lion_st.files import atomic_write, require_free
 
 
@@ -51,12 +51,13 @@ def write_qrels(path: str | Path, qrels: Qrels, overwrite: bool = False) -> Path
 
     Raises:
         FileExistsError: If the file is there and `overwrite` is False.
-        ValueError: If an id is blank or holds a tab or line break.
+        ValueError: If an id is blank or holds a tab or line break, or a grade is not a whole number.
     """
     require_judgements(qrels)
     require_free(path, overwrite)
     separator = check_ids([*qrels, *{document for grades in qrels.values() for document in grades}])
-    rows = [(query, "0", document, str(grade)) for query, grades in qrels.items() for document, grade in grades.items()]
+    whole = {query: whole_grades(query, grades) for query, grades in qrels.items()}
+    rows = [(query, "0", document, str(grade)) for query, grades in whole.items() for document, grade in grades.items()]
     return _write_lines(path, map(separator.join, rows))
 
 
@@ -64,8 +65,11 @@ def check_ids(ids: Iterable[str]) -> str:
     """What separates the columns of a TREC file with these ids: a space, or a tab if one of them holds white space.
 
     Raises:
+        TypeError: If an id is not a string.
         ValueError: If an id is blank or holds a tab or line break, which no TREC file can express.
     """
+    ids = list(ids)
+    require_ids(ids)
     separator = " "
     for one in ids:
         if re.search(r"\s|^$", one):

@@ -123,6 +123,8 @@ def test_a_query_is_answered_with_reasons(models, encoded, tmp_path) -> None:
     shown = lion(*search, "--queries", many).splitlines()
     assert shown[::2] == queries[1:]
     assert [line.split("\t")[2] for line in shown[1::2]] == [result.document for result in best[1:]]
+    many.write_text(f"a\t{queries[1]}\nb\t{queries[1]}\n")  # the same twice
+    assert lion(*search, "--queries", many).splitlines() == shown[:2] * 2
 
 
 def test_texts_stand_beside_the_ids_of_what_was_found(models, data, encoded, tmp_path) -> None:

@@ -270,3 +270,12 @@ def test_a_folder_without_queries_does_not_give_its_documents_for_them(tmp_path)
     (tmp_path / "corpus.jsonl").write_text(JSONL)
     with pytest.raises(FileNotFoundError, match=r"has corpus\.jsonl, but no queries or topics"):
         list(read_corpus(tmp_path, task="query"))
+
+
+def test_text_files_beside_tables_are_said_to_be_left_out(tmp_path, caplog):
+    (tmp_path / "a.jsonl").write_text('{"id": "1", "text": "lions"}\n')
+    (tmp_path / "b.txt").write_text("tigers\n")
+    assert [record.id for record in read_corpus(tmp_path)] == ["1"]
+    assert "b.txt beside tables not read" in caplog.text
+    (tmp_path / "a.jsonl").unlink()
+    assert [record.id for record in read_corpus(tmp_path)] == ["b.txt:1"]

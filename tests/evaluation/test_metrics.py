@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import evaluate
+import numpy as np
 import pytest
 
-from lion_st.evaluation import METRICS_MODULE, evaluate_queries, evaluate_run
+from lion_st.evaluation import METRICS_MODULE, evaluate_queries, evaluate_run, write_qrels, write_run
 
 QRELS = {"q1": {"a": 2, "b": 1, "c": 0}, "q2": {"d": 1}}
 
@@ -61,3 +62,32 @@ def test_the_evaluate_module_loads_from_its_folder_and_agrees() -> None:
     )
     assert result == pytest.approx(evaluate_run(QRELS, run))
     assert set(result) == {"nDCG@10", "MRR@10", "Recall@100", "MAP", "R_cap@100"}
+
+
+def test_grades_are_whole_numbers_of_any_type(tmp_path) -> None:
+    run = {"q": {"a": np.float32(1.0), "b": 0.5}}
+    expected = evaluate_run({"q": {"b": 2}}, run)
+    for grade in (np.int64(2), 2.0, np.float32(2)):
+        assert evaluate_run({"q": {"b": grade}}, run) == expected
+    assert write_qrels(tmp_path / "qrels", {"q": {"b": 2.0}}).read_text() == "q 0 b 2\n"
+    for grade in (0.5, "2", float("nan")):
+        with pytest.raises(ValueError, match=f"grade {grade!r}: give a whole number"):
+            evaluate_run({"q": {"b": grade}}, run)
+        with pytest.raises(ValueError, match="whole number"):
+            write_qrels(tmp_path / "wrong", {"q": {"b": grade}})
+
+
+def test_what_ranks_nowhere_or_matches_nothing_is_refused(tmp_path) -> None:
+    with pytest.raises(ValueError, match="'a' has the score nan for query 'q'"):
+        evaluate_run({"q": {"a": 1}}, {"q": {"a": float("nan"), "b": 1.0}})
+    extremes = {"q": {"a": float("-inf"), "b": float("inf")}}
+    assert evaluate_run({"q": {"a": 1}}, extremes, ["MRR"]) == {"MRR": 0.5}
+    for qrels, run in (({1: {"a": 1}}, {}), ({"q": {1: 1}}, {}), ({"q": {"a": 1}}, {"q": {1: 1.0}})):
+        with pytest.raises(TypeError, match=r"Ids in runs and judgements are strings, got 1: pass str\(id\)"):
+            evaluate_run(qrels, run)
+    with pytest.raises(TypeError, match="are strings, got 1"):
+        write_run(tmp_path / "run", {1: {"a": 1.0}})
+    with pytest.raises(ValueError, match="not Unicode"):  # which ended the process
+        evaluate_run({"q": {"a\ud800": 1}}, {"q": {"a": 1.0}})
+    with pytest.raises(TypeError, match=r"dict\(hits\)"):
+        evaluate_run({"q": {"a": 1}}, {"q": [("a", 1.0)]})

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import lion_st
 from lion_st.cli import app
 from lion_st.evaluation import evaluate_retrieval
-from lion_st.evaluation.mteb_search import task_prompts
+from lion_st.evaluation.mteb_search import _among, task_prompts
 from lion_st.retrieval import Bm25Retriever, HybridRetriever, ModelRetriever
 
 DOCUMENTS = {f"d{number}": f"{text} {number}" for number, text in enumerate(TEXTS * 4)}
@@ -83,6 +83,7 @@ def test_other_retrievers_rank_candidates_too_and_approximate_ones_say_that_they
     for retriever in (Bm25Retriever(), hybrid):
         (row,) = evaluate_retrieval(retriever, task, output_dir=tmp_path)
         assert 0 < row["nDCG@10"] < 1
+    assert _among([("a", -0.25), ("b", -0.5)], ["b", "blank", "a"]) == [("a", -0.25), ("b", -0.5), ("blank", -0.5)]
     with pytest.raises(ValueError, match=r"'faiss' cannot score the given candidates .* exact and torch can"):
         evaluate_retrieval(models["dense"], task, "faiss", output_dir=tmp_path)
 
