@@ -88,13 +88,22 @@ def read_fields(row: Row, place: str, task: Task = "document") -> Fields:
     for field, value in ((text_field, text), (TITLE_FIELD, title)):
         if value is not None and not isinstance(value, str):
             raise ValueError(f"{place} has {value!r} in the field {field!r}: a text is a string.")
-    try:
-        for part in (key, title, text):
-            if part and not part.isascii():
-                part.encode()
-    except UnicodeEncodeError as error:  # half a surrogate pair: neither a tokenizer nor a file takes it
-        raise ValueError(f"{place} holds half of a surrogate pair, which is not Unicode text.") from error
+    require_unicode((key, title, text), place)
     return Fields(key, title or "", text or "")
+
+
+def require_unicode(values: Iterable[Any], place: str) -> None:
+    """Refuse texts that neither a tokenizer nor a file takes; other values are left alone.
+
+    Raises:
+        ValueError: If one holds half of a surrogate pair, as a JSON escape may.
+    """
+    try:
+        for value in values:
+            if isinstance(value, str) and not value.isascii():
+                value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{place} holds half of a surrogate pair, which is not Unicode text.") from error
 
 
 def choose_column(columns: Sequence[str], accepted: Sequence[str], what: str, name: str) -> str:

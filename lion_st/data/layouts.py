@@ -10,14 +10,16 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from lion_st.data.fields import DOCUMENT_ID_FIELDS, GRADE_FIELDS, QUERY_ID_FIELDS, Row
+from lion_st.data.fields import DOCUMENT_ID_FIELDS, GRADE_FIELDS, QUERY_ID_FIELDS, Row, require_unicode
 from lion_st.data.teachers import UNNAMED
 
 # A row with one column of each is a pair, and with a score of a third a pair with a score.
 PAIR_QUERIES = ("query", "question", "anchor", "sentence1", *QUERY_ID_FIELDS)
 PAIR_DOCUMENTS = (
-    "answer", "answers", "passage", "document", "document_text", "response", "sentence2", *DOCUMENT_ID_FIELDS,
+    "positive", "answer", "answers", "passage", "document", "document_text", "response", "sentence2",
+    *DOCUMENT_ID_FIELDS,
 )  # fmt: skip
+LABELS = (0, 1, "0", "1", "0.0", "1.0")  # of a .csv too
 PAIR_SCORES = (*GRADE_FIELDS, "labels", "similarity_score")
 DOCUMENT_LISTS = ("positive_document_ids", "negative_document_ids")
 HEADERLESS = ("question", "answers")
@@ -100,7 +102,15 @@ def fits_layout(names: Collection[str]) -> bool:
 def is_pair_with_score(row: Row) -> bool:
     """Whether a row is a query, one document and a score, so that a query's documents stand in several rows."""
     known = any(all(column in row for column in layout.columns) for layout in LAYOUTS)
-    return not known and _pair_columns(row) is not None and any(row.get(name) is not None for name in PAIR_SCORES)
+    if known and not _is_labeled_pair(row):
+        return False
+    return _pair_columns(row) is not None and any(row.get(name) is not None for name in PAIR_SCORES)
+
+
+def _is_labeled_pair(row: Row) -> bool:
+    """Whether a label of 0 or 1 says if `positive` is relevant at all, as in pairs that sentence-transformers mines."""
+    label = row.get("label", row.get("labels"))
+    return isinstance(row.get("positive"), (str, int)) and not _negatives(row) and label in LABELS
 
 
 def read_scored_pair(row: Row, place: str) -> tuple[str | int, str | int, float]:
@@ -116,6 +126,7 @@ def read_scored_pair(row: Row, place: str) -> tuple[str | int, str | int, float]
     for column in columns:
         if not _is_text(row[column]):
             raise _not_a_text(row[column], column, place)
+    require_unicode((row[column] for column in columns), place)
     try:
         score = math.nan if isinstance(row[field], bool) else float(row[field])
     except (TypeError, ValueError):
@@ -144,6 +155,7 @@ def read_row(layout: Layout, row: Row, place: str) -> Candidates:
     for value in (found.query, *documents):
         if not _is_text(value):
             raise _not_a_text(value, _field_of(row, value), place)
+    require_unicode((found.query, *documents), place)
     if not found.positives:
         raise RowError(f"{place} has no positive document: remove the row.", "no_positive")
     if found.scores is None:
@@ -240,11 +252,15 @@ def _question_with_ids(row: Row) -> Candidates:
 
 
 def _labeled_list(row: Row) -> Candidates:
+    return _by_label(row["query_id"], row["doc_ids"], row["labels"])
+
+
+def _by_label(query: Any, documents: Iterable[Any], labels: Iterable[Any]) -> Candidates:
     relevant: list[Any] = []
     others: list[Any] = []
-    for document, label in zip(row["doc_ids"], row["labels"], strict=True):
+    for document, label in zip(documents, labels, strict=True):
         (relevant if label > 0 else others).append(document)
-    return Candidates(row["query_id"], relevant, others)
+    return Candidates(query, relevant, others)
 
 
 def _id_triplet(row: Row) -> Candidates:
@@ -292,8 +308,9 @@ def _pos_neg(row: Row) -> Candidates:
 def _columns(row: Row) -> Candidates:
     """One column a document, and the label, if any, a score for each of them or, for triplets, the teacher's margin."""
     query = next(row[name] for name in ("query", "anchor", "question") if name in row)
-    numbered = [name for name in row if re.fullmatch(r"negative(_\d+)?", name)]
-    columns = sorted(numbered, key=lambda name: int(name.partition("_")[2] or 0))
+    columns = _negatives(row)
+    if isinstance(row["positive"], list):
+        return _columns_of_lists(row, query, columns)
     negatives = [row[name] for name in columns if row[name] not in (None, "")]  # rows may have fewer than others
     label = next((row[name] for name in ("label", "labels", "score", "scores") if name in row), None)
     if isinstance(label, str):
@@ -301,8 +318,27 @@ def _columns(row: Row) -> Candidates:
     if isinstance(label, (int, float)) and len(negatives) < 2:
         label = [label, 0.0][: 1 + len(negatives)]
     if isinstance(label, list) and len(label) == 1 + len(columns) > 1 + len(negatives):
-        label = [label[0], *(one for one, name in zip(label[1:], columns, strict=True) if row[name])]
+        label = [label[0], *(one for one, name in zip(label[1:], columns, strict=True)
+                            if row[name] not in (None, ""))]  # fmt: skip
     return Candidates(query, [row["positive"]], negatives, label)
+
+
+def _columns_of_lists(row: Row, query: Any, columns: list[str]) -> Candidates:
+    """A list of documents with a label of each, or with scores, the positive first; or lists of both kinds."""
+    documents, labels, scores = row["positive"], row.get("labels"), row.get("scores")
+    if columns == ["negative"]:
+        return Candidates(query, documents, row["negative"] or [], scores)
+    if labels is None and scores is None:
+        raise ValueError("the list of documents in 'positive' has neither labels nor scores, nor a list in 'negative'")
+    if labels is None:
+        return Candidates(query, documents[:1], documents[1:], scores)
+    return _by_label(query, documents, labels)
+
+
+def _negatives(row: Row) -> list[str]:
+    """The columns with negatives, in their order."""
+    numbered = [name for name in row if re.fullmatch(r"negative(_\d+)?", name)]
+    return sorted(numbered, key=lambda name: int(name.partition("_")[2] or 0))
 
 
 def _list(value: Any) -> list[Any]:

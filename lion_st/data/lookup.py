@@ -177,8 +177,11 @@ def _id_array(table: Dataset, column: str, name: str) -> np.ndarray:
     ids = table.with_format("arrow")[:][column]
     if ids.null_count:
         raise ValueError(f"{name} has no id in row {pc.index(pc.is_null(ids), True).as_py()}: every row needs one.")
-    if not pa.types.is_integer(ids.type):
-        ids = ids.cast(pa.string())
-        if not pc.all(pc.match_substring_regex(ids, rf"^(0|[1-9][0-9]{{0,{MAX_DIGITS - 1}}})$")).as_py():
-            return np.asarray(ids.to_pylist(), dtype=str)
+    if pa.types.is_integer(ids.type):
+        least, most = pc.min_max(ids).as_py().values()
+        if least >= 0 and most < 10**MAX_DIGITS:  # as hashes need not be
+            return ids.cast(pa.int64()).to_numpy()
+    ids = ids.cast(pa.string())
+    if not pc.all(pc.match_substring_regex(ids, rf"^(0|[1-9][0-9]{{0,{MAX_DIGITS - 1}}})$")).as_py():
+        return np.asarray(ids.to_pylist(), dtype=str)
     return ids.cast(pa.int64()).to_numpy()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +26,7 @@ TEXT_SUBSETS: dict[Task, tuple[str, ...]] = {
     "document": ("documents", "corpus", "passage"),
     "query": ("queries", "query"),
 }
+SAVED = ("state.json", "dataset_dict.json")  # what `save_to_disk` of `datasets` writes into a folder
 TOPIC_KINDS = (".xml", ".trec")  # beside tables, a folder's `topics` may be these
 
 
@@ -147,6 +148,8 @@ def open_source(
         file = find_file(path, stems, (".jsonl", ".tsv", ".csv"))
         if file is not None:
             return file
+        if any((path / name).is_file() for name in SAVED):
+            return _load_saved(path, split)
     try:
         subset = choose_subset(source, subsets, only=only)
     except RuntimeError:  # it comes with a loading script, which `datasets` no longer runs
@@ -207,12 +210,31 @@ def _open_file(path: Path) -> Path | Dataset:
 
 def _load(place: str, subset: str, split: str | None) -> Dataset:
     from datasets import load_dataset
+    from datasets.exceptions import DatasetGenerationError
 
-    if split is not None:
-        return load_dataset(place, subset, split=split)
-    splits = load_dataset(place, subset)
+    try:
+        found = load_dataset(place, subset, split=split)
+    except DatasetGenerationError as error:
+        reason = " ".join(str(error.__cause__ or error).split())  # such as files with different columns
+        raise ValueError(f"The files of {place} cannot be read as one table: {reason}. Name one of them.") from error
+    return found if split is not None else _only_split(found, f"The subset {subset!r} of {place}")
+
+
+def _load_saved(path: Path, split: str | None) -> Dataset:
+    from datasets import DatasetDict, load_from_disk
+
+    found = load_from_disk(str(path))
+    splits = found if isinstance(found, DatasetDict) else {"train": found}
+    if split is None:
+        return _only_split(splits, str(path))
+    if split not in splits:
+        raise ValueError(f"{path} was written by save_to_disk with the splits {list(splits)}, not {split!r}.")
+    return splits[split]
+
+
+def _only_split(splits: Mapping[str, Dataset], name: str) -> Dataset:
     if len(splits) > 1 and "train" not in splits:
-        raise ValueError(f"The subset {subset!r} of {place} has the splits {list(splits)}: texts must be in one split.")
+        raise ValueError(f"{name} has the splits {list(splits)}: texts must be in one split.")
     return splits["train"] if "train" in splits else next(iter(splits.values()))
 
 

@@ -69,6 +69,7 @@ def load_tuples(
     | lightonai/ms-marco-en-bge, lion-quickstart | query_id, document_ids, scores; the best scored is the positive |
     | sentence-transformers/msmarco | query_id, positive_id, negative_id[, score]; query_id, doc_ids, labels |
     | mined by sentence-transformers, ids or texts | query, positive, negative or negative_1 ... negative_n[, label] |
+    | the same as labeled pairs, or lists | query, positive, label (0 or 1), or lists of the latter two or of scores |
     | sentence-transformers/msmarco-hard-negatives | qid, pos, neg (a list for each system) |
     | Tevatron/msmarco-passage | query, positive_passages, negative_passages or lists of document ids |
     | Tevatron's form with scores inside, as a reranker leaves them | the same, each passage with score or scores |
@@ -86,9 +87,9 @@ def load_tuples(
     pairs whose document the corpus lacks. A warning says how many.
 
     Args:
-        source: Hub data set ("owner/name", "owner/name:subset", "hf://owner/name/subset"), local copy of one, BEIR
-            folder, or file: `.jsonl`, `.tsv` or `.csv` (with a header; without one a .tsv holds DPR's questions and
-            answers), also `.gz`, `.bz2`, `.xz` or `.zst`; `.parquet`.
+        source: Hub data set ("owner/name", "owner/name:subset", "hf://owner/name/subset"), local copy of one, folder of
+            `Dataset.save_to_disk`, BEIR folder, or file: `.jsonl`, `.tsv` or `.csv` (with a header; without one a .tsv
+            holds DPR's questions and answers), also `.gz`, `.bz2`, `.xz` or `.zst`; `.parquet`.
         negatives: Negatives of each tuple; None takes all, of which every row must then have equally many.
         teacher_scores: Whether to add the column `label`, a list of 1 + negatives scores, the positive's first. Where
             only the margin of a triplet is published, it reads [margin, 0].
@@ -135,6 +136,8 @@ def load_tuples(
     """
     if negatives is not None and negatives < 0:
         raise ValueError(f"negatives is {negatives}: give 0 or more, or None for all.")
+    if ranks[0] < 0 or (ranks[1] is not None and ranks[1] <= ranks[0]):
+        raise ValueError(f"ranks are [start, stop) with 0 <= start < stop, got {ranks[0]} and {ranks[1]}.")
     if teacher_normalization not in get_args(Normalization):
         raise ValueError(
             f"teacher_normalization is {teacher_normalization!r}: choose one of {', '.join(get_args(Normalization))}."

@@ -1,0 +1,124 @@
+"""Tuples as sentence-transformers and `datasets` leave them, and ids and texts that are out of the ordinary."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset, DatasetDict
+from layout_files import write_jsonl
+
+from lion_st.data import load_tuples
+from lion_st.data.checking import check_tuples
+
+
+@pytest.fixture(autouse=True)
+def datasets_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets-cache")
+
+
+@pytest.fixture(scope="module")
+def mined():
+    """What sentence-transformers mines for pairs of a query and a positive, by output format."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import BoW
+    from sentence_transformers.util import mine_hard_negatives
+
+    pairs = {"query": ["lions hunt", "zebras run"], "positive": ["lions hunt at night", "zebras run at day"]}
+    corpus = ["lions hunt rarely", "zebras run rarely"]
+    words = sorted({word for text in (*pairs["query"], *pairs["positive"], *corpus) for word in text.split()})
+    model = SentenceTransformer(modules=[BoW(words)], device="cpu")
+
+    def mine(output_format, scored):
+        return mine_hard_negatives(
+            Dataset.from_dict(pairs), model, corpus=corpus, num_negatives=1, sampling_strategy="top", verbose=False,
+            output_format=output_format, output_scores=scored,
+        )  # fmt: skip
+
+    return mine
+
+
+@pytest.mark.parametrize("scored", [False, True])
+@pytest.mark.parametrize("output_format", ["triplet", "n-tuple", "labeled-pair", "labeled-list"])
+def test_negatives_that_sentence_transformers_mined_are_negatives(mined, tmp_path, output_format, scored):
+    if scored and output_format == "labeled-pair":
+        pytest.skip("a column `positive` with scores does not say which of its documents are relevant")
+    mined(output_format, scored).to_json(tmp_path / "mined.jsonl")
+    tuples = load_tuples(tmp_path / "mined.jsonl", negatives=1, teacher_scores=scored)
+    found = {row["query"]: (row["positive"], row["negative_1"]) for row in tuples}
+    assert found == {
+        "lions hunt": ("lions hunt at night", "lions hunt rarely"),
+        "zebras run": ("zebras run at day", "zebras run rarely"),
+    }
+
+
+def test_what_a_label_calls_irrelevant_is_not_trained_on_as_a_positive(tmp_path):
+    (tmp_path / "labels.csv").write_text("anchor,positive,label\nq,yes,1\nq,no,0\nr,no,0\n")
+    with pytest.warns(UserWarning, match="left out 1 queries without a positive"):
+        tuples = load_tuples(tmp_path / "labels.csv", negatives=0)
+    assert tuples[:] == {"query": ["q"], "positive": ["yes"]}
+
+
+def test_lists_of_positives_and_negatives_are_read_and_a_bare_list_is_refused(tmp_path):
+    row = {"query": "q", "positive": ["a"], "negative": ["b", "c"]}
+    tuples = load_tuples(write_jsonl(tmp_path / "lists.jsonl", [row]), sampling="first")
+    assert tuples[0] == {"query": "q", "positive": "a", "negative_1": "b", "negative_2": "c"}
+    bare = write_jsonl(tmp_path / "bare.jsonl", [{"query": "q", "positive": ["a", "b"]}])
+    with pytest.raises(ValueError, match=r"bare\.jsonl:1 .* neither labels nor scores, nor a list in 'negative'"):
+        load_tuples(bare)
+
+
+def test_a_label_stays_with_the_document_of_id_0(tmp_path):
+    rows = [{"query": "q", "positive": 1, "negative_1": 0, "negative_2": None, "label": [3.0, 2.0, 1.0]}]
+    texts = write_jsonl(tmp_path / "texts.jsonl", [{"id": 0, "text": "zero"}, {"id": 1, "text": "one"}])
+    tuples = load_tuples(write_jsonl(tmp_path / "a.jsonl", rows), negatives=1, teacher_scores=True, documents=texts)
+    assert tuples[0] == {"query": "q", "positive": "one", "negative_1": "zero", "label": [3.0, 2.0]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "ids"),
+    [(pa.int64(), [9123456789012345678, -7000000000000000001]), (pa.uint64(), [2**63 + 5, 2**64 - 1])],
+)
+def test_ids_are_integers_of_any_size(tmp_path, kind, ids):
+    texts = pa.table({"id": pa.array(ids, kind), "text": ["one", "two"]})
+    pq.write_table(texts, tmp_path / "texts.parquet")
+    columns = {name: pa.array([one], kind) for name, one in zip(("positive", "negative"), ids, strict=True)}
+    pq.write_table(pa.table({"query": ["q"], **columns}), tmp_path / "tuples.parquet")
+    tuples = load_tuples(tmp_path / "tuples.parquet", documents=tmp_path / "texts.parquet")
+    assert tuples[0] == {"query": "q", "positive": "one", "negative_1": "two"}
+
+
+def test_half_a_surrogate_pair_is_named_with_its_row(tmp_path):
+    rows = [{"query": "good", "positive": "p"}, {"query": "bad \ud800", "positive": "p"}]
+    path = tmp_path / "scraped.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match=r"scraped\.jsonl:2 holds half of a surrogate pair"):
+        load_tuples(path)
+    (finding,) = check_tuples(path).findings
+    assert (finding.fault, finding.count) == ("malformed", 1)
+
+
+def test_what_save_to_disk_has_written_is_read(tmp_path):
+    rows = Dataset.from_dict({"query": ["q"], "positive": ["p"], "negative": ["n"]})
+    expected = {"query": "q", "positive": "p", "negative_1": "n"}
+    rows.save_to_disk(tmp_path / "one")
+    DatasetDict(train=rows, dev=rows).save_to_disk(tmp_path / "splits")
+    assert load_tuples(tmp_path / "one")[0] == load_tuples(tmp_path / "splits", split="dev")[0] == expected
+    with pytest.raises(ValueError, match=re.escape("with the splits ['train', 'dev'], not 'train[:1%]'")):
+        load_tuples(tmp_path / "splits", split="train[:1%]")
+
+
+def test_files_that_are_no_table_together_are_said_with_the_reason(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", [{"query": "q", "positive": "p"}])
+    write_jsonl(tmp_path / "b.jsonl", [{"id": 1, "text": "t"}])
+    with pytest.raises(ValueError, match=r"cannot be read as one table: .*column names don.t match\. Name one of them"):
+        load_tuples(tmp_path)
+
+
+@pytest.mark.parametrize("ranks", [(-2, None), (3, 1)])
+def test_ranks_out_of_order_are_named(tmp_path, ranks):
+    with pytest.raises(ValueError, match=f"ranks are .start, stop. .*, got {ranks[0]} and {ranks[1]}"):
+        load_tuples(tmp_path, ranks=ranks)
