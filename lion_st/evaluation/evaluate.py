@@ -30,12 +30,14 @@ from lion_st.retrieval.bm25 import Bm25Retriever
 from lion_st.retrieval.retriever import ModelRetriever, Retriever
 
 if TYPE_CHECKING:
+    from mteb import Benchmark
+    from mteb.abstasks.aggregated_task import AbsTaskAggregate
     from mteb.abstasks.retrieval import AbsTaskRetrieval
     from mteb.models.model_meta import ModelMeta
     from mteb.results import ModelResult, TaskResult
     from sentence_transformers import SentenceTransformer, SparseEncoder
 
-    Source: TypeAlias = str | Path | AbsTaskRetrieval
+    Source: TypeAlias = str | Path | AbsTaskRetrieval | AbsTaskAggregate | Benchmark
 
 Row: TypeAlias = dict[str, Any]
 
@@ -70,7 +72,7 @@ def evaluate_retrieval(
     Args:
         model: A loaded model, a path or Hub id for `load_encoder`, "bm25", the path of a TREC run file, which is scored
             as it is, or any `Retriever`, whose own engine and lengths then count.
-        data: BEIR folders, mteb's task and benchmark names, and tasks, see `get_task_groups` and `trec_task`.
+        data: BEIR folders, mteb's tasks and benchmarks or their names, see `get_task_groups` and `trec_task`.
         engine: Index engine, see `create_index`; of several, the first that searches the model's kind of vectors.
         output_dir: Folder of the result files.
         split: Split of BEIR folders.
@@ -129,7 +131,7 @@ def evaluate_retrieval(
             if group.name is not None:
                 rows.append(of_groups[-1])
         if len(groups) > 1:
-            rows.append(mean_row(str(source), of_groups))
+            rows.append(mean_row(getattr(source, "name", str(source)), of_groups))
     return rows
 
 

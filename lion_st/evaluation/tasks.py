@@ -17,6 +17,8 @@ from lion_st.extras import require
 from lion_st.files import checksum
 
 if TYPE_CHECKING:
+    from mteb import Benchmark
+    from mteb.abstasks.aggregated_task import AbsTaskAggregate
     from mteb.abstasks.retrieval import AbsTaskRetrieval
 
 
@@ -31,6 +33,7 @@ def get_task(source: str | Path | AbsTaskRetrieval, split: str = "test") -> AbsT
 
     Raises:
         FileNotFoundError: If the source is neither.
+        TypeError: If it is of another type.
         ValueError: If the mteb task is not a text retrieval task.
     """
     AbsTaskRetrieval = require("mteb.abstasks.retrieval").AbsTaskRetrieval
@@ -38,6 +41,8 @@ def get_task(source: str | Path | AbsTaskRetrieval, split: str = "test") -> AbsT
     if isinstance(source, str | Path) and _is_collection(source):
         return folder_task(source, split)
     task = _mteb_task(str(source)) if isinstance(source, str | Path) else source
+    if not hasattr(task, "metadata"):
+        raise TypeError(f"A folder, a name or a task of mteb expected, got {task!r}: of several, give a list.")
     if not isinstance(task, AbsTaskRetrieval) or task.metadata.modalities != ["text"]:
         raise ValueError(f"{source} is of the type {task.metadata.type!r}: give a text retrieval task.")
     return task
@@ -50,28 +55,35 @@ class TaskGroup(NamedTuple):
     tasks: list[AbsTaskRetrieval]
 
 
-def get_task_groups(source: str | Path | AbsTaskRetrieval, split: str = "test") -> list[TaskGroup]:
-    """Like `get_task`, and also for the names of benchmarks and of tasks that average others.
+def get_task_groups(
+    source: str | Path | AbsTaskRetrieval | AbsTaskAggregate | Benchmark, split: str = "test"
+) -> list[TaskGroup]:
+    """Like `get_task`, and also for benchmarks and tasks that average others.
 
     Args:
-        source: As for `get_task`; or an mteb benchmark, such as "BEIR", "NanoBEIR" or "MTEB(eng, v2)", in whatever
-            case, of which the text retrieval tasks are taken; or an average, such as "CQADupstackRetrieval".
+        source: As for `get_task`; or an mteb benchmark, itself or its name, such as "BEIR", "NanoBEIR" or
+            "MTEB(eng, v2)", in whatever case, of which the text retrieval tasks are taken; or an average, such as
+            "CQADupstackRetrieval".
         split: Split of a folder.
 
     Raises:
         FileNotFoundError: If the source is none of these.
+        TypeError: If it is of another type.
         ValueError: If it has no text retrieval task.
     """
     mteb = require("mteb")
     from mteb.abstasks.aggregated_task import AbsTaskAggregate
 
-    if not isinstance(source, str) or _is_collection(source):
-        return [TaskGroup(None, [get_task(source, split)])]
-    benchmarks = {benchmark.name.lower(): benchmark for benchmark in mteb.get_benchmarks()}
-    if source.lower() in benchmarks:
-        found: list[Any] = [task for task in benchmarks[source.lower()].tasks if _is_retrieval(task)]
+    meant: Any = source
+    if isinstance(source, str) and not _is_collection(source):
+        benchmarks = {benchmark.name.lower(): benchmark for benchmark in mteb.get_benchmarks()}
+        meant = benchmarks.get(source.lower()) or _mteb_task(source)
+    if isinstance(meant, mteb.Benchmark):
+        found: list[Any] = [task for task in meant.tasks if _is_retrieval(task)]
+    elif isinstance(meant, AbsTaskAggregate):
+        found = [meant]
     else:
-        found = [_mteb_task(source)]
+        return [TaskGroup(None, [get_task(meant, split)])]
     groups = []
     for task in found:
         parts: list[Any] = list(task.tasks) if isinstance(task, AbsTaskAggregate) else [task]

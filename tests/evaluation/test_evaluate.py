@@ -235,7 +235,14 @@ def test_benchmarks_and_averages_are_the_tasks_they_stand_for(folder) -> None:
     assert len(get_task_groups("NanoBEIR")) == 13
     for year, grades in ((2019, "test"), (2020, "test")):
         assert get_task(f"TRECDL{year}").metadata.eval_splits == [grades]
+    for name in ("CQADupstackRetrieval", "NanoBEIR"):
+        itself = mteb.get_task(name) if name.startswith("CQA") else mteb.get_benchmark(name)
+        by_name, as_it_is = ([(one.name, len(one.tasks)) for one in get_task_groups(given)] for given in (name, itself))
+        assert by_name == as_it_is
     assert [group.name for group in get_task_groups(folder)] == [None]
+    for wrong in (None, iter([folder])):
+        with pytest.raises(TypeError, match="of several, give a list"):
+            evaluate_retrieval("bm25", wrong)
     with pytest.raises(FileNotFoundError, match="NoSuchBenchmark"):
         get_task_groups("NoSuchBenchmark")
 
