@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -58,6 +59,20 @@ def unheld_by_stock(head: Any, model_type: str) -> str | None:
     return None
 
 
+def head_as_run(model: BaseModel) -> Any:
+    """The model's head, with the limit of active terms that a `SparseEncoder` has itself, which goes before the head's.
+
+    The model is left as it is.
+    """
+    head: Any = model[1]
+    limit = getattr(model, "max_active_dims", None)
+    if limit is None:
+        return head
+    head = copy.copy(head)
+    head.max_active_dims, head.query_max_active_dims, head.document_max_active_dims = limit, None, None
+    return head
+
+
 def write_stock_checkpoint(
     model: BaseModel, folder: Path, model_type: str, resume: bool = False, with_limits: bool = False
 ) -> None:
@@ -77,7 +92,7 @@ def write_stock_checkpoint(
         ValueError: If there are thresholds, and they would be left out.
     """
     transformer: Any = model[0]
-    head: Any = model[1]
+    head = head_as_run(model)
     if getattr(head, "thresholds", None) is not None and not with_limits:
         raise ValueError(f"{NOT_STOCK}: {unheld_by_stock(head, model_type)}. {WITH_LIMITS}.")
     modules = head.stock_modules()

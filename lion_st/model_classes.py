@@ -184,6 +184,9 @@ class LionSentenceTransformer(LionModel, SentenceTransformer):
                 f"truncate_dim={kwargs['truncate_dim']} would keep the first terms of the vocabulary, which are mostly "
                 "zero in a sparse vector. Set model[1].max_active_dims to keep each text's heaviest terms."
             )
+        if kwargs.get("output_value") == "token_embeddings":  # stock cuts padding off the end alone
+            rows: Any = super()._inference(inputs, **(kwargs | {"output_value": None}))
+            return [row["token_embeddings"][row["attention_mask"].bool()] for row in rows]
         return super()._inference(inputs, **kwargs)
 
 

@@ -53,7 +53,7 @@ def encode_texts(
 
     Args:
         model: A sparse or dense model.
-        texts: N texts.
+        texts: N texts: a list, an array, a column of a table.
         task: Whether they are queries or documents: their prompts and lengths may differ.
         max_tokens: Length to cut texts to, in place of the model's own.
         tokens_per_batch: Padded tokens per batch.
@@ -73,6 +73,8 @@ def encode_texts(
 
     if isinstance(texts, str | bytes):
         raise TypeError(f"Give a list of texts, got the string {texts[:40]!r}.")
+    if task not in PLURAL:
+        raise ValueError(f"task is 'query' or 'document', got {task!r}.")
     texts = list(texts)  # of pandas' Series the values, whatever their labels
     for row, text in enumerate(texts):
         if not isinstance(text, str) or not text.strip():

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import PreTrainedModel
 
+TOKENS = ".token_adapter"  # end of the name of a layer that trains some tokens' embeddings, in a wrapper of its own
+
 
 def attach_adapter(model: PreTrainedModel, config: PeftConfig, revision: str | None = None) -> None:
     """Attach a new adapter whose weights are float32 whatever the model's, and record the base it belongs to.
@@ -44,10 +46,52 @@ def save_adapter(model: PreTrainedModel, folder: str | Path) -> None:
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
-    tensors = get_peft_model_state_dict(model)
+    name = active_adapter(model)
+    tensors = get_peft_model_state_dict(model, adapter_name=name)
     named = {f"base_model.model.{name}": tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     save_file(named, Path(folder) / "adapter_model.safetensors", metadata={"format": "pt"})
-    model.peft_config["default"].save_pretrained(str(folder))
+    model.peft_config[name].save_pretrained(str(folder))
+
+
+def active_adapter(model: PreTrainedModel) -> str:
+    """The name of the adapter that the model runs, the one that is saved.
+
+    Raises:
+        ValueError: If several run at a time.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = (module for module in model.modules() if isinstance(module, BaseTunerLayer))
+    names = next((layer.active_adapters for layer in layers), list(model.peft_config))
+    if len(names) != 1:
+        raise ValueError(
+            f"The model runs the adapters {names}, and a checkpoint holds one: choose it with model.set_adapter, or "
+            "write them merged with lion_st.export."
+        )
+    return names[0]
+
+
+def saved_module(module: Any) -> Any:
+    """The module that takes another one's place where an adapter names it in `modules_to_save`; any other itself."""
+    if type(module).__name__ != "ModulesToSaveWrapper":  # of peft, whose import takes seconds
+        return module
+    return module.modules_to_save[module.active_adapters[0]]
+
+
+def without_wrapper(model: Any) -> Any:
+    """The model inside of a `PeftModel`, which has the adapter in its layers; any other as it is.
+
+    Raises:
+        ValueError: If the adapter is of virtual tokens, which are in no layer.
+    """
+    if not type(model).__module__.startswith("peft."):
+        return model
+    inner, config = model.get_base_model(), model.active_peft_config
+    if config.is_prompt_learning:
+        raise ValueError(f"{config.peft_type.value} puts virtual tokens in front of texts: take LoRA or its like.")
+    inner.peft_config = model.peft_config
+    mark_adapter(inner, True)
+    return inner
 
 
 def load_adapter_weights(model: PreTrainedModel, source: str, **hub_options: Any) -> None:
@@ -114,16 +158,16 @@ def merged_state_dict(model: PreTrainedModel) -> dict[str, torch.Tensor]:
         Tensors under the names of the same model without adapters.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils.other import ModulesToSaveWrapper
 
     wrapped: dict[str, dict[str, torch.Tensor]] = {}
     for name, module in model.named_modules():
-        if isinstance(module, ModulesToSaveWrapper):
-            wrapped[name] = module.modules_to_save[module.active_adapters[0]].state_dict()
+        if saved_module(module) is not module:
+            wrapped[name] = saved_module(module).state_dict()
         elif isinstance(module, BaseTunerLayer):
             layer = on_plain_weights(module) if is_four_bit(module.get_base_layer()) else copy.deepcopy(module)
             layer.merge(safe_merge=True)
-            wrapped[name] = {key: tensor.cpu() for key, tensor in layer.get_base_layer().state_dict().items()}
+            tensors = layer.get_base_layer().state_dict()
+            wrapped[name.removesuffix(TOKENS)] = {key: tensor.cpu() for key, tensor in tensors.items()}
             del layer
         elif is_four_bit(module) and not name.endswith(".base_layer"):
             wrapped[name] = {key: tensor.cpu() for key, tensor in dequantized(module).state_dict().items()}
@@ -146,12 +190,11 @@ def merge_adapter(model: PreTrainedModel, awaits_weights: bool = False) -> None:
         awaits_weights: Whether there are no weights yet to merge into, so that the adapter is only removed.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils.other import ModulesToSaveWrapper
 
     for name, module in list(model.named_modules()):
-        parent, _, leaf = name.rpartition(".")
-        if isinstance(module, ModulesToSaveWrapper):
-            setattr(model.get_submodule(parent), leaf, module.modules_to_save[module.active_adapters[0]])
+        parent, _, leaf = name.removesuffix(TOKENS).rpartition(".")
+        if saved_module(module) is not module:
+            setattr(model.get_submodule(parent), leaf, saved_module(module))
         elif isinstance(module, BaseTunerLayer):
             if not awaits_weights:
                 module.merge(safe_merge=True)

@@ -17,6 +17,15 @@ LISTS_BY_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers")  # a value
 LISTS_OF_LAYERS = ("mlp_only_layers", "cross_attention_layers", "full_attention_layers", "attn_layer_indices")
 
 
+def decoder_of(model: PreTrainedModel) -> Any:
+    """A causal LM without its LM head, and a decoder itself.
+
+    `get_decoder` takes the LM head of some for it, which has that name, as in ModernBERT's decoder.
+    """
+    decoder = model.get_decoder()
+    return model.base_model if decoder is model.get_output_embeddings() else decoder
+
+
 def choose_layers(
     total: int, num_layers: int | None = None, layers: Sequence[int] | None = None
 ) -> tuple[int, ...] | None:
@@ -60,7 +69,7 @@ def keep_layers(model: PreTrainedModel, kept: Sequence[int]) -> None:
         ValueError: If the model does not hold its layers in a list named `layers` or `h`, or its configuration names
             some of them by number.
     """
-    decoder: Any = model.get_decoder()
+    decoder = decoder_of(model)
     name = next(
         (name for name in ("layers", "h") if isinstance(getattr(decoder, name, None), torch.nn.ModuleList)), None
     )

@@ -16,6 +16,7 @@ from transformers.utils import cached_file
 from lion_st.files import read_json
 from lion_st.modules import unpadding
 from lion_st.modules.adapters import raise_on_wrong_weights
+from lion_st.modules.backbones import decoder_of
 from lion_st.modules.lm_head import LMHead
 
 
@@ -38,16 +39,12 @@ def require_decoder_only(config: PretrainedConfig, name: str) -> None:
     )
 
 
-def require_layers(config: PretrainedConfig, source: str, options: dict[str, Any]) -> None:
-    """Raise if a configuration asks for more layers than were saved, before a single one is built.
+def saved_names(source: str, options: dict[str, Any]) -> list[str]:
+    """The names of the weights in safetensors files, none if there are no such files.
 
     Args:
-        config: Of the model to load.
         source: Folder or Hub name.
         options: What `from_pretrained` is given.
-
-    Raises:
-        ValueError: With both numbers.
     """
     names = ("token", "cache_dir", "revision", "local_files_only", "subfolder")
     hub = {name: options[name] for name in names if options.get(name)}
@@ -56,19 +53,31 @@ def require_layers(config: PretrainedConfig, source: str, options: dict[str, Any
         return cached_file(source, name, _raise_exceptions_for_missing_entries=False, **hub)
 
     if options.get("gguf_file"):
-        return
+        return []
     if index := found("model.safetensors.index.json"):
-        tensors = list(read_json(index)["weight_map"])
-    elif file := found("model.safetensors"):
+        return list(read_json(index)["weight_map"])
+    if file := found("model.safetensors"):
         with safe_open(file, framework="pt") as weights:
-            tensors = list(weights.keys())
-    else:
-        return
-    numbers = [int(match[2]) for name in tensors if (match := re.search(r"(^|\.)(?:layers|h)\.(\d+)\.", name))]
+            return list(weights.keys())
+    return []
+
+
+def require_layers(config: PretrainedConfig, source: str, saved: list[str]) -> None:
+    """Raise if a configuration asks for more layers than were saved, before a single one is built.
+
+    Args:
+        config: Of the model to load.
+        source: Folder or Hub name.
+        saved: Names of its weights.
+
+    Raises:
+        ValueError: With both numbers.
+    """
+    numbers = [int(match[2]) for name in saved if (match := re.search(r"(^|\.)(?:layers|h)\.(\d+)\.", name))]
     wanted = getattr(config.get_text_config(), "num_hidden_layers", None)
-    saved = max(numbers, default=-1) + 1
-    if wanted is not None and wanted > saved > 0:
-        raise_on_wrong_weights(source, [f"model.layers.{saved} of {wanted:,} layers, where {saved} were saved"], [], [])
+    there = max(numbers, default=-1) + 1
+    if wanted is not None and wanted > there > 0:
+        raise_on_wrong_weights(source, [f"model.layers.{there} of {wanted:,} layers, where {there} were saved"], [], [])
 
 
 @torch.no_grad()
@@ -83,7 +92,7 @@ def require_attention(model: PreTrainedModel, causal: bool = False) -> None:
         ValueError: Naming the architecture, if a state does not see later tokens, or does in a causal model, or depends
             on left padding.
     """
-    decoder = model.get_decoder()
+    decoder = decoder_of(model)
     first = probe_ids(model)
     last = first.clone()
     last[-1] = first[0]
@@ -125,7 +134,7 @@ def require_known_logits(model: PreTrainedModel, head: LMHead) -> None:
     """
     ids = probe_ids(model)[None]
     with evaluating(model):
-        hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+        hidden = decoder_of(model)(input_ids=ids, use_cache=False).last_hidden_state
         expected = model(input_ids=ids, use_cache=False).logits
     logits = (hidden.to(head.weight.dtype) @ head.weight.T).float() * head.multiplier
     if head.bias is not None:

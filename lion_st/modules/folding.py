@@ -11,12 +11,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
-from lion_st.modules.adapters import merged_state_dict
+from lion_st.modules.adapters import merged_state_dict, saved_module
+from lion_st.modules.backbones import decoder_of
 from lion_st.modules.quantization import plain_config
 
 # A checkpoint with its scale folded in keeps the unfolded norm here, so that training resumes to the bit.
 RESUME_FILE = "lion_st.safetensors"
-FINAL_NORM_NAMES = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
+FINAL_NORM_NAMES = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f", "embedding_norm")
 
 
 def final_norm(model: PreTrainedModel) -> Any:
@@ -25,10 +26,10 @@ def final_norm(model: PreTrainedModel) -> Any:
     Raises:
         ValueError: If the decoder has none with a weight that a scale could be folded into.
     """
-    decoder = model.get_decoder()
+    decoder = decoder_of(model)
     for name in FINAL_NORM_NAMES:
         if isinstance(getattr(getattr(decoder, name, None), "weight", None), torch.Tensor):
-            return getattr(decoder, name)
+            return saved_module(getattr(decoder, name))
     raise ValueError(
         f"{type(model).__name__} has no final norm that a logit scale could be folded into; build the model with "
         "scale=1.0."
@@ -51,7 +52,7 @@ def save_merged(model: PreTrainedModel, folder: str, scale: float = 1.0) -> None
     weights = merged_state_dict(model)
     if scale != 1.0:
         norm = final_norm(model)
-        name = next(name for name, module in model.named_modules() if module is norm)
+        name = next(name for name, module in model.named_modules() if saved_module(module) is norm)
         for key, tensor in scaled_norm(norm, scale).items():
             weights[f"{name}.{key}"] = tensor
     with torch.device("meta"):

@@ -22,8 +22,9 @@ from lion_st.modules.adapters import (
     load_adapter_weights,
     read_adapter_config,
     save_adapter,
+    without_wrapper,
 )
-from lion_st.modules.backbones import choose_layers, gguf_options, keep_layers
+from lion_st.modules.backbones import choose_layers, decoder_of, gguf_options, keep_layers
 from lion_st.modules.checks import (
     packed_states_are_equal,
     require_attention,
@@ -246,12 +247,15 @@ class LionTransformer(Transformer):
                 model.requires_grad_(False)
         return model
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, without_wrapper(value) if name == "model" else value)  # of peft's get_peft_model
+
     # ---- running ----
 
     @property
     def decoder(self) -> Any:
         """The backbone without its LM head."""
-        return self.model.get_decoder()
+        return decoder_of(self.model)
 
     @property
     def lm_head(self) -> LMHead:
@@ -412,7 +416,7 @@ class LionTransformer(Transformer):
             resume: Also keep the unfolded norm and this configuration of the head, so that training resumes to the
                 bit.
         """
-        self.save_merged(output_path, scale=scale)
+        save_merged(self.model, output_path, scale)
         if resume is not None:
             save_unfolded(self.model, output_path, resume)
         self._save_contract(output_path, super().get_config_dict())
@@ -434,10 +438,6 @@ class LionTransformer(Transformer):
         self.processor.save_pretrained(output_path)
         Path(output_path, self.config_file_name).write_text(json.dumps(config, indent=4), encoding="utf-8")
         write_verdict(Path(output_path), self.model, self.checked, self.loaded_attention)
-
-    def save_merged(self, output_path: str, scale: float = 1.0) -> None:
-        """Save weights and configuration alone, adapters merged; see `lion_st.modules.folding.save_merged`."""
-        save_merged(self.model, output_path, scale)
 
     @property
     def final_norm(self) -> Any:

@@ -16,7 +16,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from lion_st.hooks import give_memory
 from lion_st.modules.adapters import raise_on_wrong_weights
 from lion_st.modules.backbones import as_plain_weights, gguf_options, unpacked_weights
-from lion_st.modules.checks import require_layers
+from lion_st.modules.checks import require_layers, saved_names
 from lion_st.modules.quantization import four_bit_config, keep_weights
 
 _awaiting: ContextVar[bool] = ContextVar("awaiting", default=False)
@@ -115,7 +115,8 @@ def load_backbone(task: Any, source: str, config: PretrainedConfig, options: dic
             raise ValueError(f"{source!r} is quantized already: load_in_4bit takes weights that are not.")
         dtype = options.get("dtype")
         options["quantization_config"] = four_bit_config(config.dtype if dtype in (None, "auto") else dtype)
-    require_layers(config, folder, options)
+    saved = saved_names(folder, options)
+    require_layers(config, folder, saved)
     if _awaiting.get() and not gguf:
         options["device_map"] = "meta"  # files are mapped, and what is moved there is not read
     auto_class = TRANSFORMER_TASK_TO_AUTO_MODEL[task]
@@ -128,8 +129,14 @@ def load_backbone(task: Any, source: str, config: PretrainedConfig, options: dic
             f"The weights in {source!r} do not match its configuration: {error} Restore the weights and "
             "configuration that were saved together."
         ) from error
-    # A backbone's LM head is rightly left out of a dense model.
-    unexpected = [key for key in report["unexpected_keys"] if not key.startswith("lm_head.")]
+    # A backbone's LM head, whatever its name, is rightly left out of a dense model.
+    decoder = f"{model.base_model_prefix}." if task == "feature-extraction" else ""
+    of_causal_lm = any(name.startswith(decoder) for name in saved)
+    unexpected = [
+        key
+        for key in report["unexpected_keys"]
+        if not key.startswith("lm_head.") and (key.startswith(decoder) or not of_causal_lm)
+    ]
     raise_on_wrong_weights(
         source, sorted(report["missing_keys"]), sorted(unexpected), sorted(report["mismatched_keys"], key=str)
     )

@@ -49,7 +49,8 @@ class SpladeHead(Head):
 
     Raises:
         ValueError: If a limit is not a positive integer, if the activation is none of these, if the backbone has no LM
-            head that can be read, or if its own logits are not what this head computes.
+            head that can be read, if its own logits are not what this head computes, or if it has no final norm that a
+            scale other than 1 could be folded into on the disk.
 
     References:
         Zeng et al., Scaling Sparse and Dense Retrieval in Decoder-Only LLMs, 2025, section 3.1:
@@ -117,6 +118,8 @@ class SpladeHead(Head):
         self._siblings = (transformer,)
         if self.scale is None:
             self.scale = transformer.get_embedding_dimension() ** -0.25
+        if self.scale != 1.0:
+            _ = transformer.final_norm  # into which the scale is folded when the model is saved
         if not transformer.checked.get("lm_head"):
             transformer.verify_lm_head()
 

@@ -43,7 +43,8 @@ def configure_tokenizer(
                 "tokenizer.pad_token and save it beside the weights."
             )
         tokenizer.pad_token = tokenizer.eos_token
-    rows = model.get_input_embeddings().num_embeddings
+    embeddings: Any = model.get_input_embeddings()
+    rows = len(embeddings.weight)  # an adapter's has no num_embeddings
     if max(len(tokenizer) - 1, tokenizer.pad_token_id) >= rows:
         raise ValueError(
             f"The tokenizer of {name!r} has {len(tokenizer)} tokens, but the model has embeddings for {rows}. Use the "

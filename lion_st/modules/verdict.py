@@ -77,7 +77,7 @@ def _digest(folder: Path, model: Any) -> str | None:
     """SHA-256 over what decides how a checkpoint, and the base of an adapter, computes; None if that is not there."""
     folders = [folder]
     if has_adapter(model):
-        base = _base_folder(model.peft_config["default"])
+        base = _base_folder(next(iter(model.peft_config.values())))
         if base is None:
             return None
         folders.append(base)

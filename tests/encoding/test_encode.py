@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from tiny_models import TEXTS
@@ -414,6 +415,14 @@ def test_one_string_in_place_of_texts_is_a_type_error(sparse_model) -> None:
         search_texts(sparse_model, index, "lions")
     with pytest.raises(TypeError, match="list of queries"):
         ModelRetriever(sparse_model).search("lions")
+
+
+@pytest.mark.parametrize("kind", [np.array, lambda texts: pd.Series(texts, index=[2, 0, 1]), iter])
+def test_texts_of_any_container_are_encoded_in_their_order(dense_model, kind) -> None:
+    expected = encode_texts(dense_model, DOCUMENTS[:3], "document")
+    assert (encode_texts(dense_model, kind(DOCUMENTS[:3]), "document") == expected).all()
+    with pytest.raises(ValueError, match="task is 'query' or 'document', got 'passage'"):
+        encode_texts(dense_model, DOCUMENTS[:3], "passage")
 
 
 def test_one_machine_and_a_cluster_take_the_same_options(tmp_path) -> None:

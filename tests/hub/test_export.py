@@ -158,6 +158,15 @@ def test_a_bfloat16_export_is_as_near_to_float32_as_the_live_model(tiny_backbone
         assert abs(widened.encode(texts) - exact).max() < 1e-5
 
 
+@pytest.mark.parametrize("pooling", ["mean", "last_token"])
+def test_large_states_are_compared_by_their_size(tiny_backbone, texts, tmp_path, pooling):
+    model = lion_st.build(tiny_backbone(), "dense", pooling=pooling, device="cpu")
+    with torch.no_grad():
+        model[0].final_norm.weight.mul_(500)  # as of Qwen2, whose states reach hundreds
+    lion_st.export(model, tmp_path / "out", create_model_card=False)
+    assert abs(model.encode(texts)).max() > 100
+
+
 def test_gemmas_norm_is_folded_around_one(tiny_backbone, tmp_path):
     model = lion_st.build(tiny_backbone("gemma2"), "sparse", device="cpu")
     lion_st.export(model, tmp_path / "out")
@@ -219,6 +228,24 @@ def test_limits_that_stock_does_not_have_are_exported_on_request_for_lion_st_alo
 
 
 # ---- what is there already, and what goes wrong ----
+
+
+def test_a_limit_of_the_sparse_encoder_itself_is_saved_and_exported(tiny_backbone, texts, tmp_path):
+    model = lion_st.build(tiny_backbone(), "sparse", query_max_active_dims=9, as_sparse_encoder=True, device="cpu")
+    model.max_active_dims = 7
+    expected = model.encode_query(texts).to_dense()
+    assert (expected > 0).sum(1).tolist() == [7] * len(texts)
+    model.save(str(tmp_path / "saved"), create_model_card=False)
+    lion_st.export(model, tmp_path / "out", "SparseEncoder", create_model_card=False)
+    for folder in ("saved", "out"):
+        for found in (
+            lion_st.load(tmp_path / folder, as_sparse_encoder=True, device="cpu"),
+            SparseEncoder(str(tmp_path / folder), device="cpu"),
+        ):
+            torch.testing.assert_close(found.encode_query(texts).to_dense(), expected, rtol=1e-5, atol=1e-5)
+    assert (model.max_active_dims, model[1].max_active_dims, model[1].query_max_active_dims) == (7, None, 9)
+    with pytest.raises(ValueError, match=r"a stock SentenceTransformer has no limit of active terms .*=7"):
+        lion_st.export(model, tmp_path / "dense rows")
 
 
 def contents(folder):

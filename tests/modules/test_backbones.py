@@ -8,7 +8,9 @@ import sys
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from safetensors.torch import load_file
+from tiny_models import tiny_tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, ModernBertDecoderConfig
 
 import lion_st
 from lion_st.modules.backbones import choose_layers, keep_layers
@@ -88,6 +90,41 @@ def test_a_wrong_choice_is_refused(choice, message):
 
 def test_all_layers_are_no_choice():
     assert choose_layers(4) is choose_layers(4, num_layers=4) is choose_layers(4, layers=[0, 1, 2, 3]) is None
+
+
+# ---- architectures that name their parts in ways of their own ----
+
+
+def test_a_dense_model_leaves_out_an_lm_head_of_any_name(tiny_backbone):
+    backbone = tiny_backbone("gpt_neox", tied=False)  # Pythia, whose files call it embed_out
+    assert any(name.startswith("embed_out.") for name in load_file(f"{backbone}/model.safetensors"))
+    states = AutoModelForCausalLM.from_pretrained(backbone).gpt_neox.state_dict()
+    dense = lion_st.build(backbone, "dense", device="cpu")[0].model.state_dict()
+    assert states.keys() == dense.keys() and all((states[name] == dense[name]).all() for name in states)
+
+
+def test_the_scale_is_folded_into_a_final_norm_of_another_name(tiny_backbone, tmp_path):
+    model = lion_st.build(tiny_backbone("lfm2"), "sparse", device="cpu")
+    assert model[0].final_norm is model[0].model.model.embedding_norm
+    lion_st.export(model, tmp_path / "exported", create_model_card=False)  # compares the vectors
+
+
+def test_a_sparse_model_that_could_not_be_saved_is_not_built(tiny_backbone):
+    with pytest.raises(ValueError, match=r"OlmoForCausalLM has no final norm .* build the model with scale=1\.0"):
+        lion_st.build(tiny_backbone("olmo"), "sparse", device="cpu")
+    assert lion_st.build(tiny_backbone("olmo"), "sparse", scale=1.0, device="cpu").encode(TEXTS).shape == (2, 320)
+
+
+def test_an_lm_head_is_never_taken_for_the_decoder(tmp_path):
+    config = ModernBertDecoderConfig(
+        vocab_size=320, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        pad_token_id=2, eos_token_id=1, bos_token_id=0, cls_token_id=0, sep_token_id=1,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="makes its logits in a way the sparse head does not know"):
+        lion_st.build(tmp_path, "sparse", scale=1.0, device="cpu")
+    assert lion_st.build(tmp_path, "dense", device="cpu").encode(TEXTS).shape == (2, 32)
 
 
 # ---- GGUF ----
