@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import nn
 from transformers import TrainerCallback, set_seed
 
 from lion_st.data.quickstart import QUICKSTART_REPOSITORY, quickstart_data
-from lion_st.data.tuples import load_tuples, set_epoch
+from lion_st.data.tuples import load_tuples, reader_of, set_epoch
 from lion_st.losses import MicroBatchRegularizerWeightSchedulerCallback
 from lion_st.modules.multi_vector_head import TOKEN_DIMENSION
 from lion_st.training.cost import Lengths, TrainingCost
@@ -71,8 +71,9 @@ def build_trainer(
         arguments: Objective and prompts; `training_arguments.prompts` has those of single sources.
         training_arguments: Those of sentence-transformers' trainers. What is left out is filled in, in a copy: column
             tasks (`router_mapping`) and prompts, batch sampler, batch and accumulation.
-        train_dataset: As `load_tuples` makes it, or with such columns; the former draws other negatives each epoch.
-            With several, as `load_training_tuples` makes them, each batch is of one. `eval_share` of it is held out.
+        train_dataset: As `load_tuples` makes it, which draws other negatives each epoch, or any other with columns of
+            texts in this order, the query first, and perhaps a `label`. Of several in a `DatasetDict` each batch is of
+            one. `eval_share` is held out of tuples of `load_tuples`.
         callbacks: Of the trainer.
         loss: In place of the objective's own, see `build_loss`.
 
@@ -102,10 +103,9 @@ def build_trainer(
         report_teacher(sources, arguments.objective, arguments.teacher_temperature)
     if training_arguments.dataloader_num_workers:
         _leave_tokenizing_to_the_workers()
-    texts = list(dict.fromkeys(column for source in sources.values() for column in source[0] if column != "label"))
     # The task of a column decides on its length.
-    tasks = {column: "query" if column == "query" else "document" for column in texts}
-    tasks |= _given_tasks(training_arguments.router_mapping, texts)
+    tasks = _tasks(sources)
+    tasks |= _given_tasks(training_arguments.router_mapping, list(tasks))
     training_arguments.router_mapping = tasks
     training_arguments.prompts = column_prompts(prompts, tasks, isinstance(train_dataset, dict), model[0])
     if training_arguments.batch_sampler is None:
@@ -154,7 +154,7 @@ def build_trainer(
         ),
     )
     trainer.epoch_listeners += [
-        partial(set_epoch, source) for source in sources.values() if source.format["type"] == "custom"
+        partial(set_epoch, source) for source in sources.values() if reader_of(source) is not None
     ]
     if arguments.self_distillation:
         if is_sharded(training_arguments):
@@ -184,6 +184,20 @@ def _leave_tokenizing_to_the_workers() -> None:
     if os.environ.get("TOKENIZERS_PARALLELISM", "false").lower() not in ("false", "0", "off", "no", ""):
         logger.warning("TOKENIZERS_PARALLELISM is set to false: the data loader's workers would wait for it for ever.")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def _tasks(sources: Mapping[str, Dataset]) -> dict[str, str]:
+    """The task of each column of texts: the first is of queries, as the losses take it, whatever its name."""
+    tasks: dict[str, str] = {}
+    for name, source in sources.items():
+        first, *others = (column for column in source[0] if column != "label")
+        if "query" in others:
+            raise ValueError(
+                f"The columns of {name} begin with {first!r}, which the losses would take for the query: put 'query' "
+                "first with select_columns(['query', ...])."
+            )
+        tasks |= {first: "query"} | dict.fromkeys(others, "document")
+    return tasks
 
 
 def _given_tasks(router_mapping: Any, columns: Sequence[str]) -> dict[str, str]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from accelerate import FullyShardedDataParallelPlugin
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from sentence_transformers.base.sampler import BatchSamplers
 from tiny_runs import tiny_run, write_tuples
 from torch.utils.data import BatchSampler, ConcatDataset
@@ -342,6 +342,23 @@ def test_batch_sampler_and_column_tasks_are_the_given_ones(tiny_backbone, data, 
     assert given.args.router_mapping == tasks
     with pytest.raises(ValueError, match="--router_mapping says 'answer' is 'query': it maps columns, query, positive"):
         trainer_of(tiny_backbone(), data, tmp_path, router_mapping={"answer": "query"})
+
+
+def test_the_first_column_is_the_query_whatever_its_name(tiny_backbone, data, tmp_path):
+    texts = {"anchor": [f"q{n}" for n in range(24)], "positive": [f"p{n}" for n in range(24)]}
+    arguments, training = tiny_run(tiny_backbone(), data, tmp_path, objective="cl", negatives=0, save_steps=4)
+
+    def build(columns, several=False):
+        rows = Dataset.from_dict(columns)
+        rows = DatasetDict(a=rows, b=rows.select(range(12))) if several else rows
+        return build_trainer(build_model(arguments, "cpu"), arguments, training, rows)
+
+    trainer = build(texts, several=True)
+    assert trainer.args.router_mapping == {"anchor": "query", "positive": "document"}
+    trainer.train()
+    assert trainer.state.global_step == 4
+    with pytest.raises(ValueError, match="begin with 'positive', which the losses would take for the query: put 'que"):
+        build({"positive": texts["positive"], "query": texts["anchor"]})
 
 
 def test_arguments_are_left_as_they_were(tiny_backbone, data, tmp_path):
