@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
 from copy import copy
 from functools import partial
 from pathlib import Path
@@ -37,9 +36,8 @@ from lion_st.training.runs import export_run, run_log
 from lion_st.training.self_distillation import EmaCallback, EmaTeacher
 from lion_st.training.sharding import (
     build_device,
-    is_sharded,
     reading_for_shards,
-    refuse_with_quantization,
+    refuse_unsharded,
     sharding_of,
     share_checks,
 )
@@ -82,73 +80,42 @@ def build_trainer(
             cannot be read.
         FileNotFoundError: If a collection to evaluate on is not there.
     """
+    refuse_unsharded(arguments, training_arguments)
     share_checks(model[0])
     training_arguments = resolve_batches(arguments, training_arguments)
-    needed = training_arguments.per_device_train_batch_size * training_arguments.world_size
-    sources = train_dataset if isinstance(train_dataset, dict) else {" and ".join(arguments.train_data): train_dataset}
+    is_one = not isinstance(train_dataset, dict)
+    sources = {" and ".join(arguments.train_data): train_dataset} if is_one else train_dataset
     training_arguments.require_prompts(sources)
     prompts = source_prompts(arguments, training_arguments.prompts, sources)
     sources, held_out = hold_out_share(sources, training_arguments, prompts)
     if held_out is not None:
-        is_one = not isinstance(train_dataset, dict)
         train_dataset = next(iter(sources.values())) if is_one else type(train_dataset)(sources)
     evaluator = build_evaluator(training_arguments, arguments.paradigm, held_out)
-    for name, source in sources.items():
-        if len(source) < needed:
-            raise ValueError(
-                f"{name} has {len(source)} tuples, fewer than a batch of {needed}: give more data, or a smaller "
-                "--batch_size."
-            )
+    _require_batches(sources, training_arguments)
     if arguments.reads_scores and training_arguments.process_index == 0:
         report_teacher(sources, arguments.objective, arguments.teacher_temperature)
     if training_arguments.dataloader_num_workers:
         _leave_tokenizing_to_the_workers()
-    # The task of a column decides on its length.
-    tasks = _tasks(sources)
-    tasks |= _given_tasks(training_arguments.router_mapping, list(tasks))
+    tasks = _column_tasks(training_arguments.router_mapping, sources)
     training_arguments.router_mapping = tasks
-    training_arguments.prompts = column_prompts(prompts, tasks, isinstance(train_dataset, dict), model[0])
-    if training_arguments.batch_sampler is None:
-        # A text twice in a batch would be its own negative; `get_batch_sampler` looks at all devices.
-        training_arguments.batch_sampler = (
-            BatchSamplers.NO_DUPLICATES if arguments.objective in ("cl", "cl_kd") else BatchSamplers.BATCH_SAMPLER
-        )
-    if arguments.train_weights is not None:
-        training_arguments.multi_dataset_batch_sampler = partial(WeightedBatchSampler, weights=arguments.train_weights)
-    if arguments.query_encoder != "full":
-        if is_sharded(training_arguments):
-            raise ValueError(
-                f"--query_encoder {arguments.query_encoder} has no sharded form: leave out --fsdp or --deepspeed."
-            )
-        attach_query_table(model, arguments, sources)
-        rates = {r"query_table\.weight": arguments.query_encoder_learning_rate}
-        training_arguments.learning_rate_mapping = rates | cast(dict, training_arguments.learning_rate_mapping or {})
-    elif getattr(model, "query_table", None) is not None:
-        raise ValueError(
-            f"A table encodes the queries of {arguments.model!r}: train it on with --query_encoder static."
-        )
-    if (arguments.learn_thresholds or arguments.learn_top_k) and is_sharded(training_arguments):
-        raise ValueError("--learn_thresholds and --learn_top_k have no sharded form: leave out --fsdp or --deepspeed.")
-    rates = attach_learned_sparsity(model, arguments)
+    training_arguments.prompts = column_prompts(prompts, tasks, not is_one, model[0])
+    _choose_samplers(arguments, training_arguments)
+    rates = _attach_query_table(model, arguments, sources) | attach_learned_sparsity(model, arguments)
     training_arguments.learning_rate_mapping = rates | cast(dict, training_arguments.learning_rate_mapping or {})
     loss = build_loss(model, arguments) if loss is None else loss
-    callbacks = list(callbacks or [])
-    callbacks += prepare_regularizers(loss, model, sources, arguments.regularizer_warmup_ratio)
-    ramp = None
-    if isinstance(loss, SpladeLoss):
-        ramp = _ramp(loss, arguments)
-        callbacks.insert(0, ramp)
+    ramp = _ramp(loss, arguments) if isinstance(loss, SpladeLoss) else None
+    further = prepare_regularizers(loss, model, sources, arguments.regularizer_warmup_ratio)
     if training_arguments.max_seconds is not None:
-        callbacks.append(SecondsBudget(training_arguments.max_seconds, ramp))
+        further.append(SecondsBudget(training_arguments.max_seconds, ramp))
     if training_arguments.early_stopping_patience is not None:
-        callbacks.append(EarlyStopping(training_arguments.early_stopping_patience))
+        further.append(EarlyStopping(training_arguments.early_stopping_patience))
     trainer = TRAINERS[arguments.paradigm](
         model=model,
         args=training_arguments,
         train_dataset=train_dataset,
         loss=loss,
         evaluator=evaluator,
-        callbacks=callbacks,
+        callbacks=[*([] if ramp is None else [ramp]), *(callbacks or []), *further],
         guard=CollapseGuard(
             ramp, regularized=arguments.document_regularizer_weight > 0 and arguments.regularizer != "target"
         ),
@@ -157,16 +124,69 @@ def build_trainer(
         partial(set_epoch, source) for source in sources.values() if reader_of(source) is not None
     ]
     if arguments.self_distillation:
-        if is_sharded(training_arguments):
-            raise ValueError(
-                "--self_distillation has no sharded form: leave out --fsdp or --deepspeed, which DDP does."
-            )
         trainer.self_teacher = EmaTeacher(
             model, arguments.ema_decay, 1 / arguments.temperature, arguments.mini_batch_size
         )
         trainer.add_callback(EmaCallback(trainer.self_teacher))
     trainer.cost = training_cost(arguments, training_arguments, BackboneShape.from_config(model[0].config))
     return trainer
+
+
+def _require_batches(sources: dict[str, Dataset], training_arguments: RetrieverTrainingArguments) -> None:
+    """Refuse data that fill no batch."""
+    needed = training_arguments.per_device_train_batch_size * training_arguments.world_size
+    for name, source in sources.items():
+        if len(source) < needed:
+            raise ValueError(
+                f"{name} has {len(source)} tuples, fewer than a batch of {needed}: give more data, or a smaller "
+                "--batch_size."
+            )
+
+
+def _column_tasks(router_mapping: Any, sources: dict[str, Dataset]) -> dict[str, str]:
+    """The task of each column of texts, which decides on its length.
+
+    The first is of queries, as the losses take it, whatever its name, unless another task was given for it.
+    """
+    tasks: dict[str, str] = {}
+    for name, source in sources.items():
+        first, *others = (column for column in source[0] if column != "label")
+        if "query" in others:
+            raise ValueError(
+                f"The columns of {name} begin with {first!r}, which the losses would take for the query: put 'query' "
+                "first with select_columns(['query', ...])."
+            )
+        tasks |= {first: "query"} | dict.fromkeys(others, "document")
+    given = dict(router_mapping or {})
+    for column, task in given.items():
+        if column not in tasks or task not in ("query", "document"):
+            raise ValueError(
+                f"--router_mapping says {column!r} is {task!r}: it maps columns, {', '.join(tasks)}, to 'query' or "
+                "'document'."
+            )
+    return tasks | given
+
+
+def _choose_samplers(arguments: RetrieverArguments, training_arguments: RetrieverTrainingArguments) -> None:
+    if training_arguments.batch_sampler is None:
+        # A text twice in a batch would be its own negative; `get_batch_sampler` looks at all devices.
+        training_arguments.batch_sampler = (
+            BatchSamplers.NO_DUPLICATES if arguments.objective in ("cl", "cl_kd") else BatchSamplers.BATCH_SAMPLER
+        )
+    if arguments.train_weights is not None:
+        training_arguments.multi_dataset_batch_sampler = partial(WeightedBatchSampler, weights=arguments.train_weights)
+
+
+def _attach_query_table(model: Any, arguments: RetrieverArguments, sources: dict[str, Dataset]) -> dict[str, float]:
+    """Give the model a table for its queries if one is asked for, and that its learning rate."""
+    if arguments.query_encoder != "full":
+        attach_query_table(model, arguments, sources)
+        return {r"query_table\.weight": arguments.query_encoder_learning_rate}
+    if getattr(model, "query_table", None) is not None:
+        raise ValueError(
+            f"A table encodes the queries of {arguments.model!r}: train it on with --query_encoder static."
+        )
+    return {}
 
 
 def _ramp(loss: SpladeLoss, arguments: RetrieverArguments) -> SpladeRegularizerWeightSchedulerCallback:
@@ -184,32 +204,6 @@ def _leave_tokenizing_to_the_workers() -> None:
     if os.environ.get("TOKENIZERS_PARALLELISM", "false").lower() not in ("false", "0", "off", "no", ""):
         logger.warning("TOKENIZERS_PARALLELISM is set to false: the data loader's workers would wait for it for ever.")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-
-
-def _tasks(sources: Mapping[str, Dataset]) -> dict[str, str]:
-    """The task of each column of texts: the first is of queries, as the losses take it, whatever its name."""
-    tasks: dict[str, str] = {}
-    for name, source in sources.items():
-        first, *others = (column for column in source[0] if column != "label")
-        if "query" in others:
-            raise ValueError(
-                f"The columns of {name} begin with {first!r}, which the losses would take for the query: put 'query' "
-                "first with select_columns(['query', ...])."
-            )
-        tasks |= {first: "query"} | dict.fromkeys(others, "document")
-    return tasks
-
-
-def _given_tasks(router_mapping: Any, columns: Sequence[str]) -> dict[str, str]:
-    """The tasks that were given for columns, checked."""
-    given = dict(router_mapping or {})
-    for column, task in given.items():
-        if column not in columns or task not in ("query", "document"):
-            raise ValueError(
-                f"--router_mapping says {column!r} is {task!r}: it maps columns, {', '.join(columns)}, to 'query' or "
-                "'document'."
-            )
-    return given
 
 
 def resolve_batches(
@@ -298,7 +292,7 @@ def train_retriever(arguments: RetrieverArguments, training_arguments: Retriever
             folder = train_retriever(*retriever_arguments(recipe, output_dir="runs/lion-sp-1b"))
             SentenceTransformer(str(folder)).encode_query("what is a lion")
     """
-    refuse_with_quantization(arguments, training_arguments)
+    refuse_unsharded(arguments, training_arguments)
     training_arguments = resolve_batches(arguments, training_arguments)
     record = run_log(arguments, training_arguments)
     if record.is_finished:

@@ -104,6 +104,27 @@ def refuse_with_quantization(arguments: Any, training_arguments: TrainingArgumen
         )
 
 
+def refuse_unsharded(arguments: Any, training_arguments: TrainingArguments) -> None:
+    """Refuse to shard a retriever's training with what holds weights beside the model's.
+
+    Args:
+        arguments: Of the retriever.
+        training_arguments: With `fsdp` and `deepspeed`.
+
+    Raises:
+        UsageError: If both are asked for.
+    """
+    refuse_with_quantization(arguments, training_arguments)
+    asked = {
+        f"--query_encoder {arguments.query_encoder}": arguments.query_encoder != "full",
+        "--learn_thresholds": arguments.learn_thresholds,
+        "--learn_top_k": arguments.learn_top_k,
+        "--self_distillation": arguments.self_distillation,
+    }
+    for option in (option for option, is_asked in asked.items() if is_asked and is_sharded(training_arguments)):
+        raise UsageError(f"{option} has no sharded form: leave out --fsdp or --deepspeed, or leave it out.")
+
+
 def reads_once(arguments: TrainingArguments) -> bool:
     """Whether one process of each node reads the weights, and the others get theirs before the first step.
 

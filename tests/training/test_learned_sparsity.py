@@ -102,6 +102,6 @@ def test_settings_that_cannot_be_learned_are_refused(data, tmp_path, paradigm, o
 
 def test_sharded_weights_are_refused(tiny_backbone, data, tmp_path, monkeypatch):
     arguments, training = tiny_run(tiny_backbone(), data, tmp_path, learn_thresholds=True)
-    monkeypatch.setattr("lion_st.training.retriever.is_sharded", lambda _: True)
-    with pytest.raises(ValueError, match="have no sharded form"):
+    monkeypatch.setattr("lion_st.training.sharding.is_sharded", lambda _: True)
+    with pytest.raises(ValueError, match="has no sharded form"):
         build_trainer(build_model(arguments, "cpu"), arguments, training, load_training_tuples(arguments, 0))

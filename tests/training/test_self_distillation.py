@@ -139,7 +139,7 @@ def test_checkpoints_without_an_average_and_sharded_weights_are_refused(tiny_bac
         trainer.self_teacher.load(tmp_path)
     with pytest.raises(ValueError, match=r"decay is at least 0 and below 1, got 1\.0"):
         EmaTeacher(model, decay=1.0)
-    monkeypatch.setattr("lion_st.training.retriever.is_sharded", lambda _: True)
+    monkeypatch.setattr("lion_st.training.sharding.is_sharded", lambda _: True)
     with pytest.raises(ValueError, match="--self_distillation has no sharded form"):
         build_trainer(model, arguments, training, tuples)
 
