@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from scipy import sparse
@@ -18,7 +18,11 @@ from lion_st.indexes.base import LocalIndex, Paradigm, as_ids
 
 BLOCK = 64  # queries that a thread searches at a time
 WINDOW = WINDOW_LIMIT = 65_536  # documents whose number fits 16 bits
+FOLDED = 4096  # documents of what small additions of dense vectors are joined to
 LEVELS = {"uint8": 255, "uint16": 65_535}
+
+
+Part = TypeVar("Part")
 
 
 class _Window(NamedTuple):
@@ -29,6 +33,14 @@ class _Window(NamedTuple):
     values: np.ndarray  # float32, uint16 or uint8 [P]
     upper: np.ndarray  # float32 [V]
     rows: int
+
+
+def _joined(one: _Window, other: _Window) -> _Window:
+    from lion_st.indexes import inverted
+
+    both = (one.indptr, one.documents, one.values, one.rows, other.indptr, other.documents, other.values)
+    indptr, documents, values = inverted.join(*both)
+    return _Window(indptr, documents, values, np.maximum(one.upper, other.upper), one.rows + other.rows)
 
 
 class ExactSparseIndex(LocalIndex):
@@ -79,7 +91,12 @@ class ExactSparseIndex(LocalIndex):
         stop = rows.shape[0] // WINDOW * WINDOW if whole_windows_only else rows.shape[0]
         windows = [self._invert(rows[start : min(start + WINDOW, stop)]) for start in range(0, stop, WINDOW)]
         rest = [rows[stop:].copy()] if stop < rows.shape[0] else []
-        self._windows, self._pending, self._pending_rows = self._windows + windows, rest, rows.shape[0] - stop
+        windows = self._folded(self._windows + windows)
+        self._windows, self._pending, self._pending_rows = windows, rest, rows.shape[0] - stop
+
+    def _folded(self, windows: list[_Window]) -> list[_Window]:
+        """See `folded`; weights that were quantised by the largest of their window stay there."""
+        return windows if self.quantization else folded(windows, _joined, lambda window: window.rows, WINDOW)
 
     def _invert(self, rows: sparse.csr_array) -> _Window:
         from lion_st.indexes import inverted
@@ -189,7 +206,7 @@ class ExactSparseIndex(LocalIndex):
             elif own.any():
                 indptr, documents, values = inverted.keep(window.indptr, window.documents, window.values, own)
                 left.append(_Window(indptr, documents, values, window.upper, int(own.sum())))
-        self._windows = left
+        self._windows = self._folded(left)
 
     def _bytes(self) -> int:
         return sum(part.nbytes for window in self._ready() for part in window[:4])
@@ -253,7 +270,8 @@ class ExactDenseIndex(LocalIndex):
         self._blocks: list[np.ndarray] = []
 
     def _add(self, vectors: np.ndarray) -> None:
-        self._blocks.append(stored(vectors, self.dtype))
+        blocks = [*self._blocks, stored(vectors, self.dtype)]
+        self._blocks = folded(blocks, lambda *both: np.concatenate(both), len, FOLDED)
 
     def _search(
         self, queries: np.ndarray, k: int, threads: int, allowed: np.ndarray | None
@@ -292,6 +310,23 @@ class ExactDenseIndex(LocalIndex):
         vectors = read_array(data, "vectors", memory_map)
         require_sound(data, vectors.dtype == self.dtype, vectors.shape == (len(self.ids), self.dimensions))
         self._blocks = [vectors]
+
+
+def folded(parts: list[Part], join: Callable[[Part, Part], Part], size: Callable[[Part], int], most: int) -> list[Part]:
+    """Parts of an index, the last ones joined until each is larger than the next: many small additions leave few.
+
+    Args:
+        parts: In the order of their documents.
+        join: Makes one of two.
+        size: Documents of one.
+        most: Documents of what is joined, at most.
+    """
+    found: list[Part] = []
+    for part in parts:
+        found.append(part)
+        while len(found) > 1 and size(found[-2]) <= size(found[-1]) and size(found[-2]) + size(found[-1]) <= most:
+            found[-2:] = [join(*found[-2:])]
+    return found
 
 
 def stored(vectors: np.ndarray, dtype: str) -> np.ndarray:

@@ -9,9 +9,9 @@ from typing import Literal
 import numpy as np
 
 from lion_st.encoding.storage import read_array, require_sound, write_joined
-from lion_st.encoding.vectors import TokenVectors, max_sim
+from lion_st.encoding.vectors import TokenVectors, max_sim, stack
 from lion_st.indexes.base import LocalIndex, Paradigm
-from lion_st.indexes.exact import blas_threads, merge_best, stored
+from lion_st.indexes.exact import FOLDED, blas_threads, folded, merge_best, stored
 
 QUERY_TOKENS = 512  # are compared at a time
 DOCUMENT_TOKENS = 32_768  # with so many of the documents, 64 MiB of products
@@ -40,7 +40,8 @@ class ExactMultiVectorIndex(LocalIndex):
         self._blocks: list[TokenVectors] = []
 
     def _add(self, vectors: TokenVectors) -> None:
-        self._blocks.append(TokenVectors(stored(vectors.values, self.dtype), vectors.offsets.copy()))
+        blocks = [*self._blocks, TokenVectors(stored(vectors.values, self.dtype), vectors.offsets.copy())]
+        self._blocks = folded(blocks, lambda *both: stack(both), len, FOLDED)
 
     def _search(
         self, queries: TokenVectors, k: int, threads: int, allowed: np.ndarray | None

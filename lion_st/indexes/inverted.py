@@ -88,6 +88,25 @@ def keep(indptr, documents, values, kept):
     return starts, left, weights
 
 
+@compiled(nogil=True)
+def join(indptr, documents, values, rows, other_indptr, other_documents, other_values):
+    """The postings of the documents of two windows, those of the other numbered from `rows` on."""
+    starts = indptr + other_indptr
+    joined = np.empty(starts[-1], dtype=documents.dtype)
+    weights = np.empty(starts[-1], dtype=values.dtype)
+    place = 0
+    for term in range(indptr.size - 1):
+        for position in range(indptr[term], indptr[term + 1]):
+            joined[place] = documents[position]
+            weights[place] = values[position]
+            place += 1
+        for position in range(other_indptr[term], other_indptr[term + 1]):
+            joined[place] = other_documents[position] + rows
+            weights[place] = other_values[position]
+            place += 1
+    return starts, joined, weights
+
+
 @compiled(nogil=True, inline="always")
 def sift_down(heap, place, key):
     """Put a key into a min-heap from `place` downwards."""

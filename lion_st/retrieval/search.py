@@ -79,7 +79,7 @@ def index_corpus(
         FileExistsError: If something is in `output` and `overwrite` is False.
         StorageError: If the encoded corpus is incomplete or damaged, `output` holds something else, or the engine's
             collection holds other documents.
-        ValueError: If sparse pruning is asked of dense vectors.
+        ValueError: If sparse pruning is asked of dense vectors, or the queries are of another model.
     """
     require_free(output, overwrite)
     require_type(pruning, Pruning | None, "A pruning", "pass lion_st.indexes.Pruning(top_terms=128)")
@@ -88,6 +88,11 @@ def index_corpus(
     if pruning is not None and corpus.paradigm != "sparse":
         raise ValueError(
             f"Pruning drops terms of sparse vectors, and this corpus was encoded by a {corpus.paradigm} model."
+        )
+    if queries is not None and corpus.paradigm != "hybrid" and queries.shape[1] != corpus.manifest["dimensions"]:
+        raise ValueError(
+            f"The queries have {queries.shape[1]:,} dimensions and the documents {corpus.manifest['dimensions']:,}: "
+            "encode both with one model."
         )
     started = perf_counter()
     index = create_index(engine, corpus.paradigm, **(engine_parameters or {}))

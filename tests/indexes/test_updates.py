@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -158,3 +159,24 @@ def test_what_cannot_be_deleted_or_allowed_is_named() -> None:
             other.delete(["d1"])
         with pytest.raises(NotImplementedError, match=f"'{engine}' cannot search among some documents alone"):
             other.search(np.ones((1, 4)), allowed=["d1"])
+
+
+@pytest.mark.parametrize("paradigm", ["sparse", "dense", "multi_vector"])
+def test_many_small_additions_leave_few_parts(paradigm: str, tmp_path: Path) -> None:
+    count = 100
+    rows = vectors(count, 6, "sparse" if paradigm == "sparse" else "dense")
+    given = TokenVectors(rows, np.arange(count + 1)) if paradigm == "multi_vector" else rows
+    index, whole = create_index("exact", paradigm), create_index("exact", paradigm)
+    whole.add(range(count), given)
+    expected = whole.search(given, 9)
+    for row in range(count):
+        index.add([row], given[row : row + 1])
+        index.search(given[:1], 1)
+    name = "_windows" if paradigm == "sparse" else "_blocks"
+    assert len(getattr(index, name)) == 3  # 64 + 32 + 4
+    assert index.search(given, 9) == expected
+    assert load_index(index.save(tmp_path / "index")).search(given, 9) == expected
+    for one in (index, whole):
+        one.delete([str(row) for row in range(count) if row % 10])
+        one.compact()
+    assert index.search(given, 9) == whole.search(given, 9)

@@ -73,6 +73,9 @@ def test_an_approximate_index_is_measured_against_exact_search(tmp_path, sparse_
     whole = {"summary_energy": 1.0}
     real = index_corpus(encoded, tmp_path / "real", "seismic", engine_parameters=whole, queries=queries, recall_at=(5,))
     assert real.recall["Recall@5"] > 0.9
+    with pytest.raises(ValueError, match=r"queries have 3 dimensions and the documents \d+: encode both"):
+        index_corpus(encoded, tmp_path / "other", "seismic", queries=torch.ones(1, 3))
+    assert not (tmp_path / "other").exists()
     with pytest.raises(ValueError, match="the engines 'exact' and 'torch' keep"):
         search_texts(sparse_model, report.index, [TEXTS[0]], explain=True)
 
