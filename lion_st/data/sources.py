@@ -138,12 +138,12 @@ def open_source(
     """
     path, subset = source.path, source.subset
     if path is not None and path.is_file():
-        return _open_file(path)
+        return _open_file(path, split)
     if subset is not None and file_kind(subset) is not None:  # a file of the data set
         if path is not None and (path / subset).is_file():
-            return _open_file(path / subset)
+            return _open_file(path / subset, split)
         if path is None:
-            return _open_file(_download(source.place, [subset]))
+            return _open_file(_download(source.place, [subset]), split)
     if path is not None and subset is None:
         file = find_file(path, stems, (".jsonl", ".tsv", ".csv"))
         if file is not None:
@@ -197,15 +197,20 @@ def download_folder(source: Source, patterns: Sequence[str]) -> Path:
         ) from error
 
 
-def _open_file(path: Path) -> Path | Dataset:
+def _open_file(path: Path, split: str | None) -> Path | Dataset:
     from datasets import load_dataset
 
     if file_kind(path) in (".jsonl", ".tsv", ".csv", ".txt"):
+        if split not in (None, "train"):
+            raise ValueError(
+                f"{path} is a file without splits, and {split!r} was asked for: leave the split out, or take a "
+                ".parquet file, of which `datasets` reads a slice."
+            )
         return path
     if file_kind(path) is None:
         raise ValueError(f"Cannot read {path}: give {READABLE}.")
     open_parquet(path)  # raises where it is damaged
-    return load_dataset("parquet", data_files=str(path), split="train")
+    return load_dataset("parquet", data_files=str(path), split=split or "train")
 
 
 def _load(place: str, subset: str, split: str | None) -> Dataset:

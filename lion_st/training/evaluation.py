@@ -113,6 +113,12 @@ class EvaluationArguments:
         # Else a resumed run would count the evaluations without a better result from 0.
         arguments.restore_callback_states_from_checkpoint = True
 
+    def complete_schedule(self: Any) -> None:
+        """Have schedules that follow the evaluations take a larger value for the better, once transformers is done."""
+        if self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):
+            mode = {"mode": "min" if self.greater_is_better is False else "max"}
+            vars(self)["lr_scheduler_kwargs"] = mode | (self.lr_scheduler_kwargs or {})
+
 
 class EarlyStopping(EarlyStoppingCallback):
     """transformers' early stopping, which the run's record can tell from a run that broke off."""

@@ -111,6 +111,15 @@ def test_what_save_to_disk_has_written_is_read(tmp_path):
         load_tuples(tmp_path / "splits", split="train[:1%]")
 
 
+def test_a_slice_of_a_file_is_taken_or_refused(tmp_path):
+    rows = [{"query": f"q{number}", "positive": "p"} for number in range(10)]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(ValueError, match=r"rows\.jsonl is a file without splits, and 'train\[:50%\]' was asked for"):
+        load_tuples(path, split="train[:50%]")
+    Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
+    assert len(load_tuples(tmp_path / "rows.parquet", split="train[:50%]")) == 5
+
+
 def test_files_that_are_no_table_together_are_said_with_the_reason(tmp_path):
     write_jsonl(tmp_path / "a.jsonl", [{"query": "q", "positive": "p"}])
     write_jsonl(tmp_path / "b.jsonl", [{"id": 1, "text": "t"}])

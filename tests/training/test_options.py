@@ -300,6 +300,14 @@ def test_a_wrong_yaml_file_is_named_with_its_option(tmp_path, text, message):
         parse_retriever_arguments([*MICRO, "--config", str(tmp_path / "my.yaml")])
 
 
+def test_a_plateau_is_one_of_a_score_that_no_longer_rises():
+    plateau = ["--eval_share", "0.1", "--lr_scheduler_type", "reduce_lr_on_plateau"]
+    _, training = parse_retriever_arguments([*MICRO, *plateau, "--lr_scheduler_kwargs", '{"patience": 3}'])
+    assert training.lr_scheduler_kwargs == {"mode": "max", "patience": 3}
+    _, training = parse_retriever_arguments([*MICRO, *plateau, "--greater_is_better", "false"])
+    assert training.lr_scheduler_kwargs == {"mode": "min"}
+
+
 def test_a_bare_no_in_yaml_is_the_value_no(tmp_path):
     (tmp_path / "my.yaml").write_text("save_strategy: no\nlogging_strategy: off\n")
     _, training = parse_retriever_arguments([*MICRO, "--config", str(tmp_path / "my.yaml")])

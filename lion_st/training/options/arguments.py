@@ -331,6 +331,7 @@ class RetrieverTrainingArguments(
             merge_layers({"warmup_steps": self.warmup_steps, "warmup_ratio": self.warmup_ratio})
         self.complete_evaluation(self)
         super().__post_init__()
+        self.complete_schedule()
         self.deepspeed = deepspeed
         self.require_prompts()
 
