@@ -20,6 +20,7 @@ from transformers.modeling_outputs import ModelOutput
 from lion_st.checkpoints import atomic_files_in
 from lion_st.data.text import token_blocks
 from lion_st.modules import LionTransformer
+from lion_st.modules.folding import save_merged
 from lion_st.modules.loading import cast_weights
 from lion_st.training.cost import TrainingCost
 from lion_st.training.progress.callbacks import EpochCallback, SecondsBudget, StopAfter, require_all_steps
@@ -364,5 +365,5 @@ def _save(model: Any, transformer: LionTransformer, arguments: MntpArguments, dt
             model.save_pretrained(folder)
         else:
             transformer.model = model.get_base_model() if arguments.use_peft else model.to(dtype)
-            transformer.save_merged(str(folder))
+            save_merged(transformer.model, str(folder))
         transformer.processor.save_pretrained(folder)
