@@ -18,6 +18,7 @@ from lion_st.indexes.base import LocalIndex, Paradigm, as_ids
 
 BLOCK = 64  # queries that a thread searches at a time
 WINDOW = WINDOW_LIMIT = 65_536  # documents whose number fits 16 bits
+POSTINGS = 2**31 - 1  # of a window, whose lists begin at numbers of 32 bits
 FOLDED = 4096  # documents of what small additions of dense vectors are joined to
 LEVELS = {"uint8": 255, "uint16": 65_535}
 
@@ -33,6 +34,11 @@ class _Window(NamedTuple):
     values: np.ndarray  # float32, uint16 or uint8 [P]
     upper: np.ndarray  # float32 [V]
     rows: int
+
+
+def _fill(window: _Window) -> int:
+    """How full a window is, as a number of documents."""
+    return max(window.rows, -(-window.documents.size * WINDOW // POSTINGS))
 
 
 def _joined(one: _Window, other: _Window) -> _Window:
@@ -89,14 +95,22 @@ class ExactSparseIndex(LocalIndex):
         """Turn what waits into windows; what interrupts this leaves the index as it was."""
         rows = sparse.vstack(parts, format="csr") if len(parts) > 1 else parts[0]
         stop = rows.shape[0] // WINDOW * WINDOW if whole_windows_only else rows.shape[0]
-        windows = [self._invert(rows[start : min(start + WINDOW, stop)]) for start in range(0, stop, WINDOW)]
+        parts = [rows[start : min(start + WINDOW, stop)] for start in range(0, stop, WINDOW)]
+        windows = [window for part in parts for window in self._inverted(part)]
         rest = [rows[stop:].copy()] if stop < rows.shape[0] else []
         windows = self._folded(self._windows + windows)
         self._windows, self._pending, self._pending_rows = windows, rest, rows.shape[0] - stop
 
     def _folded(self, windows: list[_Window]) -> list[_Window]:
         """See `folded`; weights that were quantised by the largest of their window stay there."""
-        return windows if self.quantization else folded(windows, _joined, lambda window: window.rows, WINDOW)
+        return windows if self.quantization else folded(windows, _joined, _fill, WINDOW)
+
+    def _inverted(self, rows: sparse.csr_array) -> list[_Window]:
+        """Windows of at most `WINDOW` documents: several where they have more postings than 32 bits count."""
+        if rows.nnz <= POSTINGS or rows.shape[0] == 1:
+            return [self._invert(rows)]
+        half = rows.shape[0] // 2
+        return self._inverted(rows[:half]) + self._inverted(rows[half:])
 
     def _invert(self, rows: sparse.csr_array) -> _Window:
         from lion_st.indexes import inverted

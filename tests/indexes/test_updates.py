@@ -180,3 +180,19 @@ def test_many_small_additions_leave_few_parts(paradigm: str, tmp_path: Path) -> 
         one.delete([str(row) for row in range(count) if row % 10])
         one.compact()
     assert index.search(given, 9) == whole.search(given, 9)
+
+
+def test_no_window_has_more_postings_than_its_numbers_count(monkeypatch) -> None:
+    rows, queries = vectors(100, 7, "sparse"), vectors(20, 8, "sparse")
+    whole, index = create_index("exact", "sparse"), create_index("exact", "sparse")
+    whole.add(range(100), rows)
+    expected = whole.search(queries, 9)
+    monkeypatch.setattr(exact, "POSTINGS", 200)  # about ten documents
+    for start in range(0, 100, 5):
+        index.add(range(start, start + 5), rows[start : start + 5])
+        index.search(queries, 1)
+    other = create_index("exact", "sparse")
+    other.add(range(100), rows)
+    for one in (index, other):
+        assert one.search(queries, 9) == expected
+        assert max(window.documents.size for window in one._windows) <= 200
