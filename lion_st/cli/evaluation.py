@@ -148,8 +148,11 @@ def evaluate(
         "load_options": load_options,
     }
     candidates: list[Any] = [*(["bm25"] if bm25 and "bm25" not in models else []), *models]
+    names = _distinct_names(models, "" if query_model is None else f"+{Path(query_model).name}")
     opened: Iterable[Any] = (
-        model if Path(model).is_file() else open_retriever(model, engine or "exact", rules, **retriever_settings)
+        model
+        if Path(model).is_file()
+        else open_retriever(model, engine or "exact", rules, name=names.get(model), **retriever_settings)
         for model in candidates
     )
     if hybrid is not None:
@@ -265,6 +268,20 @@ def fuse(
     write_run(output, fused, output.stem, overwrite)
     how = "reciprocal ranks" if weights is None else "weights " + ", ".join(f"{one:.2f}" for one in weights)
     typer.echo(f"{output}: {len(fused):,} queries, fused by {how}.")
+
+
+def _distinct_names(models: Sequence[str], ending: str) -> dict[str, str]:
+    """Names of folders that are called like others among them: as much of their paths as tells them apart."""
+    folders = {model: Path(model).resolve().parts for model in models if Path(model).is_dir()}
+    names = {}
+    for model, parts in folders.items():
+        others = set(folders.values()) - {parts}
+        depth = 1
+        while any(other[-depth:] == parts[-depth:] for other in others):
+            depth += 1
+        if depth > 1:
+            names[model] = "-".join(parts[-depth:]) + ending
+    return names
 
 
 def _fused(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -217,6 +218,10 @@ def test_sparse_dense_and_their_fusion_stand_in_one_table(models, data, tmp_path
     rows = [[cell.strip() for cell in line.split("|")[1:3]] for line in shown.splitlines()[2:]]
     assert rows[:3] == [["bm25", "bm25s"], ["lion-sparse", "seismic"], ["lion-dense", "faiss"]]
     assert rows[3][1] == "seismic+faiss"
+    others = [shutil.copytree(models["sparse"], tmp_path / name / "lion-sparse") for name in ("short", "long")]
+    shown = lion("evaluate", *others, models["dense"], "--data", data, "--output", tmp_path, "--quiet")
+    named = [line.split("|")[1].strip() for line in shown.splitlines()[2:]]
+    assert named == ["short-lion-sparse", "long-lion-sparse", "lion-dense"]
     assert "development set" in lion(
         "evaluate", models["sparse"], models["dense"], "--data", data, "--hybrid", "convex", "--quiet", exit_code=2
     )
