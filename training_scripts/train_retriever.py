@@ -12,8 +12,7 @@ from __future__ import annotations
 
 from transformers import set_seed
 
-from lion_st.data import load_tuples, quickstart_data
-from lion_st.data.quickstart import QUICKSTART_REPOSITORY
+from lion_st.data import load_tuples
 from lion_st.errors import one_line_errors
 from lion_st.training import build_loss, build_trainer
 from lion_st.training.dry_run import describe_run
@@ -47,7 +46,7 @@ def main() -> None:
     # Rows of query, positive, negative_1, ..., negative_n and label, the teacher's scores of these documents.
     (source,) = arguments.train_data
     tuples = load_tuples(
-        quickstart_data() if source == QUICKSTART_REPOSITORY else source,
+        source,
         subset=arguments.train_subset,
         split=arguments.train_split,
         queries=arguments.train_queries,

@@ -65,8 +65,7 @@ def query_encoder(
     require_source(data)
     require_new(output, overwrite)
     import lion_st
-    from lion_st.data import load_tuples, quickstart_data
-    from lion_st.data.quickstart import QUICKSTART_REPOSITORY
+    from lion_st.data import load_tuples
     from lion_st.encoding.encode import encode_texts
     from lion_st.training.query_encoders import (
         distill_query_encoder,
@@ -91,7 +90,7 @@ def query_encoder(
     if paradigm == "sparse":
         router_limit(student, full)  # raises before documents are encoded
     tuples = load_tuples(
-        quickstart_data() if data == QUICKSTART_REPOSITORY else data,
+        data,
         negatives=negatives,
         split=split,
         queries=queries,

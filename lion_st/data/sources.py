@@ -50,7 +50,8 @@ class Source:
 def parse_source(source: str | Path, subset: str | None = None) -> Source:
     """Read "PATH", "FOLDER:SUBSET", "owner/name", "owner/name:subset" or "hf://owner/name/subset".
 
-    What exists here is meant before what the Hub has under the same name.
+    What exists here is meant before what the Hub has under the same name, and so is the bundled data set's folder, see
+    `quickstart_data`.
 
     Args:
         source: What was given.
@@ -69,7 +70,7 @@ def parse_source(source: str | Path, subset: str | None = None) -> Source:
     elif remote == name and colon and Path(head).exists():
         found = Source(Path(head), None, tail)
     elif match is not None and (remote != name or (name.count("/") == 1 and file_kind(name) is None)):
-        found = Source(None, match["repository"], match["subset"])
+        found = _of_repository(match["repository"], match["subset"])
     else:
         raise FileNotFoundError(f"{name} is not a file or folder here, nor the name of a Hub data set; give {SYNTAX}.")
     if subset is None or subset == found.subset:
@@ -77,6 +78,14 @@ def parse_source(source: str | Path, subset: str | None = None) -> Source:
     if found.subset is not None:
         raise ValueError(f"{name} names the subset {found.subset!r}, beside {subset!r}: name one of them.")
     return Source(found.path, found.repository, subset)
+
+
+def _of_repository(repository: str, subset: str | None) -> Source:
+    from lion_st.data.quickstart import QUICKSTART_REPOSITORY, quickstart_data
+
+    if repository != QUICKSTART_REPOSITORY:
+        return Source(None, repository, subset)
+    return Source(quickstart_data(), None, subset)
 
 
 def text_files(path: Path, task: Task) -> list[Path]:

@@ -15,7 +15,6 @@ from sentence_transformers.sparse_encoder.losses import SpladeLoss
 from torch import nn
 from transformers import TrainerCallback, set_seed
 
-from lion_st.data.quickstart import QUICKSTART_REPOSITORY, quickstart_data
 from lion_st.data.tuples import load_tuples, reader_of, set_epoch
 from lion_st.losses import MicroBatchRegularizerWeightSchedulerCallback
 from lion_st.modules.multi_vector_head import TOKEN_DIMENSION
@@ -316,7 +315,7 @@ def load_training_tuples(arguments: RetrieverArguments, seed: int) -> Dataset | 
 
     tuples = {
         source: load_tuples(
-            quickstart_data() if source == QUICKSTART_REPOSITORY else source,
+            source,
             negatives=arguments.negatives,
             teacher_scores=arguments.reads_scores,
             teachers=teacher_weights(arguments.teachers) or None,

@@ -245,6 +245,17 @@ def test_the_bundled_documents_are_read_by_their_own_name():
     assert (len(corpus), len(queries), len(qrels)) == (5183, 300, 300)
 
 
+def test_the_bundled_data_set_is_read_by_its_hub_name_without_the_hub():
+    source = "lion-st/lion-quickstart"
+    assert (
+        load_tuples(source, negatives=1, split="train[:9]")[:]
+        == load_tuples(quickstart_data(), negatives=1, split="train[:9]")[:]
+    )
+    corpus, _, qrels = load_beir(f"{source}:scifact")
+    assert (len(corpus), len(qrels)) == (5183, 300)
+    assert parse_source(source, "train") == parse_source(f"hf://{source}/train")
+
+
 def test_one_syntax_names_local_and_remote_sources(tmp_path):
     (tmp_path / "set").mkdir()
     for given, expected in {
