@@ -9,6 +9,7 @@ which their documents were added.
 from __future__ import annotations
 
 import logging
+import os
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -22,6 +23,7 @@ from torch import Tensor
 from lion_st.indexes.base import LocalIndex, Paradigm, require_at_least
 
 logger = logging.getLogger(__name__)
+_process = os.getpid()
 
 DOCUMENTS = 262_144  # of a chunk
 GROUP = 64  # documents of which the highest score alone is looked at first
@@ -297,7 +299,7 @@ def _working_on(device: torch.device, threads: int) -> Iterator[None]:
             yield
             return
         before = torch.get_num_threads()
-        torch.set_num_threads(threads)
+        torch.set_num_threads(threads if os.getpid() == _process else 1)  # a fork has none, and would wait for them
         try:
             yield
         finally:

@@ -23,11 +23,13 @@ from lion_st.retrieval import search_texts
 
 texts = [f"{text} {number}" for number, text in enumerate(TEXTS * 8)]
 searches = []
-for paradigm, backbone, *engines in (("dense", sys.argv[2], *sys.argv[3].split()), ("sparse", sys.argv[2], "exact")):
+for paradigm, backbone, *engines in (("dense", sys.argv[2], *sys.argv[3].split()), ("sparse", sys.argv[2], "exact", "torch")):
     model = lion_st.build(backbone, paradigm, device="cpu")
     for engine in engines:
-        index = create_index(engine, paradigm)
-        index.add([str(number) for number in range(len(texts))], encode_texts(model, texts, "document"))
+        index = create_index(engine, paradigm, **({"device": "cpu"} if engine == "torch" else {}))
+        vectors = encode_texts(model, texts, "document")
+        for copy in range(100):  # enough for threads
+            index.add([f"{number} {copy}" for number in range(len(texts))], vectors)
         searches.append((model, index))
 
 def search(number):
@@ -75,7 +77,7 @@ def run(*arguments: str) -> None:
 
 
 def test_a_forked_process_encodes_and_searches(tiny_backbone):
-    engines = "exact faiss" if importlib.util.find_spec("faiss") else "exact"
+    engines = "exact torch faiss" if importlib.util.find_spec("faiss") else "exact torch"
     run(PROGRAM, str(Path(__file__).parents[1]), tiny_backbone(), engines)
 
 
