@@ -23,8 +23,8 @@ from lion_st.retrieval import search_texts
 
 texts = [f"{text} {number}" for number, text in enumerate(TEXTS * 8)]
 searches = []
-for paradigm, backbone, *engines in (("dense", sys.argv[2], *sys.argv[3].split()), ("sparse", sys.argv[2], "exact", "torch")):
-    model = lion_st.build(backbone, paradigm, device="cpu")
+for paradigm, engines in (("dense", sys.argv[3].split()), ("sparse", ["exact", "torch"])):
+    model = lion_st.build(sys.argv[2], paradigm, device="cpu")
     for engine in engines:
         index = create_index(engine, paradigm, **({"device": "cpu"} if engine == "torch" else {}))
         vectors = encode_texts(model, texts, "document")
