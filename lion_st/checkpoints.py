@@ -245,12 +245,16 @@ def exported_pair(source: str, hub: Mapping[str, Any] = MappingProxyType({})) ->
 
 
 def source_name(source: str | Path, argument: str) -> str:
-    """A folder or Hub repository as a string; raises if an argument is neither."""
+    """A folder, GGUF file or Hub repository as a string; raises if an argument is none of these."""
     if not isinstance(source, str | Path):
         raise TypeError(f"{argument} is a folder or a Hub repository, got {source!r}, a {type(source).__name__}.")
     if not str(source):
         raise ValueError(f"{argument} is empty; give a folder or a Hub repository.")
-    return str(source)
+    name = str(source)
+    is_place = isinstance(source, Path) or "/" in name
+    if is_place and not (Path(name).exists() or is_hub_name(source) or name.lower().endswith(".gguf")):
+        raise FileNotFoundError(f"There is no folder {name!r}: {argument} is a folder or a Hub repository.")
+    return name
 
 
 def require_json(source: str, hub: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The options of `lion_st.build` and `lion_st.load`, for type checkers."""
+"""The options of `lion_st.build` and `lion_st.load`: for type checkers, and which paradigm reads which."""
 
 from __future__ import annotations
 
@@ -16,6 +16,15 @@ if TYPE_CHECKING:
 
 Paradigm: TypeAlias = Literal["sparse", "dense", "multi_vector", "hybrid"]
 SingleVector: TypeAlias = Literal["sparse", "dense"]
+# Options of `build` that some paradigms alone read.
+READ_BY: dict[str, tuple[Paradigm, ...]] = {
+    **dict.fromkeys(
+        ("scale", "activation", "max_active_dims", "query_max_active_dims", "document_max_active_dims"),
+        ("sparse", "hybrid"),
+    ),
+    **dict.fromkeys(("pooling", "normalize"), ("dense", "hybrid")),
+    "token_dimension": ("multi_vector",),
+}
 
 
 class BuildOptions(TypedDict, total=False):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
@@ -17,7 +18,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from lion_st.checkpoints import HYBRID_FILE, exported_pair, require_json, saved_model_type, source_name
 from lion_st.hooks import has_adapter, note_hub_commit
 from lion_st.model_classes import LionMultiVectorEncoder, LionSentenceTransformer, LionSparseEncoder
-from lion_st.model_options import Paradigm, SingleVector
+from lion_st.model_options import READ_BY, Paradigm, SingleVector
 from lion_st.modules import HybridHead, LionTransformer, LlamaPooling, MultiVectorHead, SpladeHead, adapters
 from lion_st.modules.backbones import gguf_options
 from lion_st.modules.llama_pooling import PoolingName
@@ -131,7 +132,9 @@ def build(
         `MultiVectorEncoder` if it is multi-vector, else a `SentenceTransformer` or a `SparseEncoder`.
 
     Raises:
-        ValueError: If the backbone cannot become a retriever, or the arguments do not fit each other.
+        ValueError: If the backbone cannot become a retriever, the arguments do not fit each other, or one is given that
+            the paradigm does not read.
+        FileNotFoundError: If there is no such folder or file.
 
     References:
         Zeng et al., Scaling Sparse and Dense Retrieval in Decoder-Only LLMs, 2025: https://arxiv.org/abs/2502.15526.
@@ -142,8 +145,9 @@ def build(
             model = lion_st.build("meta-llama/Llama-3.2-1B", "sparse", lora=LoraConfig(r=16, lora_alpha=32))
             model.encode_query("what is a lion").shape  # (128256,)
     """
-    backbone = source_name(backbone, "backbone")
     _require_paradigm(paradigm, as_sparse_encoder)
+    _require_read_options(paradigm, locals())
+    backbone = source_name(backbone, "backbone")
     _require_device(device)
     _, is_gguf = gguf_options(backbone)
     hub: dict[str, Any] = {"token": token, "revision": revision}
@@ -308,8 +312,6 @@ def load(
     if base is not None:
         options["base"] = str(base)
     hub: dict[str, Any] = {"revision": revision, "token": token, "local_files_only": local_files_only}
-    if not Path(source).exists() and (source.startswith((".", "/", "~")) or source.count("/") > 1):
-        raise FileNotFoundError(f"There is no folder {source!r}. Pass a checkpoint's folder or a Hub repository.")
     require_json(source, hub)
     whole, pair = source, exported_pair(source, hub)
     if pair is not None:
@@ -375,6 +377,17 @@ def _require_paradigm(paradigm: str, as_sparse_encoder: bool) -> None:
         raise ValueError(f"paradigm must be one of {get_args(Paradigm)}, got {paradigm!r}.")
     if as_sparse_encoder and paradigm != "sparse":
         raise ValueError(f"as_sparse_encoder=True needs a sparse model, this one is {paradigm}; leave it out.")
+
+
+def _require_read_options(paradigm: str, given: Mapping[str, Any]) -> None:
+    """Raise if an option of `build` was given that models of a paradigm do not have."""
+    defaults = inspect.signature(build).parameters
+    for name, paradigms in READ_BY.items():
+        if paradigm not in paradigms and given[name] != defaults[name].default:
+            raise ValueError(
+                f"{name}={given[name]!r} changes nothing of a {paradigm} model, it is for {' and '.join(paradigms)} "
+                "ones: leave it out."
+            )
 
 
 def _model_class(kind: str | None, as_sparse_encoder: bool) -> tuple[type[Any], str]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 from peft import LoraConfig
@@ -10,6 +13,7 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from sentence_transformers.sparse_encoder.modules import SpladePooling
 from torch.nn.functional import normalize
+from transformers import CodeLlamaTokenizer
 
 import lion_st
 from lion_st.encoding.fingerprints import model_fingerprint
@@ -120,6 +124,48 @@ def test_the_card_says_how_the_model_reads(tiny_backbone, tmp_path):
     assert "LlamaModel, causal" in card
     sparse = lion_st.build(tiny_backbone(), "sparse", activation="double_log1p", device="cpu")
     assert "log1p(log1p(relu(" in render_card(sparse, "org/sparse", license="mit")
+
+
+@pytest.mark.parametrize(
+    ("paradigm", "option", "reason"),
+    [
+        ("dense", {"query_max_active_dims": 32}, "query_max_active_dims=32 changes nothing of a dense model"),
+        ("dense", {"scale": 1.0}, "it is for sparse and hybrid ones: leave it out"),
+        ("sparse", {"pooling": "last_token"}, "pooling='last_token' changes nothing of a sparse model"),
+        ("multi_vector", {"normalize": True}, "normalize=True changes nothing of a multi_vector model"),
+        ("hybrid", {"token_dimension": 64}, "token_dimension=64 changes nothing of a hybrid model"),
+    ],
+)
+def test_an_option_of_another_paradigm_is_refused(tiny_backbone, paradigm, option, reason):
+    with pytest.raises(ValueError, match=reason):
+        lion_st.build(tiny_backbone(), paradigm, device="cpu", **option)
+
+
+@pytest.mark.parametrize("options", [{"query_length": 0}, {"document_length": -1}, {"query_length": 6.5}])
+def test_lengths_are_whole_numbers(tiny_backbone, options):
+    with pytest.raises(ValueError, match="whole numbers above 0 or None"):
+        lion_st.build(tiny_backbone(), "dense", device="cpu", **options)
+
+
+def test_a_tokenizer_that_forgets_how_texts_begin_and_end_is_refused(tiny_backbone, tmp_path):
+    shutil.copytree(tiny_backbone(), tmp_path / "backbone")
+    words = {"<unk>": 0, "<s>": 1, "</s>": 2, "<pad>": 3, "▁": 4, "a": 5, "▁a": 6, "b": 7}
+    special = dict(bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<pad>")
+    # Its post-processor is made anew by __init__, whatever its tokenizer.json says.
+    CodeLlamaTokenizer(vocab=words, merges=[("▁", "a")], **special).save_pretrained(tmp_path / "backbone")
+    lion_st.build(tmp_path / "backbone", "dense", device="cpu")
+    with pytest.raises(ValueError, match="CodeLlamaTokenizer makes its special tokens anew whenever it is loaded"):
+        lion_st.build(tmp_path / "backbone", "dense", add_eos=True, device="cpu")
+
+
+@pytest.mark.parametrize("place", ["./gone", "runs/gone", "a/b/gone", "~/gone", Path("gone")])
+def test_a_folder_that_is_not_there_is_called_missing(place):
+    with pytest.raises(
+        FileNotFoundError, match=r"There is no folder .*gone': backbone is a folder or a Hub repository"
+    ):
+        lion_st.build(place, "dense")
+    with pytest.raises(FileNotFoundError, match=r"There is no folder .*gone': path_or_repo is a folder"):
+        lion_st.load(place)
 
 
 def test_wrong_options_are_refused(tiny_backbone):

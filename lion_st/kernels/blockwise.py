@@ -89,10 +89,8 @@ def _passes(bounds: Tensor, most_tokens: int) -> Iterator[tuple[int, int, int, i
             first = text
 
 
-def _floors(weight: Tensor, bias: Tensor | None, scale: float) -> Tensor | None:
-    """Product from which on each term may be active [V], None where that is not known."""
-    if scale <= 0:
-        return None
+def _floors(weight: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    """Product from which on each term may be active [V]."""
     if bias is None:
         return weight.new_zeros(len(weight), dtype=torch.float32)
     floors = bias.float() / -scale
@@ -100,7 +98,7 @@ def _floors(weight: Tensor, bias: Tensor | None, scale: float) -> Tensor | None:
 
 
 def _maxima_on_cpu(
-    hidden: Tensor, weight: Tensor, bounds: Tensor, values: Tensor, positions: Tensor, floors: Tensor | None
+    hidden: Tensor, weight: Tensor, bounds: Tensor, values: Tensor, positions: Tensor, floors: Tensor
 ) -> None:
     from lion_st.kernels import cpu, screening
 
@@ -108,7 +106,7 @@ def _maxima_on_cpu(
         tokens, edges = hidden[start:end], bounds[first : last + 1]
         results = values[first:last], positions[first:last]
         screen = None
-        if floors is not None and screening.can_screen(tokens, edges):
+        if screening.can_screen(tokens, edges):
             screen = screening.Screen(tokens, edges, floors)
         tile = tile_terms(end - start, hidden)
         buffer = tokens.new_empty(len(tokens) * tile)

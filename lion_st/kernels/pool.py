@@ -42,7 +42,7 @@ def splade_pool(
         hidden: Last hidden states [B, L, D]; or [1, T, D] or [T, D] of packed texts, with `cu_seqlens`.
         weight: LM head [V, D].
         attention_mask: [B, L], nonzero at real tokens, on any side; None if all are real.
-        scale: Factor on the products, `hidden_size ** -0.25` in the paper.
+        scale: Factor on the products, above 0; `hidden_size ** -0.25` in the paper.
         bias: [V], added after the scale.
         softcap: Limit c of the logits, c * tanh(logit / c), as in Gemma 2.
         output: `"dense"` for rows [B, V], or `"sparse"` for a CSR tensor [B, V] that never was dense (no gradient).
@@ -55,8 +55,9 @@ def splade_pool(
         terms in each row.
 
     Raises:
-        ValueError: If shapes do not fit, if `k` or `thresholds` is given for dense output, or if a weight of sparse
-            output is NaN or infinite. Dense rows keep them; `check_finite` looks for them.
+        ValueError: If shapes do not fit, if the scale is not positive, if `k` or `thresholds` is given for dense
+            output, or if a weight of sparse output is NaN or infinite. Dense rows keep them; `check_finite` looks for
+            them.
         RuntimeError: If the backend that LION_ST_KERNEL names cannot run.
 
     References:
@@ -75,6 +76,8 @@ def splade_pool(
         raise ValueError('k and thresholds are for output="sparse".')
     if k is not None and k < 1:
         raise ValueError(f"k must be at least 1, got {k}.")
+    if not scale > 0:  # of products the largest would be taken, and not the smallest
+        raise ValueError(f"scale must be positive, got {scale!r}: change the sign of hidden instead.")
     weight, bias = _whole(weight), _whole(bias)
     tokens, bounds = _pack(hidden, attention_mask, cu_seqlens)
     if torch.is_autocast_enabled(hidden.device.type) and hidden.dtype != torch.float64:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
@@ -94,8 +95,10 @@ class SpladeHead(Head):
         for name, limit in limits.items():
             if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
                 raise ValueError(f"{name} must be a positive integer or None, got {limit!r}.")
-        if scale is not None and not scale > 0:
-            raise ValueError(f"scale must be positive, got {scale!r}; leave it out for hidden_size ** -0.25.")
+        if scale is not None and not 0 < scale < math.inf:
+            raise ValueError(
+                f"scale must be positive and finite, got {scale!r}; leave it out for hidden_size ** -0.25."
+            )
         self.scale = scale
         self.max_active_dims = max_active_dims
         self.query_max_active_dims = query_max_active_dims

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from tokenizers.processors import ByteLevel, TemplateProcessing
@@ -29,8 +30,8 @@ def configure_tokenizer(
 
     Raises:
         ValueError: If there is no tokenizer or no token to pad with, if it has more tokens than the model, if it
-            leaves out the beginning-of-sequence token and `add_bos` does not say what to do, or if it cannot begin or
-            end texts as told.
+            leaves out the beginning-of-sequence token and `add_bos` does not say what to do, if it cannot begin or end
+            texts as told, also once it is saved and loaded, or if a length is below 1.
     """
     name = model.name_or_path
     if tokenizer is None:
@@ -53,12 +54,17 @@ def configure_tokenizer(
     if add_bos == "saved":
         return
     limits = [length for length in lengths if length is not None]
+    if any(isinstance(length, float) or length < 1 for length in limits):
+        raise ValueError(f"Lengths of queries and documents are whole numbers above 0 or None, got {list(lengths)}.")
     if limits:
         # Without a task a text is cut like the longer of the two, not at the backbone's 128k tokens.
         tokenizer.model_max_length = max(limits)
+    before = tokenizer("a")["input_ids"]
     _configure_bos(tokenizer, model, add_bos)
     if add_eos:
         append_eos(tokenizer)
+    if tokenizer("a")["input_ids"] != before:
+        _require_kept(tokenizer)
 
 
 def keep_lengths(tokenizer: Any, *lengths: int | None) -> None:
@@ -129,6 +135,20 @@ def append_eos(tokenizer: Any) -> None:
         raise ValueError(
             f"{type(tokenizer).__name__} does not append {token!r} (id {eos}) when told to: 'a' becomes "
             f"{tokenizer('a')['input_ids']}, was {before}. Save a tokenizer that does beside the weights."
+        )
+
+
+def _require_kept(tokenizer: Any) -> None:
+    """Raise unless a tokenizer begins and ends texts in the same way once it is saved and loaded."""
+    with TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        loaded = type(tokenizer).from_pretrained(folder)
+    before, after = (one("a")["input_ids"] for one in (tokenizer, loaded))
+    if before != after:
+        raise ValueError(
+            f"{type(tokenizer).__name__} makes its special tokens anew whenever it is loaded: 'a' is {before} as told, "
+            f"and would be {after} in a checkpoint. Leave add_bos and add_eos out, or save a tokenizer of another "
+            "class beside the weights."
         )
 
 

@@ -393,6 +393,7 @@ def test_the_choice_is_said_once(monkeypatch, caplog):
         ({"output": "csr"}, "output must be .* got 'csr'"),
         ({"k": 5}, 'k and thresholds are for output="sparse"'),
         ({"k": 0, "output": "sparse"}, "k must be at least 1, got 0"),
+        ({"scale": -1.0}, r"scale must be positive, got -1\.0"),
     ],
 )
 def test_bad_input_is_named(changes, message):

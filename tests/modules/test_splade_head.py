@@ -153,9 +153,10 @@ def test_a_limit_is_a_positive_integer(limit):
         SpladeHead(query_max_active_dims=limit)
 
 
-def test_a_scale_is_positive():
-    with pytest.raises(ValueError, match="scale must be positive, got 0"):
-        SpladeHead(scale=0.0)
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_scale_is_positive_and_finite(scale):
+    with pytest.raises(ValueError, match=f"scale must be positive and finite, got {scale}"):
+        SpladeHead(scale=scale)
 
 
 # ---- sparse tensors ----
