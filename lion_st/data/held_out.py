@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 ROWS_AT_ONCE = 10_000
 COLUMNS = ["query_key", "keys", "positives"]
-TEXT_COLUMNS = [*COLUMNS, "query", "query_row", "documents"]
+TEXT_COLUMNS = [*COLUMNS, "query_name", "query_row", "documents"]
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class _NormalKeys:
     def read(self, tuples: Dataset, reader: TupleReader) -> None:
         """Read all texts of tuples."""
         for part in tuples.with_format("arrow").select_columns(TEXT_COLUMNS).iter(ROWS_AT_ONCE):
-            queries = part["query"] if reader.queries is None else part["query_row"]
+            queries = part["query_name"] if reader.queries is None else part["query_row"]
             self._read(part["query_key"].to_numpy(), queries, reader.queries)
             keys, documents = (part[name].combine_chunks().flatten() for name in ("keys", "documents"))
             self._read(keys.to_numpy(), documents, reader.documents)
@@ -172,7 +172,7 @@ def _add(
     before_query, before_document = (prompts.get(task, "") for task in ("query", "document"))
     for start in range(0, len(rows), ROWS_AT_ONCE):
         batch = tuples.with_format("arrow").select_columns(TEXT_COLUMNS)[rows[start : start + ROWS_AT_ONCE]].to_pydict()
-        queries = batch["query"] if reader.queries is None else reader.queries.read(batch["query_row"])
+        queries = batch["query_name"] if reader.queries is None else reader.queries.read(batch["query_row"])
         kept: list[tuple[str, Any]] = []
         for query_key, text, keys, documents, positives in zip(
             batch["query_key"], queries, batch["keys"], batch["documents"], batch["positives"], strict=True

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset
 
-TABLE_FORMAT = 3  # part of the cache's key: raise it when the same source shall give another table
+TABLE_FORMAT = 4  # part of the cache's key: raise it when the same source shall give another table
 TUPLES_AT_ONCE = 1000
 LEFT_OUT = {
     "pairs": "pairs whose document the corpus lacks",
@@ -35,7 +35,7 @@ def join_tuples(source: TupleSource, queries: TextTable | None, documents: TextT
 
     | column | |
     |---|---|
-    | query | the query's id, or its text where the source has texts |
+    | query_name | the query's id, or its text where the source has texts |
     | query_row | row of its text in `queries`, null without |
     | query_key, keys | see `text_keys_of`, of the query and of each document |
     | documents | rows in `documents`, or texts without; positives first |
@@ -146,7 +146,7 @@ def _batch(
         values = pa.array(documents.rows(listed) if listed else [], pa.int64())
     offsets = np.cumsum([0, *(len(one.positives) + len(one.negatives) for one in chunk)])
     columns = {
-        "query": pa.array(names, pa.string()),
+        "query_name": pa.array(names, pa.string()),
         "query_row": pa.array(query_rows, pa.int64()),
         "documents": pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values),
         "positives": pa.array([len(one.positives) for one in chunk], pa.int32()),
@@ -184,7 +184,7 @@ def _keys(
     batch: pa.RecordBatch, query_keys: np.ndarray | None, document_keys: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Keys of a batch's queries [rows] and documents, those of all rows one after the other."""
-    queries, documents = batch["query"], batch["documents"].flatten()
+    queries, documents = batch["query_name"], batch["documents"].flatten()
     return (
         text_keys_of(queries.to_pylist()) if query_keys is None else query_keys[batch["query_row"].to_numpy()],
         text_keys_of(documents.to_pylist()) if document_keys is None else document_keys[documents.to_numpy()],
@@ -223,7 +223,7 @@ def _drop_repeats(
     ends, places = pa.array(offsets, pa.int32()), pa.array(kept, pa.int64())
     remaining = pa.array(rows, pa.int64())
     columns = {
-        "query": batch["query"].take(remaining),
+        "query_name": batch["query_name"].take(remaining),
         "query_row": batch["query_row"].take(remaining),
         "query_key": pa.array(own_keys[rows], pa.int64()),
         "documents": pa.ListArray.from_arrays(ends, values.take(places)),

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 Sampling: TypeAlias = Literal["random", "first"]
 ROWS_AT_ONCE = 100_000  # of integers
+CANDIDATES = {"query_name", "query_row", "documents", "keys", "positives"}  # columns of `join_tuples`
 SHORTEST_LIST = 3  # of two scores only the sign of their difference is left
 
 
@@ -118,7 +119,9 @@ def load_tuples(
             run sees what an uninterrupted one sees.
 
     Returns:
-        A dataset whose rows read as `query`, `positive`, `negative_1` ... `negative_n`[, `label`].
+        A dataset whose rows read as `query`, `positive`, `negative_1` ... `negative_n`[, `label`]. They are made as
+        they are read: `filter`, `shuffle` and `select` work as ever; for `map`, copy the rows first, with
+        `Dataset.from_list(list(tuples))`.
 
     Raises:
         FileNotFoundError: If a local source does not exist.
@@ -235,12 +238,22 @@ class TupleReader:
         return self.absolute_margin is not None or self.relative_margin is not None
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        """Read a batch of candidates."""
+        """Read a batch of candidates.
+
+        Raises:
+            ValueError: If the data set was changed in a way that its rows do not follow.
+        """
+        made = [name for name in batch if name in ("query", "positive", "label") or name.startswith("negative_")]
+        if made or not batch.keys() >= CANDIDATES:
+            raise ValueError(
+                "Rows of load_tuples are made as they are read, so that map, select_columns and rename_column do not "
+                "change them: copy them first, with Dataset.from_list(list(tuples))."
+            )
         chosen = self._choose_all(batch)
         documents = [row[place] for row, places in zip(batch["documents"], chosen, strict=True) for place in places]
         if self.documents is not None:
             documents = self.documents.read(documents)
-        columns = {"query": batch["query"] if self.queries is None else self.queries.read(batch["query_row"])}
+        columns = {"query": batch["query_name"] if self.queries is None else self.queries.read(batch["query_row"])}
         width = len(chosen[0]) if chosen else 0
         for position in range(width):
             columns["positive" if position == 0 else f"negative_{position}"] = documents[position::width]
@@ -250,13 +263,13 @@ class TupleReader:
 
     def labels(self, batch: dict[str, list[Any]]) -> list[list[Any]]:
         """The teacher's scores of each row in this epoch, as the column `label` has them."""
-        return self._labels(batch, self._choose_all(batch)) if self.scored else [[] for _ in batch["query"]]
+        return self._labels(batch, self._choose_all(batch)) if self.scored else [[] for _ in batch["query_name"]]
 
     def _labels(self, batch: dict[str, list[Any]], chosen: list[list[int]]) -> list[list[Any]]:
         if self.mixture is None:
             return list(map(self._label, batch[COLUMN], chosen))
         by_teacher = zip(*(batch[name] for name in self.mixture.columns), strict=True)
-        draws = (f"{self.seed} {self.epoch} {query} teacher" for query in batch["query"])
+        draws = (f"{self.seed} {self.epoch} {query} teacher" for query in batch["query_name"])
         combined = map(self.mixture.combine, by_teacher, draws)
         if not self.mixture.is_nested:
             return list(map(self._label, combined, chosen))
@@ -353,8 +366,8 @@ class TupleReader:
 
     def _choose_all(self, batch: dict[str, list[Any]]) -> list[list[int]]:
         """Places among the documents of each row: of a positive and of the negatives drawn."""
-        scores = batch["teacher_scores"] if self.has_margins else [None] * len(batch["query"])
-        rows = zip(batch["query"], batch["positives"], map(len, batch["keys"]), scores, strict=True)
+        scores = batch["teacher_scores"] if self.has_margins else [None] * len(batch["query_name"])
+        rows = zip(batch["query_name"], batch["positives"], map(len, batch["keys"]), scores, strict=True)
         return [self._choose(*row) for row in rows]
 
     def _choose(self, query: str, positives: int, documents: int, scores: list[float] | None) -> list[int]:

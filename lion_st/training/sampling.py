@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 ROWS_AT_ONCE = 1024
-CANDIDATE_COLUMNS = ("query", "query_key", "keys", "positives", "teacher_scores")
+CANDIDATE_COLUMNS = ("query_name", "query_key", "keys", "positives", "teacher_scores")
 
 
 @dataclass(frozen=True)

@@ -131,3 +131,17 @@ def test_files_that_are_no_table_together_are_said_with_the_reason(tmp_path):
 def test_ranks_out_of_order_are_named(tmp_path, ranks):
     with pytest.raises(ValueError, match=f"ranks are .start, stop. .*, got {ranks[0]} and {ranks[1]}"):
         load_tuples(tmp_path, ranks=ranks)
+
+
+def test_what_rows_would_not_follow_is_refused(tmp_path):
+    rows = [{"query": f"q{number}", "positive": f"p{number}", "negative": "n"} for number in range(4)]
+    tuples = load_tuples(write_jsonl(tmp_path / "rows.jsonl", rows))
+
+    def with_prefix(row):
+        return {"query": f"prefix {row['query']}"}
+
+    for changed in (tuples.map(with_prefix), tuples.add_column("query", ["q"] * 4), tuples.select_columns(["keys"])):
+        with pytest.raises(ValueError, match=r"copy them first, with Dataset\.from_list"):
+            changed[0]
+    assert tuples.filter(lambda row: row["query"] == "q2").shuffle()[0]["positive"] == "p2"
+    assert Dataset.from_list(list(tuples)).map(with_prefix)[1]["query"] == "prefix q1"
