@@ -6,6 +6,7 @@ without regard to case, so that "Lion", "lion" and "lion" at the start of a word
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
@@ -92,6 +93,7 @@ def read_text(text: str, tokenizer: PreTrainedTokenizerBase, limit: int | None =
     read_until = len(text) if tokens == len(ids) else max(0, max(end for _, end in offsets) - len(prompt))
     pieces = read_words(text[:read_until]).pieces
     whole_words = list(pieces)
+    starts = [word.start for word in whole_words]
     words: dict[str, str] = {}
     for name, (start, end) in zip(term_names(np.asarray(ids), tokenizer), offsets, strict=True):
         token = whole[start:end]
@@ -99,9 +101,9 @@ def read_text(text: str, tokenizer: PreTrainedTokenizerBase, limit: int | None =
         last = start + len(token.rstrip()) - len(prompt)
         if 0 <= first < last and PART_OF_A_CHARACTER not in name:
             pieces.append(Piece(first, last, name.casefold()))
-            word = next((word for word in whole_words if word.start <= first and last <= word.end), None)
-            if word is not None:
-                words.setdefault(name.casefold(), word.name)
+            place = bisect_right(starts, first) - 1
+            if place >= 0 and last <= whole_words[place].end:
+                words.setdefault(name.casefold(), whole_words[place].name)
     return Pieces(pieces, read_until, tokens, words)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -123,10 +124,12 @@ def words_of_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> dict[int, 
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return dict(zip(ids, term_names(np.asarray(ids, dtype=np.int64), tokenizer), strict=True))
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    spans = [(word.start(), word.end()) for word in WORD.finditer(text)]
+    found = [*WORD.finditer(text)]
+    ends = [word.end() for word in found]
     words: dict[int, str] = {}
     for token, (start, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
-        word = next((text[first:last] for first, last in spans if start < last and first < end), None)
+        place = bisect_right(ends, start)
+        word = found[place][0] if place < len(found) and found[place].start() < end else None
         words.setdefault(token, word or text[start:end].strip() or str(tokenizer.decode([token])))
     return words
 
