@@ -64,7 +64,11 @@ class HybridIndex(Index):
                 f"The index has {dimensions} terms and got vectors of {both.sparse.shape[1]}: use one model for all."
             )
         self.sides[1].add(ids, both.dense)  # which checks ids and dimensions; nothing is left for the other to refuse
-        sparse.add(ids, both.sparse)
+        try:
+            sparse.add(ids, both.sparse)
+        except BaseException:  # an interruption: both sides hold the same documents
+            self.sides[1].delete(ids)
+            raise
 
     def delete(self, ids: Sequence[str]) -> None:
         """Take documents out of the index; see `Index.delete`."""

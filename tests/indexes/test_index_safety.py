@@ -256,6 +256,23 @@ def test_ids_of_a_hybrid_index_may_be_read_once() -> None:
         index.search(both, allowed=(f"d{row}" for row in range(9)))
 
 
+def test_an_interruption_leaves_both_sides_of_a_hybrid_index_alike(monkeypatch) -> None:
+    index, whole = create_index("exact", "hybrid"), create_index("exact", "hybrid")
+    both = (sparse_vectors(9, 0), dense_vectors(9, 0))
+    whole.add(range(9), both)
+
+    def interrupted(vectors: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(index.sides[0], "_add", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            index.add(range(9), both)
+    assert [len(side) for side in index.sides] == [0, 0]
+    index.add(range(9), both)
+    assert index.search(both, 5) == whole.search(both, 5)
+
+
 FILLS_THE_DISK = """
 import sys
 import numpy as np
