@@ -18,7 +18,7 @@ Run: TypeAlias = Mapping[str, Mapping[str, float]]  # query id -> document id ->
 
 METRICS = ("nDCG@10", "MRR@10", "Recall@100", "MAP", "R_cap@100")
 
-_MEASURES = {"nDCG": "ndcg_cut", "Recall": "recall", "MAP": "map_cut", "P": "P", "Success": "success"}
+_MEASURES = {"nDCG": "ndcg_cut", "Recall": "recall", "MAP": "map_cut", "P": "P", "Success": "success", "R_cap": "P"}
 _UNCUT = {"nDCG": "ndcg", "MRR": "recip_rank", "MAP": "map", "Rprec": "Rprec"}
 
 
@@ -67,26 +67,20 @@ def evaluate_queries(
     judged = {query: whole_grades(query, grades) for query, grades in qrels.items()}
     run = {query: _scores(query, hits) for query, hits in run.items() if query in judged}
     require_ids([*judged, *run])
+    parsed = {metric: _parse(metric) for metric in metrics}
+    outputs = {metric: _output(*name_and_cut) for metric, name_and_cut in parsed.items()}
+    measures = {re.sub(r"_(\d+)$", r".\1", output) for output in outputs.values()}
+    values = pytrec_eval.RelevanceEvaluator(judged, measures, relevance_level=relevance_level).evaluate(run)
     result: dict[str, dict[str, float]] = {}
-    for metric in metrics:
-        name, cut = _parse(metric)
-        scored = run
+    for metric, (name, cut) in parsed.items():
+        found = {query: values.get(query, {}).get(outputs[metric], 0.0) for query in judged}
         if name == "MRR" and cut is not None:
-            measure, scored = "recip_rank", {query: _first(hits, cut) for query, hits in run.items()}
-            output = measure
-        elif name == "R_cap":
-            measure, output = f"P.{cut}", f"P_{cut}"
-        elif cut is None:
-            measure = output = _UNCUT[name]
-        else:
-            measure, output = f"{_MEASURES[name]}.{cut}", f"{_MEASURES[name]}_{cut}"
-        values = pytrec_eval.RelevanceEvaluator(judged, {measure}, relevance_level=relevance_level).evaluate(scored)
-        result[metric] = {query: values.get(query, {}).get(output, 0.0) for query in judged}
-        if name == "R_cap":
-            assert cut is not None
-            for query, precision in result[metric].items():
+            found = {query: value if value and round(1 / value) <= cut else 0.0 for query, value in found.items()}
+        if name == "R_cap" and cut is not None:
+            for query, precision in found.items():
                 relevant = sum(grade >= relevance_level for grade in judged[query].values())
-                result[metric][query] = precision * cut / min(relevant, cut) if relevant else 0.0
+                found[query] = precision * cut / min(relevant, cut) if relevant else 0.0
+        result[metric] = found
     return result
 
 
@@ -179,20 +173,19 @@ def require_metrics(metrics: Iterable[str], depth: int) -> None:
             )
 
 
+def _output(name: str, cut: int | None) -> str:
+    """What pytrec_eval calls it; MRR is cut afterwards."""
+    return _UNCUT[name] if cut is None or name == "MRR" else f"{_MEASURES[name]}_{cut}"
+
+
 def _parse(metric: str) -> tuple[str, int | None]:
     match = re.fullmatch(r"(\w+?)(?:@([1-9]\d*))?", metric)
     name, cut = (match[1], match[2]) if match else (metric, None)
     if cut is None and name in _UNCUT:
         return name, None
-    if cut is not None and (name in _MEASURES or name in ("MRR", "R_cap")):
+    if cut is not None and name in (*_MEASURES, "MRR"):
         return name, int(cut)
     raise ValueError(
-        f"Unknown metric {metric!r}: choose from {', '.join(f'{one}@k' for one in (*_MEASURES, 'MRR', 'R_cap'))}, "
+        f"Unknown metric {metric!r}: choose from {', '.join(f'{one}@k' for one in (*_MEASURES, 'MRR'))}, "
         f"{', '.join(_UNCUT)}."
     )
-
-
-def _first(hits: Mapping[str, float], k: int) -> dict[str, float]:
-    """The first k documents in trec_eval's order."""
-    best = sorted(hits, key=lambda document: (np.float32(hits[document]), document), reverse=True)[:k]
-    return {document: hits[document] for document in best}
