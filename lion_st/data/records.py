@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -14,7 +14,7 @@ from lion_st.data.files import Rows, checked, decode_lines, file_kind, json_rows
 from lion_st.data.sources import parse_source, stream_rows, text_files
 from lion_st.data.trec import is_topics, read_tagged_topics
 
-Corpus: TypeAlias = "str | Path | Iterable[Row]"
+Corpus: TypeAlias = "str | Path | Iterable[Row] | Mapping[str, Row | str]"
 
 logger = logging.getLogger(__name__)
 TABLE_FORMS = (
@@ -51,8 +51,9 @@ def read_corpus(corpus: Corpus, split: str = "train", task: Task = "document") -
             document a line, whose id is FILE:LINE), all but .parquet optionally compressed (.gz, .bz2, .xz, .zst); a
             folder (its `corpus`, `documents` or `collection` file, as BEIR's, else all such files); "-" for JSON lines
             on the standard input; a data set on the Hub as "owner/name", "owner/name:subset" or
-            "hf://owner/name/subset"; or any iterable of mappings. Queries also come as TREC topics, and of a folder
-            from its `queries` or `topics` file.
+            "hf://owner/name/subset"; any iterable of mappings; or a mapping of ids to texts, or to mappings without an
+            id, as BEIR's loader gives it. Queries also come as TREC topics, and of a folder from its `queries` or
+            `topics` file.
         split: Split of a data set.
         task: Whether the records are documents or queries.
 
@@ -108,7 +109,8 @@ def corpus_files(corpus: str | Path, task: Task = "document") -> list[Path]:
 
 def _read_all(corpus: Corpus, split: str, task: Task) -> Iterator[tuple[str, Fields | ValueError]]:
     if not isinstance(corpus, str | Path):
-        rows: Rows = ((f"record {number}", row) for number, row in enumerate(corpus, 1))
+        given = (_with_id(*item) for item in corpus.items()) if isinstance(corpus, Mapping) else corpus
+        rows: Rows = ((f"record {number}", row) for number, row in enumerate(given, 1))
         yield from _as_fields(rows, task)
     elif str(corpus) == "-":
         yield from _as_fields(json_rows(decode_lines(sys.stdin.buffer, "standard input")), task)
@@ -117,6 +119,10 @@ def _read_all(corpus: Corpus, split: str, task: Task) -> Iterator[tuple[str, Fie
             yield from read_file(file, task)
     else:
         yield from _as_fields(stream_rows(parse_source(corpus), task, split), task)
+
+
+def _with_id(identifier: str, row: Row | str) -> Row:
+    return {"_id": identifier, **(row if isinstance(row, Mapping) else {"text": row})}
 
 
 def read_file(file: Path, task: Task) -> Iterator[tuple[str, Fields | ValueError]]:

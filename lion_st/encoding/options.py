@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import index
 from typing import Literal, get_args
 
 from lion_st.data.fields import Task
@@ -14,6 +15,7 @@ class EncodingOptions:
 
     Raises:
         ValueError: If one has a value that it cannot have.
+        TypeError: If a number is not a whole one.
     """
 
     task: Task = "document"
@@ -31,6 +33,9 @@ class EncodingOptions:
             raise ValueError(f"dtype is 'float32' or 'float16', got {self.dtype!r}.")
         if self.on_bad_record not in ("skip", "raise"):
             raise ValueError(f"on_bad_record is 'skip' or 'raise', got {self.on_bad_record!r}.")
+        for name in ("max_tokens", "shard_documents", "tokens_per_batch"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, index(getattr(self, name)))  # numpy's are not JSON
         for name in ("shard_documents", "tokens_per_batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is at least 1, got {getattr(self, name)!r}.")

@@ -58,7 +58,11 @@ class ShardReader:
         if records:
             yield self._shard(records)
         if not self.counts.documents:
-            raise ValueError(f"The corpus {self.corpus} has no usable record; skipped: {dict(self.counts.skipped)}.")
+            place = self.corpus if isinstance(self.corpus, str | Path) else f"of type {type(self.corpus).__name__}"
+            example = f" The first: {self.counts.examples[0]}" if self.counts.examples else ""
+            raise ValueError(
+                f"The corpus {place} has no usable record; skipped: {dict(self.counts.skipped)}.{example[:400]}"
+            )
 
     def _shard(self, records: dict[str, Record]) -> list[Record]:
         self.counts.shards += 1

@@ -199,8 +199,12 @@ def test_bad_records_are_skipped_counted_and_named(tmp_path, sparse_model) -> No
     assert manifest["truncated"] == 1
     with pytest.raises(ValueError, match=r"malformed.*corpus\.jsonl:2"):
         encode_corpus(sparse_model, corpus, tmp_path / "strict", on_bad_record="raise", show_progress=False)
-    with pytest.raises(ValueError, match="no usable record"):
-        encode_corpus(sparse_model, [{"id": "x", "text": ""}], tmp_path / "none", show_progress=False)
+    with pytest.raises(
+        ValueError, match=r"of type list has no usable record; .* The first: empty: record 1 has the id"
+    ):
+        encode_corpus(sparse_model, [{"id": "x", "text": ""}] * 999, tmp_path / "none", show_progress=False)
+    with pytest.raises(ValueError, match=r"of type DataFrame has no usable record.*record 1 is 'id', not a mapping"):
+        encode_corpus(sparse_model, pd.DataFrame({"id": ["x"]}), tmp_path / "frame", show_progress=False)
     with pytest.raises(ValueError, match=r"record 1 has no text among its fields \['id'\]: accepted are text, "):
         encode_corpus(sparse_model, [{"id": "x"}], tmp_path / "fields", show_progress=False)
 
@@ -231,7 +235,16 @@ def test_every_kind_of_corpus_gives_the_same_records(tmp_path, monkeypatch: pyte
     for start in (0, 3):
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows[start : start + 3]), parts / f"{start}.parquet")
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines.encode())))
-    for source in (beir, tmp_path / "a.jsonl.gz", tmp_path / "a.tsv", "-", rows):
+    as_beir = {row["_id"]: {"title": "T", "text": row["text"]} for row in rows}
+    for source in (
+        beir,
+        tmp_path / "a.jsonl.gz",
+        tmp_path / "a.tsv",
+        "-",
+        rows,
+        as_beir,
+        {one.id: one.text for one in expected},
+    ):
         assert list(read_corpus(source)) == expected
     assert list(read_corpus(parts))[:5] == expected
     for line in ("d1", "d1\ttext\ttitle", "d1\turl\ttitle\ttext"):
@@ -295,6 +308,14 @@ def test_records_that_cannot_be_pickled_are_read_like_any_other() -> None:
     records = list(read_corpus([{"id": Text("a"), "text": Text("lions")}, {"id": lambda: 0, "text": "no id"}]))
     assert records[0] == Record("a", "lions") and records[1].message.startswith("record 2 has <function")
     assert pickle.loads(pickle.dumps(records)) == records
+
+
+def test_numbers_of_numpy_are_settings_like_any_other(tmp_path, sparse_model, corpus) -> None:
+    options = dict(max_tokens=np.int64(9), shard_documents=np.int64(40), tokens_per_batch=np.int32(99))
+    output = encode_corpus(sparse_model, corpus, tmp_path / "out", show_progress=False, **options)
+    assert EncodedCorpus(output).manifest["settings"]["max_tokens"] == 9
+    with pytest.raises(TypeError, match="'float' object cannot be interpreted as an integer"):
+        encode_corpus(sparse_model, corpus, tmp_path / "other", max_tokens=9.0)
 
 
 def test_several_processes_share_the_shards(tmp_path, corpus, sparse_model, monkeypatch: pytest.MonkeyPatch) -> None:
