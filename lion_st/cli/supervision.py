@@ -124,7 +124,7 @@ def teach(
         typer.Option(
             metavar="NAME=MODEL",
             help="A teacher: the name of its scores, and a CrossEncoder, a causal language model, a "
-            "SentenceTransformer or a SparseEncoder (folder or Hub repository), or bm25. Repeatable.",
+            "SentenceTransformer, SparseEncoder or MultiVectorEncoder (folder or Hub repository), or bm25. Repeatable.",
         ),
     ] = None,
     settings: Annotated[

@@ -77,7 +77,7 @@ class Reranker:
 
 
 class Encoder:
-    """A SentenceTransformer or SparseEncoder: the similarity of its vectors, by its own similarity function.
+    """A SentenceTransformer, SparseEncoder or MultiVectorEncoder: the similarity of its vectors, by its own function.
 
     Args:
         model: The model; its prompts and lengths are those of `encode_query` and `encode_document`.
@@ -90,29 +90,37 @@ class Encoder:
 
     def settings(self) -> dict[str, Any]:
         """Kind, name, revision, fingerprint, type, similarity and batch size of the model."""
-        from sentence_transformers import SparseEncoder
+        from sentence_transformers import MultiVectorEncoder, SparseEncoder
 
-        kind = "SparseEncoder" if isinstance(self.model, SparseEncoder) else "SentenceTransformer"
+        kinds = (MultiVectorEncoder, SparseEncoder)
+        kind = next((one.__name__ for one in kinds if isinstance(self.model, one)), "SentenceTransformer")
         similarity = {"similarity": str(self.model.similarity_fn_name), "batch_size": self.batch_size}
         return {"kind": kind} | _describe(self.model) | similarity
 
     def score(self, queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
         """The similarity of each pair, float32 [pairs]; each text is encoded once."""
         import torch
+        from sentence_transformers import MultiVectorEncoder
 
-        vectors, rows = [], []
+        vectors: list[Any] = []  # a tensor of rows, or a list with a tensor of token vectors for each text
+        rows = []
         for texts, encode in ((queries, self.model.encode_query), (documents, self.model.encode_document)):
             places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
-            options = {"batch_size": self.batch_size, "convert_to_tensor": True, "show_progress_bar": False}
+            options: dict[str, Any] = {"batch_size": self.batch_size, "show_progress_bar": False}
+            if not isinstance(self.model, MultiVectorEncoder):
+                options["convert_to_tensor"] = True
             vectors.append(encode(list(places), **options))
-            rows.append(torch.tensor([places[text] for text in texts], device=vectors[-1].device))
+            rows.append(torch.tensor([places[text] for text in texts], device=vectors[-1][0].device))
         scores = [
-            self.model.similarity_pairwise(
-                *(one.index_select(0, part) for one, part in zip(vectors, parts, strict=True))
-            )
+            self.model.similarity_pairwise(*map(_taken, vectors, parts))
             for parts in zip(*(one.split(PAIRS_AT_ONCE) for one in rows), strict=True)
         ]
         return torch.cat(scores).float().cpu().numpy()
+
+
+def _taken(vectors: Any, rows: Any) -> Any:
+    """Some rows of vectors, which are a list where texts have several each."""
+    return [vectors[row] for row in rows.tolist()] if isinstance(vectors, list) else vectors.index_select(0, rows)
 
 
 class Bm25:
@@ -233,7 +241,7 @@ def load_teacher(
     |---|---|
     | CrossEncoder, or any model for sequence classification with one label | logit |
     | causal language model | logit of yes less that of no, behind the prompt |
-    | SentenceTransformer, SparseEncoder, Lion checkpoint | similarity, by the model's own function |
+    | SentenceTransformer, SparseEncoder, MultiVectorEncoder, Lion checkpoint | similarity, by its own function |
 
     Args:
         model: Folder or Hub repository.
@@ -267,7 +275,7 @@ def load_teacher(
     _refuse(name, kind, [setting for setting, given in own.items() if given and kind != "causal"])
     if kind == "causal":
         return _causal_reranker(name, prompt or PROMPT, yes, no, max_tokens, batch_size, options)
-    from sentence_transformers import CrossEncoder, SentenceTransformer, SparseEncoder
+    from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer, SparseEncoder
 
     if kind == "CrossEncoder":
         return Reranker(CrossEncoder(name, max_length=max_tokens, **options), batch_size)
@@ -281,8 +289,8 @@ def load_teacher(
         from lion_st.models import load  # a sparse Lion model, whose rows would be dense there
 
         return Encoder(load(name, as_sparse_encoder=True, device=device, dtype=dtype, revision=revision), batch_size)
-    stock: Any = SparseEncoder if kind == "SparseEncoder" else SentenceTransformer
-    return Encoder(stock(name, **options), batch_size)
+    kinds: dict[str, Any] = {"SparseEncoder": SparseEncoder, "MultiVectorEncoder": MultiVectorEncoder}
+    return Encoder(kinds.get(kind, SentenceTransformer)(name, **options), batch_size)
 
 
 def pair_template(prompt: str, begins_with_bos: bool) -> str:
@@ -349,8 +357,10 @@ def _kind_of(name: str, revision: str | None) -> tuple[str, list[str]]:
         found[file] = {} if path is None else read_json(path)
     stock, modules, config = found.values()
     classes = [module["type"] for module in modules]
-    if stock.get("model_type") in ("CrossEncoder", "SentenceTransformer", "SparseEncoder"):
+    if stock.get("model_type") in ("CrossEncoder", "SentenceTransformer", "SparseEncoder", "MultiVectorEncoder"):
         return stock["model_type"], classes
+    if str(stock.get("similarity_fn_name")).lower() == "maxsim":  # PyLate's, which name no class
+        return "MultiVectorEncoder", classes
     if classes:
         return "SparseEncoder" if any("sparse_encoder" in one for one in classes) else "SentenceTransformer", classes
     architecture = (config.get("architectures") or [""])[0]
@@ -362,7 +372,7 @@ def _kind_of(name: str, revision: str | None) -> tuple[str, list[str]]:
         raise FileNotFoundError(f"{name} is not a folder with a model, nor one that the Hub gives.")
     raise ValueError(
         f"{name} is a {architecture or 'model of an unknown class'}, which scores no pairs: name a CrossEncoder, a "
-        "causal language model, a SentenceTransformer or a SparseEncoder."
+        "causal language model, a SentenceTransformer, a SparseEncoder or a MultiVectorEncoder."
     )
 
 

@@ -273,6 +273,22 @@ def test_two_processes_write_what_one_writes(models, data, tmp_path):
     assert not list(tmp_path.glob("two.parquet.parts")) and not list(tmp_path.glob(".two*"))
 
 
+def test_a_multi_vector_model_teaches_by_maxsim(tiny_backbone, tmp_path):
+    from sentence_transformers import MultiVectorEncoder
+
+    model = lion_st.build(tiny_backbone(), "multi_vector", query_length=16, document_length=32, device="cpu")
+    folder = lion_st.export(model, tmp_path / "model", verify=False, create_model_card=False)
+    teacher = load_teacher(folder, device="cpu", dtype="float32")
+    assert teacher.settings()["kind"] == "MultiVectorEncoder"
+    queries, documents = ["what do lions do", "zebras", "what do lions do"], ["lions rest", "zebras run far", "rivers"]
+    stock = MultiVectorEncoder(str(folder), device="cpu", model_kwargs={"dtype": torch.float32})
+    expected = [
+        float((stock.encode_query([query])[0] @ stock.encode_document([document])[0].T).amax(1).sum())
+        for query, document in zip(queries, documents, strict=True)
+    ]
+    np.testing.assert_allclose(teacher.score(queries, documents), expected, rtol=1e-4)
+
+
 def test_coverage_is_a_share(data):
     corpus = [json.loads(line)["text"] for line in (data / "corpus.jsonl").read_text().splitlines()]
     plain, share = Bm25(), Bm25(coverage=True)
