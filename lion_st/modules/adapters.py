@@ -203,6 +203,18 @@ def merge_adapter(model: PreTrainedModel, awaits_weights: bool = False) -> None:
     del model.peft_config
 
 
+def find_adapter_config(source: str, subfolder: str = "", **hub_options: Any) -> str | None:
+    """The file of an adapter's configuration, None if there is none.
+
+    (Before 5.21 transformers' own function passes over the subfolder of a folder on this machine.)
+    """
+    if Path(source).is_dir():
+        source, subfolder = str(Path(source, subfolder)), ""
+        if not Path(source).is_dir():
+            return None
+    return find_adapter_config_file(source, subfolder=subfolder, **hub_options)
+
+
 def read_adapter_config(source: str, **hub_options: Any) -> PeftConfig:
     """An adapter's configuration: its kind, its layers, its base model."""
     from peft import PeftConfig

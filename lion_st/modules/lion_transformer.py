@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.util import load_file_path
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.utils.peft_utils import find_adapter_config_file
 
 from lion_st.hooks import attention_implementation, has_adapter, without_message
 from lion_st.modules import unpadding
 from lion_st.modules.adapters import (
     attach_adapter,
     base_with_tokenizer,
+    find_adapter_config,
     load_adapter_weights,
     read_adapter_config,
     save_adapter,
@@ -198,7 +198,7 @@ class LionTransformer(Transformer):
         names = ("cache_dir", "token", "local_files_only", "revision", "subfolder")
         hub = {name: config_kwargs[name] for name in names if config_kwargs.get(name)}
         folder, gguf = gguf_options(model_name_or_path)
-        is_adapter = not gguf and find_adapter_config_file(folder, **hub) is not None
+        is_adapter = not gguf and find_adapter_config(folder, **hub) is not None
         if is_adapter:
             self.adapter_config = read_adapter_config(model_name_or_path, **hub)
             # PEFT saves adapters as not to be trained.

@@ -53,6 +53,7 @@ def models(tiny_backbone, tmp_path_factory) -> dict[str, Path]:
 
 def test_quiet_commands_hold_back_the_advice_of_libraries(tiny_backbone, data, tmp_path, caplog):
     model = lion_st.export(lion_st.build(tiny_backbone(dtype="bfloat16"), "dense"), tmp_path / "half", verify=False)
+    caplog.set_level("WARNING", "sentence_transformers")  # which scripts that other tests import raise
     for options, advice in ((["--quiet"], 0), ([], 1)):
         logging.warning_once.cache_clear()
         lion("encode", model, data / "queries.jsonl", tmp_path / f"{advice}", *options)
