@@ -185,6 +185,8 @@ def test_searches_find_what_two_models_find_fused(saved, texts, documents, tmp_p
     own.delete(["d0", "d9"])
     own.save(tmp_path / "own")
     assert len(load_index(tmp_path / "own")) == len(documents) - 2
+    create_index("exact", "hybrid", weights=np.ones(2, np.float32)).save(tmp_path / "numpy")
+    assert load_index(tmp_path / "numpy").weights == [1.0, 1.0]
     gpu = create_index("torch", "hybrid", weights=[0.4, 0.6], device="cpu")
     gpu.add(ids, vectors)
     found = gpu.search(stored, 7)

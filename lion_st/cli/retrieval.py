@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
@@ -255,11 +255,11 @@ def search(
         searched = [query] if query is not None else list(asked.values())
         results = search_texts(encoder, loaded, searched, k, explain=explain, **options)
         texts = _read_texts(corpus, {result.document for result in results})
-        _show(results, texts, many=query is None)
+        _show(searched, results, texts, many=query is None)
     else:
         texts = _read_texts(corpus, None)
         for text in _asked_queries():
-            _show(search_texts(encoder, loaded, [text], k, explain=explain, **options), texts, many=False)
+            _show([text], search_texts(encoder, loaded, [text], k, explain=explain, **options), texts, many=False)
 
 
 def prune(
@@ -408,8 +408,12 @@ def _read_texts(corpus: str | None, wanted: Set[str] | None) -> dict[str, str]:
     return texts
 
 
-def _show(results: Iterable[Result], texts: Mapping[str, str], many: bool) -> None:
+def _show(queries: Sequence[str], results: Sequence[Result], texts: Mapping[str, str], many: bool) -> None:
     """Print rank, score, id, text and reasons of each result, under its query where there are many."""
+    answered = {result.query for result in results}
+    if unanswered := [query for query in queries if query not in answered]:
+        example = shorten(unanswered[0], SHOWN_CHARACTERS, placeholder=" ...")
+        typer.echo(f"Nothing was found for {len(unanswered):,} of {len(queries):,} queries: {example}", err=True)
     for result in results:
         if many and result.rank == 1:
             typer.echo(result.query)

@@ -317,7 +317,8 @@ def _tensor_to_csr(vectors: torch.Tensor) -> sparse.csr_array:
 
 def _two_dimensional(matrix: np.ndarray) -> np.ndarray:
     if matrix.ndim != 2:
-        raise ValueError(f"Vectors are a matrix [N, dimensions], got the shape {tuple(matrix.shape)}.")
+        remedy = ": encode a list of texts, or pass the vector of one as [vector]" if matrix.ndim == 1 else ""
+        raise ValueError(f"Vectors are a matrix [N, dimensions], got the shape {tuple(matrix.shape)}{remedy}.")
     return matrix
 
 

@@ -47,7 +47,7 @@ class HybridIndex(Index):
         if weights is not None:
             require_weights(weights, len(SIDES))
         require_at_least(1, candidates=candidates)
-        self.weights = None if weights is None else list(weights)
+        self.weights = None if weights is None else [float(weight) for weight in weights]
         self.candidates = candidates
         self.sides = [create_index(self.engine, side, **settings) for side in SIDES]
 

@@ -87,7 +87,7 @@ class MilvusIndex(Index):
         self.rows_per_request = rows_per_request
         self.dense_index_type = dense_index_type
         self.candidates = candidates
-        self.weights = list(weights) if weights is not None else None
+        self.weights = [float(weight) for weight in weights] if weights is not None else None
         # A cluster is asked for what was just added; Milvus Lite always answers so and knows no consistency levels.
         self._consistency = {"consistency_level": "Strong"} if "://" in self.uri else {}
         # Milvus Lite builds the index of rows that were not flushed anew in every search; an earlier process that died

@@ -420,7 +420,7 @@ class HybridRetriever:
         if weights is not None:
             require_weights(weights, len(retrievers))
         self.retrievers = list(retrievers)
-        self.weights = list(weights) if weights is not None else None
+        self.weights = [float(weight) for weight in weights] if weights is not None else None
         self.depth = depth
         self.name = name or "+".join(retriever.name.split("/")[-1] for retriever in retrievers)
         self.engine = "+".join(retriever.engine for retriever in retrievers)

@@ -127,6 +127,10 @@ def test_a_query_is_answered_with_reasons(models, encoded, tmp_path) -> None:
     assert [line.split("\t")[2] for line in shown[1::2]] == [result.document for result in best[1:]]
     many.write_text(f"a\t{queries[1]}\nb\t{queries[1]}\n")  # the same twice
     assert lion(*search, "--queries", many).splitlines() == shown[:2] * 2
+    lion("index", encoded / "corpus", tmp_path / "nothing", "--threshold", "1000", "--sample", "0")
+    result = CliRunner().invoke(app, ["search", str(models["sparse"]), str(tmp_path / "nothing"), queries[0]])
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert "Nothing was found for 1 of 1 queries: What is" in result.stderr
 
 
 def test_texts_stand_beside_the_ids_of_what_was_found(models, data, encoded, tmp_path) -> None:

@@ -282,6 +282,8 @@ def test_bad_input_is_refused_and_adds_nothing() -> None:
         index.search(np.ones((1, 3)))
     with pytest.raises(ValueError, match="k=0"):
         index.search(vectors, k=0)
+    with pytest.raises(ValueError, match=r"the shape \(700,\): encode a list of texts"):
+        index.search(torch.ones(700))
     assert index.ids == ["a", "b"]
 
 
