@@ -484,6 +484,12 @@ def test_the_terms_of_the_texts_are_counted_for_idf_flops(tiny_backbone, data, t
     assert idf[model.tokenizer("a", add_special_tokens=False)["input_ids"][0]] < idf.max()
 
 
+def test_all_linear_layers_may_have_an_adapter():
+    for given, expected in (("all-linear", "all-linear"), ("q_proj", {"q_proj"})):
+        arguments, _ = parse_retriever_arguments([*MICRO, "--use_peft", "true", "--lora_target_modules", given])
+        assert arguments.lora_config().target_modules == expected
+
+
 def test_a_mini_batch_of_0_turns_gradient_caching_off():
     cached, _ = parse_retriever_arguments(["--backbone", "smollm2-135m"])
     whole, _ = parse_retriever_arguments(["--backbone", "smollm2-135m", "--mini_batch_size", "0"])

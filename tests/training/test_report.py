@@ -80,6 +80,16 @@ def test_the_command_prints_the_table_and_draws_both_figures(tmp_path):
     assert CliRunner().invoke(app, [*elsewhere, "--overwrite"]).exit_code == 0
 
 
+def test_both_losses_of_hybrid_models_are_shown(tmp_path):
+    log = [{"step": 10, "loss": 3.0, "sparse_contrastive_loss": 2.0, "dense_contrastive_loss": 1.0}]
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": log, "global_step": 10, "max_steps": 20}))
+    history = read_history(tmp_path)
+    assert history_rows(history) == [{"step": 10, "loss": 3.0, "sparse CL": 2.0, "dense CL": 1.0}]
+    draw_history(history, [tmp_path / "a.svg"])
+    lines = [one.get("id", "") for one in ElementTree.parse(tmp_path / "a.svg").getroot().iter()]
+    assert (tmp_path / "a.svg").read_text().count("sparse CL") == 1 and any("line2d" in one for one in lines)
+
+
 def test_the_score_of_multi_vector_models_is_drawn(tmp_path):
     log = [{"step": step, "loss": 1.0, "eval_ndcg@10": 0.4, "eval_a_maxsim_ndcg@10": 0.4} for step in (10, 20)]
     state = {"log_history": log, "global_step": 20, "max_steps": 20}

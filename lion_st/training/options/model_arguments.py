@@ -25,7 +25,8 @@ class LoraArguments:
     lora_alpha: int = field(default=32, metadata={"help": "The adapter's update is scaled by alpha / r."})
     lora_dropout: float = field(default=0.05, metadata={"help": "Dropout of the adapter's input."})
     lora_target_modules: list[str] = field(
-        default_factory=lambda: list(LORA_TARGETS), metadata={"help": "Names of the linear layers with an adapter."}
+        default_factory=lambda: list(LORA_TARGETS),
+        metadata={"help": "Names of the linear layers with an adapter, or all-linear."},
     )
     load_in_4bit: bool = field(
         default=False, metadata={"help": "QLoRA: hold the frozen linear layers in 4 bits; needs 'lion-st[quantized]'."}
@@ -35,11 +36,12 @@ class LoraArguments:
         """The adapter's PEFT configuration."""
         from peft import LoraConfig
 
+        targets = list(self.lora_target_modules)
         return LoraConfig(
             r=self.lora_r,
             lora_alpha=self.lora_alpha,
             lora_dropout=self.lora_dropout,
-            target_modules=list(self.lora_target_modules),
+            target_modules=targets if targets != ["all-linear"] else "all-linear",
         )
 
     def require_lora_ranges(self) -> None:

@@ -20,6 +20,10 @@ COLUMNS = {
     "loss": "loss",
     "contrastive_loss": "CL",
     "distillation_loss": "KD",
+    "sparse_contrastive_loss": "sparse CL",
+    "sparse_distillation_loss": "sparse KD",
+    "dense_contrastive_loss": "dense CL",
+    "dense_distillation_loss": "dense KD",
     f"eval_{NDCG}": "nDCG@10",
     "query_active_dims": "query terms",
     "document_active_dims": "document terms",
@@ -32,6 +36,11 @@ LOSSES = {
     "contrastive_loss": "contrastive (CL)",
     "distillation_loss": "distillation (KD)",
     "base_loss": "ranking",
+    **{
+        f"{kind}_{name}": f"{kind} {words}"  # of hybrid models
+        for kind in ("sparse", "dense")
+        for name, words in (("contrastive_loss", "CL"), ("distillation_loss", "KD"), ("loss", "ranking"))
+    },
     "query_regularizer_loss": "FLOPS of queries",
     "document_regularizer_loss": "FLOPS of documents",
 }
