@@ -246,6 +246,14 @@ def require_sound(place: Path, *conditions: Any) -> None:
         raise StorageError(f"The contents of {place} do not fit each other: the index is damaged. Build it again.")
 
 
+def require_whole(vectors: int, ids: int) -> None:
+    """Raise a RuntimeError if an interrupted addition, whose engine takes nothing back, left vectors without ids."""
+    if vectors != ids:
+        raise RuntimeError(
+            f"Adding documents was interrupted, which left {vectors:,} vectors for {ids:,} ids: build the index again."
+        )
+
+
 def strings_to_arrays(prefix: str, strings: list[str]) -> dict[str, np.ndarray]:
     """Pack strings into two arrays: their UTF-8 bytes and where each one starts."""
     encoded = [string.encode() for string in strings]

@@ -11,7 +11,7 @@ from typing import IO, Any, Literal
 
 import numpy as np
 
-from lion_st.encoding.storage import StorageError, require_sound
+from lion_st.encoding.storage import StorageError, require_sound, require_whole
 from lion_st.extras import require
 from lion_st.indexes.base import LocalIndex, Paradigm, require_at_least
 
@@ -110,12 +110,8 @@ class FaissIndex(LocalIndex):
             return self._trained()
 
     def _require_whole(self) -> None:
-        """Refuse an index to which an interrupted `add` left vectors without ids."""
-        if self._index is not None and self._index.ntotal != len(self.ids):
-            raise RuntimeError(
-                f"Adding documents was interrupted, which left {self._index.ntotal:,} vectors for {len(self.ids):,} "
-                "ids: build the index again."
-            )
+        if self._index is not None:
+            require_whole(self._index.ntotal, len(self.ids))
 
     def _trained(self) -> Any:
         if self._untrained is not None:

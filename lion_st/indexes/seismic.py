@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
+from lion_st.encoding.storage import require_whole
 from lion_st.extras import require
 from lion_st.indexes.base import LocalIndex, Paradigm, require_at_least
 
@@ -105,6 +106,7 @@ class SeismicIndex(LocalIndex):
             raise ValueError(
                 "A Seismic index that was saved or loaded cannot grow: build it again from the encoded corpus."
             )
+        self._require_whole()
         if self._dataset is None:
             self._dataset = seismic.SeismicDatasetLV(dim=vectors.shape[1])
         rows = [str(row) for row in range(len(self), len(self) + vectors.shape[0])]
@@ -115,10 +117,15 @@ class SeismicIndex(LocalIndex):
         self._terms = vectors.shape[1]
         self._index = self._file_bytes = None
 
+    def _require_whole(self) -> None:
+        if self._dataset is not None:
+            require_whole(self._dataset.len, len(self.ids))
+
     def _build(self) -> Any:
         seismic = require("seismic")
 
         with self._lock:
+            self._require_whole()
             _require_threads()
             return self._built(seismic)
 

@@ -219,12 +219,18 @@ def test_what_interrupts_an_index_leaves_it_as_it_was(monkeypatch, tmp_path: Pat
     assert index.search(documents, 9) == whole.search(documents, 9)
 
 
-def test_a_graph_that_an_interruption_left_with_too_many_vectors_is_refused() -> None:
-    faiss = pytest.importorskip("faiss")
-    index = create_index("faiss", "dense", kind="hnsw")
-    index.add(["a", "b"], dense_vectors(2, 0))
-    index._index.add(faiss.rand((3, 16)))  # what a KeyboardInterrupt leaves, which FAISS raises at its end
-    for call in (lambda: index.add(["c"], dense_vectors(1, 1)), lambda: index.search(dense_vectors(1, 1))):
+@pytest.mark.parametrize(
+    ("engine", "paradigm", "parameters"), [("faiss", "dense", {"kind": "hnsw"}), ("seismic", "sparse", {})]
+)
+def test_what_an_interruption_left_with_too_many_vectors_is_refused(
+    engine: str, paradigm: str, parameters: dict
+) -> None:
+    pytest.importorskip(engine)
+    make = sparse_vectors if paradigm == "sparse" else dense_vectors
+    index = create_index(engine, paradigm, **parameters)
+    index.add(["a", "b"], make(2, 0))
+    index._add(make(3, 2))  # what a KeyboardInterrupt leaves, which Python raises when the engine has returned
+    for call in (lambda: index.add(["c"], make(1, 1)), lambda: index.search(make(1, 1))):
         with pytest.raises(RuntimeError, match="5 vectors for 2 ids: build the index again"):
             call()
 
