@@ -96,6 +96,7 @@ class SeismicIndex(LocalIndex):
         self.neighbours = neighbours
         self._dataset: Any = None
         self._postings = self._terms = 0
+        self._filled = 0  # documents with terms, which alone Seismic counts
         self._index: Any = None
         self._file_bytes: int | None = None
 
@@ -113,13 +114,14 @@ class SeismicIndex(LocalIndex):
         self._dataset.add_documents_by_id(
             rows, vectors.indices.astype(np.int64), vectors.data, vectors.indptr.astype(np.int64)
         )
+        self._filled += int(np.count_nonzero(np.diff(vectors.indptr)))
         self._postings += vectors.nnz
         self._terms = vectors.shape[1]
         self._index = self._file_bytes = None
 
     def _require_whole(self) -> None:
         if self._dataset is not None:
-            require_whole(self._dataset.len, len(self.ids))
+            require_whole(self._dataset.len, self._filled)
 
     def _build(self) -> Any:
         seismic = require("seismic")

@@ -161,18 +161,26 @@ def test_what_cannot_be_deleted_or_allowed_is_named() -> None:
             other.search(np.ones((1, 4)), allowed=["d1"])
 
 
-@pytest.mark.parametrize("paradigm", ["sparse", "dense", "multi_vector"])
-def test_many_small_additions_leave_few_parts(paradigm: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("engine", "paradigm", "name"),
+    [
+        ("exact", "sparse", "_windows"),
+        ("exact", "dense", "_blocks"),
+        ("exact", "multi_vector", "_blocks"),
+        ("torch", "sparse", "_parts"),
+        ("torch", "dense", "_parts"),
+    ],
+)
+def test_many_small_additions_leave_few_parts(engine: str, paradigm: str, name: str, tmp_path: Path) -> None:
     count = 100
     rows = vectors(count, 6, "sparse" if paradigm == "sparse" else "dense")
     given = TokenVectors(rows, np.arange(count + 1)) if paradigm == "multi_vector" else rows
-    index, whole = create_index("exact", paradigm), create_index("exact", paradigm)
+    index, whole = create_index(engine, paradigm), create_index(engine, paradigm)
     whole.add(range(count), given)
     expected = whole.search(given, 9)
     for row in range(count):
         index.add([row], given[row : row + 1])
         index.search(given[:1], 1)
-    name = "_windows" if paradigm == "sparse" else "_blocks"
     assert len(getattr(index, name)) == 3  # 64 + 32 + 4
     assert index.search(given, 9) == expected
     assert load_index(index.save(tmp_path / "index")).search(given, 9) == expected
