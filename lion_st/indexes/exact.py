@@ -58,7 +58,8 @@ class ExactSparseIndex(LocalIndex):
         paradigm: "sparse".
         quantization: None keeps float32 weights (6 bytes a posting); "uint16" and "uint8" store them linearly by term
             (4 and 3 bytes a posting). The search then is exact over the rounded weights, which differ from the given
-            ones by at most a 1/131,070 (uint16) or 1/510 (uint8) part of the term's largest weight.
+            ones by at most a 1/131,070 (uint16) or 1/510 (uint8) part of the term's largest weight. Add to it in bulk:
+            the first search after an addition begins a part, of 8 bytes for each term of the vocabulary and more.
     """
 
     engine = "exact"
