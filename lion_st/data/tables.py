@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ from lion_st.data.records import read_file
 from lion_st.data.sources import TEXT_STEMS, TEXT_SUBSETS, open_source, parse_source
 from lion_st.data.teachers import UNNAMED
 from lion_st.data.trec import iter_qrels
+from lion_st.errors import require_type
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -88,6 +90,8 @@ def open_tuples(
         FileNotFoundError: If it is not there.
         ValueError: If it is empty or its layout is unknown.
     """
+    remedy = "name a file, folder or data set; other rows train as they are, with build_trainer"
+    require_type(source, (str, PathLike), "A source of tuples", remedy)
     name = str(source)
     if is_beir(source, subset):
         file = beir_files(source, split)[2]

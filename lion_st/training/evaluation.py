@@ -26,7 +26,7 @@ from lion_st.data.sources import parse_source
 from lion_st.errors import UsageError
 from lion_st.training.hybrid_evaluation import HybridInformationRetrievalEvaluator, HybridNanoBEIREvaluator
 from lion_st.training.prompts import TaskPrompts
-from lion_st.training.validation import require_positive
+from lion_st.training.validation import as_sources, require_positive
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -91,8 +91,7 @@ class EvaluationArguments:
         Raises:
             UsageError: If there is nothing to evaluate on and an option needs it, or a value is out of range.
         """
-        if isinstance(self.eval_data, str):
-            self.eval_data = [self.eval_data]
+        self.eval_data = as_sources(self.eval_data) or None
         if self.eval_share is not None and not 0 < self.eval_share < 1:
             raise UsageError(f"--eval_share must be above 0 and below 1, got {self.eval_share}.")
         require_positive(self, "early_stopping_patience")

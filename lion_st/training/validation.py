@@ -73,6 +73,11 @@ _READ_BY = {
 }
 
 
+def as_sources(given: Any) -> list[str]:
+    """Paths and names, or one alone, as a list of texts without those that are empty."""
+    return [os.fspath(one) for one in ([given] if isinstance(given, str | os.PathLike) else given or ()) if one]
+
+
 def refuse_unread(arguments: Any, reasons: Mapping[str, str]) -> None:
     """Refuse options that are given and have no effect, and sharded training other than by FSDP.
 

@@ -133,6 +133,11 @@ def test_ranks_out_of_order_are_named(tmp_path, ranks):
         load_tuples(tmp_path, ranks=ranks)
 
 
+def test_a_data_set_in_memory_is_refused_with_what_trains_on_it():
+    with pytest.raises(TypeError, match=r"A source of tuples expected, got (.|\n)*, a Dataset: .* build_trainer"):
+        load_tuples(Dataset.from_dict({"query": ["q"], "positive": ["p"]}))
+
+
 def test_what_rows_would_not_follow_is_refused(tmp_path):
     rows = [{"query": f"q{number}", "positive": f"p{number}", "negative": "n"} for number in range(4)]
     tuples = load_tuples(write_jsonl(tmp_path / "rows.jsonl", rows))

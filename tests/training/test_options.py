@@ -18,10 +18,12 @@ from tiny_runs import tiny_run, write_tuples
 from torch.utils.data import BatchSampler, ConcatDataset
 from transformers import TrainingArguments
 
+from lion_st.data import save_beir
 from lion_st.errors import UsageError
 from lion_st.losses import FlopsRegularizer, IdfFlopsRegularizer, L1Regularizer
 from lion_st.training.mixing import WeightedBatchSampler
 from lion_st.training.options.arguments import (
+    MntpArguments,
     MntpTrainingArguments,
     RetrieverTrainingArguments,
     retriever_arguments,
@@ -482,6 +484,19 @@ def test_the_terms_of_the_texts_are_counted_for_idf_flops(tiny_backbone, data, t
     idf = loss.document_regularizer.idf
     assert len(idf) == 320 and torch.equal(idf, loss.query_regularizer.idf)
     assert idf[model.tokenizer("a", add_special_tokens=False)["input_ids"][0]] < idf.max()
+
+
+def test_sources_may_be_paths_or_one_alone(tiny_backbone, data, tmp_path):
+    save_beir(tmp_path / "test", {"d": {"text": "lions"}}, {"q": "lions"}, {"q": {"d": 1}})
+    arguments, training = tiny_run(Path(tiny_backbone()), data, tmp_path / "out", eval_data=tmp_path / "test")
+    options = dataclasses.asdict(arguments) | {"train_data": Path(data)}
+    arguments = type(arguments)(**options)
+    assert (arguments.model, arguments.train_data) == (str(tiny_backbone()), [str(data)])
+    assert training.eval_data == [str(tmp_path / "test")]
+    train_retriever(arguments, training)
+    mntp = MntpArguments(backbone=Path("a"), texts="b.txt")
+    assert (mntp.backbone, mntp.texts) == ("a", ["b.txt"])
+    assert MntpArguments(backbone="a", texts=[Path("b.txt"), "c"]).texts == ["b.txt", "c"]
 
 
 def test_all_linear_layers_may_have_an_adapter():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal
@@ -26,6 +27,7 @@ from lion_st.training.sharding import resolve_fsdp
 from lion_st.training.teacher import TeacherArguments
 from lion_st.training.validation import (
     SHARDING_BUILT,
+    as_sources,
     refuse_liger,
     refuse_unread,
     rename_checkpointing,
@@ -141,6 +143,7 @@ class MntpArguments(LoraArguments):
     merge: bool = field(default=True, metadata={"help": "Save a backbone with the adapter merged, not the adapter."})
 
     def __post_init__(self) -> None:
+        self.backbone, self.texts = os.fspath(self.backbone), as_sources(self.texts)
         if not self.backbone:
             raise UsageError("Name the model to adapt with --backbone.")
         if not self.texts:
@@ -258,8 +261,7 @@ class RetrieverArguments(
     def __post_init__(self) -> None:
         chosen_recipe(vars(self))
         is_released(self.backbone, self.preset)
-        if isinstance(self.train_data, str):
-            self.train_data = [self.train_data] if self.train_data else []
+        self.model, self.train_data = os.fspath(self.model), as_sources(self.train_data)
         for name in ("model", "train_data"):
             if not getattr(self, name):
                 raise UsageError(f"--{name} is empty; name one, or leave it to the recipe.")
