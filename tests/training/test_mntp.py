@@ -243,7 +243,7 @@ def test_a_full_disk_leaves_the_checkpoint_to_go_on_from(tiny_backbone, text_fil
 
     run = arguments(tiny_backbone, text_file, tmp_path / "out", max_steps=2)
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
-        patch.setattr(LionTransformer, "save_merged", full)
+        patch.setattr("lion_st.training.mntp.save_merged", full)
         adapt_mntp(*run)
     left = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert left == [".lock", "checkpoint-2", "mntp.json", "trainer_state.json"]
