@@ -105,6 +105,18 @@ class LionModel(BaseModel):
             kwargs["packed_states"] = False  # the states themselves are asked for, text by text
         return super()._inference(inputs, **kwargs)
 
+    def set_pooling_include_prompt(self, include_prompt: bool) -> None:
+        """Refuse to leave the prompt's tokens out of a vector, which no head of lion_st does.
+
+        Raises:
+            ValueError: If `include_prompt` is False.
+        """
+        if not include_prompt:
+            raise ValueError(
+                "The heads of lion_st pool over the prompt's tokens too: include_prompt=False has no effect. Pool with "
+                "sentence-transformers' Pooling behind a LionTransformer to leave them out."
+            )
+
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:

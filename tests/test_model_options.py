@@ -141,6 +141,13 @@ def test_an_option_of_another_paradigm_is_refused(tiny_backbone, paradigm, optio
         lion_st.build(tiny_backbone(), paradigm, device="cpu", **option)
 
 
+def test_vectors_without_the_prompt_are_not_promised(tiny_backbone):
+    model = lion_st.build(tiny_backbone(), "dense", query_prompt="query: ", device="cpu")
+    model.set_pooling_include_prompt(True)
+    with pytest.raises(ValueError, match="pool over the prompt's tokens too"):
+        model.set_pooling_include_prompt(False)
+
+
 @pytest.mark.parametrize("options", [{"query_length": 0}, {"document_length": -1}, {"query_length": 6.5}])
 def test_lengths_are_whole_numbers(tiny_backbone, options):
     with pytest.raises(ValueError, match="whole numbers above 0 or None"):

@@ -48,7 +48,13 @@ def save_adapter(model: PreTrainedModel, folder: str | Path) -> None:
 
     name = active_adapter(model)
     tensors = get_peft_model_state_dict(model, adapter_name=name)
-    named = {f"base_model.model.{name}": tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    vocabulary = {id(weight): name for name, weight in reversed(_vocabulary_weights(model).items())}
+    tied = _vocabulary_weights(model).keys() - vocabulary.values()  # PEFT names them where there are more tokens
+    named = {
+        f"base_model.model.{name}": tensor.detach().cpu().contiguous()
+        for name, tensor in tensors.items()
+        if name not in tied
+    }
     save_file(named, Path(folder) / "adapter_model.safetensors", metadata={"format": "pt"})
     model.peft_config[name].save_pretrained(str(folder))
 
@@ -119,11 +125,34 @@ def load_adapter_weights(model: PreTrainedModel, source: str, **hub_options: Any
         return key if key.startswith("lm_head.") else prefix + key
 
     saved = {fitted(key): tensor for key, tensor in load_peft_weights(source, device="cpu", **hub_options).items()}
-    expected = get_peft_model_state_dict(model)
+    _load_larger_vocabulary(model, saved)
+    vocabulary = _vocabulary_weights(model)
+    saved = {key: tensor for key, tensor in saved.items() if key not in vocabulary}
+    expected = {key: tensor for key, tensor in get_peft_model_state_dict(model).items() if key not in vocabulary}
     missing, unexpected = sorted(expected.keys() - saved.keys()), sorted(saved.keys() - expected.keys())
     mismatched = [key for key in expected.keys() & saved.keys() if expected[key].shape != saved[key].shape]
     raise_on_wrong_weights(source, missing, unexpected, mismatched)
     set_peft_model_state_dict(model, saved)
+
+
+def _vocabulary_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The weights of embeddings and LM head by name, where no adapter has them."""
+    modules = (model.get_input_embeddings(), model.get_output_embeddings())
+    return {
+        f"{name}.weight": module.weight
+        for name, module in model.named_modules()
+        if any(module is one for one in modules) and not type(module).__module__.startswith("peft.")
+    }
+
+
+@torch.no_grad()
+def _load_larger_vocabulary(model: PreTrainedModel, saved: dict[str, torch.Tensor]) -> None:
+    """Give a model the embeddings and LM head that PEFT saves with an adapter whose base was given more tokens."""
+    there = saved.keys() & _vocabulary_weights(model).keys()
+    for key in sorted(there):
+        if len(saved[key]) != len(_vocabulary_weights(model)[key]):
+            model.resize_token_embeddings(len(saved[key]), mean_resizing=False)
+        _vocabulary_weights(model)[key].copy_(saved[key])
 
 
 def raise_on_wrong_weights(source: str, missing: list[str], unexpected: list[str], mismatched: list[Any]) -> None:

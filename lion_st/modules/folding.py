@@ -17,6 +17,7 @@ from lion_st.modules.quantization import plain_config
 
 # A checkpoint with its scale folded in keeps the unfolded norm here, so that training resumes to the bit.
 RESUME_FILE = "lion_st.safetensors"
+ROUNDING = 2**-7  # share of a weight that saving it in half precision changes, and some rest
 FINAL_NORM_NAMES = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f", "embedding_norm")
 
 
@@ -93,14 +94,33 @@ def save_unfolded(model: PreTrainedModel, folder: str, head: dict[str, Any]) -> 
 
 
 @torch.no_grad()
-def unfold(model: PreTrainedModel, resume_file: str) -> dict[str, Any]:
+def unfold(model: PreTrainedModel, resume_file: str, has_weights: bool = True) -> dict[str, Any]:
     """Put back what `save_unfolded` kept.
+
+    Args:
+        model: The model whose norm has the scale folded in, changed in place.
+        resume_file: What was written beside its weights.
+        has_weights: Whether they are there already, to be compared.
 
     Returns:
         The configuration of the head.
+
+    Raises:
+        ValueError: If the weights were written anew since, such as by training with stock classes.
     """
     norm = final_norm(model)
     with safe_open(resume_file, framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118
-            norm.get_parameter(name).copy_(file.get_tensor(name))
-        return json.loads(file.metadata()["head"])
+        kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        head = json.loads(file.metadata()["head"])
+    unfolded = copy.deepcopy(norm).to(next(iter(kept.values())).dtype)
+    unfolded.load_state_dict(kept)
+    for name, folded in scaled_norm(unfolded, head["scale"]).items():
+        parameter = norm.get_parameter(name)
+        found = parameter.float().cpu()
+        if has_weights and not torch.allclose(folded.float(), found, rtol=ROUNDING, atol=1e-4):
+            raise ValueError(
+                f"{resume_file!r} is of other weights than those beside it, which were written anew. Remove that file "
+                "to load them as they are."
+            )
+        parameter.copy_(kept[name])
+    return head

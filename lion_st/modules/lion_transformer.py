@@ -183,7 +183,7 @@ class LionTransformer(Transformer):
         names = ("subfolder", "token", "cache_folder", "revision", "local_files_only")
         hub = {name: kwargs[name] for name in names if name in kwargs}
         if resume_file := load_file_path(model_name_or_path, RESUME_FILE, **hub):
-            module.resumed_head = unfold(module.model, resume_file)
+            module.resumed_head = unfold(module.model, resume_file, has_weights=not module.awaits_weights)
         if verdict := load_file_path(model_name_or_path, VERDICT_FILE, **hub):
             module.checked = read_verdict(verdict, module.model, module.loaded_attention)
         return module

@@ -158,6 +158,18 @@ def test_a_bfloat16_export_is_as_near_to_float32_as_the_live_model(tiny_backbone
         assert abs(widened.encode(texts) - exact).max() < 1e-5
 
 
+def test_a_checkpoint_that_stock_trained_on_is_not_read_with_the_norm_of_before(tiny_backbone, texts, tmp_path):
+    lion_st.build(tiny_backbone(), "sparse", device="cpu").save(str(tmp_path), create_model_card=False)
+    stock = SentenceTransformer(str(tmp_path), device="cpu")
+    with torch.no_grad():
+        stock[0].model.model.norm.weight.mul_(1.01)
+    stock.save(str(tmp_path), create_model_card=False)
+    with pytest.raises(ValueError, match=r"lion_st\.safetensors' is of other weights than those beside it"):
+        lion_st.load(tmp_path, device="cpu")
+    (tmp_path / "lion_st.safetensors").unlink()
+    assert abs(lion_st.load(tmp_path, device="cpu").encode(texts) - stock.encode(texts)).max() < 1e-5
+
+
 @pytest.mark.parametrize("pooling", ["mean", "last_token"])
 def test_large_states_are_compared_by_their_size(tiny_backbone, texts, tmp_path, pooling):
     model = lion_st.build(tiny_backbone(), "dense", pooling=pooling, device="cpu")

@@ -88,3 +88,18 @@ def test_of_several_adapters_the_one_that_runs_is_saved(tiny_backbone, texts, tm
             module.set_adapter(["default", "other"])
     with pytest.raises(ValueError, match=r"runs the adapters \['default', 'other'\], and a checkpoint holds one"):
         saved(model, tmp_path / "two")
+
+
+@pytest.mark.parametrize("paradigm", ["sparse", "dense"])
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_tokens_that_were_added_to_an_adapters_base_come_back(tiny_backbone, tmp_path, paradigm, tied):
+    model = lion_st.build(tiny_backbone(tied=tied), paradigm, lora=lora(), device="cpu")
+    model.tokenizer.add_tokens(["[Q]", "[D]"])
+    model[0].model.resize_token_embeddings(len(model.tokenizer))
+    texts = ["[Q] what do lions eat", "[D] Lions prey on zebras."]
+    expected = moved(model).encode(texts)
+    loaded = lion_st.load(saved(model, tmp_path / "adapter"), device="cpu")
+    assert (loaded.encode(texts) == expected).all() and loaded[0].model.config.vocab_size == 322
+    again = lion_st.load(saved(loaded, tmp_path / "again"), device="cpu")
+    assert (again.encode(texts) == expected).all()
+    lion_st.export(loaded, tmp_path / "exported", create_model_card=False)  # compares the vectors
