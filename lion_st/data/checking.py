@@ -230,7 +230,7 @@ class _Checker:
         scores.report(self.findings)
         self.report.queries, self.report.documents = len(seen_queries), len(seen_documents)
         self.report.teachers = scores.teachers
-        if counts:
+        if any(map(len, counts)):
             self._report_counts(np.concatenate(counts), negatives)
 
     def compare_rows(self) -> None:
@@ -268,7 +268,7 @@ class _Checker:
     def _check_rows(
         self, rows: Sequence[Candidates], places: Sequence[str], own: np.ndarray, keys: list[int]
     ) -> np.ndarray:
-        """Number of negatives of each row that are left, [rows]."""
+        """Number of negatives that are left of each row with a positive, [rows]."""
         counts, hashes, pairs, start = [], [], [], 0
         for row, place, query in zip(rows, places, own.tolist(), strict=True):
             middle = start + len(row.positives)
@@ -281,7 +281,10 @@ class _Checker:
                 self.findings.add("positive_among_negatives", place, among)
             if len(different) < len(negatives):
                 self.findings.add("repeated_document", place, len(negatives) - len(different))
-            counts.append(len(different) - among)
+            if row.positives:
+                counts.append(len(different) - among)
+            else:  # of pairs with labels
+                self.findings.add("none_relevant", place)
             hashes.append(hash((query, frozenset(positives), frozenset(different))))
             pairs += [(query, positive) for positive in positives]
         self._rows.append(np.array(hashes, np.int64))

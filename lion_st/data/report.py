@@ -43,6 +43,9 @@ FAULTS = {
         "remove them from the training data, or evaluate on another set",
     ),
     "judged_document_missing": Fault("warning", "judged documents are not in the corpus and left out", "add them"),
+    "none_relevant": Fault(
+        "warning", "queries have no document that a label calls relevant and are left out", "label one, or nothing"
+    ),
     "positive_among_negatives": Fault(
         "warning", "negatives have the text of a positive of their row and are left out", "mine negatives again"
     ),

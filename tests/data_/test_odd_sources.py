@@ -60,6 +60,10 @@ def test_what_a_label_calls_irrelevant_is_not_trained_on_as_a_positive(tmp_path)
     with pytest.warns(UserWarning, match="left out 1 queries without a positive"):
         tuples = load_tuples(tmp_path / "labels.csv", negatives=0)
     assert tuples[:] == {"query": ["q"], "positive": ["yes"]}
+    report = check_tuples(tmp_path / "labels.csv", negatives=1)
+    assert [(one.fault, one.count) for one in report.findings] == [("none_relevant", 1)] and report.is_sound
+    (tmp_path / "labels.csv").write_text("anchor,positive,label\nr,no,0\n")
+    assert [one.fault for one in check_tuples(tmp_path / "labels.csv").findings] == ["none_relevant"]
 
 
 def test_lists_of_positives_and_negatives_are_read_and_a_bare_list_is_refused(tmp_path):
