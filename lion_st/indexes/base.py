@@ -287,13 +287,12 @@ class LocalIndex(Index):
 
     def add(self, ids: Sequence[str], vectors: Any) -> None:
         """Add documents whose ids are new; see `Index.add`."""
-        matrix = self._check(vectors)
         ids = as_ids(ids)
-        if len(ids) != matrix.shape[0]:
-            raise ValueError(f"Got {len(ids)} ids for {matrix.shape[0]} vectors: give one id per row.")
         fresh = set(ids)
         with self._lock:
-            matrix = self._check(matrix)  # another thread may have set the dimensions
+            matrix = self._check(vectors)
+            if len(ids) != matrix.shape[0]:
+                raise ValueError(f"Got {len(ids)} ids for {matrix.shape[0]} vectors: give one id per row.")
             if len(fresh) < len(ids) or not fresh.isdisjoint(self._known):
                 seen = set(self._known)
                 duplicate = next(one for one in ids if one in seen or seen.add(one))  # type: ignore[func-returns-value]
