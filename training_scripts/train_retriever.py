@@ -13,7 +13,7 @@ from __future__ import annotations
 from transformers import set_seed
 
 from lion_st.data import load_tuples
-from lion_st.errors import one_line_errors
+from lion_st.errors import UsageError, one_line_errors
 from lion_st.training import build_loss, build_trainer
 from lion_st.training.dry_run import describe_run
 from lion_st.training.options.command_line import parse_retriever_arguments
@@ -30,6 +30,9 @@ def main() -> None:
     if arguments.dry_run:
         print(describe_run(arguments, training_arguments))
         return
+    source, *others = arguments.train_data
+    if others:
+        raise UsageError(f"This script reads one source: train on {source} and {others[0]} with lion-st train.")
     training_arguments = resolve_batches(arguments, training_arguments)
     record = run_log(arguments, training_arguments)
     if record.is_finished:
@@ -44,7 +47,6 @@ def main() -> None:
         model = build_model(arguments, build_device(training_arguments), record.folder)
 
     # Rows of query, positive, negative_1, ..., negative_n and label, the teacher's scores of these documents.
-    (source,) = arguments.train_data
     tuples = load_tuples(
         source,
         subset=arguments.train_subset,

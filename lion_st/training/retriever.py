@@ -43,7 +43,7 @@ from lion_st.training.sharding import (
 from lion_st.training.starting import build_model
 from lion_st.training.teacher import report_teacher, teacher_weights
 from lion_st.training.trainers import TRAINERS, RetrieverTrainerMixin
-from lion_st.training.validation import recomputes_activations, refuse_several_gpus
+from lion_st.training.validation import recomputes_activations, refuse_float16_on_cpus, refuse_several_gpus
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -291,6 +291,7 @@ def train_retriever(arguments: RetrieverArguments, training_arguments: Retriever
             folder = train_retriever(*retriever_arguments(recipe, output_dir="runs/lion-sp-1b"))
             SentenceTransformer(str(folder)).encode_query("what is a lion")
     """
+    refuse_float16_on_cpus(training_arguments)
     refuse_unsharded(arguments, training_arguments)
     training_arguments = resolve_batches(arguments, training_arguments)
     record = run_log(arguments, training_arguments)

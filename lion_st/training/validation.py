@@ -214,6 +214,16 @@ def refuse_several_gpus(arguments: Any) -> None:
         )
 
 
+def refuse_float16_on_cpus(arguments: Any) -> None:
+    """Refuse `--fp16` without a GPU, where accelerate's Trainer would go on in float32.
+
+    Raises:
+        UsageError: With what to say instead.
+    """
+    if arguments.fp16 and arguments.device.type == "cpu":
+        raise UsageError("--fp16 needs a GPU: on CPUs say --bf16, or --bf16 false for float32.")
+
+
 def recomputes_activations(arguments: Any) -> bool:
     """Whether training arguments have the backward pass recompute activations."""
     return any(getattr(arguments, f"{name}_checkpointing", None) for name in ("activation", "gradient"))

@@ -319,6 +319,7 @@ def test_a_finished_run_is_reused_and_other_settings_are_refused(tiny_backbone, 
         (dict(negatives=9), ValueError, r"9 are needed"),
         (dict(train_data="no.jsonl"), FileNotFoundError, r"no\.jsonl"),
         (dict(model="no/such/folder"), OSError, r"no/such/folder"),
+        (dict(fp16=True), ValueError, "--fp16 needs a GPU"),
     ],
 )
 def test_bad_runs_are_refused_and_leave_nothing_behind(tiny_backbone, data, tmp_path, settings, error, message):

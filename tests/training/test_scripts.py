@@ -116,6 +116,7 @@ def test_a_wrong_option_or_recipe_ends_the_script_with_the_reason(tmp_path, monk
         ("train_retriever.py", ["--backbone", "micro", "--epoch", "3"], 2, "--epoch is not an option"),
         ("train_retriever.py", ["--config", "no.yaml"], 1, "The file 'no.yaml' of --config is not there"),
         ("adapt_mntp.py", ["--backbone", "llama-3-8b", "--text", "a.txt"], 2, "did you mean --texts?"),
+        ("train_retriever.py", ["--backbone", "micro", "--train_data", "a", "b"], 2, "on a and b with lion-st train"),
     ):
         with pytest.raises(SystemExit) as end:
             run_here(monkeypatch, name, options)
