@@ -114,28 +114,25 @@ def scatter_gradients(
 
 
 class _Memory:
-    """A tensor's memory as numpy reads it.
+    """A tensor's memory as numpy reads it."""
 
-    `Tensor.numpy()` would make its storage one of fixed size, which sharded weights must not have, and what
-    `np.from_dlpack` gives cannot be written to with older releases of numpy and torch.
-    """
-
-    def __init__(self, tensor: Tensor, dtype: np.dtype) -> None:
+    def __init__(self, tensor: Tensor, like: np.ndarray) -> None:
         self.tensor = tensor  # kept as long as the array that has this as its base
         self.__array_interface__ = {
             "version": 3,
             "data": (tensor.data_ptr(), False),
-            "typestr": dtype.str,
-            "shape": tuple(tensor.shape),
-            "strides": tuple(stride * dtype.itemsize for stride in tensor.stride()),
+            "typestr": like.dtype.str,
+            "shape": like.shape,
+            "strides": like.strides,
         }
 
 
 def _array(tensor: Tensor) -> np.ndarray:
-    dtype = np.dtype(str(tensor.dtype).removeprefix("torch."))
-    if not tensor.numel():  # older numpy takes no memory for none
-        return np.empty(tuple(tensor.shape), dtype)
-    return np.asarray(_Memory(tensor.detach(), dtype))
+    """The tensor's memory. Unlike `Tensor.numpy()` this leaves its storage resizable, which sharded weights need."""
+    array = np.from_dlpack(tensor)
+    if array.flags.writeable or not array.size:
+        return array
+    return np.asarray(_Memory(tensor, array))  # older numpy or torch
 
 
 _launching = threading.Lock()
