@@ -20,7 +20,8 @@ from tiny_runs import tiny_options, write_tuples
 
 from lion_st.modules.splade_head import LEARNED_FILE
 
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONWARNINGS": "ignore"}
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONWARNINGS": "ignore",
+               "PYTHONFAULTHANDLER": "1"}  # fmt: skip
 STEPS, MIDDLE = 6, 3
 
 
@@ -173,7 +174,7 @@ def run_pair(trainings: list[Any], file: Path, **environment: str) -> None:
     done = subprocess.run(
         [sys.executable, *launcher], env=os.environ | ENVIRONMENT | environment, text=True, capture_output=True
     )
-    assert done.returncode == 0, done.stderr[-5000:]
+    assert done.returncode == 0, done.stderr[-40_000:]  # what a process said before another one lost it stands above
 
 
 def losses(folder: Path, name: str = "loss") -> list[float]:
