@@ -12,7 +12,7 @@ from lion_st.training.options.released_code import released_mntp_folder
 from lion_st.training.published import PUBLISHED, output_folder
 from lion_st.training.recipes import BACKBONES, BackboneShape, mntp_folder
 from lion_st.training.retriever import resolve_batches, step_memory, step_size, training_cost
-from lion_st.training.sharding import reads_once, refuse_with_quantization, sharding_of
+from lion_st.training.sharding import reads_once, refuse_unsharded, sharding_of
 
 _SHARES = {
     "none": "the whole model on each",
@@ -34,7 +34,7 @@ def describe_run(arguments: RetrieverArguments, training_arguments: RetrieverTra
         ValueError: If the batch cannot be divided as asked.
     """
     devices = arguments.dry_run_devices or training_arguments.world_size
-    refuse_with_quantization(arguments, training_arguments)
+    refuse_unsharded(arguments, training_arguments)
     training_arguments = resolve_batches(arguments, training_arguments, devices)
     backbone = BACKBONES[arguments.backbone]
     own = {backbone.model, mntp_folder(arguments.backbone), released_mntp_folder(arguments.backbone)}

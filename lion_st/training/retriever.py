@@ -79,6 +79,7 @@ def build_trainer(
             cannot be read.
         FileNotFoundError: If a collection to evaluate on is not there.
     """
+    refuse_float16_on_cpus(training_arguments)
     refuse_unsharded(arguments, training_arguments)
     share_checks(model[0])
     training_arguments = resolve_batches(arguments, training_arguments)

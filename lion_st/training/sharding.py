@@ -115,14 +115,17 @@ def refuse_unsharded(arguments: Any, training_arguments: TrainingArguments) -> N
         UsageError: If both are asked for.
     """
     refuse_with_quantization(arguments, training_arguments)
-    asked = {
+    options = {
         f"--query_encoder {arguments.query_encoder}": arguments.query_encoder != "full",
         "--learn_thresholds": arguments.learn_thresholds,
         "--learn_top_k": arguments.learn_top_k,
         "--self_distillation": arguments.self_distillation,
     }
-    for option in (option for option, is_asked in asked.items() if is_asked and is_sharded(training_arguments)):
-        raise UsageError(f"{option} has no sharded form: leave out --fsdp or --deepspeed, or leave it out.")
+    asked = [option for option, is_asked in options.items() if is_asked]
+    if asked and is_sharded(training_arguments):
+        raise UsageError(
+            f"{asked[0]} has no sharded form: leave out --fsdp or --deepspeed, which torchrun does without, or it."
+        )
 
 
 def reads_once(arguments: TrainingArguments) -> bool:

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from oracle import make_case, relative_error
 from torch.utils.checkpoint import checkpoint
 
-from lion_st.kernels import blockwise, screening, splade_pool, splade_pool_reference
+from lion_st.kernels import blockwise, cpu, screening, splade_pool, splade_pool_reference
 from lion_st.kernels.gradients import Inputs
 
 SHAPES = {
@@ -415,3 +416,20 @@ def test_nothing_as_large_as_all_logits_is_allocated():
     eager = largest_allocation(lambda h, w: splade_pool_reference(h.flatten(0, 1), w, bounds, scale=1.0))
     assert eager >= 16 * 128 * 60_000 * 4
     assert largest_allocation(lambda h, w: splade_pool(h, w, scale=1.0)) < eager / 8
+
+
+def test_kernels_write_to_memory_that_numpy_gives_as_read_only(monkeypatch):
+    """As numpy before 2.1 and older torch give it."""
+    by_dlpack = np.from_dlpack
+
+    def read_only(tensor):
+        array = by_dlpack(tensor)
+        array.flags.writeable = False
+        return array
+
+    monkeypatch.setattr(np, "from_dlpack", read_only)
+    tensor = torch.zeros(3, 4)[:, 1:3]
+    array = cpu._array(tensor)
+    array[1] = [5, 6]
+    assert tensor.tolist() == [[0, 0], [5, 6], [0, 0]]
+    assert cpu._array(torch.empty(0, 4)).shape == (0, 4)
