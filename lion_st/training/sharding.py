@@ -123,9 +123,7 @@ def refuse_unsharded(arguments: Any, training_arguments: TrainingArguments) -> N
     }
     asked = [option for option, is_asked in options.items() if is_asked]
     if asked and is_sharded(training_arguments):
-        raise UsageError(
-            f"{asked[0]} has no sharded form: leave out --fsdp or --deepspeed, which torchrun does without, or it."
-        )
+        raise UsageError(f"{asked[0]} has no sharded form: leave out either this or --fsdp and --deepspeed.")
 
 
 def reads_once(arguments: TrainingArguments) -> bool:
