@@ -33,10 +33,6 @@ def unheld_by_stock(head: Any, model_type: str) -> str | None:
     """Why stock modules of one model do not hold what a head has: two vectors, thresholds, limits of terms, or a table.
 
     None if they do, or if there is nothing of it.
-
-    Args:
-        head: Of the model.
-        model_type: `"SentenceTransformer"`, which has no limit, or `"SparseEncoder"`, which has one for all texts.
     """
     if head.query_table is not None:
         return "queries are looked up in a table, and one model encodes all texts"
@@ -87,9 +83,6 @@ def write_stock_checkpoint(
         resume: Also keep what folding loses, for training to go on from.
         with_limits: Where stock modules do not hold what the head has, see `unheld_by_stock`, write it as it is: stock
             then refuses the checkpoint, which `lion_st.load` reads. Without, limits and table are left out.
-
-    Raises:
-        ValueError: If there are thresholds, and they would be left out.
     """
     transformer: Any = model[0]
     head = head_as_run(model)
@@ -125,10 +118,6 @@ def write_stock_checkpoint(
 @contextmanager
 def atomic_checkpoint(path: Path, overwrite: bool = False) -> Iterator[Path]:
     """A temporary folder beside `path` that becomes `path` if the block succeeds; see `lion_st.files.atomic_folder`.
-
-    Args:
-        path: The folder to make.
-        overwrite: Replace an earlier checkpoint there, which stays until the new one is complete.
 
     Raises:
         FileExistsError: If something is there and `overwrite` is False, or if it is not a checkpoint.
@@ -208,12 +197,7 @@ def _names_head(folder: Path) -> bool:
 
 
 def is_exported_pair(source: str, hub: Mapping[str, Any] = MappingProxyType({})) -> bool:
-    """Whether a folder or Hub repository is what a hybrid model was exported to; of the Hub one small file is read.
-
-    Args:
-        source: Folder, Hub repository, or any other place, such as a GGUF file or a folder that is not there.
-        hub: Revision, token and whether to stay offline.
-    """
+    """Whether a folder or Hub repository is what a hybrid model was exported to; of the Hub one small file is read."""
     is_place = Path(source).is_dir() or is_hub_name(source)
     return is_place and load_file_path(source, HYBRID_FILE, **hub) is not None
 

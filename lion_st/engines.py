@@ -48,9 +48,6 @@ def engine_settings(engine: str, paradigm: str | None = None) -> list[str]:
     Args:
         engine: A key of `ENGINES`.
         paradigm: "sparse", "dense", "multi_vector" or "hybrid" vectors; by default the settings for all it searches.
-
-    Raises:
-        ValueError: If there is no such engine, or it does not search such vectors.
     """
     if engine not in ENGINES:
         raise ValueError(f"Unknown engine {engine!r}: choose one of {', '.join(ENGINES)}.")
@@ -68,9 +65,6 @@ def require_settings(engines: Iterable[str], given: Iterable[str], paradigm: str
         engines: Keys of `ENGINES`, of which one will be used.
         given: Names of settings.
         paradigm: See `engine_settings`.
-
-    Raises:
-        ValueError: With the settings that there are; also for an unknown engine.
     """
     engines = list(engines)
     known = [name for engine in engines for name in engine_settings(engine, paradigm)]

@@ -23,31 +23,13 @@ class UsageError(ValueError):
 
 
 def require_list(values: Any, what: str) -> None:
-    """Refuse one string where a list is expected, whose letters would be taken for its elements.
-
-    Args:
-        values: An argument.
-        what: What its elements are.
-
-    Raises:
-        TypeError: With the beginning of the string.
-    """
+    """Refuse one string where a list is expected, whose letters would be taken for its elements."""
     if isinstance(values, str | bytes):
         raise TypeError(f"Give a list of {what}, got the string {values[:40]!r}.")
 
 
 def require_type(value: Any, kind: Any, what: str, remedy: str) -> None:
-    """Refuse an argument of another type, such as a path where what lies there is expected.
-
-    Args:
-        value: The argument.
-        kind: Its class, or a tuple of them.
-        what: What it is.
-        remedy: What to pass.
-
-    Raises:
-        TypeError: With the value, its type and the remedy.
-    """
+    """Refuse an argument of another type, such as a path where what lies there is expected."""
     if not isinstance(value, kind):
         shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:57]}..."
         raise TypeError(f"{what} expected, got {shown}, a {type(value).__name__}: {remedy}.")

@@ -25,14 +25,8 @@ EXTRA_OF = {package: extra for extra, packages in EXTRAS.items() for package in 
 def require(module: str) -> Any:
     """Import a module of a package that an extra brings.
 
-    Args:
-        module: Its name, such as "faiss" or "pyarrow.parquet".
-
     Returns:
         The module.
-
-    Raises:
-        ImportError: If it cannot be imported, with the line that installs it.
 
     Example:
         ::

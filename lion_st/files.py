@@ -34,12 +34,7 @@ def atomic_write(path: str | Path, content: str | bytes) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """What a JSON file holds.
-
-    Raises:
-        ValueError: With the file's name, if it is damaged.
-        OSError: If it is not there.
-    """
+    """What a JSON file holds."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:  # of JSON and of UTF-8
@@ -111,15 +106,7 @@ def atomic_folder(path: str | Path, replace: bool = False) -> Iterator[Path]:
 
 
 def require_free(path: str | Path, overwrite: bool = False) -> None:
-    """Refuse to write over what is there: the one rule of everything in lion_st that writes a file or folder.
-
-    Args:
-        path: File or folder to write.
-        overwrite: Whether an earlier one may be replaced.
-
-    Raises:
-        FileExistsError: If something is there that is not to be replaced. An empty folder is nothing.
-    """
+    """Refuse to write over what is there: the one rule of everything in lion_st that writes a file or folder."""
     path = Path(path)
     occupied = any(child.name != LOCK for child in path.iterdir()) if path.is_dir() else path.exists()
     if occupied and not overwrite:
@@ -225,11 +212,7 @@ def checksum(path: Path) -> str:
 
 
 def has_checksum(path: Path, facts: Mapping[str, Any]) -> bool:
-    """Whether a file has the checksum that a manifest names under "xxh3".
-
-    Raises:
-        ValueError: If the manifest names none.
-    """
+    """Whether a file has the checksum that a manifest names under "xxh3"."""
     if not isinstance(facts.get("xxh3"), str):
         raise ValueError(f"The manifest names no checksum of {path}.")
     return checksum(path) == facts["xxh3"]

@@ -177,13 +177,7 @@ def hub_commit(config: Any) -> str | None:
 
 
 def note_hub_commit(config: Any, name: str, revision: str | None) -> None:
-    """Write down which Hub commit a configuration was loaded from, which transformers no longer does (since 5.20).
-
-    Args:
-        config: The configuration.
-        name: Folder or Hub repository that it was loaded from; nothing is noted of a folder.
-        revision: Branch, tag or commit that was asked for.
-    """
+    """Write down which Hub commit a configuration was loaded from, which transformers no longer does (since 5.20)."""
     from huggingface_hub import try_to_load_from_cache
 
     if config is None or not is_hub_name(name):

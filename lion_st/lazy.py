@@ -18,9 +18,6 @@ def attach(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]
     What stands under its `if TYPE_CHECKING:`, where type checkers and editors see it, is imported on first use; so are
     its modules.
 
-    Args:
-        package: Its `__name__`.
-
     Example:
         ::
 

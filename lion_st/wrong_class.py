@@ -29,11 +29,7 @@ NOTE = 'This form is for SentenceTransformer. SparseEncoder loads the revision "
 
 
 def block_sparse_encoder(folder: Path) -> None:
-    """Have `SparseEncoder(folder)` fail at once. `SentenceTransformer(folder)` gives the same vectors as before.
-
-    Args:
-        folder: A checkpoint with the model type "SentenceTransformer".
-    """
+    """Have `SparseEncoder(folder)` fail at once. `SentenceTransformer(folder)` gives the same vectors as before."""
     block = WeightedLayerPooling(None, num_hidden_layers=0, layer_start=1)
     (folder / BLOCK).mkdir()
     block.save(str(folder / BLOCK))
@@ -44,12 +40,7 @@ def block_sparse_encoder(folder: Path) -> None:
 
 
 def move_transformer(folder: Path, model_type: str = "SparseEncoder") -> None:
-    """Have `SentenceTransformer(folder)` fail at once. Its own class gives the same vectors as before.
-
-    Args:
-        folder: A checkpoint whose transformer lies at its top.
-        model_type: Its type, `"SparseEncoder"` or `"MultiVectorEncoder"`.
-    """
+    """Have `SentenceTransformer(folder)` fail at once. Its own class gives the same vectors as before."""
     (folder / TRANSFORMER).mkdir()
     for file in list(folder.iterdir()):
         if file.is_file() and is_of_transformer(file.name):

@@ -96,11 +96,7 @@ def usage_errors() -> Iterator[None]:
 
 
 def require_number(flag: str, value: float | None, least: float = 0.0, exclusive: bool = False) -> None:
-    """Refuse a number that is not finite or too small.
-
-    Raises:
-        UsageError: With the flag, the number and what it may be.
-    """
+    """Refuse a number that is not finite or too small."""
     if value is None or (math.isfinite(value) and (value > least if exclusive else value >= least)):
         return
     raise UsageError(f"{flag} is a finite number {'above' if exclusive else 'of at least'} {least:g}, got {value}.")
@@ -108,13 +104,6 @@ def require_number(flag: str, value: float | None, least: float = 0.0, exclusive
 
 def engine_parameters(settings: list[str] | None, engines: Sequence[str]) -> dict[str, Any]:
     """Read `name=value` pairs; a value that is JSON is taken as such, any other as text.
-
-    Args:
-        settings: Pairs of the command line.
-        engines: Engines that they are for.
-
-    Raises:
-        UsageError: If a pair has no name or no equals sign, an engine is unknown, or none has such a setting.
 
     Example:
         >>> engine_parameters(["kind=hnsw", "ef_search=200"], ["faiss"])
@@ -137,11 +126,7 @@ def engine_parameters(settings: list[str] | None, engines: Sequence[str]) -> dic
 
 
 def require_model(model: str) -> None:
-    """Refuse a path that is not there, before anything is imported; a name of the Hub is left to be looked up.
-
-    Raises:
-        FileNotFoundError: If it is a path, and not a folder.
-    """
+    """Refuse a path that is not there, before anything is imported; a name of the Hub is left to be looked up."""
     path = Path(model).expanduser()
     is_name = re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", model) is not None
     if not path.is_dir() and (path.exists() or not is_name):
@@ -149,11 +134,7 @@ def require_model(model: str) -> None:
 
 
 def require_folder(path: Path, what: str) -> None:
-    """Refuse a folder that is not there.
-
-    Raises:
-        FileNotFoundError: What it should be, and how it is made.
-    """
+    """Refuse a folder that is not there."""
     if not path.is_dir():
         raise FileNotFoundError(f"There is no such folder: {str(path)!r}, which should be {what}.")
 
@@ -169,21 +150,13 @@ def require_published(place: str, what: str) -> None:
 
 
 def require_file(path: Path | None, what: str) -> None:
-    """Refuse a file that is not there.
-
-    Raises:
-        FileNotFoundError: What it should be.
-    """
+    """Refuse a file that is not there."""
     if path is not None and not path.is_file():
         raise FileNotFoundError(f"There is no such file: {str(path)!r}, which should be {what}.")
 
 
 def require_source(source: str | None) -> None:
-    """Refuse a path of texts that is not there; standard input and names of data sets are left to be opened.
-
-    Raises:
-        FileNotFoundError: If it is a path, and nothing is there.
-    """
+    """Refuse a path of texts that is not there; standard input and names of data sets are left to be opened."""
     if source is None or source == "-" or source.startswith("hf://") or Path(source).expanduser().exists():
         return
     if Path(source.rpartition(":")[0] or source).exists():  # FOLDER:SUBSET
@@ -207,12 +180,7 @@ def require_new(path: Path | None, overwrite: bool) -> None:
 
 
 def require_writable(path: Path) -> None:
-    """Refuse a place where nothing can be written, before computing what would be.
-
-    Raises:
-        PermissionError: If nothing can be written there.
-        NotADirectoryError: If a file stands where a folder would have to be.
-    """
+    """Refuse a place where nothing can be written, before computing what would be."""
     there = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
     if not os.access(there, os.W_OK):
         raise PermissionError(f"{str(path)!r} cannot be written: {str(there)!r} is not writable.")

@@ -113,11 +113,7 @@ def query_encoder(
 
 
 def _layers(text: str) -> int | list[int]:
-    """A number of layers, or several layers.
-
-    Raises:
-        UsageError: If it is neither.
-    """
+    """A number of layers, or several layers."""
     try:
         numbers = [int(part) for part in text.split(",")]
     except ValueError:

@@ -60,9 +60,6 @@ def beir_files(path: str | Path, split: str) -> tuple[Path, Path, Path]:
         path: A folder with `corpus.jsonl`, `queries.jsonl` and `qrels/<split>.tsv`, or a data set of the Hub that has
             these files ("mteb/scifact"), perhaps in a folder that the subset names; then they are downloaded.
         split: Split of the judgements.
-
-    Raises:
-        FileNotFoundError: If one is missing.
     """
     source = parse_source(path)
     if source.path is None:

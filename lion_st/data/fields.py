@@ -47,11 +47,7 @@ def names_texts(names: Iterable[str]) -> bool:
 
 
 def check_id(value: Any, place: str, field: str) -> str:
-    """An id as a string; integers become their digits.
-
-    Raises:
-        ValueError: If it is another type, blank, or holds a tab or line break, which no TREC or BEIR file can express.
-    """
+    """An id as a string; integers become their digits."""
     if isinstance(value, bool) or not isinstance(value, (str, int)) or not str(value).strip():
         raise ValueError(f"{place} has {value!r} in the field {field!r}: an id is a string that is not blank.")
     key = str(value)
@@ -65,15 +61,6 @@ def read_fields(row: Row, place: str, task: Task = "document") -> Fields:
 
     A title without a text, or a text that is null beside a title, is an empty text. A query has no title: one beside
     its text is left out, and one without a text is the query, as in TREC topics.
-
-    Args:
-        row: Values by field.
-        place: What error messages call the row.
-        task: Whether it is a document or a query.
-
-    Raises:
-        ValueError: If there is no id or text, or one of another type; the message names the place, the field and the
-            names that are accepted.
     """
     id_field = first_field(row, ID_FIELDS)
     if id_field is None:
@@ -93,11 +80,7 @@ def read_fields(row: Row, place: str, task: Task = "document") -> Fields:
 
 
 def require_unicode(values: Iterable[Any], place: str) -> None:
-    """Refuse texts that neither a tokenizer nor a file takes; other values are left alone.
-
-    Raises:
-        ValueError: If one holds half of a surrogate pair, as a JSON escape may.
-    """
+    """Refuse texts that neither a tokenizer nor a file takes; other values are left alone."""
     try:
         for value in values:
             if isinstance(value, str) and not value.isascii():
@@ -107,11 +90,7 @@ def require_unicode(values: Iterable[Any], place: str) -> None:
 
 
 def choose_column(columns: Sequence[str], accepted: Sequence[str], what: str, name: str) -> str:
-    """The column of a table that holds something.
-
-    Raises:
-        ValueError: If it has none of the accepted names.
-    """
+    """The column of a table that holds something."""
     found = next((column for column in accepted if column in columns), None)
     if found is None:
         raise ValueError(f"{name} has the columns {list(columns)}, no {what}: accepted are {', '.join(accepted)}.")

@@ -45,10 +45,6 @@ def read_lines(path: str | Path) -> Lines:
     """Yield the lines of a UTF-8 text file, without their ends; byte order marks and blank lines are left out.
 
     Lines end at newlines alone. One that is not UTF-8 comes as the error that says so.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If a compressed file is damaged or ends early.
     """
     path = Path(path)
     if not path.is_file():
@@ -145,12 +141,7 @@ def _parquet_rows(path: Path) -> Rows:
 
 
 def open_parquet(path: Path) -> Any:
-    """Open a parquet file.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is damaged.
-    """
+    """Open a parquet file."""
     import pyarrow
     import pyarrow.parquet
 

@@ -72,11 +72,7 @@ class Layout:
 
 
 def detect_layout(row: Row) -> Layout:
-    """Find the layout of a row by its columns.
-
-    Raises:
-        ValueError: If the columns fit no known layout.
-    """
+    """Find the layout of a row by its columns."""
     for layout in LAYOUTS:
         if all(column in row for column in layout.columns):
             return layout
@@ -114,11 +110,7 @@ def _is_labeled_pair(row: Row) -> bool:
 
 
 def read_scored_pair(row: Row, place: str) -> tuple[str | int, str | int, float]:
-    """Query, document and score of a row.
-
-    Raises:
-        ValueError: If one is missing or blank, or the score is not a finite number.
-    """
+    """Query, document and score of a row."""
     columns = _pair_columns(row)
     field = next((name for name in PAIR_SCORES if row.get(name) is not None), None)
     if columns is None or field is None:

@@ -72,11 +72,7 @@ def read_corpus(corpus: Corpus, split: str = "train", task: Task = "document") -
 
 
 def read_texts(corpus: Corpus, task: Task = "document", split: str = "train") -> dict[str, Fields]:
-    """All records of a corpus by their ids, blank ones too; see `read_corpus`.
-
-    Raises:
-        ValueError: At the first record that is malformed or repeats an id.
-    """
+    """All records of a corpus by their ids, blank ones too; see `read_corpus`."""
     texts: dict[str, Fields] = {}
     for place, fields in checked(_read_all(corpus, split, task)):
         if fields.id in texts:

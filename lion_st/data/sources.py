@@ -52,14 +52,6 @@ def parse_source(source: str | Path, subset: str | None = None) -> Source:
 
     What exists here is meant before what the Hub has under the same name, and so is the bundled data set's folder, see
     `quickstart_data`.
-
-    Args:
-        source: What was given.
-        subset: A subset given beside it.
-
-    Raises:
-        FileNotFoundError: If it can be neither.
-        ValueError: If two different subsets are named.
     """
     name = str(source)
     remote = re.sub(r"^hf:/{1,2}", "", name)  # pathlib makes one slash of two
@@ -89,12 +81,7 @@ def _of_repository(repository: str, subset: str | None) -> Source:
 
 
 def text_files(path: Path, task: Task) -> list[Path]:
-    """The files of documents or queries that a file or folder stands for, in reading order.
-
-    Raises:
-        FileNotFoundError: If a folder has no queries, but documents, or the reverse.
-        ValueError: If there is nothing that can be read.
-    """
+    """The files of documents or queries that a file or folder stands for, in reading order."""
     if path.is_file():
         if file_kind(path) is None and task == "document":
             raise ValueError(f"Cannot read documents from {path}: give {READABLE}.")
@@ -140,10 +127,6 @@ def open_source(
             cannot load, where no subset is named.
         subsets: Subsets to choose from where none is named.
         only: Whether a subset without a sibling is taken whatever its name.
-
-    Raises:
-        FileNotFoundError: If the data set is not to be had.
-        ValueError: If a file is of an unknown kind, or the subset is not there or not named.
     """
     path, subset = source.path, source.subset
     if path is not None and path.is_file():
@@ -169,12 +152,7 @@ def open_source(
 
 
 def choose_subset(source: Source, subsets: Sequence[str], *, only: bool = True) -> str:
-    """The subset that is named, else the first there is of some, else the only one.
-
-    Raises:
-        FileNotFoundError: If the data set is not to be had.
-        ValueError: If the subset is not there, or none of several is named.
-    """
+    """The subset that is named, else the first there is of some, else the only one."""
     from datasets import get_dataset_config_names
     from datasets.exceptions import DatasetNotFoundError
 

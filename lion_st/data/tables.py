@@ -125,17 +125,7 @@ def is_beir(source: str | Path, subset: str | None = None) -> bool:
 
 
 def load_texts(source: str | Path, given: str | Path | None, task: Task) -> TextTable:
-    """Find the texts of query or document ids, and memory-map them.
-
-    Args:
-        source: Source of the tuples, which is searched where nothing is given.
-        given: Another source, see `parse_source`.
-        task: Which texts.
-
-    Raises:
-        FileNotFoundError: If a given file or folder does not exist.
-        ValueError: If there are no texts there, or a line is malformed.
-    """
+    """Find the texts of query or document ids, and memory-map them."""
     plural = "queries" if task == "query" else "documents"
     place = parse_source(source if given is None else given)
     try:

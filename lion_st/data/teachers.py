@@ -36,10 +36,6 @@ def choose_teachers(source: str, present: Sequence[str], wanted: Teachers | None
         source: What messages call the data.
         present: The teachers there are.
         wanted: Names, or weights by name; None takes the only one there is.
-
-    Raises:
-        TypeError: If it is one string.
-        ValueError: If one is not there, a weight is not positive, or several are there and none is named.
     """
     if isinstance(wanted, str):
         raise TypeError(f"teachers are a list of names or weights by name, got the string {wanted!r}.")

@@ -33,10 +33,6 @@ def iter_documents(path: str | Path, lines_per_document: int = 64) -> Iterator[s
         path: `.txt` (consecutive lines are grouped), or `.jsonl`, `.parquet`, `.tsv` or `.csv` with a header (the text
             fields of a row are joined by a newline), all but .parquet optionally compressed.
         lines_per_document: Lines of a `.txt` file that make one document.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is of another kind or damaged, or a row cannot be read or has no text field.
     """
     path = Path(path)
     kind = file_kind(path)
@@ -118,9 +114,6 @@ def iter_blocks(
 
     Yields:
         int32 [blocks, block_size], as they come.
-
-    Raises:
-        ValueError: If the documents do not fill a single block.
     """
     from tqdm.auto import tqdm
 

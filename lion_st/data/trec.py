@@ -135,9 +135,6 @@ def read_tagged_topics(path: str | Path) -> Iterator[tuple[str, dict[str, str]]]
     """Yield TREC topics as rows with `id` and `query`, from `<top>` blocks or from XML.
 
     The query is the `<title>` of a block; in XML the `<query>`, `<title>` or `<question>`, else the topic's own text.
-
-    Raises:
-        ValueError: If the XML is broken, or a topic has no number or query.
     """
     lines = [line for _, line in checked(read_lines(path))]
     text = "\n".join(str(line) for line in lines)

@@ -238,11 +238,7 @@ class TupleReader:
         return self.absolute_margin is not None or self.relative_margin is not None
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        """Read a batch of candidates.
-
-        Raises:
-            ValueError: If the data set was changed in a way that its rows do not follow.
-        """
+        """Read a batch of candidates."""
         made = [name for name in batch if name in ("query", "positive", "label") or name.startswith("negative_")]
         if made or not batch.keys() >= CANDIDATES:
             raise ValueError(

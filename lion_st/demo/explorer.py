@@ -293,11 +293,7 @@ def load_explorer(
 
 
 def checked_query(query: str) -> str:
-    """A query without white space around it.
-
-    Raises:
-        QueryError: If it is blank, longer than 10,000 characters or not valid text.
-    """
+    """A query without white space around it."""
     query = query.strip()
     if not query:
         raise QueryError("Type a query first: a question, or a few words.")

@@ -35,11 +35,6 @@ def open_index(
 
     Returns:
         The index, which keeps `vectors`.
-
-    Raises:
-        FileNotFoundError: If there is neither such a folder nor such a data set.
-        StorageError: If it holds vectors of another model or of other documents, or does not say of which.
-        ValueError: If its engine does not keep the term weights that explain a score.
     """
     index: Any = load_index(folder, memory_map=True, revision=revision)
     require_explainable(index)

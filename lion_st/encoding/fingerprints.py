@@ -94,11 +94,7 @@ def _contents(tensor: Any) -> Any:
 
 
 def require_encoder(model: Any) -> None:
-    """Check that a model is one.
-
-    Raises:
-        TypeError: If it is something else, such as its path.
-    """
+    """Check that a model is one."""
     from sentence_transformers.base.model import BaseModel
 
     if not isinstance(model, BaseModel):
@@ -125,9 +121,6 @@ def text_limit(model: SentenceTransformer | SparseEncoder, task: Task, max_token
         task: Whether the text is a query or a document.
         max_tokens: The limit of one call, in place of the model's own; it is passed on, never set on the model, which
             other threads may be using.
-
-    Raises:
-        ValueError: If `max_tokens` is below 1, or if there is no limit at all.
     """
     module = input_module(model, task)
     from sentence_transformers.sentence_transformer.modules import StaticEmbedding

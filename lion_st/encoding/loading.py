@@ -67,9 +67,6 @@ def limit_terms(
         query_top_k: Heaviest terms of a query; None leaves the model's own limit.
         document_top_k: The same for documents.
         only_these: Remove the model's own limits.
-
-    Raises:
-        ValueError: If the model is not a sparse one of ours, or a limit is below 1.
     """
     from lion_st.models import paradigm_of
     from lion_st.modules import SpladeHead

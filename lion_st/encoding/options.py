@@ -11,12 +11,7 @@ from lion_st.data.fields import Task
 
 @dataclass(frozen=True)
 class EncodingOptions:
-    """The options that `encode_corpus`, which describes them, shares with `encode_corpus_on_ray`.
-
-    Raises:
-        ValueError: If one has a value that it cannot have.
-        TypeError: If a number is not a whole one.
-    """
+    """The options that `encode_corpus`, which describes them, shares with `encode_corpus_on_ray`."""
 
     task: Task = "document"
     split: str = "train"

@@ -17,11 +17,6 @@ def local_folder(place: str | Path, files: Sequence[str], revision: str | None =
         place: A folder, which comes first, or the name of a data set, `owner/name`.
         files: Patterns of the files to download, the first one the file that the folder is known by.
         revision: Commit, tag or branch of the data set; main by default.
-
-    Raises:
-        FileNotFoundError: If it is neither a folder nor a data set that can be reached or is cached.
-        ValueError: If a revision is given for a folder.
-        StorageError: If the data set holds something else.
     """
     if not is_hub_name(place):
         if revision is not None:

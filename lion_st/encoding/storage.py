@@ -214,11 +214,7 @@ def _stamp(path: Path) -> bytes | None:
 
 
 def read_array(data: Path, name: str, memory_map: bool = False) -> np.ndarray:
-    """Load one array, optionally without reading it into memory.
-
-    Raises:
-        StorageError: If it is missing or no array can be read from its file.
-    """
+    """Load one array, optionally without reading it into memory."""
     try:
         return np.load(data / f"{name}.npy", mmap_mode="r" if memory_map else None, allow_pickle=False)
     except (ValueError, EOFError, FileNotFoundError) as error:
@@ -268,11 +264,7 @@ def arrays_to_strings(data: Path, prefix: str) -> list[str]:
 
 
 def unpack_strings(joined: np.ndarray, offsets: np.ndarray) -> list[str]:
-    """Undo `strings_to_arrays`, of its two arrays.
-
-    Raises:
-        StorageError: If the offsets do not cut the bytes into UTF-8 strings.
-    """
+    """Undo `strings_to_arrays`, of its two arrays."""
     places = offsets.tolist()
     if joined.dtype != np.uint8 or offsets.ndim != 1 or not places or places[0] != 0 or places[-1] != joined.size:
         raise StorageError("The ids are damaged: their offsets do not fit their bytes. Build it again.")

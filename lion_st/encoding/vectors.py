@@ -21,9 +21,6 @@ class TokenVectors:
     Args:
         values: [T, D] for T tokens.
         offsets: int64 [N + 1]: text i has the rows offsets[i] to offsets[i + 1], one at least.
-
-    Raises:
-        ValueError: If the shapes or offsets do not fit, or a text has no token.
     """
 
     values: np.ndarray
@@ -74,9 +71,6 @@ class HybridVectors:
         sparse: CSR [N, V].
         dense: [N, D].
         weights: Of the sparse and of the dense score in searches with these as queries; None fuses by reciprocal ranks.
-
-    Raises:
-        ValueError: If they are of different numbers of texts.
     """
 
     sparse: sparse.csr_array
@@ -134,10 +128,6 @@ def to_token_vectors(vectors: Any) -> TokenVectors:
     Args:
         vectors: `TokenVectors`; [N, L, D] as a tensor or array, in which a token of zeros does not count; or a list of
             [L, D], as `MultiVectorEncoder.encode` gives them.
-
-    Raises:
-        TypeError: If they are vectors of a sparse or dense model.
-        ValueError: If a text has no token, widths differ, or a value is not finite.
     """
     if not isinstance(vectors, TokenVectors):
         if isinstance(vectors, list | tuple):
@@ -160,12 +150,7 @@ def to_token_vectors(vectors: Any) -> TokenVectors:
 
 
 def to_hybrid(vectors: Any) -> HybridVectors:
-    """Convert a pair of vectors, or `HybridVectors`, by `to_csr` and `to_dense`.
-
-    Raises:
-        TypeError: If they are not a pair of sparse and dense ones.
-        ValueError: If they are of different numbers of texts, and as `to_csr` and `to_dense`.
-    """
+    """Convert a pair of vectors, or `HybridVectors`, by `to_csr` and `to_dense`."""
     if not isinstance(vectors, HybridVectors) and not (isinstance(vectors, tuple) and len(vectors) == 2):
         raise TypeError(
             "This index holds a sparse and a dense vector of each text, (sparse [N, V], dense [N, D]): create it with "

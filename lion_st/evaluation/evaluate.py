@@ -218,9 +218,6 @@ def adjusted_protocol(
     """A protocol, by name or itself, with some settings replaced where they are not None.
 
     Metrics that nobody asked for are left out where they look deeper than the new `top_k`.
-
-    Raises:
-        ValueError: If the protocol or a metric is unknown, or a metric that was asked for looks deeper than the search.
     """
     require_list(metrics, "metrics")
     changes: dict[str, Any] = {

@@ -90,12 +90,7 @@ def require_judgements(qrels: Any) -> None:
 
 
 def whole_grades(query: str, grades: Mapping[str, Any]) -> dict[str, int]:
-    """A query's grades as Python's integers, whatever numbers they were read as.
-
-    Raises:
-        TypeError: If an id is not a string.
-        ValueError: If a grade is not a whole number.
-    """
+    """A query's grades as Python's integers, whatever numbers they were read as."""
     require_type(grades, Mapping, f"Grades of the query {query!r} by document", 'pass {"d1": 1}')
     require_ids(grades)
     for document, grade in grades.items():
@@ -116,12 +111,7 @@ def _scores(query: str, hits: Mapping[str, Any]) -> dict[str, float]:
 
 
 def require_ids(ids: Collection[str]) -> None:
-    """Raise unless ids of queries or documents are strings of Unicode text: others end the process in pytrec_eval.
-
-    Raises:
-        TypeError: If one is not a string.
-        ValueError: If one is not Unicode.
-    """
+    """Raise unless ids of queries or documents are strings of Unicode text: others end the process in pytrec_eval."""
     try:
         "".join(ids).encode()
     except TypeError:
@@ -155,15 +145,7 @@ def metric_depth(name: str) -> int | None:
 
 
 def require_metrics(metrics: Iterable[str], depth: int) -> None:
-    """Refuse metrics that are unknown, or that look deeper than a ranking goes and would be another's under their name.
-
-    Args:
-        metrics: See `evaluate_queries`.
-        depth: Documents per query.
-
-    Raises:
-        ValueError: With the metric and what to do.
-    """
+    """Refuse metrics that are unknown, or that look deeper than a ranking and would be another's under their name."""
     require_list(metrics, "metrics")
     for metric in metrics:
         if (needed := metric_depth(metric) or 0) > depth:

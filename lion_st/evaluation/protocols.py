@@ -38,11 +38,7 @@ PROTOCOLS = {
 
 
 def get_protocol(name: str) -> Protocol:
-    """Look a protocol up by name.
-
-    Raises:
-        ValueError: If there is none of this name.
-    """
+    """Look a protocol up by name."""
     if name not in PROTOCOLS:
         raise ValueError(f"Unknown protocol {name!r}: choose one of {', '.join(PROTOCOLS)}.")
     return PROTOCOLS[name]

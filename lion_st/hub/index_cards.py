@@ -69,12 +69,7 @@ class SavedVectors:
 
 
 def read_vectors(folder: Path) -> SavedVectors:
-    """Read what an index or an encoded corpus says of itself.
-
-    Raises:
-        FileNotFoundError: If there is no such folder.
-        StorageError: If it is neither, is damaged, does not say of which model it is, or is not for other machines.
-    """
+    """Read what an index or an encoded corpus says of itself."""
     if (folder / HEADER).is_file():
         found = read_folder(folder, KIND, VERSION, _of_index)
         require_portable(folder, folder)
@@ -135,15 +130,7 @@ def _of_corpus(corpus: EncodedCorpus) -> SavedVectors:
 def render_index_card(
     vectors: SavedVectors, repo_id: str, size: int, license: str | None, model: str | None = None
 ) -> str:
-    """The README.md of a published index or encoded corpus.
-
-    Args:
-        vectors: What is published.
-        repo_id: Its name on the Hub.
-        size: Bytes of its files.
-        license: Its licence.
-        model: Name on the Hub of the model; by default what the vectors name, if it came from the Hub.
-    """
+    """The README.md of a published index or encoded corpus."""
     from huggingface_hub import DatasetCardData
 
     source = vectors.source

@@ -380,11 +380,7 @@ def _type_of(folder: Path) -> RepositoryType:
 
 
 def _place(repo_id: str, create_pr: bool, revision: str | None, tag: str | None) -> str | None:
-    """The revision to publish to, None for main.
-
-    Raises:
-        ValueError: If nothing can be published there.
-    """
+    """The revision to publish to, None for main."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 

@@ -142,14 +142,7 @@ def import_released(
 
 
 def _origin(model: BaseModel, source: str, base: str | Path | None, hub: dict[str, Any]) -> BaseModelData | None:
-    """What is known of the model that the checkpoint's adapter was merged into, and of the checkpoint.
-
-    Args:
-        model: The loaded checkpoint.
-        source: Its folder or Hub name.
-        base: Where the adapter's base was read, if not where the adapter says.
-        hub: Revision of the checkpoint, and token.
-    """
+    """What is known of the model that the checkpoint's adapter was merged into, and of the checkpoint."""
     places: list[Place] = [(source, hub["revision"])]
     adapter: Any = getattr(model[0], "adapter_config", None)
     if adapter is not None:  # the licence of merged weights is their base's

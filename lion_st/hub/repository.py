@@ -120,11 +120,7 @@ class Repository:
             return Publication(self.repo_id, files, card, commits, wanted, page, deleted)
 
     def set_tags(self, wanted: Mapping[str, str], there: Mapping[str, str]) -> None:
-        """Mark commits that are not marked yet.
-
-        Raises:
-            ValueError: If a tag marks another commit.
-        """
+        """Mark commits that are not marked yet."""
         for name, commit in wanted.items():
             if there.get(name, commit) != commit:
                 raise ValueError(

@@ -48,12 +48,7 @@ class TaskScores:
 
 
 def task_scores(places: Iterable[Path]) -> list[TaskScores]:
-    """Every mteb result in files and folders, by test set; of several engines over the same vectors the exact one.
-
-    Raises:
-        FileNotFoundError: If a place is not there.
-        ValueError: If they are of several models other than BM25, or several of one test set, or a file is damaged.
-    """
+    """Every mteb result in files and folders, by test set; of several engines over the same vectors the exact one."""
     found: dict[tuple[bool, str, str, str], list[TaskScores]] = {}
     figures: dict[RowKey, dict[str, Any]] = {}
     for file in _result_files(places):

@@ -44,11 +44,7 @@ OVERLAP = 256  # longer than what a pattern needs to match
 
 
 def files_to_upload(folder: Path) -> Contents:
-    """A folder's files by path, without hidden ones and caches.
-
-    Raises:
-        ValueError: If one of them may not be uploaded.
-    """
+    """A folder's files by path, without hidden ones and caches."""
     contents: Contents = {}
     for path in sorted(_paths(folder)):
         file = folder / path
@@ -74,15 +70,7 @@ def stays_inside(file: Path, folder: Path) -> bool:
 
 
 def refuse_unsafe(path: str, file: Path) -> None:
-    """Refuse a file that is or holds a secret, or that may run code when it is loaded.
-
-    Args:
-        path: Its path in the repository.
-        file: The file.
-
-    Raises:
-        ValueError: If it is refused; the message names the path, the reason and what to do.
-    """
+    """Refuse a file that is or holds a secret, or that may run code when it is loaded."""
     name = PurePosixPath(path).name
     if SECRET_NAMES.fullmatch(name):
         raise ValueError(f"{path} has the name of a file with secrets. Move it out of the folder, or rename it.")

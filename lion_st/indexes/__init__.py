@@ -139,15 +139,7 @@ def index_folder(place: str | Path, revision: str | None = None) -> Path:
 
 
 def require_portable(place: str | Path, folder: Path) -> None:
-    """Refuse an index whose files are of no use, or not safe to read, on another machine.
-
-    Args:
-        place: What the index is called.
-        folder: Where it is.
-
-    Raises:
-        StorageError: With the engine, the reason, and what can be published instead.
-    """
+    """Refuse an index whose files are of no use, or not safe to read, on another machine."""
     cls = _saved_class(folder)
     if cls.not_portable is not None:
         raise StorageError(

@@ -216,11 +216,7 @@ def _require_no_index(path: str | Path, overwrite: bool) -> None:
 
 
 def require_at_least(least: float, **settings: Any) -> None:
-    """Refuse settings of an engine that are not numbers of at least `least`.
-
-    Raises:
-        ValueError: With the name and the value of the first.
-    """
+    """Refuse settings of an engine that are not numbers of at least `least`."""
     for name, value in settings.items():
         is_number = isinstance(value, int if isinstance(least, int) else int | float) and not isinstance(value, bool)
         if not is_number or not least <= value < math.inf:
@@ -229,12 +225,7 @@ def require_at_least(least: float, **settings: Any) -> None:
 
 
 def as_ids(ids: Any) -> list[str]:
-    """Document ids as strings; integers become their digits.
-
-    Raises:
-        TypeError: If they are one string, whose letters would be taken for ids, or one is of another type.
-        ValueError: If one is not valid Unicode, which no file could hold.
-    """
+    """Document ids as strings; integers become their digits."""
     require_list(ids, "ids, one per document")
     found = [one if type(one) is str else _as_id(one) for one in ids]
     try:

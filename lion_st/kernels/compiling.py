@@ -32,11 +32,7 @@ def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
 
 
 class Parallel:
-    """A numba function with `prange`, on all threads or, by `serial`, on the caller's alone, with the same result.
-
-    Args:
-        function: What numba compiles.
-    """
+    """A numba function with `prange`, on all threads or, by `serial`, on the caller's alone, with the same result."""
 
     def __init__(self, function: Callable[..., Any]):
         assert isinstance(function, types.FunctionType)

@@ -208,11 +208,7 @@ def interpreted() -> bool:
 
 
 def _configuration(hidden: Tensor, weight: Tensor) -> Configuration:
-    """The configuration for a model on its GPU: all its batches run the same one.
-
-    Raises:
-        RuntimeError: If the GPU's shared memory is too small for all of them.
-    """
+    """The configuration for a model on its GPU: all its batches run the same one."""
     if interpreted():
         return INTERPRETED
     limit = triton.runtime.driver.active.utils.get_device_properties(hidden.device.index)["max_shared_mem"]

@@ -60,11 +60,7 @@ def save_adapter(model: PreTrainedModel, folder: str | Path) -> None:
 
 
 def active_adapter(model: PreTrainedModel) -> str:
-    """The name of the adapter that the model runs, the one that is saved.
-
-    Raises:
-        ValueError: If several run at a time.
-    """
+    """The name of the adapter that the model runs, the one that is saved."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = (module for module in model.modules() if isinstance(module, BaseTunerLayer))
@@ -85,11 +81,7 @@ def saved_module(module: Any) -> Any:
 
 
 def without_wrapper(model: Any) -> Any:
-    """The model inside of a `PeftModel`, which has the adapter in its layers; any other as it is.
-
-    Raises:
-        ValueError: If the adapter is of virtual tokens, which are in no layer.
-    """
+    """The model inside of a `PeftModel`, which has the adapter in its layers; any other as it is."""
     if not type(model).__module__.startswith("peft."):
         return model
     inner, config = model.get_base_model(), model.active_peft_config
@@ -156,11 +148,7 @@ def _load_larger_vocabulary(model: PreTrainedModel, saved: dict[str, torch.Tenso
 
 
 def raise_on_wrong_weights(source: str, missing: list[str], unexpected: list[str], mismatched: list[Any]) -> None:
-    """Raise if a checkpoint's weights are not those its configuration asks for.
-
-    Raises:
-        ValueError: Naming the checkpoint and the first keys that are missing, unexpected or of another shape.
-    """
+    """Raise if a checkpoint's weights are not those its configuration asks for."""
     problems = [
         f"{len(keys)} {kind} (first: {keys[0]})"
         for kind, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", mismatched))
@@ -179,9 +167,6 @@ def merged_state_dict(model: PreTrainedModel) -> dict[str, torch.Tensor]:
 
     One adapted layer is copied and merged at a time and its result moved to the CPU; every other tensor is shared.
     Weights of 4 bits are given as those that they stand for, which the adapter was trained on.
-
-    Args:
-        model: Model with or without adapters.
 
     Returns:
         Tensors under the names of the same model without adapters.

@@ -29,16 +29,7 @@ def decoder_of(model: PreTrainedModel) -> Any:
 def choose_layers(
     total: int, num_layers: int | None = None, layers: Sequence[int] | None = None
 ) -> tuple[int, ...] | None:
-    """The numbers of the layers to keep, None if all are.
-
-    Args:
-        total: Layers of the backbone.
-        num_layers: Keep the first so many.
-        layers: Keep these, from 0, in ascending order.
-
-    Raises:
-        ValueError: If both are given, or a layer is not there, repeated or out of order.
-    """
+    """The numbers of the layers to keep, None if all are."""
     if num_layers is not None and layers is not None:
         raise ValueError(f"Give num_layers ({num_layers}) or layers ({list(layers)}), not both.")
     if num_layers is not None:
@@ -59,16 +50,7 @@ def choose_layers(
 
 
 def keep_layers(model: PreTrainedModel, kept: Sequence[int]) -> None:
-    """Cut a model to some of its layers; its configuration then describes what is left.
-
-    Args:
-        model: Causal LM or decoder, changed in place.
-        kept: As `choose_layers` returns them.
-
-    Raises:
-        ValueError: If the model does not hold its layers in a list named `layers` or `h`, or its configuration names
-            some of them by number.
-    """
+    """Cut a model to some of its layers; its configuration then describes what is left."""
     decoder = decoder_of(model)
     name = next(
         (name for name in ("layers", "h") if isinstance(getattr(decoder, name, None), torch.nn.ModuleList)), None
@@ -97,16 +79,7 @@ def keep_layers(model: PreTrainedModel, kept: Sequence[int]) -> None:
 
 
 def gguf_options(source: str) -> tuple[str, dict[str, str]]:
-    """Where transformers finds a backbone: its folder or name, and the GGUF file in it if it is one.
-
-    Args:
-        source: Folder, Hub name, or path of a `.gguf` file.
-
-    Raises:
-        FileNotFoundError: If there is no such GGUF file.
-        ValueError: If it is not one.
-        ImportError: If the package that reads it is missing.
-    """
+    """Where transformers finds a backbone: its folder or name, and the GGUF file in it if it is one."""
     if not source.lower().endswith(".gguf"):
         return source, {}
     path = Path(source)

@@ -21,11 +21,7 @@ from lion_st.modules.lm_head import LMHead
 
 
 def require_decoder_only(config: PretrainedConfig, name: str) -> None:
-    """Raise unless a configuration is that of a decoder-only causal LM.
-
-    Raises:
-        ValueError: With the name of the model and what it is instead.
-    """
+    """Raise unless a configuration is that of a decoder-only causal LM."""
     if getattr(config, "is_encoder_decoder", False):
         kind = "an encoder-decoder"
     elif type(config) in MODEL_FOR_MASKED_LM_MAPPING or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
@@ -40,12 +36,7 @@ def require_decoder_only(config: PretrainedConfig, name: str) -> None:
 
 
 def saved_names(source: str, options: dict[str, Any]) -> list[str]:
-    """The names of the weights in safetensors files, none if there are no such files.
-
-    Args:
-        source: Folder or Hub name.
-        options: What `from_pretrained` is given.
-    """
+    """The names of the weights in safetensors files, none if there are no such files."""
     names = ("token", "cache_dir", "revision", "local_files_only", "subfolder")
     hub = {name: options[name] for name in names if options.get(name)}
 
@@ -65,11 +56,6 @@ def saved_names(source: str, options: dict[str, Any]) -> list[str]:
 def require_layers(config: PretrainedConfig, source: str, saved: list[str]) -> None:
     """Raise if a configuration asks for more layers than were saved, before a single one is built.
 
-    Args:
-        config: Of the model to load.
-        source: Folder or Hub name.
-        saved: Names of its weights.
-
     Raises:
         ValueError: With both numbers.
     """
@@ -87,10 +73,6 @@ def require_attention(model: PreTrainedModel, causal: bool = False) -> None:
     Args:
         model: The model of transformers.
         causal: Whether it is meant to be causal.
-
-    Raises:
-        ValueError: Naming the architecture, if a state does not see later tokens, or does in a causal model, or depends
-            on left padding.
     """
     decoder = decoder_of(model)
     first = probe_ids(model)
@@ -127,11 +109,7 @@ def require_attention(model: PreTrainedModel, causal: bool = False) -> None:
 
 @torch.no_grad()
 def require_known_logits(model: PreTrainedModel, head: LMHead) -> None:
-    """Compare a model's own logits with those that its states and LM head give.
-
-    Raises:
-        ValueError: Naming the architecture, if its logits are made in another way.
-    """
+    """Compare a model's own logits with those that its states and LM head give."""
     ids = probe_ids(model)[None]
     with evaluating(model):
         hidden = decoder_of(model)(input_ids=ids, use_cache=False).last_hidden_state

@@ -14,11 +14,7 @@ MOST_COMPILATIONS = 64
 
 
 def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
-    """The decoder layers of a model, first to last.
-
-    Raises:
-        ValueError: If the architecture does not say what its layers are.
-    """
+    """The decoder layers of a model, first to last."""
     names = layer_classes(model)
     layers = [module for module in model.modules() if type(module).__name__ in names]
     if not layers:
@@ -35,11 +31,6 @@ def compile_layers(model: PreTrainedModel, backend: str = "inductor", mode: str 
     Compiled dropout draws the numbers that eager dropout does. Gradient caching and recomputed activations repeat a
     forward pass, which torch may have compiled in one of the two passes alone: with numbers of its own the two would
     have different dropout, and the gradient would be wrong.
-
-    Args:
-        model: The model of transformers, adapters attached.
-        backend: Of torch.compile.
-        mode: Of torch.compile with the backend `"inductor"`.
 
     Raises:
         ValueError: If the architecture does not say what its layers are.

@@ -22,11 +22,7 @@ FINAL_NORM_NAMES = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "norm
 
 
 def final_norm(model: PreTrainedModel) -> Any:
-    """The norm in front of a model's LM head.
-
-    Raises:
-        ValueError: If the decoder has none with a weight that a scale could be folded into.
-    """
+    """The norm in front of a model's LM head."""
     decoder = decoder_of(model)
     for name in FINAL_NORM_NAMES:
         if isinstance(getattr(getattr(decoder, name, None), "weight", None), torch.Tensor):

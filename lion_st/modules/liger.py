@@ -22,14 +22,6 @@ def liger_kernels(model: PreTrainedModel, **kernels: bool) -> Iterator[None]:
     The LM head and the loss stay as they are: Liger's are those of a causal language model. So does what else the
     process makes of the same architecture, but for rotary embeddings, which are one function for all of its models.
 
-    Args:
-        model: The model of transformers, with or without an LM head and adapters.
-        kernels: Those of `KERNELS` to leave out, as False.
-
-    Raises:
-        ImportError: If liger-kernel is missing, with the line that installs it.
-        ValueError: If Liger has none for the architecture.
-
     References:
         Hsu et al., Liger Kernel, 2024: https://arxiv.org/abs/2410.10989.
     """

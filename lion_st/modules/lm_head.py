@@ -21,11 +21,7 @@ class LMHead:
 
 
 def read_lm_head(model: PreTrainedModel) -> LMHead:
-    """A causal LM's head, tied or untied.
-
-    Raises:
-        ValueError: If there is none, or if an adapter sits on it or on the embeddings it is tied to.
-    """
+    """A causal LM's head, tied or untied."""
     head = model.get_output_embeddings()
     if head is None:
         raise ValueError(

@@ -45,15 +45,7 @@ def awaiting_weights() -> Iterator[None]:
 
 
 def read_config(source: str, options: dict[str, Any]) -> PretrainedConfig:
-    """The configuration of a backbone.
-
-    Args:
-        source: Folder, Hub name or GGUF file.
-        options: Of `AutoConfig.from_pretrained`.
-
-    Raises:
-        ValueError: If it is a GGUF file that transformers cannot read.
-    """
+    """The configuration of a backbone."""
     folder, gguf = gguf_options(source)
     try:
         return AutoConfig.from_pretrained(folder, **options, **gguf)
@@ -67,17 +59,7 @@ def read_config(source: str, options: dict[str, Any]) -> PretrainedConfig:
 
 
 def read_base_config(adapter: str, base: str, revision: str | None, options: dict[str, Any]) -> PretrainedConfig:
-    """The configuration of an adapter's base model.
-
-    Args:
-        adapter: Folder or Hub name of the adapter.
-        base: That of its base model.
-        revision: Of the base model.
-        options: Of `AutoConfig.from_pretrained` for the adapter.
-
-    Raises:
-        FileNotFoundError: If the base model cannot be read.
-    """
+    """The configuration of an adapter's base model."""
     options = {key: value for key, value in options.items() if key not in ("revision", "subfolder")}
     try:
         return read_config(base, options | {"revision": revision})

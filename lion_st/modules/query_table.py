@@ -54,14 +54,7 @@ class QueryTable(nn.Module):
 def query_features(
     transformer: Any, texts: Sequence[Any], prompt: str | None = None, max_length: int | None = None
 ) -> dict[str, Any]:
-    """What a query table reads of N queries: token ids and mask [N, L], without special tokens.
-
-    Args:
-        transformer: The model's `LionTransformer`, with tokenizer and length.
-        texts: The queries.
-        prompt: Put in front of each.
-        max_length: In tokens, in place of the model's own.
-    """
+    """What a query table reads of N queries: token ids and mask [N, L], without special tokens."""
     check_texts(texts)
     with exclusive_tokenizer():
         encoded = transformer.tokenizer(

@@ -97,11 +97,7 @@ def _configure_bos(tokenizer: Any, model: PreTrainedModel, add_bos: bool | None)
 
 
 def leave_out_bos(tokenizer: Any) -> None:
-    """Have a tokenizer put no beginning-of-sequence token in front of texts, in place.
-
-    Raises:
-        ValueError: If it adds other special tokens as well.
-    """
+    """Have a tokenizer put no beginning-of-sequence token in front of texts, in place."""
     if tokenizer("a")["input_ids"][0] != tokenizer.bos_token_id:
         return
     if tokenizer.num_special_tokens_to_add() != 1:
@@ -115,11 +111,7 @@ def leave_out_bos(tokenizer: Any) -> None:
 
 
 def append_eos(tokenizer: Any) -> None:
-    """Have a tokenizer put the end-of-sequence token behind each text, also behind one that is cut, in place.
-
-    Raises:
-        ValueError: If it has no such token, or does not do so.
-    """
+    """Have a tokenizer put the end-of-sequence token behind each text, also behind one that is cut, in place."""
     eos, token = tokenizer.eos_token_id, tokenizer.eos_token
     if eos is None:
         raise ValueError("add_eos=True, but the tokenizer has no end-of-sequence token; set tokenizer.eos_token first.")

@@ -43,12 +43,7 @@ def exclusive_tokenizer() -> Iterator[None]:
 
 
 def check_texts(inputs: Sequence[Any]) -> None:
-    """Raise unless every value is a text with something to read in it.
-
-    Raises:
-        TypeError: Naming the first value that is not a `str`, and its position.
-        ValueError: Naming the first text that is empty, only white space, or not valid Unicode.
-    """
+    """Raise unless every value is a text with something to read in it."""
     for position, text in enumerate(inputs):
         if not isinstance(text, str):
             raise TypeError(
@@ -76,9 +71,6 @@ def require_room(tokenizer: Any, prompt: str, limit: int, texts: str) -> None:
         prompt: What stands in front of each text.
         limit: Tokens to which prompt and text are cut together.
         texts: What is cut, for the message.
-
-    Raises:
-        ValueError: With the prompt, its length and the limit.
     """
     with exclusive_tokenizer():
         taken = len(tokenizer(prompt, truncation=False, padding=False, verbose=False)["input_ids"])
@@ -132,9 +124,6 @@ def first_tokens(tokenizer: Any, texts: Sequence[str], limit: int, prompt: str =
         texts: N texts.
         limit: Tokens that are kept of each, special ones included.
         prompt: What stands in front of each text.
-
-    Raises:
-        ValueError: If special tokens alone fill the limit.
     """
     rows = [np.empty(0, dtype=np.int64)] * len(texts)
     is_cut = np.zeros(len(texts), dtype=bool)

@@ -37,12 +37,6 @@ def write_verdict(folder: Path, model: Any, found: Mapping[str, bool], attention
     """Keep in a checkpoint what the checks of its model found, bound to its files and to what they ran with.
 
     Weights that train on and their dtype change nothing of it: the checks are about an architecture.
-
-    Args:
-        folder: Checkpoint whose weights, configuration and tokenizer are written.
-        model: The model of transformers.
-        found: Whether each check that was made was passed, by name; nothing is written without any.
-        attention: Name of the attention implementation that the checks ran with.
     """
     digest = _digest(folder, model)
     if not found or digest is None:
@@ -52,13 +46,7 @@ def write_verdict(folder: Path, model: Any, found: Mapping[str, bool], attention
 
 
 def read_verdict(file: str | Path, model: Any, attention: str | None) -> dict[str, bool]:
-    """What the checks of a checkpoint found, empty unless it holds for these files, versions and this attention.
-
-    Args:
-        file: The checkpoint's verdict.
-        model: The model of transformers that was loaded of it.
-        attention: Name of the attention implementation that it runs.
-    """
+    """What the checks of a checkpoint found, empty unless it holds for these files, versions and this attention."""
     try:
         verdict = read_json(file)
         found = {name: verdict["found"][name] for name in CHECKS if name in verdict["found"]}

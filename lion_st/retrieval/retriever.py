@@ -361,9 +361,6 @@ def require_same_encoding(
         settings: What an encoded corpus or index says of them.
         model: The model.
         limit: Tokens to which it cuts documents.
-
-    Raises:
-        StorageError: With what differs: weights, length, limit of terms or prompt.
     """
     if not has_weights(model, settings):
         raise StorageError(

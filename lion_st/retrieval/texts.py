@@ -18,11 +18,7 @@ def require_documents(documents: Any) -> None:
 
 
 def listed_queries(queries: Any) -> list[str]:
-    """Queries as a list, in their order: also of a generator, and of pandas' Series whatever their labels.
-
-    Raises:
-        TypeError: If they are not texts.
-    """
+    """Queries as a list, in their order: also of a generator, and of pandas' Series whatever their labels."""
     require_list(queries, "queries")
     if isinstance(queries, Mapping):
         raise TypeError("Give a list of queries, got a mapping: pass list(queries.values()).")

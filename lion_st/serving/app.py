@@ -259,11 +259,7 @@ def _normalized(vectors: np.ndarray) -> np.ndarray:
 
 
 def _given_vectors(service: Service, rows: Sequence[Any]) -> Vectors:
-    """A request's vectors as the index takes them.
-
-    Raises:
-        RequestError: If there are too many or none, or they are of another kind or vocabulary than the index.
-    """
+    """A request's vectors as the index takes them."""
     limit = service.settings.max_client_batch_size
     if len(rows) > limit:
         raise too_large(f"batch size {len(rows)} > maximum allowed batch size {limit}: send fewer at a time.")

@@ -66,11 +66,6 @@ class EncodingQueue:
     def submit(self, encoder: BatchEncoder, texts: Sequence[str], tokenized: TokenizedTexts) -> Future[Encoded]:
         """Have texts encoded; cancelling the future before its turn takes them out of the queue.
 
-        Args:
-            encoder: One of as many objects as there are kinds of texts: those of one object are encoded together.
-            texts: The texts.
-            tokenized: What the encoder's `tokenize` made of them.
-
         Raises:
             RuntimeError: If the queue is closed.
         """

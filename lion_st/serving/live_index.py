@@ -90,9 +90,6 @@ class TextStore:
         Args:
             corpus: As `encode_corpus` takes it; records without an id or text are left out, as they are there.
             folder: An empty one.
-
-        Raises:
-            StorageError: If there is no text.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)

@@ -148,9 +148,6 @@ class LionIOProcessor(IOProcessor):
     Args:
         vllm_config: Of the server.
         renderer: Of the server, which is not needed: texts are tokenized as lion_st does.
-
-    Raises:
-        ValueError: If another model is served, a text may be longer than the server takes, or a prompt fills it.
     """
 
     def __init__(self, vllm_config: Any, renderer: Any) -> None:

@@ -60,9 +60,6 @@ def read_contract(name: str, read: Callable[[str], Any]) -> Contract:
     Args:
         name: The checkpoint, for errors.
         read: Gives the content of a JSON file of the checkpoint by its name in it, None where it has no such file.
-
-    Raises:
-        ValueError: If it is not such a checkpoint, with what to serve in its place.
     """
     entries = read("modules.json")
     if not entries:
@@ -138,9 +135,6 @@ def require_servable(
         config: Of transformers, as overridden.
         ranks: Processes that share the model, by the name of their option.
         divides: Ways to compute a text in pieces, by the name of their option, and whether they are switched on.
-
-    Raises:
-        ValueError: Naming what is wrong, and what to do.
     """
     if (pooling == "splade") != is_sparse:
         right = "LionSparse" if pooling == "splade" else "LionDense"
@@ -181,9 +175,6 @@ def read_request(data: Any) -> TextsRequest:
 
     Args:
         data: Texts are documents unless `prompt_name` says `query`, and cut unless `truncate` is false.
-
-    Raises:
-        ValueError: If a value is of another type or unknown, or a text is empty.
     """
     from lion_st.modules.tokenizing import check_texts
 

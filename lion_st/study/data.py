@@ -61,10 +61,6 @@ def local(source: str) -> str:
 def open_training_tuples(data: Mapping[str, Any], teacher_scores: bool) -> Dataset:
     """All candidates of the training tuples of `Study.data`, in the published order.
 
-    Args:
-        data: As in the study.
-        teacher_scores: Read the scores, as an objective with distillation needs them.
-
     Returns:
         Rows of `query`, `positive`, `negative_1` ... and, if asked for, `label`. Rows that have fewer negatives than
         others are left out.
@@ -80,10 +76,6 @@ def open_training_tuples(data: Mapping[str, Any], teacher_scores: bool) -> Datas
 
 def prepare_data(study: Study, folder: Path) -> StudyData:
     """Make what the study asks for, unless it is there: held-out and cut test sets, shuffled labels, and the check.
-
-    Args:
-        study: The study.
-        folder: Folder of the data.
 
     Raises:
         OverlapError: If a text of a test set is trained on, and `overlap` is "refuse".
@@ -137,9 +129,6 @@ def refuse_overlap(study: Study, rows: Iterable[Mapping[str, Any]]) -> None:
     """Refuse test sets whose texts are trained on, where the study does not merely report them.
 
     In domain the queries alone count: a collection such as MS MARCO's is searched in training and in the test.
-
-    Raises:
-        OverlapError: With the test set and the number of texts.
     """
     if study.overlap == "report":
         return

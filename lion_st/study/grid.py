@@ -286,11 +286,7 @@ def _stage(study: Study, choice: BackboneChoice, shape: BackboneShape, processes
 
 
 def read_options(options: Mapping[str, Any], name: str) -> tuple[RetrieverArguments, RetrieverTrainingArguments]:
-    """The arguments of a cell.
-
-    Raises:
-        UsageError: What `lion-st train` says of its options, with the cell's name.
-    """
+    """The arguments of a cell."""
     from lion_st.training.options.command_line import parse_retriever_arguments
 
     try:

@@ -91,13 +91,7 @@ def train(job: Mapping[str, Any]) -> None:
 
 
 def evaluate_cell(model: Path, job: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
-    """A row for each test set and metric; runs and values of single queries are left in the cell's folder.
-
-    Args:
-        model: The trained checkpoint.
-        job: What the cell is.
-        folder: Of the cell.
-    """
+    """A row for each test set and metric; runs and values of single queries are left in the cell's folder."""
     from lion_st.evaluation.evaluate import evaluate_retrieval, open_retriever
     from lion_st.study.data import load_test
 

@@ -183,11 +183,7 @@ def last_error(lines: Sequence[str]) -> str | None:
 
 
 def require_same_cells(plan: Plan, folder: Path) -> None:
-    """Refuse a folder with cells of these names and other settings.
-
-    Raises:
-        ValueError: With the first of them.
-    """
+    """Refuse a folder with cells of these names and other settings."""
     jobs = [(output_place(folder, cell.name), cell.name, cell.configuration) for cell in plan.cells]
     jobs += [(folder / "backbones" / one.backbone, f"MNTP of {one.backbone}", one.configuration) for one in plan.stages]
     for place, name, configuration in jobs:

@@ -272,11 +272,7 @@ class _Section:
 
 
 def require_known(names: Collection[str], known: Collection[str], place: str) -> None:
-    """Refuse keys that are not known.
-
-    Raises:
-        UsageError: With the key, and the nearest one or all that there are.
-    """
+    """Refuse keys that are not known."""
     for name in names:
         if name not in known:
             near = get_close_matches(str(name), list(known), 1, 0.6)

@@ -294,11 +294,7 @@ def load_teacher(
 
 
 def pair_template(prompt: str, begins_with_bos: bool) -> str:
-    """A chat template (Jinja) that makes a pair's roles `query` and `document` into a prompt.
-
-    Raises:
-        ValueError: If the prompt has not {query} and then {document}, once each.
-    """
+    """A chat template (Jinja) that makes a pair's roles `query` and `document` into a prompt."""
     before, query, rest = prompt.partition("{query}")
     between, document, after = rest.partition("{document}")
     if not (query and document) or "{query}" in between + after or "{document}" in before + after:

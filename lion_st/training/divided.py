@@ -38,12 +38,7 @@ from lion_st.training.sharding import (
 
 
 class DividedTrainer(Trainer):
-    """transformers' Trainer that writes and reads the same files whether weights are divided or not.
-
-    Args:
-        arguments: Of the trainer, with `fsdp` or `deepspeed`, or neither.
-        options: Of the trainer.
-    """
+    """transformers' Trainer that writes and reads the same files whether weights are divided or not."""
 
     _structure: Any = None  # of the model, before its weights are divided
     _groups: list[dict[str, Any]]  # the optimizer's, before their parameters are divided

@@ -83,14 +83,7 @@ class EvaluationArguments:
     )
 
     def complete_evaluation(self, arguments: Any) -> None:
-        """Fill in when to evaluate and by what, before transformers checks it.
-
-        Args:
-            arguments: The training arguments that these are part of.
-
-        Raises:
-            UsageError: If there is nothing to evaluate on and an option needs it, or a value is out of range.
-        """
+        """Fill in when to evaluate and by what, before transformers checks it."""
         self.eval_data = as_sources(self.eval_data) or None
         if self.eval_share is not None and not 0 < self.eval_share < 1:
             raise UsageError(f"--eval_share must be above 0 and below 1, got {self.eval_share}.")
@@ -143,11 +136,7 @@ class RetrievalEvaluator(SequentialEvaluator):
         return {name: float(value) for name, value in results.items()}
 
     def require_metric(self, name: str) -> None:
-        """Refuse a metric that is not among the results, before anything is trained.
-
-        Raises:
-            UsageError: With the metrics that are.
-        """
+        """Refuse a metric that is not among the results, before anything is trained."""
         names = [MAIN_METRIC]
         evaluators: list[Any] = self.evaluators
         for evaluator in evaluators:
@@ -165,11 +154,6 @@ def hold_out_share(
     sources: dict[str, Dataset], arguments: RetrieverTrainingArguments, prompts: Mapping[str, TaskPrompts]
 ) -> tuple[dict[str, Dataset], HeldOut | None]:
     """Hold out `eval_share` of the training data, see `hold_out`, and print what that leaves out.
-
-    Args:
-        sources: Tuples of `load_tuples`, by name.
-        arguments: With `eval_share`, the seed and, if sources have any of their own, `prompts`.
-        prompts: Of each source; the model's own ones are left to the evaluation.
 
     Raises:
         ValueError: See `hold_out`.
@@ -190,11 +174,6 @@ def build_evaluator(
     arguments: RetrieverTrainingArguments, paradigm: str, held_out: HeldOut | None = None
 ) -> RetrievalEvaluator | None:
     """The evaluator of a run, None if nothing is to be evaluated.
-
-    Args:
-        arguments: With `eval_data`, `eval_split` and the batch size.
-        paradigm: Of the model.
-        held_out: What was held out of the training data.
 
     Raises:
         FileNotFoundError: If a test collection is not there.
@@ -232,18 +211,7 @@ def build_evaluator(
 def nano_beir_evaluator(
     names: Sequence[str] | None, paradigm: str, batch_size: int, dataset_id: str = "sentence-transformers/NanoBEIR-en"
 ) -> NanoBEIREvaluator:
-    """sentence-transformers' evaluator of NanoBEIR.
-
-    Args:
-        names: Collections of it; None takes all 13.
-        paradigm: Of the model.
-        batch_size: Texts encoded at a time.
-        dataset_id: Hub name or folder of the data set.
-
-    Raises:
-        FileNotFoundError: If it cannot be loaded.
-        ValueError: If there is no such collection.
-    """
+    """sentence-transformers' evaluator of NanoBEIR."""
     kind = EVALUATORS[paradigm][1]
     try:
         return kind(names, dataset_id=dataset_id, batch_size=batch_size, write_csv=False)

@@ -21,13 +21,6 @@ class HybridInformationRetrievalEvaluator(InformationRetrievalEvaluator):
     The collection is searched as it is once the model is trained: exactly, the best 1,000 documents by either score,
     fused by `lion_st.retrieval.convex_fusion` with the model's weights, or equal ones where it has none yet. Of the
     documents their active terms and dense vectors alone are held, in the host's memory.
-
-    Args:
-        arguments: Of sentence-transformers' evaluator.
-        options: The same.
-
-    Raises:
-        ValueError: If other scores are given, or the hits are to be written.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:

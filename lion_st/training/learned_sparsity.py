@@ -34,11 +34,7 @@ class LearnedSparsityArguments:
     )
 
     def require_learned_sparsity(self: Any) -> None:
-        """Refuse settings that cannot be learned.
-
-        Raises:
-            UsageError: Naming the option.
-        """
+        """Refuse settings that cannot be learned."""
         require_positive(self, "threshold_learning_rate")
         asked = [f"--{name}" for name in ("learn_thresholds", "learn_top_k") if getattr(self, name)]
         if not asked:
@@ -55,10 +51,6 @@ class LearnedSparsityArguments:
 
 def attach_learned_sparsity(model: Any, arguments: RetrieverArguments) -> dict[str, float]:
     """Have a model's head learn what the run asks for; what it learned in an earlier run stays as it is otherwise.
-
-    Args:
-        model: Of `build_model`; it is changed.
-        arguments: Of the run.
 
     Returns:
         Learning rates by pattern of parameter names.

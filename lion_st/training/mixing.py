@@ -19,9 +19,6 @@ class WeightedBatchSampler(MultiDatasetDefaultBatchSampler):
         weights: Of each source, positive; shares are the weights over their sum.
         **settings: Of sentence-transformers' `MultiDatasetDefaultBatchSampler`.
 
-    Raises:
-        ValueError: If there is not one positive weight for each source.
-
     Example:
         ::
 

@@ -34,9 +34,6 @@ class PromptArguments:
 
         Args:
             sources: Names of the training data, if they are known.
-
-        Raises:
-            UsageError: If a source is not among them, or has no mapping of tasks to texts.
         """
         if not isinstance(self.prompts or {}, dict):
             raise UsageError(
@@ -57,13 +54,7 @@ class PromptArguments:
 
 
 def source_prompts(arguments: RetrieverArguments, own: Any, sources: Iterable[str]) -> dict[str, TaskPrompts]:
-    """The prompts of each source: its own, else those of the run.
-
-    Args:
-        arguments: Of the run, with `query_prompt` and `document_prompt`.
-        own: `prompts` of the training arguments.
-        sources: Their names.
-    """
+    """The prompts of each source: its own, else those of the run."""
     common: TaskPrompts = {task: getattr(arguments, f"{task}_prompt") or "" for task in TASKS}
     return {source: common | dict((own or {}).get(source, {})) for source in sources}
 

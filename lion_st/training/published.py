@@ -135,11 +135,7 @@ def published_recipe(name: str, backbone: str | None = None) -> RetrieverRecipe:
 
 
 def chosen_recipe(given: Mapping[str, Any]) -> RetrieverRecipe:
-    """The recipe that options name: `recipe`, or `backbone`, `paradigm` and `objective`.
-
-    Raises:
-        UsageError: If there is none, or `recipe` is of another paradigm or objective.
-    """
+    """The recipe that options name: `recipe`, or `backbone`, `paradigm` and `objective`."""
     backbone, paradigm, objective = (given.get(name) or None for name in ("backbone", "paradigm", "objective"))
     if given.get("recipe"):
         found = published_recipe(str(given["recipe"]), backbone)
@@ -158,15 +154,7 @@ def chosen_recipe(given: Mapping[str, Any]) -> RetrieverRecipe:
 
 
 def describe_recipe(name: str, backbone: str | None = None) -> str:
-    """One recipe in full, for people to read.
-
-    Args:
-        name: A published one, or BACKBONE-PARADIGM-OBJECTIVE of the paper's.
-        backbone: Of a published one.
-
-    Raises:
-        UsageError: If there is none; what there is.
-    """
+    """One recipe in full, for people to read."""
     if name in PUBLISHED:
         recipe, about = published_recipe(name, backbone), PUBLISHED[name]
         trained = recipe.backbone in about.own_backbones

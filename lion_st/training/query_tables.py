@@ -44,11 +44,7 @@ class QueryEncoderArguments:
     )
 
     def require_query_encoder(self: Any) -> None:
-        """Refuse settings that make no query encoder.
-
-        Raises:
-            UsageError: Naming the option.
-        """
+        """Refuse settings that make no query encoder."""
         require_positive(self, "query_encoder_learning_rate")
         if self.query_encoder == "full":
             return
@@ -74,14 +70,6 @@ def attach_query_table(model: Any, arguments: RetrieverArguments, sources: dict[
 
     A sparse one begins with inverse document frequencies among the positives, in the mean 1; a dense one with the
     vectors that the model gives each token alone. A table that the model has already is trained on.
-
-    Args:
-        model: Of `build_model`; it is changed.
-        arguments: Of the run.
-        sources: Its tuples.
-
-    Raises:
-        ValueError: If the tokenizer has not as many tokens as the vectors terms, for which stock modules have no place.
     """
     trainable = arguments.query_encoder == "static"
     if model.query_table is not None:
@@ -132,15 +120,7 @@ def _token_vectors(model: Any, tokens: int) -> Tensor:
 
 
 def router_limit(student: Any, model: Any) -> int | None:
-    """The limit of active terms that a Router has for queries and documents together, without effect on the former.
-
-    Args:
-        student: A sparse query encoder.
-        model: The full model.
-
-    Raises:
-        ValueError: If queries and documents have different limits, or the model has learned thresholds.
-    """
+    """The limit of active terms that a Router has for queries and documents together, without effect on the former."""
     if getattr(model[1], "thresholds", None) is not None:
         raise ValueError(
             "The model has learned thresholds, for which the stock modules of a Router have no place: make query "

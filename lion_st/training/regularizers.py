@@ -53,11 +53,7 @@ class RegularizerArguments:
     document_target_terms: float | None = field(default=None, metadata={"help": "target: the same for documents."})
 
     def require_regularizer(self) -> None:
-        """Refuse settings that make no regularizer.
-
-        Raises:
-            UsageError: Naming the option.
-        """
+        """Refuse settings that make no regularizer."""
         require_positive(self, "df_alpha", "df_beta", "query_target_terms", "document_target_terms")
         if not self.df_alpha < 1:
             raise UsageError(f"--df_alpha is a share of documents, below 1, got {self.df_alpha}.")

@@ -222,9 +222,6 @@ def resolve_batches(
 
     Returns:
         A copy.
-
-    Raises:
-        ValueError: If the batch cannot be divided so.
     """
     world_size = devices or training_arguments.world_size
     if devices is None:

@@ -34,10 +34,6 @@ REPLACED_BY_RESULT = (
 def run_log(arguments: RetrieverArguments, training_arguments: RetrieverTrainingArguments) -> RunLog:
     """The record of a run, `training.json` in its output folder: a callback of the trainer.
 
-    Args:
-        arguments: Of the run.
-        training_arguments: Of the run, as `resolve_batches` gives them.
-
     Raises:
         ValueError: If the folder belongs to a run with other settings or data.
     """
@@ -54,10 +50,6 @@ def run_log(arguments: RetrieverArguments, training_arguments: RetrieverTraining
 
 def export_run(trainer: Any, record: RunLog) -> Path:
     """Write a trained model as a stock checkpoint beside the trainer's own checkpoints, and push it if asked to.
-
-    Args:
-        trainer: As `build_trainer` makes it, after training.
-        record: The run's, which then says that it has finished.
 
     Returns:
         The output folder.

@@ -117,11 +117,7 @@ class EmaTeacher(CachedLossMixin):
 
 
 class EmaCallback(TrainerCallback):
-    """Updates the average after each optimizer step.
-
-    Args:
-        teacher: Whose average it is.
-    """
+    """Updates the average after each optimizer step."""
 
     def __init__(self, teacher: EmaTeacher) -> None:
         self.teacher = teacher

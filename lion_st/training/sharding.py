@@ -60,9 +60,6 @@ def resolve_fsdp(arguments: Any) -> None:
 
     Args:
         arguments: Training arguments, before transformers reads `fsdp` and `fsdp_config`, which is changed.
-
-    Raises:
-        UsageError: Naming the setting, or if `fsdp_config` cannot be read.
     """
     if arguments.fsdp:
         arguments.fsdp_config = _read_config(arguments.fsdp_config)
@@ -88,15 +85,7 @@ def resolve_fsdp(arguments: Any) -> None:
 
 
 def refuse_with_quantization(arguments: Any, training_arguments: TrainingArguments) -> None:
-    """Refuse to shard weights of 4 bits.
-
-    Args:
-        arguments: With `load_in_4bit`.
-        training_arguments: With `fsdp` and `deepspeed`.
-
-    Raises:
-        UsageError: If both are asked for.
-    """
+    """Refuse to shard weights of 4 bits."""
     if arguments.load_in_4bit and is_sharded(training_arguments):
         raise UsageError(
             "--load_in_4bit is not built for sharded weights: leave out --fsdp or --deepspeed, and each GPU holds "
@@ -105,15 +94,7 @@ def refuse_with_quantization(arguments: Any, training_arguments: TrainingArgumen
 
 
 def refuse_unsharded(arguments: Any, training_arguments: TrainingArguments) -> None:
-    """Refuse to shard a retriever's training with what holds weights beside the model's.
-
-    Args:
-        arguments: Of the retriever.
-        training_arguments: With `fsdp` and `deepspeed`.
-
-    Raises:
-        UsageError: If both are asked for.
-    """
+    """Refuse to shard a retriever's training with what holds weights beside the model's."""
     refuse_with_quantization(arguments, training_arguments)
     options = {
         f"--query_encoder {arguments.query_encoder}": arguments.query_encoder != "full",
@@ -149,12 +130,7 @@ def build_device(arguments: TrainingArguments) -> str:
 
 @contextmanager
 def reading_for_shards(training_arguments: TrainingArguments) -> Iterator[None]:
-    """Leave reading weights that are to be sharded to the first process of each node, see `awaits_weights`.
-
-    Raises:
-        UsageError: If weights are to be sharded and there is one process alone.
-        ImportError: If DeepSpeed is to do it and is missing, with the line that installs it.
-    """
+    """Leave reading weights that are to be sharded to the first process of each node, see `awaits_weights`."""
     if zero.zero_stage(training_arguments):
         require("deepspeed")
     if is_sharded(training_arguments) and training_arguments.world_size == 1:
@@ -271,10 +247,6 @@ def structure_of(model: nn.Module) -> Any:
 def whole_model(structure: Any, model: nn.Module) -> Any:
     """A sharded model put together on the CPU of the first process. All processes call this together.
 
-    Args:
-        structure: As `structure_of` made it before the model was sharded; only the first process needs it.
-        model: The sharded model.
-
     Returns:
         The model, None on the other processes.
     """
@@ -297,12 +269,7 @@ def whole_model(structure: Any, model: nn.Module) -> Any:
 
 @torch.no_grad()
 def spread_weights(whole: nn.Module | None, model: nn.Module) -> None:
-    """Give each process its shards of a whole model's weights. All processes call this together.
-
-    Args:
-        whole: The model on the first process, None on the others.
-        model: The sharded model.
-    """
+    """Give each process its shards of the first one's whole model, None on the others. All call this together."""
     weights = {} if whole is None else whole.state_dict()
     for name, tensor in model.state_dict(keep_vars=True).items():
         if zero.is_divided(tensor):

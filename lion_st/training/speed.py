@@ -19,10 +19,6 @@ def faster_layers(model: Any, arguments: TrainingArguments) -> Iterator[None]:
 
     transformers' own way of both is left out: it compiles the whole model, and has Liger replace the forward pass of a
     language model, or nothing of a sentence-transformers model.
-
-    Args:
-        model: A sentence-transformers model, or a model of transformers or PEFT.
-        arguments: Of the trainer, which reads no `use_liger_kernel` within the block.
     """
     backbone = backbone_of(model)
     liger, arguments.use_liger_kernel = arguments.use_liger_kernel, False

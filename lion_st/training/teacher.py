@@ -29,9 +29,6 @@ SMALLEST_MARGIN, LARGEST_MARGIN = 1.0, 50.0  # means in units of the student's s
 def teacher_weights(teachers: Sequence[str] | None) -> dict[str, float]:
     """The teachers of a command line, NAME or NAME:WEIGHT, with their weights; none for None.
 
-    Raises:
-        UsageError: If one has no name, a weight is not positive, or a name is there twice.
-
     Example:
         >>> teacher_weights(["minilm", "bm25:0.5"])
         {'minilm': 1.0, 'bm25': 0.5}
@@ -87,11 +84,7 @@ class TeacherArguments:
         return reads_scores(vars(self))
 
     def require_teachers(self: Any) -> None:
-        """Refuse teachers that do not fit.
-
-        Raises:
-            UsageError: With the option.
-        """
+        """Refuse teachers that do not fit."""
         teacher_weights(self.teachers)
         require_combination(self.combine)
         require_share(self, "ema_decay")
@@ -188,12 +181,7 @@ def teacher_statistics(tuples: Dataset, temperature: float = 1.0, rows: int = RO
 
 
 def describe_teacher(found: TeacherStatistics, objective: str) -> tuple[str, str | None]:
-    """What an objective will learn from a teacher, and what is wrong with it, None if nothing seems to be.
-
-    Args:
-        found: As `teacher_statistics` measures it.
-        objective: `"kd"`, which reads margins, or another, which reads the softmax.
-    """
+    """What an objective will learn from a teacher, and what is wrong with it, None if nothing seems to be."""
     if objective == "kd":
         line = (
             f"the positive's score is {found.margin:.3g} above a negative's on average (standard deviation "

@@ -55,11 +55,6 @@ class GuardedTrainer(DividedTrainer):
     has collapsed ends with an error before it writes. One that goes on from its last step takes no further one.
     Evaluations draw no random numbers of the training's. `torch_compile` and `use_liger_kernel` are of the decoder
     layers, see `lion_st.training.speed`.
-
-    Args:
-        arguments: Of the trainer.
-        guard: Looks at the training, see `CollapseGuard`; by default at loss and weights alone.
-        options: Of the trainer.
     """
 
     def __init__(self, *arguments: Any, guard: CollapseGuard | None = None, **options: Any) -> None:
@@ -81,11 +76,6 @@ class GuardedTrainer(DividedTrainer):
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
         """Train, with the output folder locked against other runs.
-
-        Args:
-            resume_from_checkpoint: Folder of a checkpoint to go on from.
-            trial: Of a search for hyperparameters.
-            ignore_keys_for_eval: See transformers' Trainer.
 
         Raises:
             FolderInUse: If another process trains into the folder.

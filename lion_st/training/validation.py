@@ -79,15 +79,7 @@ def as_sources(given: Any) -> list[str]:
 
 
 def refuse_unread(arguments: Any, reasons: Mapping[str, str]) -> None:
-    """Refuse options that are given and have no effect, and sharded training other than by FSDP.
-
-    Args:
-        arguments: Training arguments.
-        reasons: Why an option has none, or what does it instead.
-
-    Raises:
-        UsageError: If there is one.
-    """
+    """Refuse options that are given and have no effect, and sharded training other than by FSDP."""
     known = type(arguments).__dataclass_fields__
     for name, reason in reasons.items():
         value = getattr(arguments, name, None)
@@ -99,11 +91,7 @@ def refuse_unread(arguments: Any, reasons: Mapping[str, str]) -> None:
 
 
 def require_read(arguments: Any, given: Iterable[str]) -> None:
-    """Refuse options that were given and that the setting would not read.
-
-    Raises:
-        UsageError: If there is one.
-    """
+    """Refuse options that were given and that the setting would not read."""
     values = vars(arguments)
     defaults = type(arguments).__dataclass_fields__
     unread = unread_options(values)
@@ -136,9 +124,6 @@ def resolve_compilation(arguments: Any) -> None:
 
     Args:
         arguments: Training arguments, before transformers reads them: `tf32` is changed, which it would turn on.
-
-    Raises:
-        UsageError: Naming the option, or the variable of accelerate that asks for compilation of the whole model.
     """
     configured = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no")
     if configured.lower() not in ("no", ""):
@@ -166,10 +151,6 @@ def refuse_liger(arguments: Any) -> None:
 
     Args:
         arguments: Training arguments, before transformers reads them.
-
-    Raises:
-        UsageError: Naming the option.
-        ImportError: If liger-kernel is missing, with the line that installs it.
     """
     kernels = arguments.liger_kernel_config or {}
     if not arguments.use_liger_kernel:
@@ -202,11 +183,7 @@ def rename_checkpointing(arguments: Any) -> None:
 
 
 def refuse_several_gpus(arguments: Any) -> None:
-    """Refuse several GPUs in one process, over which transformers' Trainer would divide batches by `nn.DataParallel`.
-
-    Raises:
-        UsageError: With what to run instead.
-    """
+    """Refuse several GPUs in one process: transformers' Trainer would divide batches over them by `nn.DataParallel`."""
     if arguments.n_gpu > 1:
         raise UsageError(
             f"{arguments.n_gpu} GPUs in one process would not share negatives, nor a model that is changed: run "
@@ -215,11 +192,7 @@ def refuse_several_gpus(arguments: Any) -> None:
 
 
 def refuse_float16_on_cpus(arguments: Any) -> None:
-    """Refuse `--fp16` without a GPU, where accelerate's Trainer would go on in float32.
-
-    Raises:
-        UsageError: With what to say instead.
-    """
+    """Refuse `--fp16` without a GPU, where accelerate's Trainer would go on in float32."""
     if arguments.fp16 and arguments.device.type == "cpu":
         raise UsageError("--fp16 needs a GPU: on CPUs say --bf16, or --bf16 false for float32.")
 

@@ -62,9 +62,6 @@ def resolve_deepspeed(arguments: Any) -> dict[str, Any] | None:
 
     Returns:
         `zero_optimization` with its stage, or None without DeepSpeed.
-
-    Raises:
-        UsageError: Naming what is not heeded, or if the configuration cannot be read.
     """
     given, arguments.deepspeed = arguments.deepspeed, None
     source = "--deepspeed"
@@ -114,11 +111,6 @@ def use_deepspeed(accelerator: Any, arguments: TrainingArguments, hidden_size: i
     """Have accelerate divide a training by DeepSpeed, with batch, clipping and precision of the training arguments.
 
     Gradients are added up, and sent, in float32. The trainer divides losses by the accumulation steps, not DeepSpeed.
-
-    Args:
-        accelerator: The trainer's, made without DeepSpeed.
-        arguments: With `deepspeed` as `resolve_deepspeed` returns it.
-        hidden_size: The backbone's, which sizes of buffers follow from.
     """
     settings: Any = arguments.deepspeed
     zero = {
@@ -157,11 +149,6 @@ def divide(model: nn.Module, accelerator: Any, awaits_weights: bool) -> None:
     """Divide a model's weights over the processes, one after the other, each as the first process has it (ZeRO-3).
 
     With ZeRO-2 nothing is divided: DeepSpeed sends the first process's weights to the others when it begins.
-
-    Args:
-        model: The model, changed in place.
-        accelerator: The trainer's.
-        awaits_weights: Whether this process has not read the weights.
     """
     deepspeed = require("deepspeed")
     if accelerator.device.type == "cpu":  # for which DeepSpeed would compile collectives of its own
@@ -181,10 +168,6 @@ class GradCacheEngine(DeepSpeedEngineWrapper):
 
     Gradient caching has a backward pass of its own for each mini-batch. DeepSpeed adds up gradients of several backward
     passes if each of them ends by itself, not within one that it was told of.
-
-    Args:
-        engine: DeepSpeed's.
-        caches: Whether the loss is such a one.
     """
 
     def __init__(self, engine: Any, caches: Callable[[], bool]) -> None:
@@ -284,12 +267,7 @@ def load_optimizer_state(optimizer: Any, groups: Sequence[dict[str, Any]], file:
 
 
 def whole_schedule(state: dict[str, Any], groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A schedule's state with a value for each group, also for the empty ones, which DeepSpeed leaves out.
-
-    Args:
-        state: Of a schedule of DeepSpeed's optimizer.
-        groups: Those that the optimizer was given.
-    """
+    """A schedule's state with a value for each group, also for the empty ones, which DeepSpeed leaves out."""
     filled = [bool(group["params"]) for group in groups]
 
     def whole(values: list[Any]) -> list[Any]:

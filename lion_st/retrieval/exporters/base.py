@@ -58,9 +58,6 @@ class Exporter(ABC):
         name: Of the collection, index or table.
         facts: Of the corpus.
         scale: What a weight of 1 is as an integer, where the engine keeps integers; None takes the form's own.
-
-    Raises:
-        ValueError: If the corpus does not fit the engine.
     """
 
     keeps: ClassVar[str] = "float32 weights"
@@ -96,9 +93,6 @@ class Exporter(ABC):
     def finish(self, example: str) -> str:
         """Write all else.
 
-        Args:
-            example: What `query` made of a query.
-
         Returns:
             How to load the files and to search.
         """
@@ -114,11 +108,7 @@ class Exporter(ABC):
         return np.rint(weights.astype(np.float64) * self.scale).astype(np.int64)
 
     def rounded(self, vectors: sparse.csr_array, most: int | None = None) -> sparse.csr_array:
-        """Weights as integers of the scale hold them, those that round to 0 dropped.
-
-        Raises:
-            ValueError: If the integers of a text come to more than 32 bits hold.
-        """
+        """Weights as integers of the scale hold them, those that round to 0 dropped."""
         sums = self.scale * vectors.sum(axis=1, dtype=np.float64)
         if vectors.shape[0] and sums.max() > LARGEST_SUM:
             raise ValueError(

@@ -82,11 +82,7 @@ class Bmp(Ciff):
         self._given = scale
 
     def fit(self, queries: sparse.csr_array) -> None:
-        """Find the scale; see `Exporter.fit`.
-
-        Raises:
-            ValueError: If the given scale is larger.
-        """
+        """Find the scale; see `Exporter.fit`."""
         peaks = queries.max(axis=1).toarray().ravel()
         sums = (queries @ self.facts.upper)[peaks > 0] / peaks[peaks > 0]
         most = min(BMP_LEVELS / self.facts.largest, BMP_SCORES / (BMP_QUERY * float(sums.max(initial=1e-9))))

@@ -58,10 +58,6 @@ def parse_mntp_arguments(
 
     Where `--backbone` names a recipe, its values are the defaults.
 
-    Args:
-        options: In place of the command line.
-        program: What is typed in front of the options.
-
     Raises:
         FileNotFoundError: If there is no such YAML file.
         UsageError: If an option is unknown or its value is wrong.
@@ -88,10 +84,6 @@ def parse_retriever_arguments(
     options: Sequence[str] | None = None, program: str = "train_retriever.py"
 ) -> tuple[RetrieverArguments, RetrieverTrainingArguments]:
     """Read a fine-tuning's options: the recipe of backbone, paradigm and objective, then YAML, then the command line.
-
-    Args:
-        options: In place of the command line.
-        program: What is typed in front of the options.
 
     Raises:
         FileNotFoundError: If there is no such YAML file.

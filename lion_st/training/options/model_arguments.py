@@ -45,11 +45,7 @@ class LoraArguments:
         )
 
     def require_lora_ranges(self) -> None:
-        """Refuse an adapter that cannot be made.
-
-        Raises:
-            UsageError: If a value is out of its range.
-        """
+        """Refuse an adapter that cannot be made."""
         require_positive(self, "lora_r", "lora_alpha")
         require_share(self, "lora_dropout")
         if self.load_in_4bit and not self.use_peft:

@@ -26,9 +26,6 @@ def merge_layers(*layers: Mapping[str, Any]) -> dict[str, Any]:
 
     Where a layer has `num_train_epochs`, the `max_steps` of the layers before it go, and alike for all of `RIVALS`.
 
-    Raises:
-        UsageError: If one layer has both of such a pair.
-
     Example:
         >>> merge_layers({"max_steps": 100, "seed": 1}, {"num_train_epochs": 2})
         {'seed': 1, 'num_train_epochs': 2}
@@ -57,15 +54,7 @@ def resolve_steps(arguments: Any, max_steps: int) -> None:
 
 
 def read_config(path: str) -> dict[str, Any]:
-    """Read a YAML file of options.
-
-    Args:
-        path: A file, or the name of one that comes with lion_st, such as "lion_sp_8b".
-
-    Raises:
-        FileNotFoundError: If there is no such file; which names there are.
-        UsageError: If it is not YAML, or not a mapping of options.
-    """
+    """Read a YAML file of options, or by its name one that comes with lion_st, such as "lion_sp_8b"."""
     import yaml
 
     folder = files("lion_st.training") / "configs"
@@ -85,11 +74,7 @@ def read_config(path: str) -> dict[str, Any]:
 
 
 def split_config(options: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Take `--config FILE` or `--config=FILE` out of a command line.
-
-    Raises:
-        UsageError: If it names no file, or there are two.
-    """
+    """Take `--config FILE` or `--config=FILE` out of a command line."""
     rest, config = [], None
     words = iter(options)
     for word in words:

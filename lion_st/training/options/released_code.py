@@ -37,9 +37,6 @@ TRAIN_DATA = {
 def recipe_options(recipe: RetrieverRecipe, given: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a fine-tuning before what was given: those of the recipe, under those of the preset, if one is,
     under those of the retriever that is trained on, if it is one.
-
-    Raises:
-        UsageError: If there is no such preset, or the released code has no such backbone or objective.
     """
     values = recipe.defaults(given.get("train_data"))
     if not is_released(recipe.backbone, given.get("preset")):
@@ -101,11 +98,7 @@ def ramp_micro_batches(backbone: str, objective: str, batch_size: int) -> int:
 
 
 def require_files(train_data: list[str]) -> None:
-    """Refuse a run on the authors' files where they are not.
-
-    Raises:
-        FileNotFoundError: If one is missing; where to get it.
-    """
+    """Refuse a run on the authors' files where they are not."""
     for path in train_data:
         if path in TRAIN_DATA.values():
             for file in (path, DOCUMENTS):
@@ -118,11 +111,7 @@ def require_files(train_data: list[str]) -> None:
 
 
 def is_released(backbone: str, preset: str | None) -> bool:
-    """Whether a preset is named.
-
-    Raises:
-        UsageError: If there is no such preset, or the released code has no such backbone.
-    """
+    """Whether a preset is named."""
     if preset is None:
         return False
     if preset != "released":

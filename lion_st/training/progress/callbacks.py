@@ -17,9 +17,6 @@ class EpochCallback(TrainerCallback):
 
     The epoch is the trainer's own count, which goes by the length of the data loader: a run that resumes inside an
     epoch names the same one as before.
-
-    Args:
-        set_epoch: Called with the epoch before its first batch is read.
     """
 
     def __init__(self, set_epoch: Callable[[int], Any]) -> None:
@@ -105,11 +102,7 @@ class SecondsBudget(TrainerCallback):
 
 
 class StopAfter(TrainerCallback):
-    """Ends a run after a number of steps and leaves its schedule as it is, which is then not at its end.
-
-    Args:
-        steps: Optimizer steps.
-    """
+    """Ends a run after a number of steps and leaves its schedule as it is, which is then not at its end."""
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
@@ -122,11 +115,7 @@ class StopAfter(TrainerCallback):
 
 
 def require_all_steps(trainer: Any, output: Any) -> None:
-    """Refuse a run that has stopped before its last step, other than by `SecondsBudget` or `StopAfter`.
-
-    Raises:
-        ValueError: If it has.
-    """
+    """Refuse a run that has stopped before its last step, other than by `SecondsBudget` or `StopAfter`."""
     state = trainer.state
     ended = any(getattr(callback, "is_over", False) for callback in trainer.callback_handler.callbacks)
     if state.global_step < state.max_steps and not ended:

@@ -191,11 +191,7 @@ class CollapseGuard(TrainerCallback):
         self._terms_before = math.inf
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Look, every 20 steps.
-
-        Raises:
-            TrainingCollapsed: If what was seen ends the training.
-        """
+        """Look, every 20 steps."""
         if state.global_step % EVERY:
             return
         values = self._read()
@@ -215,11 +211,7 @@ class CollapseGuard(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Look at the logged loss and norm of the gradient.
-
-        Raises:
-            TrainingCollapsed: If one is NaN or infinite.
-        """
+        """Look at the logged loss and norm of the gradient."""
         for name, words in (("loss", "loss"), ("grad_norm", "gradient's norm")):
             value = (logs or {}).get(name)
             # The scaling of float16 leaves out steps whose gradient overflows.
@@ -227,11 +219,7 @@ class CollapseGuard(TrainerCallback):
                 raise TrainingCollapsed(_describe(f"the {words} is {value}", NOT_FINITE, state))
 
     def require_sound(self, state: TrainerState) -> None:
-        """Look now, before weights are written.
-
-        Raises:
-            TrainingCollapsed: If the weights or vectors are of no use.
-        """
+        """Look now, before weights are written."""
         values = self._read()
         self._require_finite(values, state)
         for problem in self._useless_vectors(values).values():

@@ -83,10 +83,6 @@ def read_history(folder: str | Path) -> RunHistory:
 
     Args:
         folder: Output folder of `lion-st train` or `lion-st adapt`, finished, interrupted or still written to.
-
-    Raises:
-        FileNotFoundError: If there is no such file, as before the first log.
-        ValueError: If none of them can be read.
     """
     folder = Path(folder)
     states = [folder / STATE, *folder.glob(f"checkpoint-*/{STATE}")]
@@ -142,10 +138,6 @@ def draw_history(history: RunHistory, files: Sequence[str | Path]) -> list[Path]
 
     Returns:
         The files.
-
-    Raises:
-        ImportError: If matplotlib is not installed.
-        ValueError: If nothing was logged yet.
     """
     require("matplotlib")
     from matplotlib.figure import Figure
