@@ -229,6 +229,12 @@ def is_hub_name(place: str | Path) -> bool:
     )
 
 
+def hub_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a loader's options that say from where, and as whom, a file is read."""
+    names = ("token", "cache_dir", "cache_folder", "revision", "local_files_only", "subfolder")
+    return {name: options[name] for name in names if options.get(name)}
+
+
 def inside(folder: Path, name: Any) -> Path:
     """The path of what a manifest names in its folder.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -66,7 +67,7 @@ class ExactSparseIndex(LocalIndex):
     paradigms = ("sparse",)
     parameters = ("quantization",)
 
-    def __init__(self, paradigm: Paradigm = "sparse", quantization: Literal["uint8", "uint16"] | None = None) -> None:
+    def __init__(self, paradigm: Paradigm, quantization: Literal["uint8", "uint16"] | None = None) -> None:
         super().__init__(paradigm)
         if quantization is not None and quantization not in LEVELS:
             raise ValueError(f"quantization is None, 'uint16' or 'uint8', got {quantization!r}.")
@@ -265,7 +266,69 @@ class ExactSparseIndex(LocalIndex):
         require_sound(data, start == documents.size)
 
 
-class ExactDenseIndex(LocalIndex):
+class BlockIndex(LocalIndex):
+    """Exact search by the products of all queries with all documents, whose vectors lie in blocks.
+
+    Args:
+        paradigm: What the engine searches.
+        dtype: "float32" or "float16": how vectors are stored. Products are taken in float32.
+    """
+
+    engine = "exact"
+    parameters = ("dtype",)
+
+    def __init__(self, paradigm: Paradigm, dtype: Literal["float32", "float16"] = "float32") -> None:
+        super().__init__(paradigm)
+        if dtype not in ("float32", "float16"):
+            raise ValueError(f"dtype is 'float32' or 'float16', got {dtype!r}.")
+        self.dtype = dtype
+        self._blocks: list[Any] = []
+
+    def _search(self, queries: Any, k: int, threads: int, allowed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        rows = np.full((len(queries), k), -1, dtype=np.int64)
+        scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
+        parts = [(part, queries[part]) for part in self._query_parts(queries)]
+        first_row = 0
+        with blas_threads(threads):
+            for block in list(self._blocks):
+                for window in self._windows(block):
+                    documents = self._read(block[window])
+                    start = first_row + window.start
+                    for part, own in parts:
+                        products = self._products(own, documents)
+                        if allowed is not None:
+                            products[:, ~allowed[start : start + len(documents)]] = -np.inf
+                        rows[part], scores[part] = merge_best(rows[part], scores[part], products, start)
+                first_row += len(block)
+        rows[scores == -np.inf] = -1
+        scores[rows < 0] = 0.0
+        return rows, scores
+
+    @abstractmethod
+    def _query_parts(self, queries: Any) -> Iterator[slice]:
+        """Queries that are searched at a time."""
+
+    @abstractmethod
+    def _windows(self, block: Any) -> Iterator[slice]:
+        """Documents of a block that are compared at a time."""
+
+    def _read(self, documents: Any) -> Any:
+        """Documents as `_products` takes them."""
+        return documents
+
+    @abstractmethod
+    def _products(self, queries: Any, documents: Any) -> np.ndarray:
+        """Scores, float32 [Q, N]."""
+
+    def _keep(self, kept: np.ndarray) -> None:
+        parts = np.split(kept, np.cumsum([len(block) for block in self._blocks])[:-1])
+        self._blocks = [block[own] for block, own in zip(self._blocks, parts, strict=True) if own.any()]
+
+    def _bytes(self) -> int:
+        return sum(block.nbytes for block in self._blocks)
+
+
+class ExactDenseIndex(BlockIndex):
     """Exact inner-product search over dense vectors by blocked matrix products.
 
     Args:
@@ -273,50 +336,23 @@ class ExactDenseIndex(LocalIndex):
         dtype: "float32" or "float16": how vectors are stored. Products are taken in float32.
     """
 
-    engine = "exact"
     paradigms = ("dense",)
-    parameters = ("dtype",)
-
-    def __init__(self, paradigm: Paradigm = "dense", dtype: Literal["float32", "float16"] = "float32") -> None:
-        super().__init__(paradigm)
-        if dtype not in ("float32", "float16"):
-            raise ValueError(f"dtype is 'float32' or 'float16', got {dtype!r}.")
-        self.dtype = dtype
-        self._blocks: list[np.ndarray] = []
 
     def _add(self, vectors: np.ndarray) -> None:
         blocks = [*self._blocks, stored(vectors, self.dtype)]
         self._blocks = folded(blocks, lambda *both: np.concatenate(both), len, FOLDED)
 
-    def _search(
-        self, queries: np.ndarray, k: int, threads: int, allowed: np.ndarray | None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        count = len(queries)
-        rows = np.full((count, k), -1, dtype=np.int64)
-        scores = np.full((count, k), -np.inf, dtype=np.float32)
-        first_row = 0
-        with blas_threads(threads):
-            for vectors in list(self._blocks):
-                for start in range(0, len(vectors), WINDOW):
-                    block = vectors[start : start + WINDOW].astype(np.float32, copy=False)
-                    for query in range(0, count, 256):
-                        part = slice(query, query + 256)
-                        products = queries[part] @ block.T
-                        if allowed is not None:
-                            products[:, ~allowed[first_row + start : first_row + start + len(block)]] = -np.inf
-                        rows[part], scores[part] = merge_best(rows[part], scores[part], products, first_row + start)
-                first_row += len(vectors)
-        rows[scores == -np.inf] = -1
-        scores[rows < 0] = 0.0
-        return rows, scores
+    def _query_parts(self, queries: np.ndarray) -> Iterator[slice]:
+        return (slice(start, start + 256) for start in range(0, len(queries), 256))
 
-    def _keep(self, kept: np.ndarray) -> None:
-        stops = np.cumsum([len(block) for block in self._blocks])
-        parts = np.split(kept, stops[:-1])
-        self._blocks = [block[own] for block, own in zip(self._blocks, parts, strict=True) if own.any()]
+    def _windows(self, block: np.ndarray) -> Iterator[slice]:
+        return (slice(start, start + WINDOW) for start in range(0, len(block), WINDOW))
 
-    def _bytes(self) -> int:
-        return sum(block.nbytes for block in self._blocks)
+    def _read(self, documents: np.ndarray) -> np.ndarray:
+        return documents.astype(np.float32, copy=False)
+
+    def _products(self, queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
+        return queries @ documents.T
 
     def _save_files(self, data: Path) -> None:
         write_joined(data, "vectors", self._blocks)

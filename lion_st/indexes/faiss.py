@@ -54,7 +54,7 @@ class FaissIndex(LocalIndex):
 
     def __init__(
         self,
-        paradigm: Paradigm = "dense",
+        paradigm: Paradigm,
         kind: Literal["flat", "hnsw", "ivf_pq"] = "flat",
         neighbours: int = 32,
         ef_construction: int = 200,

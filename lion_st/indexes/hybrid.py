@@ -38,7 +38,7 @@ class HybridIndex(Index):
 
     def __init__(
         self,
-        paradigm: Paradigm = "hybrid",
+        paradigm: Paradigm,
         weights: Sequence[float] | None = None,
         candidates: int = 1000,
         **settings: Any,
@@ -150,7 +150,7 @@ class TorchHybridIndex(HybridIndex):
 
     def __init__(
         self,
-        paradigm: Paradigm = "hybrid",
+        paradigm: Paradigm,
         weights: Sequence[float] | None = None,
         candidates: int = 1000,
         device: str | None = None,

@@ -68,7 +68,7 @@ class MilvusIndex(Index):
 
     def __init__(
         self,
-        paradigm: Paradigm = "sparse",
+        paradigm: Paradigm,
         uri: str = "lion_st.db",
         collection: str = "lion_st",
         token: str | None = None,

@@ -73,7 +73,7 @@ class SeismicIndex(LocalIndex):
 
     def __init__(
         self,
-        paradigm: Paradigm = "sparse",
+        paradigm: Paradigm,
         n_postings: int | None = None,
         max_fraction: float = 6.0,
         summary_energy: float = 0.4,

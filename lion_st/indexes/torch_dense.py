@@ -11,7 +11,6 @@ from torch import Tensor
 
 from lion_st.encoding.storage import read_array, require_sound, write_joined
 from lion_st.indexes import torch_search
-from lion_st.indexes.base import Paradigm
 from lion_st.indexes.exact import FOLDED, folded
 from lion_st.indexes.torch_search import ADDING, Approximation, TorchIndex, padded
 from lion_st.kernels.pair_scores import dense_pair_scores
@@ -49,10 +48,6 @@ class TorchDenseIndex(TorchIndex):
     """
 
     paradigms = ("dense",)
-
-    def __init__(self, paradigm: Paradigm = "dense", device: str | None = None, memory_gb: float | None = None) -> None:
-        super().__init__(paradigm, device, memory_gb)
-        self._parts: list[np.ndarray] = []
 
     def _check(self, vectors: Any) -> np.ndarray:
         matrix: np.ndarray = super()._check(vectors)

@@ -75,6 +75,7 @@ class TorchIndex(LocalIndex):
             _usable(device)
         self.device = device
         self.memory_gb = memory_gb
+        self._parts: list[Any] = []  # as they were added
         self._chunks: list[Any] = []
         self._place: torch.device | None = None
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lion_st.encoding.storage import read_array, require_sound, write_joined
 from lion_st.indexes import torch_search
-from lion_st.indexes.base import Paradigm, as_ids
+from lion_st.indexes.base import as_ids
 from lion_st.indexes.exact import FOLDED, folded
 from lion_st.indexes.torch_search import ADDING, ROUNDING, Approximation, TorchIndex, padded
 from lion_st.kernels.pair_scores import sparse_pair_scores
@@ -92,12 +92,6 @@ class TorchSparseIndex(TorchIndex):
 
     paradigms = ("sparse",)
     lowest = 0.0
-
-    def __init__(
-        self, paradigm: Paradigm = "sparse", device: str | None = None, memory_gb: float | None = None
-    ) -> None:
-        super().__init__(paradigm, device, memory_gb)
-        self._parts: list[_Rows] = []
 
     def _add(self, vectors: sparse.csr_array) -> None:
         if vectors.shape[0]:

@@ -10,6 +10,7 @@ import torch
 from transformers.utils import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from lion_st.files import hub_options
 from lion_st.hooks import mark_adapter
 from lion_st.modules.quantization import dequantized, is_four_bit, on_plain_weights
 
@@ -244,8 +245,7 @@ def base_with_tokenizer(source: str, base: str | None, options: dict[str, Any]) 
         base: Where the base model is, in place of where the adapter says.
         options: What `from_pretrained` is given.
     """
-    names = ("token", "cache_dir", "revision", "local_files_only")
-    hub = {name: options[name] for name in names if options.get(name)}
+    hub = hub_options({name: value for name, value in options.items() if name != "subfolder"})
     if find_adapter_config_file(source, **hub) is None:
         return None
     if cached_file(source, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False, **hub):

@@ -13,7 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 from transformers.utils import cached_file
 
-from lion_st.files import read_json
+from lion_st.files import hub_options, read_json
 from lion_st.modules import unpadding
 from lion_st.modules.adapters import raise_on_wrong_weights
 from lion_st.modules.backbones import decoder_of
@@ -37,11 +37,9 @@ def require_decoder_only(config: PretrainedConfig, name: str) -> None:
 
 def saved_names(source: str, options: dict[str, Any]) -> list[str]:
     """The names of the weights in safetensors files, none if there are no such files."""
-    names = ("token", "cache_dir", "revision", "local_files_only", "subfolder")
-    hub = {name: options[name] for name in names if options.get(name)}
 
     def found(name: str) -> str | None:
-        return cached_file(source, name, _raise_exceptions_for_missing_entries=False, **hub)
+        return cached_file(source, name, _raise_exceptions_for_missing_entries=False, **hub_options(options))
 
     if options.get("gguf_file"):
         return []

@@ -13,6 +13,7 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.util import load_file_path
 from transformers import PretrainedConfig, PreTrainedModel
 
+from lion_st.files import hub_options
 from lion_st.hooks import attention_implementation, has_adapter, without_message
 from lion_st.modules import unpadding
 from lion_st.modules.adapters import (
@@ -180,8 +181,7 @@ class LionTransformer(Transformer):
                 '"is_causal": false. Load it with SentenceTransformer, or make a Lion retriever of its backbone with '
                 "lion_st.build."
             )
-        names = ("subfolder", "token", "cache_folder", "revision", "local_files_only")
-        hub = {name: kwargs[name] for name in names if name in kwargs}
+        hub = hub_options(kwargs)
         if resume_file := load_file_path(model_name_or_path, RESUME_FILE, **hub):
             module.resumed_head = unfold(module.model, resume_file, has_weights=not module.awaits_weights)
         if verdict := load_file_path(model_name_or_path, VERDICT_FILE, **hub):
@@ -195,8 +195,7 @@ class LionTransformer(Transformer):
     ) -> tuple[PretrainedConfig, bool]:
         if backend != "torch":
             raise ValueError(f"LionTransformer runs on PyTorch alone, got backend={backend!r}.")
-        names = ("cache_dir", "token", "local_files_only", "revision", "subfolder")
-        hub = {name: config_kwargs[name] for name in names if config_kwargs.get(name)}
+        hub = hub_options(config_kwargs)
         folder, gguf = gguf_options(model_name_or_path)
         is_adapter = not gguf and find_adapter_config(folder, **hub) is not None
         if is_adapter:
@@ -240,9 +239,7 @@ class LionTransformer(Transformer):
             keep_layers(model, self.kept_layers)
         if is_peft_model:
             attach_adapter(model, self.adapter_config, revision=self.base_revision)
-            names = ("token", "cache_dir", "local_files_only", "subfolder", "revision")
-            hub = {key: model_kwargs[key] for key in names if model_kwargs.get(key)}
-            load_adapter_weights(model, model_name_or_path, **hub)
+            load_adapter_weights(model, model_name_or_path, **hub_options(model_kwargs))
             if not self.is_trainable:
                 model.requires_grad_(False)
         return model

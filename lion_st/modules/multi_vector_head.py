@@ -11,6 +11,7 @@ from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
 from torch import nn
 from torch.nn.functional import normalize
 
+from lion_st.files import hub_options
 from lion_st.hooks import has_adapter
 from lion_st.kernels import check_finite
 
@@ -124,8 +125,7 @@ class MultiVectorHead(Module):
     @classmethod
     def load(cls, model_name_or_path: str, **options: Any) -> MultiVectorHead:  # type: ignore[override]
         """Load a saved head."""
-        names = ("subfolder", "token", "cache_folder", "revision", "local_files_only")
-        hub = {name: options[name] for name in names if name in options}
+        hub = hub_options(options)
         config = cls.load_config(model_name_or_path, **hub)
         head = cls(config["hidden_size"], config["token_dimension"], MultiVectorMask(**config.get("mask", {})))
         cls.load_torch_weights(model_name_or_path, model=head, **hub)

@@ -11,6 +11,7 @@ from sentence_transformers.base.modules import Module
 from sentence_transformers.util import load_file_path
 from torch import Tensor, nn
 
+from lion_st.files import hub_options
 from lion_st.modules.tokenizing import check_texts, exclusive_tokenizer
 
 if TYPE_CHECKING:
@@ -99,6 +100,5 @@ class Head(Module):
     @staticmethod
     def own_weights(source: str, name: str, options: Mapping[str, Any]) -> dict[str, Tensor]:
         """The tensors in a file of a module's own folder, none if it is not there."""
-        names = ("subfolder", "token", "cache_folder", "revision", "local_files_only")
-        file = load_file_path(source, name, **{name: options[name] for name in names if name in options})
+        file = load_file_path(source, name, **hub_options(options))
         return {} if file is None else load_file(file)

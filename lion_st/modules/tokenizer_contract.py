@@ -11,6 +11,8 @@ from tokenizers.processors import ByteLevel, TemplateProcessing
 from tokenizers.processors import Sequence as PostProcessors
 from transformers import PreTrainedModel
 
+from lion_st.modules.tokenizing import special_ids
+
 
 def configure_tokenizer(
     tokenizer: Any,
@@ -92,7 +94,7 @@ def _configure_bos(tokenizer: Any, model: PreTrainedModel, add_bos: bool | None)
             "not add it. Pass add_bos=True to add it to every text, or add_bos=False if the model was trained without "
             "it."
         )
-    before, after = _special_ids(tokenizer)
+    before, after = special_ids(tokenizer)
     _surround(tokenizer, [bos, *before], after)
 
 
@@ -121,7 +123,7 @@ def append_eos(tokenizer: Any) -> None:
     if {"add_bos_token", "add_eos_token"} & tokenizer.init_kwargs.keys():
         tokenizer.add_eos_token = True  # such a tokenizer makes its post-processor of its flags whenever it is loaded
     else:
-        in_front, behind = _special_ids(tokenizer)
+        in_front, behind = special_ids(tokenizer)
         _surround(tokenizer, in_front, [*behind, eos])
     if tokenizer("a")["input_ids"] != [*before, eos]:
         raise ValueError(
@@ -142,14 +144,6 @@ def _require_kept(tokenizer: Any) -> None:
             f"and would be {after} in a checkpoint. Leave add_bos and add_eos out, or save a tokenizer of another "
             "class beside the weights."
         )
-
-
-def _special_ids(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Ids of the special tokens that a tokenizer puts before and behind a text."""
-    encoded = tokenizer("a", return_special_tokens_mask=True)
-    ids, mask = encoded["input_ids"], encoded["special_tokens_mask"]
-    first, last = mask.index(0), len(mask) - mask[::-1].index(0)
-    return ids[:first], ids[last:]
 
 
 def _surround(tokenizer: Any, before: Sequence[int], after: Sequence[int]) -> None:

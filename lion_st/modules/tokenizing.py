@@ -131,7 +131,7 @@ def first_tokens(tokenizer: Any, texts: Sequence[str], limit: int, prompt: str =
     characters = max(map(len, texts), default=0) if least is None else least
     pending = list(range(len(texts)))
     with exclusive_tokenizer():
-        before, after = _special_tokens_around(tokenizer)
+        before, after = map(len, special_ids(tokenizer))
         if before + after >= limit:
             raise ValueError(f"Special tokens alone take {before + after} of {limit} tokens: allow more.")
         while pending:
@@ -155,11 +155,13 @@ def first_tokens(tokenizer: Any, texts: Sequence[str], limit: int, prompt: str =
     return TokenIds(rows, is_cut)
 
 
-def _special_tokens_around(tokenizer: Any) -> tuple[int, int]:
-    """How many special tokens a tokenizer puts before and behind a text."""
-    mask = tokenizer("a", return_special_tokens_mask=True, verbose=False)["special_tokens_mask"]
-    before = mask.index(0) if 0 in mask else len(mask)
-    return before, len(mask) - before - mask[before:].count(0)
+def special_ids(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Ids of the special tokens that a tokenizer puts before and behind a text."""
+    encoded = tokenizer("a", return_special_tokens_mask=True, verbose=False)
+    ids, mask = encoded["input_ids"], encoded["special_tokens_mask"]
+    if 0 not in mask:
+        return ids, []
+    return ids[: mask.index(0)], ids[len(mask) - mask[::-1].index(0) :]
 
 
 def _least_characters(tokenizer: Any, limit: int) -> int | None:

@@ -15,6 +15,7 @@ from lion_st.encoding.fingerprints import text_limit
 from lion_st.errors import UsageError
 from lion_st.losses.regularizers import term_idf
 from lion_st.modules.query_table import QueryTable
+from lion_st.modules.tokenizing import special_ids
 from lion_st.training.validation import require_positive
 
 if TYPE_CHECKING:
@@ -103,16 +104,13 @@ def training_idf(model: Any, sources: Iterable[Dataset]) -> Tensor:
 @torch.no_grad()
 def _token_vectors(model: Any, tokens: int) -> Tensor:
     """What the model makes of each token alone, between the special tokens of a text, [tokens, D] in float32."""
-    inner, special = (model.tokenizer("a", add_special_tokens=added)["input_ids"] for added in (False, True))
-    place = next(start for start in range(len(special)) if special[start : start + len(inner)] == inner)
-    special[place : place + len(inner)] = [0]
+    before, after = special_ids(model.tokenizer)
     was_training = model.training
     model.eval()
     parts = []
     for start in range(0, tokens, TOKENS_AT_ONCE):
-        numbers = torch.arange(start, min(start + TOKENS_AT_ONCE, tokens))
-        ids = torch.tensor([special] * len(numbers))
-        ids[:, place] = numbers
+        numbers = range(start, min(start + TOKENS_AT_ONCE, tokens))
+        ids = torch.tensor([[*before, number, *after] for number in numbers])
         features = {"input_ids": ids.to(model.device), "attention_mask": torch.ones_like(ids, device=model.device)}
         parts.append(model(features)["sentence_embedding"].float())
     model.train(was_training)
