@@ -11,8 +11,6 @@ as training does, put together by its own sampler; "steps" counts how many were 
 a process holds for itself; the rest of "peak" are pages of mapped files, which all ranks share and the system may drop.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import tempfile

@@ -16,8 +16,6 @@ vocabulary (--flat-vocabulary), on which that does not depend.
 tunes goes first, and "GPU busy %" is the share of an encoding's time in which some kernel or copy ran.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -8,8 +8,6 @@ rank, on the same data in the same order, with the same steps and seed. Both are
 beside a new adapter on the backbone without the MNTP stage. What has left its result in `--work-dir` is not run again.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import statistics

@@ -19,8 +19,6 @@ SQuAD dev, of other paragraphs.
 Rows are added to results/objectives.json one by one, and a run that is repeated goes on behind them.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import tempfile

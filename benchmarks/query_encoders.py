@@ -9,8 +9,6 @@ distillation from the full model on the training tuples of --tuples (the bundled
 at a time from text to vector, in milliseconds; quality is nDCG@10, and its share of the full model's.
 """
 
-from __future__ import annotations
-
 import argparse
 import tempfile
 import time

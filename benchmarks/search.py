@@ -19,8 +19,6 @@ run nor an engine that runs out of memory or is not installed loses what was mea
 --limit seconds in all is stopped, and not tried with more documents.
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import json

@@ -7,8 +7,6 @@ Points are the median of one query's processor time at k = 10 and k = 1000, whis
 percentile. An engine that has no figures stands with what kept it from them.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 from collections.abc import Mapping, Sequence

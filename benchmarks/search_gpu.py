@@ -8,8 +8,6 @@ Sparse sides: engine "torch"; "exact" on all cores; "cusparse", the product of t
 queries at a time, then topk. Dense sides: engine "torch"; "exact"; "matmul", float32 on the GPU, then topk.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

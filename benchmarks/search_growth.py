@@ -11,8 +11,6 @@ the process. The last rows extend a straight line through the medians of the two
 which is said in them.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import time

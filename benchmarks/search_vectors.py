@@ -8,8 +8,6 @@ for every 8 documents, each with terms and weights of its own. The bundled model
 alike: 78 terms with the best document and 22 with any, of a query's 220.
 """
 
-from __future__ import annotations
-
 import random
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path

@@ -13,8 +13,6 @@ with an error if a request failed.
 Without --model, the model is a small random Llama (hidden 64, 2 layers) with about 150 active terms a text.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

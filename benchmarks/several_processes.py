@@ -15,8 +15,6 @@ Printed are the largest difference of a step's loss, as a share of that loss, an
 its norm and as a share of what the training changed of it. The exit code is 1 where a loss is apart by more than 1e-4.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import shutil

@@ -9,8 +9,6 @@ checkpoint is being written, of one process or of several at once. Both have to 
 the same number of operations and no file too many. Training processes are forked from one that has imported all.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import multiprocessing

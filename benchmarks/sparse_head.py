@@ -12,8 +12,6 @@ active, and the gradient of the hidden states (--weight-gradient: of the LM head
 its own; memory is what the step adds at its peak to inputs and gradients, of the process (CPU) or of the GPU.
 """
 
-from __future__ import annotations
-
 import argparse
 import ctypes
 import gc

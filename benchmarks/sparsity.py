@@ -14,8 +14,6 @@ added to results/sparsity.json one by one, and a run that is repeated goes on be
 docs/sparsity.svg.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 from collections.abc import Mapping, Sequence

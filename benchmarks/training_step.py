@@ -17,8 +17,6 @@ longest one, as stock does, not packed).
 "first step s" holds what is compiled and tuned once; every step has other lengths of text than the one before.
 """
 
-from __future__ import annotations
-
 import argparse
 import gc
 import json

@@ -1,7 +1,5 @@
 """Fixtures shared by all tests: tiny random backbones with their own tokenizer, and the golden values."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """A path, a text or a string where another thing is expected is a TypeError that says what to pass."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The examples in the docstrings of training, of its data and of the command line do what they say."""
 
-from __future__ import annotations
-
 import doctest
 import importlib
 import pkgutil

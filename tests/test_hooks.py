@@ -1,7 +1,5 @@
 """Private names of dependencies are where lion_st looks for them, and are used in one file alone."""
 
-from __future__ import annotations
-
 import ast
 import inspect
 import re

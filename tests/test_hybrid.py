@@ -1,7 +1,5 @@
 """Hybrid models: both vectors of one pass, saved, exported, encoded, searched and evaluated as one model."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -1,7 +1,5 @@
 """What makes a model another retriever than the paper's, in its checkpoints and in what stock loads of an export."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

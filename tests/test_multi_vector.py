@@ -1,7 +1,5 @@
 """Multi-vector models: built, saved, exported, encoded, searched and evaluated like the others."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

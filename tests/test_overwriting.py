@@ -1,7 +1,5 @@
 """Nothing is written over what is there unless `overwrite=True` says so, in the same words everywhere."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

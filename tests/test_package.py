@@ -1,7 +1,5 @@
 """What importing the package costs and needs, and which way its packages import each other."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -1,7 +1,5 @@
 """Which way the packages import each other, how long files are, and that lazy names are where they are looked for."""
 
-from __future__ import annotations
-
 import ast
 import re
 from collections.abc import Iterator

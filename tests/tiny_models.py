@@ -1,7 +1,5 @@
 """Tiny random backbones with their own tokenizer: texts, families, configurations."""
 
-from __future__ import annotations
-
 TEXTS = [
     "What is the capital of France?",
     "Paris is the capital and the largest city of France.",

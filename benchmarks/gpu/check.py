@@ -11,8 +11,6 @@ print to `log.txt`. A stage that fails or is stopped keeps what it had, and stop
 out as Markdown.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import importlib.util

@@ -1,7 +1,5 @@
 """pytest plugin: report the outcomes of tests as they come, so that a run that is stopped leaves what it had."""
 
-from __future__ import annotations
-
 import json
 import os
 from typing import Any

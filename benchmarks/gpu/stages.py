@@ -6,8 +6,6 @@ Every finding is printed at once as a line of JSON, {"section": ..., "row": {...
 is stopped leaves what it had. "--device cpu" runs the same lines at toy shapes.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import inspect

@@ -4,8 +4,6 @@ python benchmarks/gpu/tables.py runs/gpu/results.json ...                       
 python benchmarks/gpu/tables.py runs/gpu/results.json ... benchmarks/README.md  # put them between the file's marks
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The command that checks and measures on a GPU runs at toy shapes without one, and needs few packages."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """The table of objectives, teachers and regularizers."""
 
-from __future__ import annotations
-
 import argparse
 
 import pytest

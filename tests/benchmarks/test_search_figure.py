@@ -1,7 +1,5 @@
 """The figure of what search engines take, and the page that shows it."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The table and the figure of what sparsity costs."""
 
-from __future__ import annotations
-
 import argparse
 
 import pytest

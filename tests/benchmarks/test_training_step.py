@@ -1,7 +1,5 @@
 """The table of training steps is measured by processes of their own, one a side."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

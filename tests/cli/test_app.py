@@ -1,7 +1,5 @@
 """The command line as such: it starts fast and fails in one line."""
 
-from __future__ import annotations
-
 import contextlib
 import inspect
 import json

@@ -1,7 +1,5 @@
 """A value that no command can work with is refused before a model, a corpus or a run is opened."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """From a folder of text to a scored run on the command line."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import shutil

@@ -1,7 +1,5 @@
 """Real tuples, and writers of the files in which such tuples are published."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from functools import cache

@@ -1,7 +1,5 @@
 """Reading and writing test collections in BEIR layout."""
 
-from __future__ import annotations
-
 import pytest
 
 from lion_st.data import load_beir, quickstart_test_sets, save_beir

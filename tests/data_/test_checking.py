@@ -1,7 +1,5 @@
 """Everything that is wrong with training data is found, named and counted."""
 
-from __future__ import annotations
-
 import json
 import tracemalloc
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What is held out of the training data trains in no way."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The cache of joined tuples: made once, by one of many processes, renewed when something changes, small and lazy."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import sys

@@ -1,7 +1,5 @@
 """Each published layout, written as it is published from real texts, reads as the same tuples."""
 
-from __future__ import annotations
-
 import gzip
 import json
 

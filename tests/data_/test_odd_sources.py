@@ -1,7 +1,5 @@
 """Tuples as sentence-transformers and `datasets` leave them, and ids and texts that are out of the ordinary."""
 
-from __future__ import annotations
-
 import json
 import re
 

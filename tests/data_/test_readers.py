@@ -1,7 +1,5 @@
 """One reader: what each kind of input means, in every command that can take it."""
 
-from __future__ import annotations
-
 import bz2
 import gzip
 import json

@@ -1,7 +1,5 @@
 """Tuples with the scores of several teachers: reading them, combining them by rule, and what is refused."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Blocks of tokens: those of the whole text at once, made once, and never held in memory."""
 
-from __future__ import annotations
-
 import gzip
 import tracemalloc
 

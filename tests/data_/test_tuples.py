@@ -1,7 +1,5 @@
 """Sampling, margins and lookups of training tuples, and what bad input says."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """Drives the distribution's Chromium without a screen and without a network."""
 
-from __future__ import annotations
-
 import base64
 import json
 import shutil

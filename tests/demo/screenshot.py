@@ -3,8 +3,6 @@
 python tests/demo/screenshot.py MODEL --dense DENSE_MODEL --query "..." hub_uploads/spaces/lion-explorer/screenshot.png
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 from urllib.parse import quote

@@ -1,7 +1,5 @@
 """What the explorer answers, with real models, indexes and BM25."""
 
-from __future__ import annotations
-
 import sys
 
 import pytest

@@ -1,7 +1,5 @@
 """What is said of a query's terms and of a hit, without a model."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from tiny_models import TEXTS, tiny_tokenizer

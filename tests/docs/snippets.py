@@ -1,7 +1,5 @@
 """The fenced blocks of the documentation, run page by page."""
 
-from __future__ import annotations
-
 import ast
 import json
 import re

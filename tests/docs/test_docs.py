@@ -1,7 +1,5 @@
 """The documentation: every fenced block runs, messages are the code's own, and the site builds."""
 
-from __future__ import annotations
-
 import ast
 import json
 import re

@@ -1,7 +1,5 @@
 """Each text is tokenized once, ahead of the model, and gets the vector that the model's own `encode` gives it."""
 
-from __future__ import annotations
-
 from collections import Counter
 
 import numpy as np

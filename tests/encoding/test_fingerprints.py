@@ -1,7 +1,5 @@
 """Weights are identified by every value they have in memory."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from peft import LoraConfig

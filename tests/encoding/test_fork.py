@@ -1,7 +1,5 @@
 """A process that is forked after encoding and searching does both, as with gunicorn --preload, or says why not."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """A full disk and a folder that cannot be made are one clear line, leave nothing half-written, and a rerun goes on."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

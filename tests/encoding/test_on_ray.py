@@ -1,7 +1,5 @@
 """Encoding on Ray with real local clusters: workers and drivers may die."""
 
-from __future__ import annotations
-
 import multiprocessing
 import time
 from concurrent.futures import ProcessPoolExecutor

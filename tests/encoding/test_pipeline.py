@@ -1,7 +1,5 @@
 """Reading, tokenizing and writing go on in threads beside the model, in order, and fail where they were called."""
 
-from __future__ import annotations
-
 import gc
 import itertools
 import sqlite3

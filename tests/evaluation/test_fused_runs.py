@@ -1,7 +1,5 @@
 """Hybrid runs made of run files."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """What is proposed to mteb for the released checkpoints computes what their import computes."""
 
-from __future__ import annotations
-
 import ast
 import json
 import shutil

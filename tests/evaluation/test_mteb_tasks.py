@@ -1,7 +1,5 @@
 """Tasks of mteb beyond searching: re-ranking, prompts of their own, benchmarks."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

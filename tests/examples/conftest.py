@@ -1,7 +1,5 @@
 """The bundled micro model, small data, and the Hub on loopback."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Iterator

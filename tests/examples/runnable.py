@@ -1,7 +1,5 @@
 """Programs and snippets that are read by people, run with constants of a test."""
 
-from __future__ import annotations
-
 import ast
 from typing import Any
 

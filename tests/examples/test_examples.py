@@ -1,7 +1,5 @@
 """The programs in examples/ run as they stand, with the bundled micro model and small data."""
 
-from __future__ import annotations
-
 import ast
 import re
 from pathlib import Path

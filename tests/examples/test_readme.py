@@ -1,7 +1,5 @@
 """README.md says what is so: its commands parse, its Python runs, and its links work wherever it is shown."""
 
-from __future__ import annotations
-
 import re
 import shlex
 import subprocess

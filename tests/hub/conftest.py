@@ -1,7 +1,5 @@
 """The Hub on loopback as fixtures."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

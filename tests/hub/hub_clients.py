@@ -1,7 +1,5 @@
 """Clients of the Hub on loopback: processes of their own, and this one."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

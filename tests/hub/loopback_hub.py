@@ -4,8 +4,6 @@ Repositories with branches, tags and pull requests, NDJSON commits, LFS transfer
 `HF_ENDPOINT` must be set before huggingface_hub is imported: clients run in processes of their own; see `environment`.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 import re

@@ -1,7 +1,5 @@
 """Cards state what was measured or lies in a file, and nothing else."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import re

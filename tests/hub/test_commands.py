@@ -1,7 +1,5 @@
 """The command line's commands of publication."""
 
-from __future__ import annotations
-
 import pytest
 import typer
 from huggingface_hub import ModelCard

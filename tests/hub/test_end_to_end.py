@@ -1,7 +1,5 @@
 """From publication to the users' own commands: the stock packages on a Hub on loopback."""
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess

@@ -1,7 +1,5 @@
 """A hybrid model is one repository: a stock checkpoint for each vector, and one model of both for lion_st."""
 
-from __future__ import annotations
-
 import json
 import re
 

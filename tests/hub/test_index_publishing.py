@@ -1,7 +1,5 @@
 """An index or an encoded corpus is published as a data set, and opened by that name with all its checksums."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What mteb's leaderboard takes: results of a published checkpoint, below its commit, with what is known of it."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

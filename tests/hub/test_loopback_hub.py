@@ -1,7 +1,5 @@
 """The Hub on loopback behaves to huggingface_hub as the real one does."""
 
-from __future__ import annotations
-
 from hub_clients import run_python, start_python
 
 EVERYDAY = """

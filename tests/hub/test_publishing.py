@@ -1,7 +1,5 @@
 """Publishing changes a repository in whole commits, and can be taken up again."""
 
-from __future__ import annotations
-
 import bz2
 import gzip
 import io

@@ -1,7 +1,5 @@
 """Released checkpoints become stock ones with their authors' vectors."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

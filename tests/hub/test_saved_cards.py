@@ -1,7 +1,5 @@
 """What model.save, export and push_to_hub say of a model beside its weights."""
 
-from __future__ import annotations
-
 import pytest
 
 import lion_st

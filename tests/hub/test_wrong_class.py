@@ -1,7 +1,5 @@
 """A checkpoint loads in the class of sentence-transformers that it was made for, and fails in every other."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

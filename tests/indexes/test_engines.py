@@ -1,7 +1,5 @@
 """The approximate and the remote engines, against exact search."""
 
-from __future__ import annotations
-
 import os
 import re
 import signal

@@ -1,7 +1,5 @@
 """What FAISS and Milvus read is checked against what was saved, before a search can follow it out of bounds."""
 
-from __future__ import annotations
-
 import json
 import warnings
 from pathlib import Path

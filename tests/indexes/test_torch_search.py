@@ -1,7 +1,5 @@
 """The engine for GPUs against the engine "exact", on whatever device there is."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 

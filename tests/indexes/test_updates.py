@@ -1,7 +1,5 @@
 """Documents are added, deleted and filtered without building an index anew, with the results of a new one."""
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 

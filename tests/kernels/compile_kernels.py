@@ -4,8 +4,6 @@ python compile_kernels.py            # the configurations that matter most
 python compile_kernels.py --all      # every configuration on every architecture, some minutes
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from typing import Any

@@ -1,7 +1,5 @@
 """The CPU kernels among threads and processes, each in a process of its own: numba starts its threads once."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 

@@ -1,7 +1,5 @@
 """What only a GPU can show: the compiled kernels, at sizes and in the surroundings of training."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from oracle import Case, make_case, relative_error

@@ -1,7 +1,5 @@
 """The sparse head inside models whose weights are sharded (FSDP2)."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

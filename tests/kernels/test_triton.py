@@ -1,7 +1,5 @@
 """The Triton kernels: in the interpreter where there is no GPU, and compiled for GPUs that need not be there."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """The golden models, batches and objectives, importable by the processes of a distributed test."""
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Runs a function in several gloo processes and returns what each of them returned."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Values and gradients are those of the paper's released implementation, at one and at two processes."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

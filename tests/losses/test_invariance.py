@@ -1,7 +1,5 @@
 """Value and gradients do not change with the number of processes nor with the mini-batch."""
 
-from __future__ import annotations
-
 from typing import get_args
 
 import pytest

@@ -1,7 +1,5 @@
 """The terms are the paper's formulas, and wrong input is refused with its value and a remedy."""
 
-from __future__ import annotations
-
 import math
 from typing import get_args
 

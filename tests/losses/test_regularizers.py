@@ -1,7 +1,5 @@
 """Regularizers are their formulas, the same at any number of processes, and the target one reaches its number."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """The losses train under sentence-transformers' own trainers, and the regulariser ramp follows the steps."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A tiny float64 sparse encoder and a global batch, importable by the processes of a distributed test."""
 
-from __future__ import annotations
-
 import torch
 from sentence_transformers.multi_vector_encoder.losses import (
     CachedMultiVectorMultipleNegativesRankingLoss,

@@ -1,7 +1,5 @@
 """Adapters of every shape that PEFT makes: on norms, on embeddings, by `get_peft_model`, and several of them."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model

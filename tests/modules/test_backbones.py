@@ -1,7 +1,5 @@
 """Backbones of fewer layers, and those that lie in GGUF files."""
 
-from __future__ import annotations
-
 import json
 import logging
 import sys

@@ -1,7 +1,5 @@
 """Decoder layers that torch.compile takes give the same vectors and gradients, also where a pass is repeated."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from peft import LoraConfig

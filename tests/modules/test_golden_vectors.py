@@ -1,7 +1,5 @@
 """The vectors are those of the paper's released implementation."""
 
-from __future__ import annotations
-
 import json
 import shutil
 

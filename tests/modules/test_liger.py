@@ -1,7 +1,5 @@
 """Liger's kernels replace functions of the decoder layers alone, and leave nothing behind."""
 
-from __future__ import annotations
-
 import sys
 from types import MethodType
 

@@ -1,7 +1,5 @@
 """A base of 4 bits below an adapter: what is quantized, and that no other weights are saved than those trained on."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import sys

@@ -1,7 +1,5 @@
 """Limits and thresholds that are learned: their definitions, their gradients, and where they are saved."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

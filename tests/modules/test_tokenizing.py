@@ -1,7 +1,5 @@
 """Texts are cut by characters without changing a token, and threads do not change each other's lengths."""
 
-from __future__ import annotations
-
 import copy
 import pickle
 import random

@@ -1,7 +1,5 @@
 """Leaving padding out of the backbone's work changes no vector and no gradient."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from peft import LoraConfig

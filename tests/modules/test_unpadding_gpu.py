@@ -1,7 +1,5 @@
 """What only a GPU can show of leaving padding out: torch's own variable-length attention."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch.nn.functional import pad

@@ -1,7 +1,5 @@
 """What the checks by running found is kept in a checkpoint, and believed only next to what it was found of."""
 
-from __future__ import annotations
-
 import json
 import shutil
 

@@ -1,7 +1,5 @@
 """Encoded corpora for other engines: what is written reads back as what the engine keeps, and ranks as exact search."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

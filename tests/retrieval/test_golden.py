@@ -1,7 +1,5 @@
 """The exact search reproduces the runs of the paper's implementation."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

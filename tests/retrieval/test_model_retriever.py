@@ -1,7 +1,5 @@
 """A model and an index together, and what they are opened from."""
 
-from __future__ import annotations
-
 import gc
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The Dockerfile, its context and the Kubernetes example fit the package, the command and the server."""
 
-from __future__ import annotations
-
 import ast
 import json
 import re

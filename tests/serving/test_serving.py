@@ -1,7 +1,5 @@
 """The server, asked by the clients that people use, over loopback."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """What the vLLM plug-in makes of checkpoints, requests and hidden states; the server itself where vLLM is installed."""
 
-from __future__ import annotations
-
 import ast
 import itertools
 import json

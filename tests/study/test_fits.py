@@ -1,7 +1,5 @@
 """Power laws are found where they are, and doubted where the data do not bear them out."""
 
-from __future__ import annotations
-
 import doctest
 
 import numpy as np

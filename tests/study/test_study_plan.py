@@ -1,7 +1,5 @@
 """What a budget buys, and what a study's file may say."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

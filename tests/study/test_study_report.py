@@ -1,7 +1,5 @@
 """What is made of finished cells: tests between them, the verdict on the paper's findings, figures and the report."""
 
-from __future__ import annotations
-
 import csv
 import json
 import re

@@ -1,7 +1,5 @@
 """A study runs, goes on, and survives a cell that fails."""
 
-from __future__ import annotations
-
 import json
 import signal
 import subprocess

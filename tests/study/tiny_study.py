@@ -1,7 +1,5 @@
 """A study of tiny random backbones whose cells take seconds."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

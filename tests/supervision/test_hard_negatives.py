@@ -1,7 +1,5 @@
 """Hard negatives: those of a brute-force search, never a positive, and the same bytes after a kill."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

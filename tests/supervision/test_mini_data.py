@@ -1,7 +1,5 @@
 """The training data of lion-mini: mined, scored and chosen as their README says, from small texts."""
 
-from __future__ import annotations
-
 import re
 import runpy
 import shlex

@@ -1,7 +1,5 @@
 """The builder of the bundled data set, from small sources to the files that training reads."""
 
-from __future__ import annotations
-
 import json
 import lzma
 import runpy

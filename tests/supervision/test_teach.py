@@ -1,7 +1,5 @@
 """Teachers' scores: those of their own libraries, the same bytes after a kill and from two processes, and refusals."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

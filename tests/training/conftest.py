@@ -1,7 +1,5 @@
 """The training tests run several ranks as those of the losses do."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

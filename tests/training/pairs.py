@@ -1,7 +1,5 @@
 """Trainings of one process and of two that are to be the same."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -4,8 +4,6 @@ CASES.json is a list of [stage, options]: "train" or "adapt" with the options of
 write, see `head_gradients`, or "memory" with that and the options of a training, see `peak_bytes`.
 """
 
-from __future__ import annotations
-
 import gc
 import json
 import os

@@ -1,7 +1,5 @@
 """A budget of seconds ends a run on its own schedule."""
 
-from __future__ import annotations
-
 import time
 
 import pytest

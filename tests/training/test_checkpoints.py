@@ -1,7 +1,5 @@
 """A run goes on from a whole checkpoint or says why it cannot, with one process and with several."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A training that has collapsed ends within 50 steps, and leaves the good checkpoints as they were."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """`--torch_compile` compiles the decoder layers while a run trains, and changes nothing of what it learns."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

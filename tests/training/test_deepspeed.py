@@ -1,7 +1,5 @@
 """What two processes train with DeepSpeed ZeRO-2 and ZeRO-3 is what one process trains."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

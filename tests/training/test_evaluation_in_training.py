@@ -1,7 +1,5 @@
 """What is seen of a run while it trains, and the best of it."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

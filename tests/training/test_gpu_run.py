@@ -1,7 +1,5 @@
 """Stages of a GPU run: resumable, side by side, with what they leave kept in parts; and the plan's commands."""
 
-from __future__ import annotations
-
 import json
 import shlex
 import subprocess

@@ -1,7 +1,5 @@
 """A training that is killed, also while it writes, ends as one that is not; and two do not share a folder."""
 
-from __future__ import annotations
-
 import sys
 import time
 from pathlib import Path

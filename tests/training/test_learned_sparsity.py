@@ -1,7 +1,5 @@
 """Runs that learn thresholds of terms and how many terms texts keep."""
 
-from __future__ import annotations
-
 import json
 import logging
 import shutil

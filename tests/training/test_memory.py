@@ -1,7 +1,5 @@
 """Memory that a dry run promises, beside what a step takes."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

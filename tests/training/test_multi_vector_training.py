@@ -1,7 +1,5 @@
 """Multi-vector models are trained by the command, with the objectives and batches of the others."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

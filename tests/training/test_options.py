@@ -1,7 +1,5 @@
 """What a user gives for a run wins, or is refused by name; help and errors are for people."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import warnings

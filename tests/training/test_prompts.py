@@ -1,7 +1,5 @@
 """Sources of training data with prompts of their own."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Other people's recipes: complete, with their source, and what they train is what they say."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 

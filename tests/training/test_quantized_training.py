@@ -1,7 +1,5 @@
 """`--load_in_4bit` trains an adapter on weights of 4 bits, resumes to the bit, and writes ordinary checkpoints."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

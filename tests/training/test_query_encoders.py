@@ -1,7 +1,5 @@
 """Query encoders made of a full model: cheap queries over an index that stays as it is."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

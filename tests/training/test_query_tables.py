@@ -1,7 +1,5 @@
 """Queries that are looked up in a table, learned together with the encoder of the documents."""
 
-from __future__ import annotations
-
 import json
 import shutil
 

@@ -1,7 +1,5 @@
 """`--gradient_checkpointing` has the backward pass recompute activations, and changes nothing of what is learned."""
 
-from __future__ import annotations
-
 import warnings
 from pathlib import Path
 

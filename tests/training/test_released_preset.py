@@ -1,7 +1,5 @@
 """`--preset released` against formulas of its own, and the parts that it is made of."""
 
-from __future__ import annotations
-
 import json
 from types import SimpleNamespace
 

@@ -1,7 +1,5 @@
 """What a run has logged, as a table and a figure."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys

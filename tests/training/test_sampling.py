@@ -1,7 +1,5 @@
 """What may stand together in a batch, over all devices."""
 
-from __future__ import annotations
-
 from functools import partial
 from itertools import chain, islice
 

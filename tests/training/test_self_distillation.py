@@ -1,7 +1,5 @@
 """A run that learns from the moving average of its own weights."""
 
-from __future__ import annotations
-
 import json
 import shutil
 

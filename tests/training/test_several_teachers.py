@@ -1,7 +1,5 @@
 """Several teachers in the loss and in a run: their terms by definition, agreement, and what is refused."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What several processes train, with weights whole (DDP) or sharded (FSDP2), is what one process trains."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

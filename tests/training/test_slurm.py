@@ -1,7 +1,5 @@
 """What the example for Slurm starts on each machine."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Where a fine-tuning starts: a backbone, an adapter of one, or a retriever of any kind."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

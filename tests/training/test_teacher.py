@@ -1,7 +1,5 @@
 """What a teacher's scores become, and what is said of them before training."""
 
-from __future__ import annotations
-
 import json
 import math
 

@@ -1,7 +1,5 @@
 """Arguments of training runs that take a second."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
