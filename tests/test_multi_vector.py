@@ -23,8 +23,6 @@ from lion_st.indexes import StorageError, create_index, exact_multi_vector, load
 from lion_st.modules import MultiVectorHead
 from lion_st.retrieval import ModelRetriever, index_corpus
 from lion_st.retrieval.search import require_explainable
-from lion_st.serving.service import Service
-from lion_st.serving.settings import ServerSettings
 from lion_st.training.query_encoders import static_query_encoder, truncated_query_encoder
 
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
@@ -132,7 +130,6 @@ def test_what_multi_vector_models_cannot_do_is_refused_by_name(model, tmp_path):
             lambda: ModelRetriever(model, "seismic"),
             r"not search 'multi_vector' vectors: choose one of \['exact'\]",
         ),
-        (lambda: Service(model, ServerSettings(model="m")), "is a multi_vector model, whose several vectors"),
         (lambda: render_card(model), "There is no card for multi_vector models.*the model's push_to_hub"),
         (lambda: truncated_query_encoder(model, [0]), "are made of sparse and dense models"),
         (lambda: static_query_encoder(model), "this one is multi_vector"),

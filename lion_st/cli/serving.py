@@ -37,7 +37,7 @@ def serve(
     ] = None,
     index_revision: IndexRevision = None,
     corpus: Annotated[
-        str | None, typer.Option(help="The documents that were encoded, whose texts /search answers with.")
+        str | None, typer.Option(help="The documents, whose texts /search answers with; read again with the index.")
     ] = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on; 0.0.0.0 for all of the machine's, best with a key.")

@@ -19,17 +19,19 @@ from scipy import sparse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from lion_st.encoding.vectors import HybridVectors, Vectors, to_csr
+from lion_st.encoding.vectors import HybridVectors, Vectors, to_csr, to_token_vectors
 from lion_st.serving.errors import RequestError, invalid, too_large, wrong_model
 from lion_st.serving.service import EncodedRequest, FoundDocument, Service
 
 PUBLIC = ("/health", "/metrics")  # what probes and Prometheus ask for, without a key
-METHODS = {"/": "embed", "/embed": "embed", "/embed_sparse": "embed_sparse"}
+METHODS = {"/": "embed", "/embed": "embed", "/embed_sparse": "embed_sparse", "/embed_all": "embed_all"}
 METHODS |= {"/v1/embeddings": "openai", "/search": "search"}
+ROUTES = {"sparse": "/embed_sparse", "dense": "/embed", "multi_vector": "/embed_all", "hybrid": "/embed"}
 Texts = str | list[str]
 LOOKS = {
     "sparse": '[[{"index": 5, "value": 0.5}, ...], ...]',
     "dense": "[[0.5, ...], ...]",
+    "multi_vector": "[[[0.5, ...], ...], ...]",
     "hybrid": '[{"sparse": [{"index": 5, "value": 0.5}, ...], "dense": [0.5, ...]}, ...]',
 }  # vectors of a request
 LARGEST = 1e15  # of a number in a vector: sums of products of two such are far from the end of float32
@@ -44,7 +46,7 @@ class Body(BaseModel):
 
 
 class EmbedSparseRequest(Body):
-    """Body of `/embed_sparse`."""
+    """Body of `/embed_sparse` and `/embed_all`."""
 
     inputs: Texts
     truncate: bool | None = None
@@ -93,12 +95,14 @@ class BothVectors(Body):
 
 
 class SearchRequest(Body):
-    """Body of `/search`: texts, or vectors as `/embed` and `/embed_sparse` answer with them."""
+    """Body of `/search`: texts, or vectors as `/embed`, `/embed_sparse` and `/embed_all` answer with them."""
 
     model_config = ConfigDict(extra="forbid")
 
     inputs: Texts | None = None
-    vectors: list[list[SparseValue]] | list[list[Coordinate]] | list[BothVectors] | None = None
+    vectors: (
+        list[list[SparseValue]] | list[list[Coordinate]] | list[list[list[Coordinate]]] | list[BothVectors] | None
+    ) = None
     k: Annotated[int, Field(ge=1)] = 10
     reasons: Annotated[int, Field(ge=0, le=1000)] = 0
     texts: bool = True
@@ -139,7 +143,11 @@ def create_app(service: Service) -> FastAPI:
 
 
 def _add_routes(app: FastAPI, service: Service) -> None:
-    is_sparse = service.paradigm == "sparse"
+    own_route = ROUTES[service.paradigm]
+
+    def require(*paradigms: str) -> None:
+        if service.paradigm not in paradigms:
+            raise wrong_model(f"{service.name} is a {service.paradigm} model: POST to {own_route}.")
 
     @app.get("/health")
     async def health() -> Response:
@@ -157,14 +165,17 @@ def _add_routes(app: FastAPI, service: Service) -> None:
 
     @app.post("/embed_sparse")
     async def embed_sparse(request: EmbedSparseRequest) -> Response:
-        if service.paradigm == "dense":
-            raise wrong_model(f"{service.name} is a dense model: POST to /embed.")
+        require("sparse", "hybrid")
         return await _embed(service, request, lambda vectors: _sparse_values(_side(vectors, "sparse")))
+
+    @app.post("/embed_all")
+    async def embed_all(request: EmbedSparseRequest) -> Response:
+        require("multi_vector")
+        return await _embed(service, request, _token_rows)
 
     @app.post("/embed")
     async def embed(request: EmbedRequest) -> Response:
-        if is_sparse:
-            raise wrong_model(f"{service.name} is a sparse model: POST to /embed_sparse.")
+        require("dense", "hybrid")
 
         def rows(vectors: Any) -> Any:
             dense = _side(vectors, "dense")
@@ -173,14 +184,14 @@ def _add_routes(app: FastAPI, service: Service) -> None:
 
         return await _embed(service, request, rows)
 
-    app.post("/")(embed_sparse if is_sparse else embed)
+    of_route: dict[str, Any] = {"/embed": embed, "/embed_sparse": embed_sparse, "/embed_all": embed_all}
+    app.post("/")(of_route[own_route])
     for path, probe in (("/health", health), ("/info", info), ("/metrics", metrics)):
         app.head(path, include_in_schema=False)(probe)
 
     @app.post("/v1/embeddings")
     async def openai(request: OpenAIRequest) -> Response:
-        if is_sparse:
-            raise wrong_model(f"{service.name} is a sparse model, which OpenAI's interface has none of: /embed_sparse.")
+        require("dense", "hybrid")
         encoded = await service.encode(_listed(request.input), service.task_of(request.prompt_name))
         dense = _side(encoded.vectors, "dense")
         _require_dimensions(dense, request.dimensions)
@@ -248,6 +259,11 @@ def _sparse_values(vectors: Any) -> list[list[dict[str, Any]]]:
     ]
 
 
+def _token_rows(vectors: Any) -> list[np.ndarray]:
+    """The vectors of each text's tokens, [L, D]."""
+    return np.split(vectors.values, vectors.offsets[1:-1])
+
+
 def _require_dimensions(vectors: Any, wanted: int | None) -> None:
     if wanted is not None and wanted != vectors.shape[1]:
         raise invalid(f"`dimensions` of this model are {vectors.shape[1]}, and no fewer: got {wanted}.")
@@ -274,6 +290,10 @@ def _given_vectors(service: Service, rows: Sequence[Any]) -> Vectors:
         return HybridVectors(sparse_rows, dense_rows, service.fusion_weights)
     if index.paradigm == "sparse":
         return _sparse_rows(rows, service.dimensions("sparse"))
+    if index.paradigm == "multi_vector":
+        if not all(rows):
+            raise RequestError(400, "Empty", "A query of `vectors` has one token at least.")
+        return to_token_vectors([_dense_rows(tokens, service.dimensions("dense")) for tokens in rows])
     return _dense_rows(rows, service.dimensions("dense"))
 
 
@@ -281,7 +301,8 @@ def _is_of(row: Any, paradigm: str) -> bool:
     """Whether a vector of a request is of this paradigm; one without terms is a sparse one."""
     if isinstance(row, BothVectors) or paradigm == "hybrid":
         return isinstance(row, BothVectors) and paradigm == "hybrid"
-    return all(isinstance(value, SparseValue) == (paradigm == "sparse") for value in row)
+    kinds = {"sparse": SparseValue, "dense": float, "multi_vector": list}
+    return all(isinstance(value, kinds[paradigm]) for value in row)
 
 
 def _sparse_rows(rows: Sequence[Sequence[SparseValue]], dimensions: int) -> sparse.csr_array:

@@ -42,7 +42,9 @@ def serve(settings: ServerSettings, announce: Callable[[str], Any] = print) -> N
         folder = index_folder(settings.index, settings.index_revision)
         settings = replace(settings, index=str(folder), index_revision=None)
     with _bound_socket(settings.host, settings.port) as listening, TemporaryDirectory(prefix="lion-st-serve-") as made:
-        texts = None if settings.corpus is None else TextStore.write(settings.corpus, Path(made) / "texts")
+        texts = None if settings.corpus is None else Path(made) / "texts"
+        if texts is not None:  # once for all workers
+            TextStore.of_index(str(settings.corpus), Path(str(settings.index)), texts)
         address = _address(listening)
         if settings.workers == 1:
             _serve_here(settings, texts, listening, address, announce)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,54 +13,77 @@ import numpy as np
 
 from lion_st.data.records import Record, read_corpus
 from lion_st.encoding.storage import HEADER, read_array
+from lion_st.files import atomic_folder, lock_folder
 from lion_st.indexes import Index, StorageError, load_index
 
 
 class LiveIndex:
-    """A memory-mapped index; whoever searches takes `index` once, and keeps that one until done.
+    """A memory-mapped index and the texts of its documents; whoever searches takes `opened` once, until done.
 
     Args:
         path: Its folder, which another process may write anew.
         check: Raises for an index that is not to be searched.
         verify: Compare all checksums.
+        corpus: Its documents, which are read anew with it; None without texts.
+        texts: Folder for their texts, which processes share.
 
     Attributes:
-        index: The newest index that could be opened.
+        opened: The newest index that could be opened, and its texts.
     """
 
-    def __init__(self, path: str | Path, check: Callable[[Index], None], verify: bool = True) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        check: Callable[[Index], None],
+        verify: bool = True,
+        corpus: str | None = None,
+        texts: str | Path | None = None,
+    ) -> None:
         self.path = Path(path)
         self._check = check
         self._verify = verify
+        self._corpus = corpus
+        self._texts = texts
         self._stamp: bytes | None = None
-        self.index = self._open()
+        self.opened = self._open()
+
+    @property
+    def index(self) -> Index:
+        """The newest index that could be opened."""
+        return self.opened[0]
 
     def reload(self) -> bool:
-        """Open the index again if its folder was written anew; searches go on meanwhile.
+        """Open the index and read its texts again if its folder was written anew; searches go on meanwhile.
 
         Returns:
             Whether there is a new one.
 
         Raises:
-            StorageError, ValueError, OSError: If what is there cannot be searched. The old one stays; the same folder
-                is not tried again before it is written anew.
+            StorageError, ValueError, OSError: If what is there cannot be searched, or its texts cannot be read. The old
+                ones stay; the same folder is not tried again before it is written anew.
         """
-        if self._header() == self._stamp:
+        if _header(self.path) == self._stamp:
             return False
-        self.index = self._open()
+        earlier = self.opened[1]
+        self.opened = self._open()
+        if earlier is not None and earlier.folder != self.opened[1].folder:  # type: ignore[union-attr]
+            earlier.remove()
         return True
 
-    def _open(self) -> Index:
-        self._stamp = self._header()
+    def _open(self) -> tuple[Index, TextStore | None]:
+        self._stamp = _header(self.path)
         index = load_index(self.path, memory_map=True, verify=self._verify)
         self._check(index)
-        return index
+        if self._corpus is None or self._texts is None:
+            return index, None
+        return index, TextStore.of_index(self._corpus, self.path, self._texts)
 
-    def _header(self) -> bytes | None:
-        try:
-            return (self.path / HEADER).read_bytes()
-        except OSError:
-            return None
+
+def _header(path: Path) -> bytes | None:
+    try:
+        return (path / HEADER).read_bytes()
+    except OSError:
+        return None
 
 
 class TextStore:
@@ -69,7 +94,7 @@ class TextStore:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        folder = Path(folder)
+        self.folder = folder = Path(folder)
         self._texts = np.memmap(folder / "texts.bin", mode="r") if (folder / "texts.bin").stat().st_size else b""
         self._ends = read_array(folder, "ends", memory_map=True)
         with (folder / "ids.json").open(encoding="utf-8") as file:
@@ -82,6 +107,27 @@ class TextStore:
             return None
         start = int(self._ends[row - 1]) if row else 0
         return bytes(self._texts[start : int(self._ends[row])]).decode()
+
+    @classmethod
+    def of_index(cls, corpus: str, index: Path, shared: str | Path) -> TextStore:
+        """The texts of an index as it is now, which the first of several processes reads from the corpus.
+
+        Args:
+            corpus: As `encode_corpus` takes it.
+            index: Folder of the index.
+            shared: Folder of the texts.
+        """
+        folder = Path(shared) / hashlib.sha256(_header(index) or b"").hexdigest()[:16]
+        with lock_folder(Path(shared)):
+            if not folder.exists():
+                with atomic_folder(folder) as staging:
+                    cls.write(corpus, staging)
+            return cls(folder)
+
+    def remove(self) -> None:
+        """Remove the files; processes that have them open, where the system keeps these, read on."""
+        with lock_folder(self.folder.parent):
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     @staticmethod
     def write(corpus: Any, folder: str | Path) -> Path:

@@ -45,7 +45,7 @@ READERS = 2  # threads that tokenize, and write answers, while the model runs
 class EncodedRequest(NamedTuple):
     """Vectors of a request's texts, and what they cost."""
 
-    vectors: Vectors  # CSR [N, V], array [N, D] or both, float32
+    vectors: Vectors  # CSR [N, V], array [N, D], both, or those of tokens, float32
     tokens: int
     tokenization_seconds: float
     queue_seconds: float
@@ -67,7 +67,7 @@ class Service:
     Args:
         model: The encoder.
         settings: Limits and the index.
-        texts: Texts to answer searches with.
+        texts: Folder for the texts of the settings' corpus, which processes share; needed with it.
 
     Raises:
         StorageError: If the index holds vectors of another model, or cannot be opened.
@@ -75,19 +75,13 @@ class Service:
     """
 
     def __init__(
-        self, model: SentenceTransformer | SparseEncoder, settings: ServerSettings, texts: TextStore | None = None
+        self, model: SentenceTransformer | SparseEncoder, settings: ServerSettings, texts: str | Path | None = None
     ) -> None:
         self.model: Any = model
         self.settings = settings
         self.name = model_name(model)
         self.paradigm = paradigm_of(model)
-        if self.paradigm == "multi_vector":
-            raise ValueError(
-                f"{self.name} is a {self.paradigm} model, whose several vectors of a text have no place in this "
-                "server's answers. Serve a sparse or dense model, and rerank with this one in Python: model.similarity."
-            )
         self.fusion_weights = getattr(list(model)[-1], "fusion_weights", None)  # of a hybrid model
-        self.texts = texts
         self.metrics = Metrics()
         self.encoders = {
             task: BatchEncoder(model, task, text_limit(model, task), settings.max_batch_tokens)
@@ -96,7 +90,7 @@ class Service:
         self.live: LiveIndex | None = None
         if settings.index is not None:
             self._probe = self.encoders["query"].encode(["a"]).vectors
-            self.live = LiveIndex(settings.index, self._check_index, settings.verify)
+            self.live = LiveIndex(settings.index, self._check_index, settings.verify, settings.corpus, texts)
             self.metrics.documents.set(len(self.live.index))
         self.queue = EncodingQueue(settings.max_batch_tokens, self._count_batch)
         self.readers = ThreadPoolExecutor(READERS, "lion-st-reading")
@@ -105,9 +99,8 @@ class Service:
 
     @classmethod
     def open(cls, settings: ServerSettings, texts: str | Path | None = None) -> Service:
-        """Load the model, the index and the texts that `TextStore.write` wrote."""
-        model = load_encoder(settings.model, **settings.load_options)
-        return cls(model, settings, None if texts is None else TextStore(texts))
+        """Load the model, the index and its texts."""
+        return cls(load_encoder(settings.model, **settings.load_options), settings, texts)
 
     def close(self) -> None:
         """Encode and search what is under way, and end all threads."""
@@ -150,10 +143,10 @@ class Service:
         probe: Any = getattr(self._probe, side) if isinstance(self._probe, HybridVectors) else self._probe
         return int(probe.shape[1])
 
-    def _pooling(self) -> str:
-        """As text-embeddings-inference names it; of a hybrid model that of the dense vector."""
-        if self.paradigm == "sparse":
-            return "splade"
+    def _pooling(self) -> str | None:
+        """As text-embeddings-inference names it; of a hybrid model that of the dense vector, of tokens' vectors none."""
+        if self.paradigm in ("sparse", "multi_vector"):
+            return "splade" if self.paradigm == "sparse" else None
         heads = [getattr(module, "dense", module) for module in self.model]
         modes = [str(getattr(head, "mode", None) or getattr(head, "pooling_mode", "")) for head in heads]
         return "last_token" if {"last_token", "lasttoken"} & set(modes) else "mean"
@@ -228,7 +221,7 @@ class Service:
         Raises:
             RequestError: If the vectors do not fit the index, or it does not keep what explains a score.
         """
-        index = self.searched()
+        index, texts = self._opened()
         if k > self.settings.max_k:
             raise invalid(f"`k` is at most {self.settings.max_k}, got {k}.")
         if reasons:
@@ -236,7 +229,8 @@ class Service:
                 require_explainable(index)
             except ValueError as error:
                 raise invalid(str(error)) from error
-        return await self.within_time(self.in_thread(self._search, index, vectors, k, reasons, with_texts, search=True))
+        shown = texts if with_texts else None
+        return await self.within_time(self.in_thread(self._search, index, shown, vectors, k, reasons, search=True))
 
     def searched(self) -> Index:
         """The index.
@@ -244,17 +238,19 @@ class Service:
         Raises:
             RequestError: If the server has none.
         """
+        return self._opened()[0]
+
+    def _opened(self) -> tuple[Index, TextStore | None]:
         if self.live is None:
             raise RequestError(424, "Backend", "This server has no index: start it with --index DIR.")
-        return self.live.index
+        return self.live.opened
 
     def _search(
-        self, index: Index, vectors: Vectors, k: int, reasons: int, with_texts: bool
+        self, index: Index, texts: TextStore | None, vectors: Vectors, k: int, reasons: int
     ) -> list[list[FoundDocument]]:
         with self.metrics.search.time():
             found = index.search(vectors, k)
         tokenizer = input_module(self.model, "query").tokenizer
-        texts = self.texts if with_texts else None
 
         def explained(row: int, document: str) -> list[SharedTerm]:
             explainable: Any = index

@@ -18,7 +18,8 @@ class ServerSettings:
         model: Checkpoint that encodes, a folder or a Hub repository.
         index: Folder of an index of its documents, for `/search`; it is read again when it is built anew. `serve` also
             takes the name of one on the Hub, `owner/name`, and stays with the commit that it then has.
-        corpus: The documents, as `encode_corpus` reads them, whose texts `/search` answers with.
+        corpus: The documents, as `encode_corpus` reads them, whose texts `/search` answers with; they are read again
+            with the index.
         host: Address to listen on.
         port: Port to listen on; 0 takes a free one.
         workers: Processes, each with the model; they share an index and texts by memory mapping.
@@ -84,5 +85,7 @@ class ServerSettings:
             )
         if self.api_key is not None and (not self.api_key or not self.api_key.isascii() or " " in self.api_key):
             raise ValueError("api_key is ASCII without spaces, and not empty: leave it out to ask for none.")
+        if self.corpus == "-":
+            raise ValueError("corpus is read again with the index, and the standard input only once: give a file.")
         if self.corpus is not None and self.index is None:
             raise ValueError("corpus gives the texts of what a search finds: give an index with it.")

@@ -34,7 +34,6 @@ from lion_st.indexes import StorageError, create_index, load_index
 from lion_st.retrieval import index_corpus, search_texts
 from lion_st.serving import ServerSettings, Service, create_app
 from lion_st.serving.launch import _bound_socket, _config
-from lion_st.serving.live_index import TextStore
 
 DOCUMENTS = {f"d{number}": text for number, text in enumerate(TEXTS)}
 PATIENCE = 240  # seconds until a test gives up
@@ -44,8 +43,13 @@ PATIENCE = 240  # seconds until a test gives up
 def models(tiny_backbone) -> dict[str, Any]:
     return {
         paradigm: lion_st.build(tiny_backbone(), paradigm, query_length=16, document_length=24)
-        for paradigm in ("sparse", "dense", "hybrid")
+        for paradigm in ("sparse", "dense", "hybrid", "multi_vector")
     }
+
+
+def write_corpus(file: Path, texts: dict[str, str] = DOCUMENTS) -> str:
+    file.write_text("".join(json.dumps({"id": key, "text": text}) + "\n" for key, text in texts.items()))
+    return str(file)
 
 
 @pytest.fixture(scope="module")
@@ -120,10 +124,10 @@ def held(model: Any) -> Iterator[tuple[list[int], threading.Event, threading.Eve
 
 @pytest.fixture(scope="module")
 def sparse(models, index, tmp_path_factory) -> Iterator[Running]:
-    records = [{"id": key, "text": text} for key, text in DOCUMENTS.items()]
-    texts = TextStore(TextStore.write(records, tmp_path_factory.mktemp("texts")))
-    limits = {"max_client_batch_size": 8, "payload_limit": 20_000, "max_k": 5}
-    with serving(models["sparse"], texts, index=str(index), api_key="secret", **limits) as running:
+    folder = tmp_path_factory.mktemp("texts")
+    limits: dict[str, Any] = {"max_client_batch_size": 8, "payload_limit": 20_000, "max_k": 5}
+    limits["corpus"] = write_corpus(folder / "corpus.jsonl")
+    with serving(models["sparse"], folder / "shared", index=str(index), api_key="secret", **limits) as running:
         running.client.headers["Authorization"] = "Bearer secret"
         yield running
 
@@ -275,6 +279,43 @@ def test_a_hybrid_model_answers_with_either_vector_and_searches_by_both(models, 
     other = lion_st.build(model[0].model.name_or_path, "sparse")
     with pytest.raises(StorageError, match=r"holds hybrid vectors, and .* is a sparse model"):
         Service(other, ServerSettings("unused", index=str(tmp_path / "index")))
+
+
+def test_a_multi_vector_model_answers_with_the_vectors_of_tokens_and_searches_by_maxsim(models, tmp_path):
+    model = models["multi_vector"]
+    records = [{"id": key, "text": text} for key, text in DOCUMENTS.items()]
+    encode_corpus(model, records, tmp_path / "encoded", show_progress=False)
+    index_corpus(tmp_path / "encoded", tmp_path / "index", sample=0)
+    scores = model.similarity(model.encode_query(TEXTS[:2]), model.encode_document(TEXTS)).numpy()
+    with serving(model, index=str(tmp_path / "index")) as running:
+        for task in ("query", "document"):
+            expected = getattr(model, f"encode_{task}")(TEXTS)
+            for path in ("/embed_all", "/"):
+                found = running.post(path, inputs=TEXTS, prompt_name=task).json()
+                for one, own in zip(found, expected, strict=True):
+                    np.testing.assert_allclose(one, own.numpy(), atol=1e-5)
+        vectors = running.post("/embed_all", inputs=TEXTS[:2], prompt_name="query").json()
+        for body in ({"inputs": TEXTS[:2]}, {"vectors": vectors}):
+            for row, hits in enumerate(running.post("/search", k=3, **body).json()):
+                best = np.argsort(-scores[row])[:3]
+                assert [hit["id"] for hit in hits] == [f"d{number}" for number in best]
+                np.testing.assert_allclose([hit["score"] for hit in hits], scores[row, best], rtol=1e-4)
+        info = running.client.get("/info").json()
+        assert info["paradigm"] == "multi_vector" and info["model_type"] == {"embedding": {"pooling": None}}
+        for path, body, status, message in (
+            ("/embed", {"inputs": "a"}, 424, "multi_vector model: POST to /embed_all"),
+            ("/embed_sparse", {"inputs": "a"}, 424, "POST to /embed_all"),
+            ("/v1/embeddings", {"input": "a"}, 424, "POST to /embed_all"),
+            ("/search", {"vectors": [[0.5]]}, 422, "have to look like [[[0.5"),
+            ("/search", {"vectors": [[]]}, 400, "one token at least"),
+            ("/search", {"vectors": [[[0.5]]]}, 422, "have 128 dimensions, got 1"),
+            ("/search", {"inputs": "a", "reasons": 1}, 422, "multi_vector"),
+        ):
+            answer = running.post(path, **body)
+            assert answer.status_code == status and message in answer.text, answer.text
+    with serving(models["dense"]) as running:
+        answer = running.post("/embed_all", inputs="a")
+        assert answer.status_code == 424 and "is a dense model: POST to /embed." in answer.json()["error"]
 
 
 def test_the_pooling_of_a_model_that_takes_the_last_token_is_said(tiny_backbone):
@@ -508,15 +549,19 @@ def test_an_index_that_was_built_anew_is_searched_without_a_pause(models, index,
         built = create_index("exact", "sparse")
         built.source = source
         built.add([f"{prefix}{number}" for number in range(vectors.shape[0])], vectors)
+        write_corpus(corpus, {f"{prefix}{number}": f"{prefix} text" for number in range(vectors.shape[0])})
         built.save(tmp_path / "index", overwrite=True)
 
+    corpus = tmp_path / "corpus.jsonl"
     build("old", rows)
-    with serving(model, index=str(tmp_path / "index"), reload_seconds=0.02) as running:
+    settings = {"index": str(tmp_path / "index"), "corpus": str(corpus), "reload_seconds": 0.02}
+    with serving(model, tmp_path / "texts", **settings) as running:
         seen: list[set[str]] = []
 
         def search() -> set[str]:
             answer = running.post("/search", inputs=TEXTS[3], k=8)
             assert answer.status_code == 200, answer.text
+            assert all(hit["text"] == f"{hit['id'][:3]} text" for hit in answer.json()[0])
             seen.append({hit["id"][:3] for hit in answer.json()[0]})
             return seen[-1]
 
@@ -528,6 +573,14 @@ def test_an_index_that_was_built_anew_is_searched_without_a_pause(models, index,
         failed = 'lion_st_index_reloads_total{result="failure"} 1.0'
         wait_until(lambda: failed in running.client.get("/metrics").text)
         assert search() == {"new"}
+        corpus.unlink()
+        build_alone = create_index("exact", "sparse")
+        build_alone.source = source
+        build_alone.add(["x"], rows[:1])
+        build_alone.save(tmp_path / "index", overwrite=True)  # whose texts are not there
+        wait_until(lambda: failed.replace("1.0", "2.0") in running.client.get("/metrics").text)
+        assert search() == {"new"}
+        assert len([one for one in (tmp_path / "texts").iterdir() if one.is_dir()]) == 1
 
 
 def test_an_index_of_another_model_is_refused(models, index, tiny_backbone):
@@ -550,6 +603,7 @@ def test_an_index_of_another_model_is_refused(models, index, tiny_backbone):
         {"max_client_batch_size": 600},
         {"api_key": ""},
         {"corpus": "documents.jsonl"},
+        {"corpus": "-", "index": "index"},
     ],
 )
 def test_settings_that_make_no_server_are_refused(wrong):
@@ -559,10 +613,9 @@ def test_settings_that_make_no_server_are_refused(wrong):
 
 def test_workers_of_the_command_share_a_socket_an_index_and_their_metrics(models, index, tmp_path):
     lion_st.export(models["sparse"], tmp_path / "model", create_model_card=False, verify=False)
-    corpus = tmp_path / "corpus.jsonl"
-    corpus.write_text("".join(json.dumps({"id": key, "text": text}) + "\n" for key, text in DOCUMENTS.items()))
+    corpus = write_corpus(tmp_path / "corpus.jsonl")
     command = [sys.executable, "-m", "lion_st", "serve", str(tmp_path / "model"), "--port", "0", "--workers", "2"]
-    command += ["--index", str(index), "--corpus", str(corpus), "--allow-other-model", "--quiet"]
+    command += ["--index", str(index), "--corpus", corpus, "--allow-other-model", "--quiet"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "LION_ST_API_KEY": "secret"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         try:
