@@ -96,7 +96,9 @@ class LionModel(BaseModel):
             return input | {
                 "sentence_embedding": vectors.to_sparse_csr() if kwargs.get("output") == "sparse" else vectors
             }
-        return super().forward(input, **({"packed_states": True} | kwargs))
+        # What stands in for the transformer's own method, as in AdaptiveLayerLoss, takes the features alone.
+        packed = {} if "forward" in vars(self[0]) else {"packed_states": True}
+        return super().forward(input, **(packed | kwargs))
 
     def _inference(self, inputs: list[Any], **kwargs: Any) -> Any:
         # Batches are sorted by length: only here does a position in an error mean the caller's.

@@ -306,19 +306,26 @@ class LionTransformer(Transformer):
     def forward(self, features: dict[str, Any], packed_states: bool = False, **kwargs: Any) -> dict[str, Any]:
         """The features with `"token_embeddings"`, the last hidden states.
 
+
         Args:
             features: `"input_ids"` [B, L] with `"attention_mask"`, or [1, T] of packed texts with `"cu_seq_lens_q"`.
-                They are left as they are.
+                They are left as they are, but where the backbone's configuration says `output_hidden_states`: then they
+                get `"all_layer_embeddings"`, as AdaptiveLayerLoss reads them, and padding is computed.
             packed_states: Where padding is left out of the backbone's work, return the features and states of packed
                 texts, [1, T, D] without `"attention_mask"`, instead of [B, L, D] with zeros at padding.
         """
         mask = features.get("attention_mask")
-        packs = self.runs_packed and mask is not None and not mask.all() and unpadding.why_not_here(self.model) is None
+        keeps_all = bool(self.model.config.output_hidden_states)
+        packs = self.runs_packed and not keeps_all and mask is not None and not mask.all()
+        packs = packs and unpadding.why_not_here(self.model) is None
         inputs = unpadding.packed(features) if packs else features
         names = ("input_ids", "attention_mask", "position_ids", "seq_idx")
         bounds = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
         given = {name: inputs[name] for name in names + bounds if name in inputs}
-        states = self.decoder(**given, use_cache=False).last_hidden_state
+        output = self.decoder(**given, use_cache=False)
+        states = output.last_hidden_state
+        if keeps_all:
+            features["all_layer_embeddings"] = output.hidden_states
         if packs and not packed_states:
             return features | {"token_embeddings": unpadding.padded(states, features["attention_mask"])}
         return inputs | {"token_embeddings": states}
@@ -368,12 +375,7 @@ class LionTransformer(Transformer):
         logger.info("Padding is computed as well: %s.", reason)
 
     def verify_bidirectional(self) -> None:
-        """Run tiny inputs and compare the first token's state.
-
-        Raises:
-            ValueError: Naming the architecture, if a state does not see later tokens, or does in a causal model, or
-                depends on left padding.
-        """
+        """Check that states see later tokens, or not in a causal model; see `lion_st.modules.checks`."""
         if self.awaits_weights:
             return
         require_attention(self.model, causal=bool(self.causal))
@@ -438,9 +440,5 @@ class LionTransformer(Transformer):
 
     @property
     def final_norm(self) -> Any:
-        """The norm in front of the LM head.
-
-        Raises:
-            ValueError: If the decoder has none with a weight that a scale could be folded into.
-        """
+        """The norm in front of the LM head; see `lion_st.modules.folding.final_norm`."""
         return final_norm(self.model)

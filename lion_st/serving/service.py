@@ -144,7 +144,7 @@ class Service:
         return int(probe.shape[1])
 
     def _pooling(self) -> str | None:
-        """As text-embeddings-inference names it; of a hybrid model that of the dense vector, of tokens' vectors none."""
+        """As text-embeddings-inference names it; of a hybrid model that of the dense vector; tokens have none."""
         if self.paradigm in ("sparse", "multi_vector"):
             return "splade" if self.paradigm == "sparse" else None
         heads = [getattr(module, "dense", module) for module in self.model]

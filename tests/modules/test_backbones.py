@@ -101,6 +101,27 @@ def test_a_dense_model_leaves_out_an_lm_head_of_any_name(tiny_backbone):
     assert states.keys() == dense.keys() and all((states[name] == dense[name]).all() for name in states)
 
 
+@pytest.mark.parametrize("paradigm", ["sparse", "hybrid"])
+def test_an_lm_head_with_a_bias_is_read_trained_and_exported_with_it(tiny_backbone, tmp_path, paradigm):
+    model = lion_st.build(tiny_backbone("phi", tied=False), paradigm, scale=0.5, device="cpu")  # Phi-2's kind
+    causal_lm = model[0].model
+    bias = causal_lm.lm_head.bias
+    features = model.preprocess(TEXTS, task="document")
+    with torch.no_grad():
+        logits = (causal_lm(**features, logits_to_keep=0).logits - bias) * 0.5 + bias
+    logits[features["attention_mask"] == 0] = -torch.inf
+    expected = logits.amax(dim=1).relu().log1p()
+    found = torch.from_numpy(model.encode_document(TEXTS))[:, : len(bias)]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    model.train()
+    model(features)["sentence_embedding"].sum().backward()
+    assert bias.grad.abs().max() > 0
+    lion_st.export(model, tmp_path / "exported")  # compares the vectors
+    model.save_pretrained(str(tmp_path / "saved"))
+    again = lion_st.load(tmp_path / "saved", device="cpu").encode_document(TEXTS)
+    assert (again == model.encode_document(TEXTS)).all()
+
+
 def test_the_scale_is_folded_into_a_final_norm_of_another_name(tiny_backbone, tmp_path):
     model = lion_st.build(tiny_backbone("lfm2"), "sparse", device="cpu")
     assert model[0].final_norm is model[0].model.model.embedding_norm

@@ -4,6 +4,11 @@ import pytest
 import torch
 from peft import LoraConfig
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.losses import (
+    AdaptiveLayerLoss,
+    Matryoshka2dLoss,
+    MultipleNegativesRankingLoss,
+)
 from torch.nn.functional import pad
 
 import lion_st
@@ -127,6 +132,26 @@ def test_states_go_packed_from_the_backbone_to_the_head(tiny_backbone, texts, pa
     assert seen == [(1, tokens, 32), (*features["attention_mask"].shape, 32)]
     assert features.keys() == given.keys()
     torch.testing.assert_close(vectors, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_losses_of_all_layers_are_those_of_stock_modules(tiny_backbone, texts, tmp_path, family):
+    model = lion_st.build(tiny_backbone(family), "dense", device="cpu")
+    lion_st.export(model, tmp_path / "stock", create_model_card=False, verify=False)
+    *modules, _ = SentenceTransformer(str(tmp_path / "stock"), device="cpu")  # the last one keeps SparseEncoder away
+    found = []
+    for one in (model, SentenceTransformer(modules=modules, device="cpu")):
+        ranking = MultipleNegativesRankingLoss(one)
+        for loss in (
+            AdaptiveLayerLoss(one, ranking, -1),
+            Matryoshka2dLoss(one, ranking, [32, 8], n_layers_per_step=-1, n_dims_per_step=-1),
+        ):
+            one.zero_grad()
+            value = loss([one.preprocess(texts[:4]), one.preprocess(texts[4:])], None)
+            value.backward()
+            found.append((value, one[0].model.get_input_embeddings().weight.grad.clone()))
+    for own, stock in zip(found[:2], found[2:], strict=True):
+        torch.testing.assert_close(own, stock)
 
 
 def test_states_that_are_asked_for_come_text_by_text(tiny_backbone, texts):
