@@ -19,8 +19,8 @@ PAIR_DOCUMENTS = (
     "positive", "answer", "answers", "passage", "document", "document_text", "response", "sentence2",
     *DOCUMENT_ID_FIELDS,
 )  # fmt: skip
-LABELS = (0, 1, "0", "1", "0.0", "1.0")  # of a .csv too
 PAIR_SCORES = (*GRADE_FIELDS, "labels", "similarity_score")
+GRADES = ("relevance", "grade", "label", "labels", "rel")  # of which whole numbers are how relevant a document is
 DOCUMENT_LISTS = ("positive_document_ids", "negative_document_ids")
 HEADERLESS = ("question", "answers")
 TUPLE_FORMS = (
@@ -104,9 +104,14 @@ def is_pair_with_score(row: Row) -> bool:
 
 
 def _is_labeled_pair(row: Row) -> bool:
-    """Whether a label of 0 or 1 says if `positive` is relevant at all, as in pairs that sentence-transformers mines."""
-    label = row.get("label", row.get("labels"))
-    return isinstance(row.get("positive"), (str, int)) and not _negatives(row) and label in LABELS
+    """Whether a number says if `positive` is relevant at all, as in pairs that sentence-transformers mines."""
+    number = next((row[name] for name in PAIR_SCORES if row.get(name) is not None), None)
+    if not isinstance(row.get("positive"), (str, int)) or _negatives(row) or not isinstance(number, (int, float, str)):
+        return False
+    try:
+        return math.isfinite(float(number))  # of a .csv too
+    except ValueError:
+        return False
 
 
 def read_scored_pair(row: Row, place: str) -> tuple[str | int, str | int, float]:
@@ -251,6 +256,8 @@ def _by_label(query: Any, documents: Iterable[Any], labels: Iterable[Any]) -> Ca
     relevant: list[Any] = []
     others: list[Any] = []
     for document, label in zip(documents, labels, strict=True):
+        if label != int(label):
+            raise ValueError(f"the label {label!r} is no grade, a whole number: name a teacher's scores 'scores'")
         (relevant if label > 0 else others).append(document)
     return Candidates(query, relevant, others)
 

@@ -15,9 +15,11 @@ from lion_st.data.cache import identity_of
 from lion_st.data.fields import DOCUMENT_ID_FIELDS, QUERY_ID_FIELDS, TITLE_FIELD, Row, Task, first_field
 from lion_st.data.files import Rows, checked, find_file, read_rows
 from lion_st.data.layouts import (
+    GRADES,
     HEADERLESS,
     PAIR_DOCUMENTS,
     PAIR_QUERIES,
+    PAIR_SCORES,
     TUPLE_FORMS,
     Candidates,
     Layout,
@@ -104,7 +106,10 @@ def open_tuples(
         query_ids = [first_field(first, PAIR_QUERIES) in QUERY_ID_FIELDS, queries_given, isinstance(query, int)]
         document_field = first_field(first, PAIR_DOCUMENTS)
         document_ids = [document_field in DOCUMENT_ID_FIELDS, documents_given, isinstance(document, int)]
-        return TupleSource(name, identity, partial(_scored_pairs, opened, name), any(query_ids), any(document_ids))
+        fields = (str(document_field), str(first_field(first, PAIR_SCORES)))
+        return TupleSource(
+            name, identity, partial(_scored_pairs, opened, name, *fields), any(query_ids), any(document_ids)
+        )
     layout = detect_layout(first)
     candidates = read_row(layout, first, place)
     read = partial(_tuples, opened, name, layout, tuple(candidates.scores or ()))
@@ -215,11 +220,13 @@ def _candidates(row: Row, place: str, layout: Layout, teachers: tuple[str, ...])
     return Candidates(str(found.query), positives, negatives, kept)
 
 
-def _scored_pairs(opened: Path | Dataset, name: str) -> Iterator[tuple[str, Candidates | ValueError]]:
+def _scored_pairs(
+    opened: Path | Dataset, name: str, document_field: str, score_field: str
+) -> Iterator[tuple[str, Candidates | ValueError]]:
     """Pairs with scores, the documents of a query together and in their order.
 
-    Scores that are all 0 or 1 are labels, and what is labelled 1 is positive. Others are a teacher's, and the best
-    scored document of a query is its positive.
+    Scores that are all 0 or 1, or whole numbers in a field of grades, are labels, and what is labelled above 0 is
+    positive. Others are a teacher's, and the best scored document of a query is its positive.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -240,11 +247,32 @@ def _scored_pairs(opened: Path | Dataset, name: str) -> Iterator[tuple[str, Cand
         columns = [list(map(str, queries)), list(map(str, documents)), list(map(float, scores))]
         batches.append(pa.RecordBatch.from_arrays(list(map(pa.array, columns, schema.types)), schema=schema))
     pairs = pa.Table.from_batches(batches, schema)
-    labels = set(pc.unique(pairs["scores"]).to_pylist()) <= {0.0, 1.0}
+    values = pc.unique(pairs["scores"]).to_pylist()
+    are_grades = score_field in GRADES and all(value >= 0 and value == int(value) for value in values)
+    labels = are_grades or set(values) <= {0.0, 1.0}
     groups = pairs.group_by("query", use_threads=False).aggregate([("documents", "list"), ("scores", "list")])
+    several = pairs.group_by(["query", "documents"]).aggregate([]).num_rows > len(groups)
+    if not labels and len(values) > 1 and several == (document_field == "positive"):
+        yield name, RowError(_not_told_apart(document_field, score_field, several))
+        return
     for batch in groups.to_batches(ROWS_AT_ONCE):
         for query, documents, scores in zip(*batch.to_pydict().values(), strict=True):
             yield f"The query {query!r} of {name}", _by_score(query, documents, scores, labels=labels)
+
+
+def _not_told_apart(document_field: str, score_field: str, several: bool) -> str:
+    """What to do with pairs whose scores do not say which documents are relevant."""
+    if several:
+        return (
+            f"Queries have several documents in {document_field!r}, and their {score_field!r} does not say which are "
+            "relevant: mine them with output_format='n-tuple', give 'label' 0 or 1 in its place, or call the documents "
+            "'passage' to have each query's best scored one as its positive."
+        )
+    return (
+        f"Each query has one document with a {score_field!r}, which does not say whether it is relevant: leave that "
+        "column out if all are, else keep those that are; scores of similarity train with CoSENTLoss of "
+        "sentence-transformers."
+    )
 
 
 def _by_score(query: str, documents: list[str], scores: list[float], *, labels: bool) -> Candidates:

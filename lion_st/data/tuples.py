@@ -80,7 +80,7 @@ def load_tuples(
     | the paper's MarginMSE file | query, docids, scores; the first is positive |
     | JSONL pairs and lists | query, pos[, neg, pos_scores, neg_scores or scores (by teacher)] |
     | pairs | query, question or sentence1 with answer, answers (DPR), passage, document or sentence2; or of ids |
-    | pairs with scores | the same with score or label, a row each; of labels 0 and 1, the 1 are positives |
+    | pairs with scores | the same with score, a row each; or with label, of whole numbers, where 0 is not relevant |
     | BEIR folder | pairs from qrels/<split>.tsv |
 
     Negatives that are positives of their own query, also in another row of it, or whose text repeats that of a positive

@@ -374,9 +374,36 @@ def test_pairs_with_scores_are_gathered_by_query(tmp_path):
     with pytest.warns(UserWarning, match=r"labels\.jsonl: left out 1 queries without a positive"):
         tuples = load_tuples(labelled, sampling="first", **texts)
     assert tuples[:] == {"query": ["one"], "positive": ["eight"], "negative_1": ["seven"]}
+    graded = write(tmp_path / "graded.csv", "query,passage,grade\na,near,1\na,far,0\nb,other,0\na,best,2\n")
+    with pytest.warns(UserWarning, match="left out 1 queries without a positive"):
+        assert load_tuples(graded, sampling="first")[:] == {"query": ["a"], "positive": ["best"], "negative_1": ["far"]}
     bad = write(tmp_path / "bad.csv", "query,passage,score\na,near,3.5\na,far,inf\n")
     with pytest.raises(ValueError, match=r"bad\.csv:3 has 'inf' in the field 'score': a score is a finite number"):
         load_tuples(bad)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("query,positive,score\na,b,0.9\na,c,0.2\n", "several documents in 'positive', and their 'score' does not say"),
+        ("sentence1,sentence2,score\na,b,4.2\nc,d,0.2\n", "one document with a 'score', .* whether it is relevant"),
+    ],
+)
+def test_scores_that_do_not_say_what_is_relevant_are_refused(tmp_path, content, message):
+    with pytest.raises(ValueError, match=message):
+        load_tuples(write(tmp_path / "pairs.csv", content))
+
+
+def test_a_positive_may_have_a_score_of_its_own(tmp_path):
+    rows = [{"anchor": "a", "positive": "b", "score": 0.9}, {"anchor": "c", "positive": "d", "score": 0.8}]
+    tuples = load_tuples(write_jsonl(tmp_path / "train.jsonl", rows), teacher_scores=True)
+    assert [tuples[row]["label"] for row in range(2)] == [pytest.approx([0.9]), pytest.approx([0.8])]
+
+
+def test_labels_that_are_no_grades_are_refused(tmp_path):
+    file = write_jsonl(tmp_path / "a.jsonl", [{"query": "a", "positive": ["b", "c"], "labels": [0.9, 0.2]}])
+    with pytest.raises(ValueError, match=r"the label 0\.9 is no grade, a whole number"):
+        load_tuples(file)
 
 
 @pytest.mark.parametrize(
