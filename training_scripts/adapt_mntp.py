@@ -13,13 +13,12 @@ from __future__ import annotations
 from lion_st.errors import one_line_errors
 from lion_st.training.mntp import adapt_mntp
 from lion_st.training.options.command_line import parse_mntp_arguments
+from lion_st.training.runs import end_program
 
 
 def main() -> None:
-    arguments, training_arguments = parse_mntp_arguments()
-    folder = adapt_mntp(arguments, training_arguments)
-    if training_arguments.process_index == 0:
-        print(folder / "mntp.json", (folder / "mntp.json").read_text(encoding="utf-8"), sep="\n")
+    result = adapt_mntp(*parse_mntp_arguments()) / "mntp.json"
+    end_program(f"{result}\n{result.read_text(encoding='utf-8').rstrip()}")
 
 
 if __name__ == "__main__":

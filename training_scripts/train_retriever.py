@@ -19,7 +19,7 @@ from lion_st.training.dry_run import describe_run
 from lion_st.training.options.command_line import parse_retriever_arguments
 from lion_st.training.progress.checkpoints import checkpoint_to_resume
 from lion_st.training.retriever import resolve_batches
-from lion_st.training.runs import export_run, run_log
+from lion_st.training.runs import end_program, export_run, run_log
 from lion_st.training.sharding import build_device, reading_for_shards
 from lion_st.training.starting import build_model
 from lion_st.training.teacher import teacher_weights
@@ -73,9 +73,7 @@ def main() -> None:
     trainer.train(resume_from_checkpoint=checkpoint)
 
     # A checkpoint that SentenceTransformer(folder) loads without lion_st.
-    folder = export_run(trainer, record)
-    if training_arguments.process_index == 0:
-        print(folder)
+    end_program(export_run(trainer, record))
 
 
 if __name__ == "__main__":

@@ -28,11 +28,10 @@ def train(context: typer.Context) -> None:
     from lion_st.training.dry_run import describe_run
     from lion_st.training.options.command_line import parse_retriever_arguments
     from lion_st.training.retriever import train_retriever
+    from lion_st.training.runs import end_program
 
     arguments, training_arguments = parse_retriever_arguments(context.args, "lion-st train")
-    report = (describe_run if arguments.dry_run else train_retriever)(arguments, training_arguments)
-    if training_arguments.process_index == 0:
-        typer.echo(report)
+    end_program((describe_run if arguments.dry_run else train_retriever)(arguments, training_arguments))
 
 
 def adapt(context: typer.Context) -> None:
@@ -40,11 +39,10 @@ def adapt(context: typer.Context) -> None:
     _check(context.args)
     from lion_st.training.mntp import adapt_mntp
     from lion_st.training.options.command_line import parse_mntp_arguments
+    from lion_st.training.runs import end_program
 
-    arguments, training_arguments = parse_mntp_arguments(context.args, "lion-st adapt")
-    folder = adapt_mntp(arguments, training_arguments)
-    if training_arguments.process_index == 0:
-        typer.echo(f"{folder / 'mntp.json'}\n{(folder / 'mntp.json').read_text(encoding='utf-8')}", nl=False)
+    result = adapt_mntp(*parse_mntp_arguments(context.args, "lion-st adapt")) / "mntp.json"
+    end_program(f"{result}\n{result.read_text(encoding='utf-8').rstrip()}")
 
 
 def report(

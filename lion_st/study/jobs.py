@@ -258,6 +258,9 @@ def _remove_checkpoints(folder: Path) -> None:
 if __name__ == "__main__":
     with one_line_errors("job"):
         if sys.argv[2:] == [TRAINING]:
-            train(read_json(Path(sys.argv[1]) / JOB))
+            from lion_st.training.runs import end_program
+
+            train(job := read_json(Path(sys.argv[1]) / JOB))
+            end_program(f"{job['name']} is trained.")
         else:
             run_job(Path(sys.argv[1]))

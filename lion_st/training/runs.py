@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from accelerate import PartialState
+
 from lion_st.checkpoints import atomic_files_in, unheld_by_stock
 from lion_st.exporting import export
 from lion_st.modules import HybridHead
@@ -84,6 +86,17 @@ def export_run(trainer: Any, record: RunLog) -> Path:
     if trainer.args.push_to_hub and trainer.is_world_process_zero():
         _push(trainer, output, files)
     return output
+
+
+def end_program(report: str | Path) -> None:
+    """Print what a training has made, from one of its processes, and leave torch's process group, as torch asks for.
+
+    Call it at the end of a program that trains, and use no collectives after it.
+    """
+    state = PartialState()
+    if state.is_main_process:
+        print(report)
+    state.destroy_process_group()
 
 
 def _best(trainer: Any) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from lion_st.training.retriever import (
     step_memory,
     train_retriever,
 )
+from lion_st.training.runs import end_program
 from lion_st.training.sharding import build_device, reading_for_shards
 from lion_st.training.starting import build_model
 
@@ -131,3 +132,5 @@ if __name__ == "__main__":
         except Exception:
             traceback.print_exc()
             os._exit(1)  # the other process waits in a collective
+    end_program("all are trained")
+    assert not dist.is_initialized()
