@@ -8,8 +8,6 @@ scores. Prints a row with its scores, the trainer's log and the folder of the ex
 a CPU; for a model to use, name a larger backbone, a stronger teacher and more tuples.
 """
 
-from __future__ import annotations
-
 from peft import LoraConfig
 from sentence_transformers import (
     CrossEncoder,

@@ -8,8 +8,6 @@ scores are mteb's own; its result files, and TREC runs for any other tool, lie i
 back what is finished.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 
 import lion_st

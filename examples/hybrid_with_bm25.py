@@ -6,8 +6,6 @@
 Prints the fitted weights, a table of BM25, the model and both together, and the fused results of one query.
 """
 
-from __future__ import annotations
-
 import lion_st
 from lion_st.data import load_beir
 from lion_st.evaluation import evaluate_retrieval, fit_hybrid, format_table

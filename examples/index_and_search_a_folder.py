@@ -7,8 +7,6 @@ Prints what was encoded and indexed, and for each query the best documents with 
 Repeat it after an interruption and it goes on; encoding and index are folders that later runs and other machines read.
 """
 
-from __future__ import annotations
-
 import lion_st
 from lion_st.encoding import EncodedCorpus, encode_corpus
 from lion_st.indexes import load_index

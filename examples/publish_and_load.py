@@ -8,8 +8,6 @@ Prints the files that go up, their commits and address, and the similarities fro
 serves SentenceTransformer; of a sparse model the branch `sparse-encoder` serves SparseEncoder.
 """
 
-from __future__ import annotations
-
 from sentence_transformers import SentenceTransformer, SparseEncoder
 
 import lion_st

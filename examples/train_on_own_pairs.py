@@ -8,8 +8,6 @@ nothing but sentence-transformers, the best of eight passages for a query. From 
 for a model to use, name a larger backbone and your pairs.
 """
 
-from __future__ import annotations
-
 from peft import LoraConfig
 from sentence_transformers import SparseEncoder, SparseEncoderTrainer, SparseEncoderTrainingArguments
 from sentence_transformers.base.sampler import BatchSamplers

@@ -3,8 +3,6 @@
 The names below are imported on first use, so that `import lion_st` costs next to nothing.
 """
 
-from __future__ import annotations
-
 import logging
 from typing import TYPE_CHECKING
 

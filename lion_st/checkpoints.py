@@ -259,5 +259,15 @@ def require_json(source: str, hub: dict[str, Any]) -> None:
 
 def saved_model_type(source: str, hub: dict[str, Any]) -> str | None:
     """The class of sentence-transformers that a checkpoint says it is for, None if it does not say."""
-    path = load_file_path(source, "config_sentence_transformers.json", **hub)
-    return None if path is None else read_json(path).get("model_type")
+    return read_config(source, "config_sentence_transformers.json", hub).get("model_type")
+
+
+def is_router(source: str, hub: Mapping[str, Any] = MappingProxyType({})) -> bool:
+    """Whether a checkpoint is a Router, with an encoder of its own for queries."""
+    return any(module["type"].endswith(".Router") for module in read_config(source, "modules.json", hub))
+
+
+def read_config(source: str, name: str, hub: Mapping[str, Any] = MappingProxyType({})) -> Any:
+    """What a JSON file of a folder or Hub repository holds, empty if there is none; `hub` may name a subfolder."""
+    path = load_file_path(source, name, **hub)
+    return {} if path is None else read_json(path)

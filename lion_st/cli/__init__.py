@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -37,5 +37,22 @@ def _options(
     pass
 
 
-for commands in (data, training, supervision, retrieval, serving, query_encoders, evaluation, study, hub, demo):
-    commands.register(app)
+OF_DATA = typer.Typer(no_args_is_help=True, help="Look at training data.")
+OF_DATA.callback()(data.group)
+OF_DATA.command()(data.check)
+app.add_typer(OF_DATA, name="data", rich_help_panel="Train")
+# The options of these are fields of dataclasses, which lion_st.training reads from the command line and YAML files.
+for training_command in (training.train, training.adapt):
+    own: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+    app.command(rich_help_panel="Train", context_settings=own)(training_command)
+for panel, commands in (
+    ("Train", (training.report, training.recipes, supervision.mine, supervision.teach)),
+    ("Retrieve", (retrieval.encode, retrieval.index, retrieval.search, retrieval.prune, retrieval.convert_index)),
+    ("Retrieve", (serving.serve, query_encoders.query_encoder)),
+    ("Evaluate", (evaluation.evaluate, evaluation.compare, evaluation.fuse, study.study)),
+    ("Publish", (hub.export, hub.card, hub.publish, hub.publish_index)),
+):
+    for command in commands:
+        app.command(rich_help_panel=panel)(command)
+app.command("import", rich_help_panel="Publish")(hub.import_released)
+app.command(rich_help_panel="Publish")(demo.demo)

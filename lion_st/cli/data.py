@@ -11,15 +11,7 @@ from lion_st.cli.options import require_model, require_source
 from lion_st.errors import FAILED, UsageError
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    commands = typer.Typer(no_args_is_help=True, help="Look at training data.")
-    commands.command()(check)
-    commands.callback()(_group)
-    app.add_typer(commands, name="data", rich_help_panel="Train")
-
-
-def _group() -> None:
+def group() -> None:
     """Look at training data."""
 
 

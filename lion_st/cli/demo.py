@@ -15,15 +15,10 @@ from lion_st.cli.options import (
     Weights,
     require_folder,
     require_model,
+    require_published,
     require_source,
 )
 from lion_st.errors import UsageError
-from lion_st.files import is_hub_name
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(rich_help_panel="Publish")(demo)
 
 
 def demo(
@@ -60,15 +55,15 @@ def demo(
     """Open a page to explore a model: a query's expansion terms, what it finds, and why."""
     for checkpoint in filter(None, (model, dense)):
         require_model(checkpoint)
-    require_source(None if data is None else str(data))
+    require_source(data)
     if encoded is not None:
         require_folder(encoded, "what `lion-st encode` wrote")
     if index is not None and encoded is not None:
         raise UsageError("--index and --encoded both give the documents' vectors: leave one out.")
     if index_revision is not None and index is None:
         raise UsageError("--index-revision is that of an index on the Hub: give its name as --index.")
-    if index is not None and not is_hub_name(index):
-        require_folder(Path(index), "what `lion-st index` wrote")
+    if index is not None:
+        require_published(index, "what `lion-st index` wrote")
     from lion_st.demo import build_page, launch, load_explorer
 
     options = {"device": device, "dtype": weights, "revision": revision}

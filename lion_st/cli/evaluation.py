@@ -35,12 +35,6 @@ if TYPE_CHECKING:
     from lion_st.retrieval import Retriever
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    for command in (evaluate, compare, fuse):
-        app.command(rich_help_panel="Evaluate")(command)
-
-
 def evaluate(
     models: Annotated[list[str], typer.Argument(help="Checkpoints, TREC run files, or bm25.")],
     data: Annotated[

@@ -57,14 +57,6 @@ AsSparseEncoder: TypeAlias = Annotated[
 ]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    for command in (export, card, publish):
-        app.command(rich_help_panel="Publish")(command)
-    app.command("publish-index", rich_help_panel="Publish")(publish_vectors)
-    app.command("import", rich_help_panel="Publish")(import_released)
-
-
 def export(
     model: Annotated[str, typer.Argument(help="Checkpoint or adapter: a folder or a Hub repository.")],
     output: Annotated[Path, typer.Argument(help="Folder to make.")],
@@ -185,7 +177,7 @@ def publish(
     _report(done, "all other files" if folder else STALE)
 
 
-def publish_vectors(
+def publish_index(
     folder: Annotated[Path, typer.Argument(help="Index or encoded corpus, of `lion-st index` or `lion-st encode`.")],
     repo_id: RepositoryName,
     license: Annotated[
@@ -207,10 +199,10 @@ def publish_vectors(
     require_folder(folder, "what `lion-st index` or `lion-st encode` wrote")
     if license is None and not dry_run:
         raise UsageError("Give the --license of the index, which that of the documents has to allow.")
-    from lion_st.hub import publish_index
+    from lion_st.hub import publish_index as publish_vectors
 
     options = _options(private, revision, create_pr, dry_run, tag)
-    done = publish_index(folder, repo_id, license=license, model=model, **options)
+    done = publish_vectors(folder, repo_id, license=license, model=model, **options)
     _report(done, "all other files")
 
 

@@ -24,11 +24,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(rich_help_panel="Retrieve")(query_encoder)
-
-
 def query_encoder(
     model: Annotated[str, typer.Argument(help="Full checkpoint, which encodes the documents.")],
     data: Annotated[

@@ -45,13 +45,6 @@ SHOWN_TERMS = 10
 SHOWN_CHARACTERS = 160  # of a found document's text
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    for command in (encode, index, search, prune):
-        app.command(rich_help_panel="Retrieve")(command)
-    app.command("convert-index", rich_help_panel="Retrieve")(convert)
-
-
 def encode(
     model: Annotated[str, typer.Argument(help="Checkpoint: a folder or a Hub repository.")],
     corpus: Annotated[
@@ -227,7 +220,7 @@ def search(
     require_model(model)
     require_published(index, "what `lion-st index` wrote")
     for source in (queries, corpus):
-        require_source(None if source is None else str(source))
+        require_source(source)
     if allowed is not None:
         require_file(allowed, "ids of documents, one a line")
     require_new(run, overwrite)
@@ -314,7 +307,7 @@ def prune(
     typer.echo(format_table(rows, style=style))
 
 
-def convert(
+def convert_index(
     encoded: Annotated[
         str, typer.Argument(help="Encoded corpus of a sparse model: a folder or a data set on the Hub.")
     ],
@@ -351,9 +344,9 @@ def convert(
     if queries is not None:
         require_folder(queries, "queries that `lion-st encode --task query` wrote")
     require_new(output, overwrite)
-    from lion_st.retrieval.exporters import convert_index
+    from lion_st.retrieval import exporters
 
-    done = convert_index(
+    done = exporters.convert_index(
         encoded,
         output,
         to,

@@ -22,11 +22,6 @@ from lion_st.cli.options import (
 )
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(rich_help_panel="Retrieve")(serve)
-
-
 def serve(
     model: Annotated[str, typer.Argument(help="Checkpoint: a folder or a Hub repository.")],
     index: Annotated[

@@ -12,11 +12,6 @@ from lion_st.errors import UsageError
 from lion_st.extras import require
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(rich_help_panel="Evaluate")(study)
-
-
 def study(
     file: Annotated[Path, typer.Argument(help="YAML file of the study, such as training_scripts/studies/micro.yaml.")],
     output: Annotated[

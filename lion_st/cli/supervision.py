@@ -34,12 +34,6 @@ MODEL_SETTINGS: dict[str, type] = {
 BM25_SETTINGS: dict[str, type] = {"k1": float, "b": float, "coverage": bool}
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    for command in (mine, teach):
-        app.command(rich_help_panel="Train")(command)
-
-
 def mine(
     corpus: Annotated[
         str,

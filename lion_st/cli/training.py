@@ -10,17 +10,6 @@ import typer
 
 from lion_st.cli.options import Overwrite, TableStyle, require_folder, require_new
 
-# Their options are fields of dataclasses, which lion_st.training reads from the command line and YAML files.
-OWN_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command(rich_help_panel="Train", context_settings=OWN_OPTIONS)(train)
-    app.command(rich_help_panel="Train", context_settings=OWN_OPTIONS)(adapt)
-    app.command(rich_help_panel="Train")(report)
-    app.command(rich_help_panel="Train")(recipes)
-
 
 def train(context: typer.Context) -> None:
     """Fine-tune a sparse (Lion-SP) or dense (Lion-DS) retriever with one of the recipes, and export it."""

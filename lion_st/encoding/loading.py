@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lion_st.files import read_json
-
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer, SparseEncoder
 
@@ -28,12 +26,13 @@ def load_encoder(
             not a sparse one of ours, whose terms could be limited.
         FileNotFoundError: If the checkpoint cannot be reached.
     """
+    from lion_st.checkpoints import is_router, saved_model_type
     from lion_st.models import load
 
     options = {key: value for key, value in options.items() if value is not None}
     hub: dict[str, Any] = {key: options[key] for key in ("revision", "token", "local_files_only") if key in options}
     limits = query_top_k, document_top_k
-    if not _is_router(str(source), hub):
+    if not is_router(str(source), hub):
         model = load(source, **options)
         if limits != (None, None):
             limit_terms(model, str(source), *limits)
@@ -49,8 +48,8 @@ def load_encoder(
     if unknown:
         raise ValueError(f"{source} is a Router of stock modules, which does not take {sorted(unknown)}.")
     # A class other than the one that saved a checkpoint appends or drops modules without a word.
-    config = _read_json(str(source), "config_sentence_transformers.json", hub) or {}
-    stock: Any = SentenceTransformer if config.get("model_type") == "SentenceTransformer" else SparseEncoder
+    is_dense = saved_model_type(str(source), hub) == "SentenceTransformer"
+    stock: Any = SentenceTransformer if is_dense else SparseEncoder
     if options.get("dtype", "auto") != "auto":
         hub["model_kwargs"] = {"dtype": options["dtype"]}
     return stock(str(source), device=options.get("device"), similarity_fn_name="dot", **hub)
@@ -84,15 +83,3 @@ def limit_terms(
             raise ValueError(f"A text keeps one term at least, got {limit}.")
         if limit is not None:
             setattr(head, name, limit)
-
-
-def _is_router(source: str, hub: dict[str, Any]) -> bool:
-    modules = _read_json(source, "modules.json", hub) or []
-    return any(module["type"].endswith(".Router") for module in modules)
-
-
-def _read_json(source: str, name: str, hub: dict[str, Any]) -> Any:
-    from sentence_transformers.util import load_file_path
-
-    file = load_file_path(source, name, **hub)
-    return None if file is None else read_json(file)

@@ -3,8 +3,6 @@
 The names below are imported on first use: a table or a metric is had without importing what encodes and searches.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import TYPE_CHECKING
 

@@ -11,8 +11,6 @@ Scores are summed in float64 and rounded once to float32, so that the order of t
 leaves no trace in the result.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from lion_st.kernels.compiling import compiled

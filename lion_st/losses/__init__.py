@@ -1,7 +1,5 @@
 """Objectives: the joint contrastive and distillation loss, FLOPS across ranks, and scores for the stock losses."""
 
-from __future__ import annotations
-
 from lion_st.losses.cached_contrastive_distillation import CachedContrastiveDistillationLoss
 from lion_st.losses.contrastive_distillation import ContrastiveDistillationLoss
 from lion_st.losses.flops_regularizer import FlopsRegularizer

@@ -1,7 +1,5 @@
 """sentence-transformers modules: the bidirectional decoder, and a head for each kind of vectors."""
 
-from __future__ import annotations
-
 from lion_st.modules.hybrid_head import HybridHead
 from lion_st.modules.lion_transformer import LionTransformer
 from lion_st.modules.llama_pooling import LlamaPooling

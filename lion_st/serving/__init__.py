@@ -3,8 +3,6 @@
 The names below are imported on first use.
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from lion_st.lazy import attach

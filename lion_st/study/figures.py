@@ -109,10 +109,7 @@ def quality_by_cost(results: Results, path: Path) -> None:
             for key in _plain(results):
                 x = _cost(results, key, name)
                 if x is not None:
-                    y = results.score(key, results.tests(), results.metric).mean
-                    filled = PARADIGM_COLOURS[key.paradigm] if key.paradigm == "sparse" else "white"
-                    panel.plot(x, y, MARKERS[key.objective], color=PARADIGM_COLOURS[key.paradigm], mfc=filled,
-                               markersize=_marker_size(results, key))  # fmt: skip
+                    _point(panel, x, results.tests(), results, key)
             panel.set_xlabel(title)
             panel.margins(0.1)
         axes[0, 0].set_ylabel(f"{results.metric}, mean of the test sets")
@@ -129,15 +126,8 @@ def quality_by_flops(results: Results, path: Path) -> None:
             for key in results.cells:
                 if key.label_noise == min(one.label_noise for one in results.cells):
                     first = results.row(results.cells[key][0], results.tests()[0], results.metric)
-                    filled = PARADIGM_COLOURS[key.paradigm] if key.paradigm == "sparse" else "white"
-                    panel.plot(
-                        (first["flops"] + first["mntp_flops"]) / 10**power,
-                        results.score(key, results.tests(domain), results.metric).mean,
-                        MARKERS[key.objective],
-                        color=PARADIGM_COLOURS[key.paradigm],
-                        mfc=filled,
-                        markersize=_marker_size(results, key),
-                    )
+                    spent = (first["flops"] + first["mntp_flops"]) / 10**power
+                    _point(panel, spent, results.tests(domain), results, key)
             panel.set_title(DOMAIN_NAMES[domain])
             panel.set_xlabel(f"$10^{{{power}}}$ training FLOPs, MNTP included")
             panel.margins(0.15)
@@ -156,6 +146,13 @@ def _figure(path: Path, rows: int, columns: int, **options: Any) -> Iterator[np.
         yield figure.subplots(rows, columns, squeeze=False, **options)
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
         figure.savefig(path.with_suffix(".png"), dpi=110)
+
+
+def _point(panel: Any, x: float, tests: list[str], results: Results, key: Key) -> None:
+    """A key's main metric over test sets: larger for larger models, filled for sparse ones."""
+    colour = PARADIGM_COLOURS[key.paradigm]
+    panel.plot(x, results.score(key, tests, results.metric).mean, MARKERS[key.objective], color=colour,
+               mfc=colour if key.paradigm == "sparse" else "white", markersize=_marker_size(results, key))  # fmt: skip
 
 
 def _line(panel: Any, x: list[int], scores: list[Interval], paradigm: str, objective: str, label: str) -> None:

@@ -21,6 +21,10 @@ from lion_st.study.grid import Cell, MntpStage, Plan, output_place, place_of
 from lion_st.study.jobs import JOB, LOG, ROWS
 from lion_st.study.settings import OWN_TEXTS, BackboneChoice
 
+DESCRIBED = (
+    "backbone", "non_embedding_parameters", "parameters", "paradigm", "objective", "label_noise", "seed", "tokens",
+    "budget_flops", "mntp_flops", "configuration",
+)  # fmt: skip
 QUIET = {"disable_tqdm": True, "report_to": "none"}
 
 
@@ -273,17 +277,7 @@ def _cell_job(plan: Plan, cell: Cell, data: StudyData, folder: Path) -> dict[str
     description = {
         "study": study.name,
         "cell": cell.name,
-        "backbone": cell.backbone,
-        "non_embedding_parameters": cell.non_embedding_parameters,
-        "parameters": cell.parameters,
-        "paradigm": cell.paradigm,
-        "objective": cell.objective,
-        "label_noise": cell.label_noise,
-        "seed": cell.seed,
-        "tokens": cell.tokens,
-        "budget_flops": cell.budget_flops,
-        "mntp_flops": cell.mntp_flops,
-        "configuration": cell.configuration,
+        **{name: getattr(cell, name) for name in DESCRIBED},
         "commit": commit(),
     }
     return {

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias
 from lion_st.engines import engine_settings
 from lion_st.errors import UsageError
 from lion_st.training.cost import CARDS, UTILISATION
+from lion_st.training.options.reader import read_yaml
 from lion_st.training.recipes import BACKBONES, OBJECTIVES, PAPER_PARADIGMS, PARADIGMS, Objective, Paradigm
 
 Domain: TypeAlias = Literal["in_domain", "zero_shot"]
@@ -146,15 +147,10 @@ def read_study(path: str | Path) -> Study:
         FileNotFoundError: If it is not there.
         UsageError: If it is not YAML, a key is unknown or missing, or a value is not one that it may have.
     """
-    import yaml
-
     file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"There is no study {str(path)!r}: give a YAML file, see training_scripts/studies.")
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    values = read_yaml(file.read_text(encoding="utf-8-sig"), path)
     if not isinstance(values, dict):
         raise UsageError(f"{path} is not a mapping of a study's settings, such as `backbones:` and `budget:`.")
     return parse_study(values, str(path))
@@ -179,7 +175,7 @@ def parse_study(values: Mapping[str, Any], place: str = "The study") -> Study:
         "evaluation", (), (*DOMAINS, "dev", "metrics", "top_k", "entropy_negatives", "engine", "dtype", "keep_weights")
     )
     training, where = _training(top)
-    mntp = _mntp(top)
+    mntp = None if top.values.get("mntp") is None else _options(top, "mntp", "adapt", DECIDED_OF_MNTP)
     study = Study(
         name=str(top.values.get("name", Path(place).stem)),
         backbones=_backbones(top),
@@ -321,13 +317,9 @@ def _backbones(top: _Section) -> tuple[BackboneChoice, ...]:
 
 
 def _training(top: _Section) -> tuple[dict[str, Any], tuple[Condition, ...]]:
-    values = top.values.get("training") or {}
-    if not isinstance(values, Mapping):
-        raise UsageError(f"{top.place}: training is {values!r}: give a mapping of options of `lion-st train`.")
-    options = {name: value for name, value in values.items() if name != "where"}
-    _refuse_decided(options, DECIDED, f"{top.place}: training")
+    options = _options(top, "training", "train", DECIDED)
     conditions = []
-    for number, one in enumerate(values.get("where") or []):
+    for number, one in enumerate(options.pop("where", None) or []):
         place = f"{top.place}: training.where[{number}]"
         if not isinstance(one, Mapping):
             raise UsageError(f"{place} is {one!r}: give a mapping of paradigm, objective or backbone, and of options.")
@@ -343,13 +335,11 @@ def _training(top: _Section) -> tuple[dict[str, Any], tuple[Condition, ...]]:
     return options, tuple(conditions)
 
 
-def _mntp(top: _Section) -> dict[str, Any] | None:
-    values = top.values.get("mntp")
-    if values is None:
-        return None
+def _options(top: _Section, name: str, command: str, decided: Sequence[str]) -> dict[str, Any]:
+    values = {} if top.values.get(name) is None else top.values[name]
     if not isinstance(values, Mapping):
-        raise UsageError(f"{top.place}: mntp is {values!r}: give a mapping of options of `lion-st adapt`.")
-    _refuse_decided(values, DECIDED_OF_MNTP, f"{top.place}: mntp")
+        raise UsageError(f"{top.place}: {name} is {values!r}: give a mapping of options of `lion-st {command}`.")
+    _refuse_decided(values, decided, f"{top.place}: {name}")
     return dict(values)
 
 

@@ -16,8 +16,6 @@
 The names below are imported on first use: recipes are read without importing what trains them.
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from lion_st.lazy import attach

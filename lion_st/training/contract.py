@@ -62,11 +62,6 @@ def transformer_folder(source: str) -> str:
     return str(_read(source, "modules.json")[0]["path"])
 
 
-def is_router(source: str) -> bool:
-    """Whether a retriever is a Router, with an encoder of its own for queries."""
-    return str(_read(source, "modules.json")[0]["type"]).endswith(".Router")
-
-
 def load_heads(model: Any, folder: str) -> None:
     """Give the modules behind a model's transformer their weights of a checkpoint of the same model, in place."""
     modules = list(model)[1:]

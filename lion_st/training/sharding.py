@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -28,6 +27,7 @@ from lion_st.modules.compilation import decoder_layers
 from lion_st.modules.loading import awaiting_weights
 from lion_st.training import zero
 from lion_st.training.cost import Sharding
+from lion_st.training.validation import is_true
 
 # Settings of FSDP that would have no effect, or have not been made to work: their values that are refused, and why.
 _REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
@@ -41,7 +41,7 @@ _REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
 
 def uses_fsdp(arguments: TrainingArguments) -> bool:
     """Whether FSDP divides weights over the processes: by `--fsdp`, or by accelerate's configuration."""
-    return bool(arguments.fsdp) or (_is_true(os.environ.get("ACCELERATE_USE_FSDP")) and not zero.zero_stage(arguments))
+    return bool(arguments.fsdp) or (is_true(os.environ.get("ACCELERATE_USE_FSDP")) and not zero.zero_stage(arguments))
 
 
 def sharding_of(arguments: TrainingArguments) -> Sharding:
@@ -114,7 +114,7 @@ def reads_once(arguments: TrainingArguments) -> bool:
     configuration or of `--fsdp_config` asks for, of ZeRO by DeepSpeed.
     """
     # The variable is accelerate's, and transformers sets it for `--fsdp_config`.
-    by_fsdp = uses_fsdp(arguments) and _is_true(os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING"))
+    by_fsdp = uses_fsdp(arguments) and is_true(os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING"))
     return by_fsdp or bool(zero.zero_stage(arguments))
 
 
@@ -332,13 +332,4 @@ def _whole(tensor: Tensor, keep: bool) -> Any:
 
 def _read_config(given: Any) -> dict[str, Any]:
     """`fsdp_config` as a mapping without the prefix `fsdp_` of accelerate's configurations."""
-    if isinstance(given, str):
-        try:
-            given = json.loads(given if given.lstrip().startswith("{") else Path(given).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UsageError(f"--fsdp_config is neither a JSON file nor JSON: {error}.") from None
-    return {name.removeprefix("fsdp_"): value for name, value in dict(given or {}).items()}
-
-
-def _is_true(value: str | None) -> bool:
-    return str(value).lower() in ("true", "1", "yes")
+    return {name.removeprefix("fsdp_"): value for name, value in zero.read_json(given or {}, "--fsdp_config").items()}

@@ -10,7 +10,7 @@ import torch
 from sentence_transformers.base.model import BaseModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from lion_st.checkpoints import is_exported_pair
+from lion_st.checkpoints import is_exported_pair, is_router
 from lion_st.encoding.loading import limit_terms
 from lion_st.exporting import export, merge_backbone
 from lion_st.hooks import has_adapter
@@ -19,7 +19,7 @@ from lion_st.modules import SpladeHead
 from lion_st.modules.adapters import attach_adapter, merge_adapter
 from lion_st.modules.folding import scaled_norm
 from lion_st.modules.multi_vector_head import TOKEN_DIMENSION
-from lion_st.training.contract import FIXED, is_retriever, is_router, transformer_folder
+from lion_st.training.contract import FIXED, is_retriever, transformer_folder
 from lion_st.training.options.released_code import released_mntp_folder
 from lion_st.training.progress.checkpoints import decided_by_first_rank
 from lion_st.training.published import PUBLISHED, output_folder

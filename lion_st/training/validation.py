@@ -73,6 +73,11 @@ _READ_BY = {
 }
 
 
+def is_true(value: str | None) -> bool:
+    """Whether a variable of the environment says yes."""
+    return str(value).lower() in ("true", "1", "yes")
+
+
 def as_sources(given: Any) -> list[str]:
     """Paths and names, or one alone, as a list of texts without those that are empty."""
     return [os.fspath(one) for one in ([given] if isinstance(given, str | os.PathLike) else given or ()) if one]
@@ -86,7 +91,7 @@ def refuse_unread(arguments: Any, reasons: Mapping[str, str]) -> None:
         if value and value not in ("no", known[name].default):
             raise UsageError(f"--{name} is not read here: {reason}.")
     for variable, name in _SHARDING_VARIABLES.items():
-        if os.environ.get(variable, "false").lower() in ("true", "1", "yes"):
+        if is_true(os.environ.get(variable)):
             raise UsageError(f"accelerate's configuration asks for {name} ({variable}=true): {SHARDING_BUILT}.")
 
 

@@ -23,6 +23,7 @@ from transformers.training_args import OptimizerNames
 from lion_st.errors import UsageError
 from lion_st.extras import require
 from lion_st.modules.loading import cast_weights
+from lion_st.training.validation import is_true
 
 # What a configuration may say. The rest is that of the training arguments, or has not been made to work.
 _TUNED = (
@@ -65,11 +66,11 @@ def resolve_deepspeed(arguments: Any) -> dict[str, Any] | None:
     """
     given, arguments.deepspeed = arguments.deepspeed, None
     source = "--deepspeed"
-    if os.environ.pop("ACCELERATE_USE_DEEPSPEED", "false").lower() in ("true", "1", "yes") and given is None:
+    if is_true(os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)) and given is None:
         source, given = "accelerate's configuration", _configured()
     if given is None:
         return None
-    config = _read(given, source)
+    config = read_json(given, source)
     zero = dict(config.pop("zero_optimization", None) or {})
     for name, value in {**config, **zero}.items():
         if name in _REFUSED and not (isinstance(value, Mapping) and value.get("device") == "none"):
@@ -326,7 +327,7 @@ def _is_flat(value: Any) -> bool:
     return isinstance(value, Tensor) and value.ndim > 0
 
 
-def _read(given: Any, source: str) -> dict[str, Any]:
+def read_json(given: Any, source: str) -> dict[str, Any]:
     """A configuration: a mapping, JSON, or the path of a JSON file."""
     if isinstance(given, str):
         try:

@@ -9,13 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import typer
 from huggingface_hub import ModelCard
 from recipe_cards import render_recipe_card
 from typer.testing import CliRunner
 
 import lion_st
-from lion_st.cli import hub as commands
+from lion_st.cli import app
 from lion_st.data.beir import save_beir
 from lion_st.evaluation import evaluate_retrieval
 from lion_st.files import is_hub_name
@@ -237,8 +236,6 @@ def test_a_folders_card_says_how_to_use_a_folder(checkpoint, tmp_path, monkeypat
     usage = section(render_card("lion-sp-tiny"), "Use")
     assert "mteb run" not in usage and "revision" not in usage
     assert "\nlion-st evaluate lion-sp-tiny --data SciFact\n" in usage
-    app = typer.Typer()
-    commands.register(app)
     (command,) = re.findall(r"^lion-st (export .*)$", usage, re.MULTILINE)
     done = CliRunner().invoke(app, shlex.split(command))
     assert done.exit_code == 0, done.output

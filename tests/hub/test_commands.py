@@ -1,21 +1,17 @@
 """The command line's commands of publication."""
 
 import pytest
-import typer
 from huggingface_hub import ModelCard
 from sentence_transformers import SentenceTransformer, SparseEncoder
 from typer.testing import CliRunner
 
 import lion_st
-from lion_st.cli import hub as commands
-from lion_st.cli.group import OneLineErrors
+from lion_st.cli import app
 
 
 @pytest.fixture
 def lion():
     """`lion(*arguments)` runs the command line and returns its result."""
-    app = typer.Typer(cls=OneLineErrors)
-    commands.register(app)
     return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import typer
 from datasets import Dataset
 from huggingface_hub import HfApi, ModelCard
 from loopback_hub import as_blob
@@ -22,8 +21,7 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from typer.testing import CliRunner
 
 import lion_st
-from lion_st.cli import hub as commands
-from lion_st.cli.group import OneLineErrors
+from lion_st.cli import app
 from lion_st.hub import publish, publish_folder, render_card
 from lion_st.training import get_recipe, retriever_arguments, train_retriever
 from lion_st.wrong_class import BLOCK, TRANSFORMER
@@ -185,8 +183,6 @@ def test_of_an_earlier_publication_stale_files_go_and_all_others_stay(connected,
 
 
 def test_the_command_line_says_what_is_deleted(connected, folder):
-    app = typer.Typer(cls=OneLineErrors)
-    commands.register(app)
     connected.add("org/two-shards", {"old.txt": b"x"})
     command = ["publish", "--folder", str(folder), "org/two-shards"]
     planned = CliRunner().invoke(app, [*command, "--dry-run"])

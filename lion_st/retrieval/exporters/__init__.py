@@ -1,7 +1,5 @@
 """Encoded corpora in the forms that other search engines read."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from lion_st.lazy import attach

@@ -55,8 +55,6 @@ def resolve_steps(arguments: Any, max_steps: int) -> None:
 
 def read_config(path: str) -> dict[str, Any]:
     """Read a YAML file of options, or by its name one that comes with lion_st, such as "lion_sp_8b"."""
-    import yaml
-
     folder = files("lion_st.training") / "configs"
     bundled = {Path(file.name).stem: file for file in folder.iterdir() if file.name.endswith(".yaml")}
     file = Path(path)
@@ -64,13 +62,20 @@ def read_config(path: str) -> dict[str, Any]:
         there = "is a folder" if file.is_dir() else "is not there"
         raise FileNotFoundError(f"The file {path!r} of --config {there}. lion_st brings {', '.join(sorted(bundled))}.")
     text = (file if file.is_file() else bundled[path]).read_text(encoding="utf-8-sig")
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    values = read_yaml(text, path)
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise UsageError(f"{path} is not a list of `option: value` lines.")
     return {name.removeprefix("--").replace("-", "_"): value for name, value in values.items()}
+
+
+def read_yaml(text: str, name: str | Path) -> Any:
+    """What YAML says; `name` is what errors begin with."""
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{name} is not YAML: {' '.join(str(error).split())}") from None
 
 
 def split_config(options: Sequence[str]) -> tuple[str | None, list[str]]:
