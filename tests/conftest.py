@@ -72,6 +72,12 @@ def texts() -> list[str]:
 
 
 @pytest.fixture
+def datasets_cache(tmp_path, monkeypatch) -> None:
+    """A cache of `datasets` of a test's own."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets-cache")
+
+
+@pytest.fixture
 def one_thread() -> Iterator[None]:
     """Torch on one thread, as in processes that share a machine: sums, and so bits, depend on the number of threads."""
     threads = torch.get_num_threads()

@@ -38,19 +38,18 @@ def quickstart_data() -> Path:
     return Path(snapshot_download(QUICKSTART_REPOSITORY, repo_type="dataset"))
 
 
-def quickstart_test_sets(folder: str | Path, data: str | Path | None = None) -> dict[str, Path]:
+def quickstart_test_sets(folder: str | Path) -> dict[str, Path]:
     """Write the test sets of the data set as BEIR folders, unless they are there.
 
     Args:
         folder: Where to write them, each in a folder of its name.
-        data: Folder of the data set; by default `quickstart_data()`.
 
     Returns:
         Folder of each test set, by name: squad_dev and scifact.
     """
     parquet = require("pyarrow.parquet")
 
-    data = Path(data) if data is not None else quickstart_data()
+    data = quickstart_data()
     written = {name: Path(folder) / name for name in TEST_SETS}
     for name, target in written.items():
         if (target / "qrels" / "test.tsv").exists():

@@ -253,7 +253,6 @@ def load_explorer(
     encoded: str | Path | None = None,
     index: str | Path | None = None,
     index_revision: str | None = None,
-    encoded_dir: str | Path | None = None,
     load_options: Mapping[str, Any] | None = None,
     show_progress: bool = False,
 ) -> Explorer:
@@ -266,7 +265,6 @@ def load_explorer(
         encoded: See `Explorer`.
         index: See `Explorer`.
         index_revision: See `Explorer`.
-        encoded_dir: Where vectors are kept for the next start; by default in the user's cache folder.
         load_options: Options of `lion_st.load` for both models; `revision` is that of the sparse one alone.
         show_progress: Show the progress of the encoding.
 
@@ -287,7 +285,7 @@ def load_explorer(
         encoded=encoded,
         index=index,
         index_revision=index_revision,
-        encoded_dir=encoded_dir or cache_folder(),
+        encoded_dir=cache_folder(),
         show_progress=show_progress,
     )
 

@@ -27,7 +27,6 @@ def fit_hybrid(
     *,
     metric: str = "nDCG@10",
     depth: int = 1000,
-    steps: int = 20,
     name: str | None = None,
     show_progress: bool = False,
 ) -> HybridRetriever:
@@ -39,7 +38,6 @@ def fit_hybrid(
         split: Split of a folder.
         metric: What is maximised, see `evaluate_queries`.
         depth: Documents taken from each retriever.
-        steps: See `fit_convex_weights`.
         name: Name in tables and result files; by default it shows the weights.
         show_progress: Show progress bars.
 
@@ -63,9 +61,7 @@ def fit_hybrid(
     for retriever in retrievers:
         retriever.index(documents, show_progress)
         rankings.append(retriever.search(list(queries.values()), depth, show_progress))
-    weights, _ = fit_convex_weights(
-        rankings, list(queries), lambda run: evaluate_run(qrels, run, [metric])[metric], steps, depth
-    )
+    weights = _fitted(rankings, list(queries), qrels, metric, depth)
     shown = name or "+".join(
         f"{weight:.2f} {retriever.name.split('/')[-1]}" for weight, retriever in zip(weights, retrievers, strict=True)
     )
@@ -79,7 +75,6 @@ def fit_fusion(
     *,
     metric: str = "nDCG@10",
     depth: int = 1000,
-    steps: int = 20,
     show_progress: bool = False,
 ) -> tuple[float, float]:
     """Fit the weights of a hybrid model's two scores on a development set, and store them in the model.
@@ -92,7 +87,6 @@ def fit_fusion(
         split: Split of a folder.
         metric: What is maximised.
         depth: Documents taken by each score.
-        steps: See `fit_convex_weights`.
         show_progress: Show progress bars.
 
     Returns:
@@ -117,9 +111,7 @@ def fit_fusion(
     index: Any = retriever.documents
     vectors = encode_texts(model, list(queries.values()), "query", show_progress=show_progress)
     rankings = index.search_sides(vectors, depth)
-    weights, _ = fit_convex_weights(
-        rankings, list(queries), lambda run: evaluate_run(qrels, run, [metric])[metric], steps, depth
-    )
+    weights = _fitted(rankings, list(queries), qrels, metric, depth)
     head: Any = model[1]
     head.fusion_weights = weights
     return weights
@@ -157,16 +149,13 @@ def fuse_runs(
     return {query: dict(hits) for query, hits in zip(queries, fused, strict=True)}
 
 
-def fit_run_weights(
-    runs: Sequence[Run], qrels: Qrels, metric: str = "nDCG@10", steps: int = 20, k: int = 1000
-) -> tuple[float, float]:
+def fit_run_weights(runs: Sequence[Run], qrels: Qrels, metric: str = "nDCG@10", k: int = 1000) -> tuple[float, float]:
     """The weights of two runs on a development set that score best, for `fuse_runs`.
 
     Args:
         runs: Two runs of the development set's queries.
         qrels: Its judgements.
         metric: What is maximised, see `evaluate_queries`.
-        steps: See `fit_convex_weights`.
         k: Depth of the fused runs.
 
     Raises:
@@ -178,8 +167,14 @@ def fit_run_weights(
     queries, rankings = _rankings(runs)
     if not set(queries) & qrels.keys():
         raise ValueError("No query of the development runs is judged: give runs and judgements of one set.")
-    weights, _ = fit_convex_weights(rankings, queries, lambda run: evaluate_run(qrels, run, [metric])[metric], steps, k)
-    return weights
+    return _fitted(rankings, queries, qrels, metric, k)
+
+
+def _fitted(
+    rankings: list[list[Hits]], queries: list[str], qrels: Qrels, metric: str, depth: int
+) -> tuple[float, float]:
+    measure = lambda run: evaluate_run(qrels, run, [metric])[metric]  # noqa: E731
+    return fit_convex_weights(rankings, queries, measure, k=depth)[0]
 
 
 def _rankings(runs: Sequence[Run]) -> tuple[list[str], list[list[Hits]]]:

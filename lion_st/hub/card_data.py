@@ -116,7 +116,7 @@ def card_data(model: BaseModel) -> CardData:
         sparse, dense = single_models(model)
     measured: dict[str, Any] = {}
     if paradigm != "dense":
-        measured = {"sparsity": measured_sparsity(sparse), "expansion": tuple(expanded_query(sparse))}
+        measured = {"sparsity": measured_sparsity(sparse), "expansion": expansion(sparse)}
         measured["activation"] = head.activation
     if paradigm != "sparse":
         measured |= {"pooling": dense[1].mode, "normalized": dense[1].normalize}
@@ -143,11 +143,12 @@ def measured_sparsity(model: BaseModel) -> Sparsity:
     return Sparsity(queries=active[0], documents=active[1], terms=queries.shape[1])
 
 
-def expanded_query(model: BaseModel, query: str = EXPANDED_QUERY, count: int = SHOWN_TERMS) -> list[TextTerm]:
-    """The heaviest terms of a query under a sparse model, its own words told from expansions."""
+def expansion(model: BaseModel) -> tuple[TextTerm, ...]:
+    """The heaviest terms of `EXPANDED_QUERY` under a sparse model, its own words told from expansions."""
     from lion_st.retrieval.explain import expanded_terms
 
-    return expanded_terms(_sparse_rows(model, "query", [query]).numpy(), query, model.tokenizer, count)
+    rows = _sparse_rows(model, "query", [EXPANDED_QUERY]).numpy()
+    return tuple(expanded_terms(rows, EXPANDED_QUERY, model.tokenizer, SHOWN_TERMS))
 
 
 def _sparse_rows(model: Any, task: str, texts: Iterable[str]) -> Any:

@@ -17,10 +17,7 @@ from lion_st.data.cache import cached_table
 from lion_st.data.lookup import TextTable, text_keys_of
 from lion_st.data.tuples import TupleReader
 
-
-@pytest.fixture(autouse=True)
-def datasets_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets-cache")
+pytestmark = pytest.mark.usefixtures("datasets_cache")
 
 
 @pytest.fixture

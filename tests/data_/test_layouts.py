@@ -10,10 +10,7 @@ from lion_st.data import load_beir, load_tuples, quickstart_data, save_beir
 
 NAMES = ["query", "positive", "negative_1", "negative_2", "negative_3", "negative_4"]
 
-
-@pytest.fixture(autouse=True)
-def datasets_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets-cache")
+pytestmark = pytest.mark.usefixtures("datasets_cache")
 
 
 @pytest.fixture

@@ -12,10 +12,7 @@ from layout_files import write_jsonl
 from lion_st.data import load_tuples
 from lion_st.data.checking import check_tuples
 
-
-@pytest.fixture(autouse=True)
-def datasets_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets-cache")
+pytestmark = pytest.mark.usefixtures("datasets_cache")
 
 
 @pytest.fixture(scope="module")

@@ -25,10 +25,7 @@ JSONL = "".join(
 )
 TSV = "id\ttext\ttitle\nd1\tLions hunt at night.\tLions\nd 2\tParis is in France.\t\n"
 
-
-@pytest.fixture(autouse=True)
-def datasets_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets-cache")
+pytestmark = pytest.mark.usefixtures("datasets_cache")
 
 
 def zst_file(content: bytes) -> bytes:

@@ -11,10 +11,7 @@ from tiny_models import tiny_tokenizer
 from lion_st.data import text as text_module
 from lion_st.data.text import iter_blocks, read_documents, token_blocks
 
-
-@pytest.fixture(autouse=True)
-def datasets_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets-cache")
+pytestmark = pytest.mark.usefixtures("datasets_cache")
 
 
 @pytest.fixture

@@ -8,10 +8,7 @@ from layout_files import TUPLES, read_sample, write_card, write_jsonl, write_par
 from lion_st.data import load_tuples, quickstart_data, quickstart_test_sets, set_epoch
 from lion_st.data.lookup import TextLookup, TextTable
 
-
-@pytest.fixture(autouse=True)
-def datasets_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets-cache")
+pytestmark = pytest.mark.usefixtures("datasets_cache")
 
 
 @pytest.fixture

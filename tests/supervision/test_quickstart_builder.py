@@ -17,10 +17,7 @@ SCRIPT = Path(__file__).parents[2] / "training_scripts" / "build_quickstart_data
 NAMES = ("squadshifts", "medquad", "openstax_heading", "openstax_glossary", "arxiv_title_abstract")
 THINGS = ("lions", "zebras", "rivers", "storms", "bridges", "engines", "poems", "planets", "mountains", "islands")
 
-
-@pytest.fixture(autouse=True)
-def datasets_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets-cache")
+pytestmark = pytest.mark.usefixtures("datasets_cache")
 
 
 def sources(folder: Path) -> Path:

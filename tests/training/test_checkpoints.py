@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from ranks import run_ranks
 from safetensors.torch import load_file
-from tiny_runs import tiny_run, write_tuples
+from tiny_runs import tiny_run
 
 from lion_st.training.progress.checkpoints import CHECKSUMS, checkpoint_damage, checkpoint_to_resume
 from lion_st.training.retriever import train_retriever
@@ -22,11 +22,6 @@ PARTS = (
     "rng_state.pth",
     "trainer_state.json",
 )
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return write_tuples(tmp_path_factory.mktemp("tuples") / "tuples.jsonl")
 
 
 @pytest.fixture(scope="module")

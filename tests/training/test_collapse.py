@@ -1,10 +1,8 @@
 """A training that has collapsed ends within 50 steps, and leaves the good checkpoints as they were."""
 
-from pathlib import Path
-
 import pytest
 import torch
-from tiny_runs import tiny_run, write_tuples
+from tiny_runs import tiny_run
 from transformers import TrainerCallback
 
 from lion_st.errors import EXPECTED
@@ -13,11 +11,6 @@ from lion_st.training.progress.collapse import TrainingCollapsed, VectorStatisti
 from lion_st.training.retriever import build_model, build_trainer, load_training_tuples, train_retriever
 
 LONG = dict(max_steps=41, save_steps=1000, logging_steps=1000, batch_size=8)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return write_tuples(tmp_path_factory.mktemp("tuples") / "tuples.jsonl")
 
 
 class AtStep(TrainerCallback):

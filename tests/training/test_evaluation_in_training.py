@@ -9,7 +9,7 @@ import pytest
 from ranks import run_ranks
 from safetensors.torch import load_file
 from test_checkpoints import same_result, unfinish
-from tiny_runs import TOPICS, positive, tiny_run, write_tuples
+from tiny_runs import TOPICS, positive, tiny_run
 
 import lion_st
 from lion_st.data import save_beir
@@ -20,11 +20,6 @@ from lion_st.training.retriever import build_model, build_trainer, load_training
 # Dropout, so that a random number more or less would show; and what counts as best is the worst, which comes early.
 OPTIONS = dict(max_steps=10, save_steps=2, use_peft=True, lora_r=4, lora_dropout=0.2, batch_size=8)
 WORST = dict(metric_for_best_model="eval_own_dot_ndcg@10", greater_is_better=False)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return write_tuples(tmp_path_factory.mktemp("tuples") / "tuples.jsonl")
 
 
 @pytest.fixture(scope="module")

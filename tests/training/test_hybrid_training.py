@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from sentence_transformers.sparse_encoder.losses import CachedSpladeLoss, SpladeLoss
-from tiny_runs import positive, tiny_options, tiny_run, write_tuples
+from tiny_runs import positive, tiny_options, tiny_run
 
 import lion_st
-from lion_st.data import save_beir
 from lion_st.errors import UsageError
 from lion_st.evaluation import evaluate_run
 from lion_st.exporting import single_models
@@ -31,22 +30,6 @@ from lion_st.training.retriever import (
 
 ROWS = 24
 SCRIPT = Path(__file__).parents[2] / "training_scripts" / "train_retriever.py"
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_tuples(tmp_path_factory.mktemp("tuples") / "tuples.jsonl", ROWS)
-
-
-@pytest.fixture(scope="module")
-def collection(data, tmp_path_factory):
-    rows = [json.loads(line) for line in data.read_text().splitlines()]
-    return save_beir(
-        tmp_path_factory.mktemp("beir") / "own",
-        {f"d{row}": {"title": "", "text": positive(row)} for row in range(ROWS)},
-        {f"q{row}": one["query"] for row, one in enumerate(rows)},
-        {f"q{row}": {f"d{row}": 1} for row in range(ROWS)},
-    )
 
 
 def batch(model, arguments):

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_runs import tiny_run, write_tuples
+from tiny_runs import tiny_run
 
 import lion_st
 from lion_st.errors import UsageError
@@ -16,11 +16,6 @@ from lion_st.training.retriever import build_trainer, load_training_tuples, trai
 from lion_st.training.starting import build_model
 
 LEARNED = dict(learn_thresholds=True, learn_top_k=True, query_top_k=60, document_top_k=90, save_total_limit=None)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_tuples(tmp_path_factory.mktemp("tuples") / "tuples.jsonl")
 
 
 def test_a_killed_run_goes_on_to_the_bit_and_ends_with_whole_numbers(tiny_backbone, data, tmp_path, caplog):

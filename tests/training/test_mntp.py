@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
+from tiny_runs import interrupted
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lion_st
@@ -137,27 +138,14 @@ def arguments(tiny_backbone, text_file: Path, output: Path, **settings) -> tuple
     return MntpArguments(**mntp), MntpTrainingArguments(**training)
 
 
-class Interruption(Exception):
-    pass
-
-
 @pytest.mark.parametrize("use_peft", [False, True])
 def test_an_interrupted_run_resumes_to_the_weights_of_an_uninterrupted_one(
-    tiny_backbone, text_file, tmp_path, monkeypatch, use_peft
+    tiny_backbone, text_file, tmp_path, use_peft
 ):
     settings = dict(use_peft=use_peft, learning_rate=1e-2)
     adapt_mntp(*arguments(tiny_backbone, text_file, tmp_path / "whole", **settings))
-    compute_loss, calls = MntpTrainer.compute_loss, []
-
-    def interrupted(self, model, *args, **kwargs):
-        calls.append(model.training)
-        if sum(calls) == 6:
-            raise Interruption
-        return compute_loss(self, model, *args, **kwargs)
-
     parts = arguments(tiny_backbone, text_file, tmp_path / "parts", **settings)
-    with monkeypatch.context() as patch, pytest.raises(Interruption):
-        patch.setattr(MntpTrainer, "compute_loss", interrupted)
+    with interrupted(MntpTrainer, 6):
         adapt_mntp(*parts)
     # A checkpoint that was cut off while it was written is passed over.
     (tmp_path / "parts" / "checkpoint-5").mkdir()

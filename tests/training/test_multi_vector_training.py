@@ -9,9 +9,8 @@ from sentence_transformers.multi_vector_encoder.losses import (
     MultiVectorMarginMSELoss,
     MultiVectorMultipleNegativesRankingLoss,
 )
-from tiny_runs import positive, tiny_run, write_tuples
+from tiny_runs import tiny_run
 
-from lion_st.data import save_beir
 from lion_st.losses import (
     CachedContrastiveDistillationLoss,
     ContrastiveDistillationLoss,
@@ -29,22 +28,6 @@ from lion_st.training.retriever import (
 )
 
 ROWS = 24
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_tuples(tmp_path_factory.mktemp("tuples") / "tuples.jsonl", ROWS)
-
-
-@pytest.fixture(scope="module")
-def collection(data, tmp_path_factory):
-    rows = [json.loads(line) for line in data.read_text().splitlines()]
-    return save_beir(
-        tmp_path_factory.mktemp("beir") / "own",
-        {f"d{row}": {"title": "", "text": positive(row)} for row in range(ROWS)},
-        {f"q{row}": one["query"] for row, one in enumerate(rows)},
-        {f"q{row}": {f"d{row}": 1} for row in range(ROWS)},
-    )
 
 
 @pytest.mark.parametrize(

@@ -40,11 +40,6 @@ MNTP = ["--backbone", "llama-3-8b"]
 ZERO3 = '{"zero_optimization": {"stage": 3}}'
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_tuples(tmp_path_factory.mktemp("tuples") / "tuples.jsonl")
-
-
 def test_epochs_take_the_place_of_the_recipes_steps():
     for _, training in (parse_retriever_arguments([*MICRO, "--num_train_epochs", "2"]),
                         parse_mntp_arguments([*MNTP, "--num_train_epochs", "2"])):  # fmt: skip

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_runs import tiny_options, tiny_run, write_tuples
+from tiny_runs import interrupted, tiny_options, tiny_run, write_tuples
 from transformers import AutoModelForCausalLM, Trainer
 
 import lion_st
@@ -22,29 +22,17 @@ SHAPE = dict(hidden_size=64, intermediate_size=128, head_dim=16, num_hidden_laye
 FOUR_BITS = dict(use_peft=True, load_in_4bit=True)
 
 
-class Interruption(Exception):
-    pass
-
-
 @pytest.fixture
 def data(tmp_path) -> Path:
     return write_tuples(tmp_path / "tuples.jsonl")
 
 
-def test_a_run_resumes_to_the_bit_and_its_result_is_a_stock_checkpoint(tiny_backbone, data, tmp_path, monkeypatch):
+def test_a_run_resumes_to_the_bit_and_its_result_is_a_stock_checkpoint(tiny_backbone, data, tmp_path):
     pytest.importorskip("bitsandbytes")
     settings = dict(mini_batch_size=2, max_steps=4, save_steps=2, **FOUR_BITS)
     runs = [tiny_run(tiny_backbone(**SHAPE), data, tmp_path / name, **settings) for name in ("a", "b")]
-    whole, step, calls = train_retriever(*runs[0]), Trainer.training_step, []
-
-    def interrupted(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == 4:
-            raise Interruption
-        return step(*args, **kwargs)
-
-    with monkeypatch.context() as patch, pytest.raises(Interruption):
-        patch.setattr(Trainer, "training_step", interrupted)
+    whole = train_retriever(*runs[0])
+    with interrupted(Trainer, 4):
         train_retriever(*runs[1])
     resumed = train_retriever(*runs[1])
     expected, found = (load_file(folder / "model.safetensors") for folder in (whole, resumed))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer, SparseEncoder
 from sentence_transformers.base.modules import Router
-from tiny_runs import tiny_run, write_tuples
+from tiny_runs import tiny_run
 
 import lion_st
 from lion_st.encoding import encode_texts, load_encoder, model_fingerprint
@@ -26,11 +26,6 @@ from lion_st.training.starting import build_model
 
 QUERIES = ["what do lions number 3 do", "what do rivers number 2 do do do"]
 DOCUMENTS = ["Lions number 3 do this and that on day 3.", "Rivers 4 rest in place 1."]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_tuples(tmp_path_factory.mktemp("tuples") / "tuples.jsonl")
 
 
 def with_table(backbone, data, folder, paradigm="sparse", **options):

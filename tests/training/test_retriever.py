@@ -17,7 +17,7 @@ from sentence_transformers.sparse_encoder.losses import (
     SparseMultipleNegativesRankingLoss,
     SpladeLoss,
 )
-from tiny_runs import tiny_run, write_tuples
+from tiny_runs import interrupted, tiny_run, write_tuples
 from transformers import Trainer, TrainerCallback
 
 import lion_st
@@ -37,11 +37,6 @@ from lion_st.training.retriever import (
     run_log,
     train_retriever,
 )
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return write_tuples(tmp_path_factory.mktemp("tuples") / "tuples.jsonl")
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -186,10 +181,6 @@ def test_accumulation_that_changes_the_objective_is_said(data, tmp_path, caplog)
         assert len([r for r in caplog.records if "of 2 queries at a time, not of 4" in r.getMessage()]) == said
 
 
-class Interruption(Exception):
-    pass
-
-
 @pytest.mark.parametrize(
     ("paradigm", "objective", "settings"),
     [
@@ -200,23 +191,13 @@ class Interruption(Exception):
     ],
 )
 def test_an_interrupted_run_resumes_to_the_weights_of_an_uninterrupted_one(
-    tiny_backbone, data, tmp_path, monkeypatch, paradigm, objective, settings
+    tiny_backbone, data, tmp_path, paradigm, objective, settings
 ):
     # Nine steps are one epoch and a half: the negatives of the second are drawn anew.
     settings = dict(max_steps=9, save_steps=3, **settings)
     run = [tiny_run(tiny_backbone(), data, tmp_path / name, paradigm, objective, **settings) for name in ("a", "b")]
     whole = train_retriever(*run[0])
-    training_step, calls = Trainer.training_step, []
-
-    def interrupted(*args, **kwargs):
-        calls.append(1)
-        steps = resolve_batches(*run[1]).gradient_accumulation_steps
-        if len(calls) == 7 * steps + 1:
-            raise Interruption
-        return training_step(*args, **kwargs)
-
-    with monkeypatch.context() as patch, pytest.raises(Interruption):
-        patch.setattr(Trainer, "training_step", interrupted)
+    with interrupted(Trainer, 7 * resolve_batches(*run[1]).gradient_accumulation_steps + 1):
         train_retriever(*run[1])
     assert not (tmp_path / "b" / "modules.json").exists()
     report = json.loads((tmp_path / "b" / "training.json").read_text())

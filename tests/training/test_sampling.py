@@ -17,10 +17,7 @@ from lion_st.training.sampling import NoFalseNegativesBatchSampler
 
 LABELS = ["label"]
 
-
-@pytest.fixture(autouse=True)
-def datasets_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets-cache")
+pytestmark = pytest.mark.usefixtures("datasets_cache")
 
 
 @pytest.fixture

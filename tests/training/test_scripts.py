@@ -66,11 +66,6 @@ def same_weights(first: Path, second: Path) -> bool:
     return tensors[0].keys() == tensors[1].keys() and all(torch.equal(t, tensors[1][n]) for n, t in tensors[0].items())
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return write_tuples(tmp_path_factory.mktemp("tuples") / "tuples.jsonl")
-
-
 @pytest.mark.usefixtures("one_thread")
 def test_a_killed_training_resumes_with_the_same_command(tiny_backbone, data, tmp_path):
     recipe = ["--backbone", "micro", "--paradigm", "sparse", "--objective", "cl_kd"]

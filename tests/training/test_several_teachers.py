@@ -19,10 +19,7 @@ from lion_st.training.retriever import build_loss, build_model, build_trainer, l
 B, T, N = 5, 3, 4
 WEIGHTS = [1.0, 0.5, 2.5]
 
-
-@pytest.fixture(autouse=True)
-def datasets_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets-cache")
+pytestmark = pytest.mark.usefixtures("datasets_cache")
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
-from tiny_runs import tiny_run, write_tuples
+from tiny_runs import tiny_run
 
 import lion_st
 from lion_st.errors import UsageError
@@ -17,11 +17,6 @@ from lion_st.training.retriever import train_retriever
 from lion_st.training.starting import build_model
 
 PROMPTS = dict(query_prompt="q: ", document_prompt="d: ", query_length=20, document_length=30)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return write_tuples(tmp_path_factory.mktemp("tuples") / "tuples.jsonl")
 
 
 @pytest.fixture(scope="module")

@@ -17,10 +17,7 @@ from lion_st.training.recipes import get_recipe
 from lion_st.training.retriever import build_loss, build_model, build_trainer, load_training_tuples
 from lion_st.training.teacher import describe_teacher, teacher_statistics
 
-
-@pytest.fixture(autouse=True)
-def datasets_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets-cache")
+pytestmark = pytest.mark.usefixtures("datasets_cache")
 
 
 def write_scored(path, scores):

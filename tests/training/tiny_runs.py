@@ -1,8 +1,13 @@
 """Arguments of training runs that take a second."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from lion_st.training.options.arguments import RetrieverArguments, RetrieverTrainingArguments, retriever_arguments
 from lion_st.training.recipes import get_recipe
@@ -35,6 +40,25 @@ def write_tuples(path: Path, rows: int = 24, negatives: int = 4, shared: bool = 
 
 def positive(row: int) -> str:
     return f"{TOPICS[row % len(TOPICS)].capitalize()} number {row} do this and that on day {row}."
+
+
+class Interruption(Exception):
+    """Ends a training, as a killed process does."""
+
+
+@contextmanager
+def interrupted(trainer: type, call: int) -> Iterator[None]:
+    """Have a training end within the block, at a call of `training_step`, counted from 1."""
+    step, calls = trainer.training_step, count(1)
+
+    def stepping(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) == call:
+            raise Interruption
+        return step(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interruption):
+        patch.setattr(trainer, "training_step", stepping)
+        yield
 
 
 def tiny_options(backbone: str, data: Path, output: Path, **overrides: Any) -> dict[str, Any]:
