@@ -220,11 +220,10 @@ def _require_exportable(model: BaseModel, model_type: ModelType | None, with_lim
         raise ValueError(f"{NOT_STOCK}: {problem}. {WITH_LIMITS}.")
     if problem is not None and not with_limits:
         raise ValueError(
-            f"The model's limits of active terms have no place in this form: {problem}. Write them all the same, for "
-            "lion_st.load alone, with with_limits=True (`lion-st export --with-limits`); or leave them out "
-            "(`--all-terms`; in Python, set query_max_active_dims, document_max_active_dims and max_active_dims of "
-            "model[1], and max_active_dims of a SparseEncoder itself, to None) and pass max_active_dims to "
-            "encode_query and encode_document of the SparseEncoder."
+            f"The model's limits of active terms have no place in this form: {problem}. Write them for lion_st.load "
+            "alone with with_limits=True (`lion-st export --with-limits`), or leave them out (`--all-terms`; in "
+            "Python, set model[1].max_active_dims, its query_ and document_max_active_dims, and max_active_dims of a "
+            "SparseEncoder itself to None)."
         )
     return model_type
 

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lion_st.checkpoints import HYBRID_FILE, unheld_by_stock
+from lion_st.checkpoints import HYBRID_FILE, saved_model_type, unheld_by_stock
 from lion_st.encoding.fingerprints import term_limit
 from lion_st.exporting import single_models
 from lion_st.extras import require
-from lion_st.files import is_hub_name, read_json
+from lion_st.files import is_hub_name
 from lion_st.hub.card_data import (
     EXPANDED_QUERY,
     SAMPLE_QUERIES,
@@ -115,7 +115,7 @@ def render_card(
         places.insert(0, folder / RESULTS_FOLDER)
     scores = task_scores(places)
     _require_own_limits(model, scores)
-    for_sparse_encoder = _is_for_sparse_encoder(folder)
+    for_sparse_encoder = folder is not None and saved_model_type(str(folder), {}) == "SparseEncoder"
     data, training = card_data(model), training_summary(folder)
     kinds: tuple[str, ...] = ("SparseEncoder",) if for_sparse_encoder else ("SentenceTransformer",)
     forms: Any = [model[1]]
@@ -244,14 +244,6 @@ def _dataset_of(task: str) -> str:
         return mteb.get_task(task).metadata.dataset["path"]
     except KeyError:
         return task
-
-
-def _is_for_sparse_encoder(folder: Path | None) -> bool:
-    """Whether a checkpoint was written for SparseEncoder."""
-    file = folder / "config_sentence_transformers.json" if folder is not None else None
-    if file is None or not file.is_file():
-        return False
-    return read_json(file).get("model_type") == "SparseEncoder"
 
 
 def _hub_datasets(training: TrainingSummary | None) -> list[str] | None:

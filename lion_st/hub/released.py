@@ -179,7 +179,7 @@ def _paradigm_of(adapter: dict[str, Any] | None, source: str) -> Paradigm:
     if library.startswith("llm2vec"):
         raise ValueError(
             f"{source!r} is an MNTP adapter of LLM2Vec, a backbone to start from, not a retriever yet. Merge it with "
-            "lion_st.hub.merge_backbone, and train a retriever on it. If it was trained for retrieval, pass paradigm."
+            "lion_st.hub.merge_backbone and train a retriever on it, or pass paradigm if it was trained for retrieval."
         )
     raise ValueError(
         f"The adapter {source!r} does not say what it was trained for (auto_mapping {adapter.get('auto_mapping')!r}). "
