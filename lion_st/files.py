@@ -235,6 +235,22 @@ def hub_options(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: options[name] for name in names if options.get(name)}
 
 
+def read_card(source: str, revision: str | None = None, *, offline: bool = False, token: Any = None) -> dict[str, Any]:
+    """The header of the README.md of a folder or Hub repository, empty if there is none."""
+    from huggingface_hub import ModelCard, hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+
+    path = Path(source) / "README.md"
+    if not Path(source).is_dir():
+        if "/" in source and not is_hub_name(source):
+            return {}
+        try:
+            path = Path(hf_hub_download(source, "README.md", revision=revision, local_files_only=offline, token=token))
+        except (EntryNotFoundError, HfHubHTTPError, OSError, ValueError):
+            return {}
+    return ModelCard.load(path, ignore_metadata_errors=True).data.to_dict() if path.is_file() else {}
+
+
 def inside(folder: Path, name: Any) -> Path:
     """The path of what a manifest names in its folder.
 

@@ -95,7 +95,7 @@ def compare_runs(
             found.append((metric, a, b, left, right, randomization_test(left, right, permutations, seed)))
     corrected = holm([p_value for *_, p_value in found])
     return [
-        _comparison(metric, a, b, left, right, p_value, p_holm, queries, biggest)
+        Comparison(metric, a, b, p_value=p_value, p_holm=p_holm, **_figures(left, right, queries, biggest))
         for (metric, a, b, left, right, p_value), p_holm in zip(found, corrected, strict=True)
     ]
 
@@ -125,35 +125,18 @@ def holm(p_values: list[float]) -> list[float]:
     return corrected.tolist()
 
 
-def _comparison(
-    metric: str,
-    a: str,
-    b: str,
-    left: np.ndarray,
-    right: np.ndarray,
-    p_value: float,
-    p_holm: float,
-    queries: list[str],
-    biggest: int,
-) -> Comparison:
+def _figures(left: np.ndarray, right: np.ndarray, queries: list[str], biggest: int) -> dict[str, Any]:
+    """What `Comparison` says of two runs' values beside the test."""
     differences = right - left
     order = np.argsort(-differences, kind="stable")
-    gains = tuple((queries[place], float(differences[place])) for place in order[:biggest] if differences[place] > 0)
-    drops = tuple(
-        (queries[place], float(differences[place])) for place in order[::-1][:biggest] if differences[place] < 0
-    )
-    return Comparison(
-        metric=metric,
-        a=a,
-        b=b,
-        mean_a=float(left.mean()),
-        mean_b=float(right.mean()),
-        difference=float(differences.mean()),
-        p_value=p_value,
-        p_holm=p_holm,
-        wins=int((differences > 0).sum()),
-        ties=int((differences == 0).sum()),
-        losses=int((differences < 0).sum()),
-        gains=gains,
-        drops=drops,
-    )
+    signed = [(queries[place], float(differences[place])) for place in order]
+    return {
+        "mean_a": float(left.mean()),
+        "mean_b": float(right.mean()),
+        "difference": float(differences.mean()),
+        "wins": int((differences > 0).sum()),
+        "ties": int((differences == 0).sum()),
+        "losses": int((differences < 0).sum()),
+        "gains": tuple(one for one in signed[:biggest] if one[1] > 0),
+        "drops": tuple(one for one in signed[::-1][:biggest] if one[1] < 0),
+    }

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from lion_st.encoding.fingerprints import input_module, text_limit
 from lion_st.extras import require
-from lion_st.files import is_hub_name
+from lion_st.files import is_hub_name, read_card
 from lion_st.hooks import language_scripts
 from lion_st.retrieval.retriever import ModelRetriever, Retriever
 
@@ -140,17 +140,8 @@ def _described(retriever: ModelRetriever) -> dict[str, Any]:
 
 def _card(model: Any, commit: str | None) -> Mapping[str, Any]:
     """The header of a checkpoint's card, from its folder or the Hub; empty if there is none."""
-    from huggingface_hub import ModelCard, hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
-
     inner = getattr(input_module(model, "document"), "model", None)
     place = str(model.model_card_data.model_id or getattr(inner, "name_or_path", ""))
-    file = Path(place) / "README.md"
-    if not file.is_file():
-        if commit is None or not is_hub_name(place):
-            return {}
-        try:
-            file = Path(hf_hub_download(place, "README.md", revision=commit))
-        except (EntryNotFoundError, HfHubHTTPError, OSError):
-            return {}
-    return ModelCard.load(file, ignore_metadata_errors=True).data.to_dict()
+    if not Path(place).is_dir() and (commit is None or not is_hub_name(place)):
+        return {}
+    return read_card(place, commit)

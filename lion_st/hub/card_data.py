@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from lion_st.files import is_hub_name, read_json
+from lion_st.files import is_hub_name, read_card, read_json
 
 if TYPE_CHECKING:
     from sentence_transformers.base.model import BaseModel
@@ -253,7 +253,7 @@ def described_bases(
     """
     from huggingface_hub import ModelCardData
 
-    found = (_card_metadata(source, offline, token, revision) for source, revision in places)
+    found = (read_card(source, revision, offline=offline, token=token) for source, revision in places)
     cards = [ModelCardData(**{**metadata, "ignore_metadata_errors": True}) for metadata in found if metadata]
     if not names and not cards:
         return None
@@ -280,7 +280,7 @@ def _recorded_bases(model: Any, source: str | None, offline: bool, token: Any) -
             yield (model.model_card_data.base_model,)
     if source is None:
         return
-    listed = _card_metadata(source, offline, token).get("base_model")
+    listed = read_card(source, offline=offline, token=token).get("base_model")
     if listed:
         yield (listed,) if isinstance(listed, str) else tuple(listed)
     record = Path(source) / TRAINING_RECORD
@@ -291,20 +291,3 @@ def _recorded_bases(model: Any, source: str | None, offline: bool, token: Any) -
             yield (settings["model"],)
         if backbone in BACKBONES:
             yield (BACKBONES[backbone].model,)
-
-
-def _card_metadata(source: str, offline: bool, token: Any = None, revision: str | None = None) -> Mapping[str, Any]:
-    from huggingface_hub import ModelCard, hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
-
-    path = Path(source) / "README.md"
-    if not Path(source).is_dir():
-        if "/" in source and not is_hub_name(source):
-            return {}
-        try:
-            path = Path(hf_hub_download(source, "README.md", revision=revision, local_files_only=offline, token=token))
-        except (EntryNotFoundError, HfHubHTTPError, ValueError):
-            return {}
-    if not path.is_file():
-        return {}
-    return ModelCard.load(path, ignore_metadata_errors=True).data.to_dict()
