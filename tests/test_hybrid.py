@@ -8,12 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from commands import lion
 from peft import LoraConfig
 from sentence_transformers import SentenceTransformer
-from typer.testing import CliRunner
 
 import lion_st
-from lion_st.cli import app
 from lion_st.data import save_beir
 from lion_st.encoding import EncodedCorpus, encode_corpus, encode_texts
 from lion_st.encoding.fingerprints import model_name
@@ -199,12 +198,10 @@ def test_milvus_searches_both_of_one_model(saved, texts, documents, tmp_path):
         ModelRetriever(model, "milvus")  # before anything is encoded
     rows = [{"id": key, "text": text} for key, text in documents.items()]
     encode_corpus(model, rows, tmp_path / "corpus", show_progress=False)
-    command = ["index", str(tmp_path / "corpus"), str(tmp_path / "index"), "--engine", "milvus", "--quiet"]
-    shown = CliRunner().invoke(app, command)
-    assert shown.exit_code == 1 and re.search(refusal, " ".join(shown.output.split())), shown.output
+    command = ("index", tmp_path / "corpus", tmp_path / "index", "--engine", "milvus", "--quiet")
+    assert re.search(refusal, lion(*command, exit_code=1))
     assert not (tmp_path / "index").exists()
-    shown = CliRunner().invoke(app, [*command, "--set", "weights=[0.5,0.5]", "--overwrite"])
-    assert shown.exit_code == 0, shown.output
+    lion(*command, "--set", "weights=[0.5,0.5]", "--overwrite")
     model[1].fusion_weights = None
     retriever = ModelRetriever(model, "milvus")
     retriever.index(documents)
@@ -221,15 +218,11 @@ def test_evaluation_is_that_of_two_runs_fused_with_the_weights_that_were_fitted(
     model = lion_st.load(saved, device="cpu")
     parts = [ModelRetriever(part, name=name) for part, name in zip(single_models(model), "sd", strict=True)]
     expected = fit_hybrid(parts, collection, split="test").weights
-    command = ["export", str(saved), str(tmp_path / "out"), "--dev", str(collection), "--dev-split", "test"]
-    shown = CliRunner().invoke(app, [*command, "--quiet"])
-    assert shown.exit_code == 0, shown.output
+    lion("export", saved, tmp_path / "out", "--dev", collection, "--dev-split", "test", "--quiet")
     fitted = lion_st.load(tmp_path / "out", device="cpu")
     assert list(fitted[1].fusion_weights) == expected != [0.4, 0.6]
-    shown = CliRunner().invoke(
-        app, ["evaluate", str(tmp_path / "out"), "--data", str(collection), "--output", str(tmp_path / "r"), "--quiet"]
-    )
-    assert shown.exit_code == 0 and "out" in shown.output, shown.output
+    shown = lion("evaluate", tmp_path / "out", "--data", collection, "--output", tmp_path / "r", "--quiet")
+    assert "out" in shown
     (row,) = evaluate_retrieval(tmp_path / "out", collection, output_dir=tmp_path / "r")
     assert row["paradigm"] == "hybrid" and row["engine"] == "exact" and row["document_terms"] > 0
     runs = [read_run(evaluate_retrieval(part, collection, output_dir=tmp_path / part.name)[0]["run"]) for part in parts]
@@ -291,8 +284,8 @@ def test_what_hybrid_models_cannot_do_is_refused_by_name(model, saved, tmp_path)
         with pytest.raises((ValueError, TypeError, AttributeError), match=f"(?s){message}"):
             refused()
     assert len(index) == 1 and index.search((np.ones((1, 3)), np.ones((1, 2))))[0][0][0] == "a"
-    shown = CliRunner().invoke(app, ["export", str(tmp_path / "none"), str(tmp_path / "y"), "--dev", "nowhere"])
-    assert shown.exit_code == 1 and "none" in shown.output and not (tmp_path / "y").exists()
+    refused = lion("export", tmp_path / "none", tmp_path / "y", "--dev", "nowhere", exit_code=1)
+    assert "none" in refused and not (tmp_path / "y").exists()
     rows = [{"id": "a", "text": "lions"}]
     encode_corpus(model, rows, tmp_path / "corpus", show_progress=False)
     with pytest.raises(ValueError, match="encoded by a hybrid model"):

@@ -6,14 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import lion
 from peft import LoraConfig
 from sentence_transformers import MultiVectorEncoder, SentenceTransformer, SparseEncoder
 from sentence_transformers.util import maxsim
 from torch.nn.utils.rnn import pad_sequence
-from typer.testing import CliRunner
 
 import lion_st
-from lion_st.cli import app
 from lion_st.data import save_beir
 from lion_st.encoding import EncodedCorpus, encode_corpus, encode_texts
 from lion_st.encoding.vectors import TokenVectors, to_token_vectors
@@ -144,18 +143,12 @@ def test_what_multi_vector_models_cannot_do_is_refused_by_name(model, tmp_path):
     for refused, message in refusals:
         with pytest.raises((ValueError, TypeError), match=message):
             refused()
-    shown = CliRunner().invoke(app, ["train", "--backbone", "micro", "--paradigm", "dense", "--token_dimension", "64"])
-    assert shown.exit_code == 2 and "--token_dimension is read with --paradigm multi_vector alone" in shown.output
-    shown = CliRunner().invoke(
-        app, ["train", "--backbone", "micro", "--paradigm", "multi_vector", "--query_encoder", "static"]
-    )
-    assert shown.exit_code == 2 and "--query_encoder is of sparse and dense models" in shown.output
-    shown = CliRunner().invoke(
-        app, ["train", "--backbone", "llama-3.2-1b", "--paradigm", "multi_vector", "--preset", "released"]
-    )
-    assert (
-        shown.exit_code == 2 and "--preset released has the paradigms sparse, dense, not multi_vector" in shown.output
-    )
+    for words, message in (
+        ("micro --paradigm dense --token_dimension 64", "--token_dimension is read with --paradigm multi_vector alone"),
+        ("micro --paradigm multi_vector --query_encoder static", "--query_encoder is of sparse and dense models"),
+        ("llama-3.2-1b --paradigm multi_vector --preset released", "paradigms sparse, dense, not multi_vector"),
+    ):
+        assert message in lion("train", "--backbone", *words.split(), exit_code=2)
 
 
 # ---- vectors, shards and the index ----
@@ -244,9 +237,7 @@ def test_evaluation_is_by_exact_maxsim(model, texts, tmp_path):
         {f"q{row}": {f"d{(row + 1) % len(texts)}": 1} for row in range(len(texts))},
     )
     checkpoint = lion_st.export(model, tmp_path / "model", verify=False)
-    command = ["evaluate", str(checkpoint), "--data", str(folder), "--output", str(tmp_path / "out"), "--quiet"]
-    shown = CliRunner().invoke(app, command)
-    assert shown.exit_code == 0, shown.output
+    lion("evaluate", checkpoint, "--data", folder, "--output", tmp_path / "out", "--quiet")
     stock = MultiVectorEncoder(str(checkpoint), device="cpu")
     scores = stock.similarity(
         stock.encode_query([" ".join(text.split()[:3]) for text in texts]), stock.encode_document(list(texts))

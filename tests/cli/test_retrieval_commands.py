@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from commands import lion
 from tiny_models import TEXTS
 from transformers.utils import logging
 from typer.testing import CliRunner
@@ -19,12 +20,6 @@ from lion_st.retrieval import search_texts
 
 DOCUMENTS = {f"d{number}": f"{text} {number}" for number, text in enumerate(TEXTS * 4)}
 QUERIES = {f"q{number}": DOCUMENTS[f"d{number}"] for number in range(8)}
-
-
-def lion(*arguments: object, exit_code: int = 0, **options) -> str:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments], **options)
-    assert result.exit_code == exit_code, result.output
-    return result.stdout if exit_code == 0 else result.stderr
 
 
 @pytest.fixture(scope="module")

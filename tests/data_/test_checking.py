@@ -5,6 +5,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
+from commands import lion
 from typer.testing import CliRunner
 
 from lion_st.cli import app
@@ -38,9 +39,8 @@ def test_sound_data_have_no_findings_and_exit_code_0(tmp_path):
     assert report.findings == [] and report.is_sound
     assert (report.rows, report.queries, report.documents, report.negatives) == (30, 30, 90, (2, 2, 2))
     assert report.teachers == [""]
-    result = CliRunner().invoke(app, ["data", "check", str(data), "--negatives", "2"])
-    assert result.exit_code == 0
-    assert "30 rows, 30 queries, 90 documents, 2 to 2 negatives" in result.output and "nothing found" in result.output
+    shown = lion("data", "check", data, "--negatives", "2")
+    assert "30 rows, 30 queries, 90 documents, 2 to 2 negatives" in shown and "nothing found" in shown
 
 
 def test_every_bad_row_is_counted_by_what_is_wrong_with_it(tmp_path):
@@ -161,9 +161,7 @@ def test_lengths_are_in_the_models_tokens_with_what_is_cut(tiny_backbone, tmp_pa
     rows = [row(number, pos=[" ".join(["lion"] * 10 * number) or "lion"]) for number in range(8)]
     data = write(tmp_path / "long.jsonl", rows)
     options = ["--model", tiny_backbone(), "--document-length", "35", "--json"]
-    result = CliRunner().invoke(app, ["data", "check", str(data), *options])
-    assert result.exit_code == 0, result.output
-    report = json.loads(result.stdout)
+    report = json.loads(lion("data", "check", data, *options))
     documents = report["lengths"][1]
     assert documents["unit"] == "tokens" and documents["limit"] == 35 and documents["longest"] >= 70
     assert sum(documents["histogram"].values()) == documents["sample"] == 24

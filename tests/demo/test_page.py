@@ -9,12 +9,11 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+from commands import lion
 from headless import asked_addresses, open_browser, set_screen, wait, what_is_missing
 from tiny_models import TEXTS
-from typer.testing import CliRunner
 
 import lion_st
-from lion_st.cli import app
 from lion_st.data import save_beir
 from lion_st.demo import launch
 
@@ -219,15 +218,12 @@ def test_the_command_serves_the_page_or_says_what_is_wrong(settings, tmp_path, m
     served: list[tuple[Any, ...]] = []
     monkeypatch.setattr("lion_st.demo.launch", lambda *arguments: served.append(arguments))
     model, dense, data = settings.values()
-    done = CliRunner().invoke(app, ["demo", model, "--dense", dense, "--data", data, "--port", "7999", "--quiet"])
-    assert done.exit_code == 0, done.output
+    lion("demo", model, "--dense", dense, "--data", data, "--port", "7999", "--quiet")
     ((page, host, port),) = served
     assert (page.title, host, port) == ("Lion explorer", None, 7999)
-    failed = CliRunner().invoke(app, ["demo", dense, "--data", data])
-    assert failed.exit_code == 1
-    assert "lion-st demo: lion-ds-tiny is a dense model, and a sparse one is needed" in failed.stderr
-    failed = CliRunner().invoke(app, ["demo", model, "--data", str(tmp_path / "nowhere")])
-    assert "nowhere does not exist" in failed.stderr
+    refused = lion("demo", dense, "--data", data, exit_code=1)
+    assert "lion-st demo: lion-ds-tiny is a dense model, and a sparse one is needed" in refused
+    assert "nowhere does not exist" in lion("demo", model, "--data", tmp_path / "nowhere", exit_code=None)
 
 
 # Relative luminance and contrast as WCAG 2.2 defines them; backdrop() lays the backgrounds of an element's ancestors

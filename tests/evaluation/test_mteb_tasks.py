@@ -6,14 +6,13 @@ from typing import Any
 
 import mteb
 import pytest
+from commands import lion
 from datasets import Dataset
 from mteb.abstasks.retrieval import AbsTaskRetrieval
 from mteb.abstasks.task_metadata import TaskMetadata
 from tiny_models import TEXTS
-from typer.testing import CliRunner
 
 import lion_st
-from lion_st.cli import app
 from lion_st.evaluation import evaluate_retrieval
 from lion_st.evaluation.mteb_search import _among, task_prompts
 from lion_st.retrieval import Bm25Retriever, HybridRetriever, ModelRetriever
@@ -117,18 +116,8 @@ def test_nanobeir_is_one_command(tmp_path, monkeypatch, tiny_backbone) -> None:
         monkeypatch.setattr(type(task), "load_data", load)
     model = lion_st.build(tiny_backbone(), "sparse", device="cpu")
     lion_st.export(model, tmp_path / "model", verify=False, create_model_card=False)
-    arguments = [
-        "evaluate",
-        str(tmp_path / "model"),
-        "--data",
-        "nanobeir",
-        "--output",
-        str(tmp_path / "out"),
-        "--quiet",
-    ]
-    done = CliRunner().invoke(app, arguments)
-    assert done.exit_code == 0, done.output
-    rows = [line for line in done.stdout.splitlines() if line.startswith("| model ") and "dataset" not in line]
+    shown = lion("evaluate", tmp_path / "model", "--data", "nanobeir", "--output", tmp_path / "out", "--quiet")
+    rows = [line for line in shown.splitlines() if line.startswith("| model ") and "dataset" not in line]
     assert len(rows) == 4 and "nanobeir |" in rows[-1] and "NanoArguAna" in rows[0]
     results = list((tmp_path / "out" / "results").rglob("Nano*.json"))
     assert len(results) == 3

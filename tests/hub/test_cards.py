@@ -9,12 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import lion
 from huggingface_hub import ModelCard
 from recipe_cards import render_recipe_card
-from typer.testing import CliRunner
 
 import lion_st
-from lion_st.cli import app
 from lion_st.data.beir import save_beir
 from lion_st.evaluation import evaluate_retrieval
 from lion_st.files import is_hub_name
@@ -237,8 +236,7 @@ def test_a_folders_card_says_how_to_use_a_folder(checkpoint, tmp_path, monkeypat
     assert "mteb run" not in usage and "revision" not in usage
     assert "\nlion-st evaluate lion-sp-tiny --data SciFact\n" in usage
     (command,) = re.findall(r"^lion-st (export .*)$", usage, re.MULTILINE)
-    done = CliRunner().invoke(app, shlex.split(command))
-    assert done.exit_code == 0, done.output
+    lion(*shlex.split(command))
     blocks = [block for block in re.findall(r"```python\n(.*?)```", usage, re.DOTALL) if "import lion_st" not in block]
     assert len(blocks) == 2
     other = section(render_card("lion-sp-tiny-sparse-encoder"), "Use")

@@ -6,13 +6,12 @@ import re
 import numpy as np
 import pytest
 import torch
+from commands import lion
 from huggingface_hub import HfApi
 from sentence_transformers import SentenceTransformer, SparseEncoder
-from typer.testing import CliRunner
 
 import lion_st
 from lion_st.checkpoints import is_exported_pair
-from lion_st.cli import app
 from lion_st.data import save_beir
 from lion_st.encoding import encode_texts
 from lion_st.encoding.fingerprints import model_name, model_revision
@@ -71,9 +70,7 @@ def test_stock_classes_load_each_vector_of_what_lion_st_loads_as_one(connected, 
 
     documents = {f"d{row}": {"title": "", "text": text} for row, text in enumerate(texts)}
     data = save_beir(tmp_path / "data", documents, {"q": texts[0]}, {"q": {"d0": 1}})
-    command = ["evaluate", NAME, "--data", str(data), "--output", str(tmp_path / "results"), "--quiet"]
-    shown = CliRunner().invoke(app, command)
-    assert shown.exit_code == 0, shown.output
+    lion("evaluate", NAME, "--data", data, "--output", tmp_path / "results", "--quiet")
     result = next((tmp_path / "results").rglob("model_meta.json"))
     assert json.loads(result.read_text())["name"] == NAME
     with pytest.raises(ValueError, match="two scores have no common scale"):

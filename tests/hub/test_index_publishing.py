@@ -5,11 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import lion
 from huggingface_hub import DatasetCard, constants
-from typer.testing import CliRunner
 
 import lion_st
-from lion_st.cli import app
 from lion_st.data.fields import Fields
 from lion_st.demo.collection import Collection
 from lion_st.demo.explorer import Explorer
@@ -34,13 +33,6 @@ def made(tiny_backbone, tmp_path_factory) -> Path:
     encode_corpus(lion_st.load(folder / "model"), folder / "private.jsonl", folder / "vectors", show_progress=False)
     index_corpus(folder / "vectors", folder / "index", sample=0)
     return folder
-
-
-def lion(*arguments: object, exit_code: int = 0) -> str:
-    """What the command line prints."""
-    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert done.exit_code == exit_code, done.output
-    return done.stdout if exit_code == 0 else done.stderr
 
 
 def test_a_published_index_is_found_by_name_and_searched_like_the_local_one(connected, made, tmp_path, monkeypatch):

@@ -13,15 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import lion
 from datasets import Dataset
 from huggingface_hub import HfApi, ModelCard
 from loopback_hub import as_blob
 from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
-from typer.testing import CliRunner
 
 import lion_st
-from lion_st.cli import app
 from lion_st.hub import publish, publish_folder, render_card
 from lion_st.training import get_recipe, retriever_arguments, train_retriever
 from lion_st.wrong_class import BLOCK, TRANSFORMER
@@ -184,11 +183,10 @@ def test_of_an_earlier_publication_stale_files_go_and_all_others_stay(connected,
 
 def test_the_command_line_says_what_is_deleted(connected, folder):
     connected.add("org/two-shards", {"old.txt": b"x"})
-    command = ["publish", "--folder", str(folder), "org/two-shards"]
-    planned = CliRunner().invoke(app, [*command, "--dry-run"])
-    assert "Of what is in the repository, all other files would be deleted." in planned.stdout.splitlines()
-    done = CliRunner().invoke(app, command)
-    assert "  deleted of main: old.txt" in done.stdout.splitlines(), done.output
+    command = ("publish", "--folder", folder, "org/two-shards")
+    planned = lion(*command, "--dry-run").splitlines()
+    assert "Of what is in the repository, all other files would be deleted." in planned
+    assert "  deleted of main: old.txt" in lion(*command).splitlines()
 
 
 # ---- other revisions ----

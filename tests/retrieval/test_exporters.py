@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import lion
 from scipy import sparse
 from tiny_models import TEXTS
-from typer.testing import CliRunner
 
 import lion_st
-from lion_st.cli import app
 from lion_st.encoding import EncodedCorpus, encode_corpus
 from lion_st.indexes import create_index
 from lion_st.retrieval.exporters import FORMATS, base, convert_index
@@ -431,14 +430,11 @@ def test_ids_and_integers_that_an_engine_does_not_take_are_named(encoded, tmp_pa
 
 
 def test_the_command_says_what_is_lost_and_refuses_what_cannot_be_converted(encoded, tmp_path):
-    run = CliRunner()
-    command = ["convert-index", str(encoded["documents"]), str(tmp_path / "out"), "--to"]
-    done = run.invoke(app, [*command, "elasticsearch"])
-    assert done.exit_code == 0, done.output
-    assert "nine significant bits: 0 of" in done.output and "Recall@10 against exact search" in done.output
-    assert run.invoke(app, [*command, "qdrant"]).exit_code == 1  # something is there
-    done = run.invoke(app, [*command, "qdrant", "--overwrite"])
-    assert "every weight as it is" in done.output
+    command = ("convert-index", encoded["documents"], tmp_path / "out", "--to")
+    shown = lion(*command, "elasticsearch")
+    assert "nine significant bits: 0 of" in shown and "Recall@10 against exact search" in shown
+    lion(*command, "qdrant", exit_code=1)  # something is there
+    assert "every weight as it is" in lion(*command, "qdrant", "--overwrite")
     with pytest.raises(ValueError, match="encoded by a dense model"):
         convert_index(encoded["dense"], tmp_path / "other", "qdrant")
     with pytest.raises(ValueError, match="Unknown format 'solr'"):

@@ -14,6 +14,7 @@ import psutil
 import pytest
 import yaml
 from click.testing import Result
+from commands import lion
 from tiny_study import tiny_study, write_test
 from typer.testing import CliRunner
 
@@ -280,8 +281,7 @@ def test_multi_vector_and_hybrid_models_are_cells_like_the_others(tmp_path: Path
     values["evaluation"]["dev"] = {"source": str(write_test(tmp_path / "dev", 10)), "split": "test"}
     values["evaluation"]["keep_weights"] = True
     file.write_text(yaml.safe_dump(values))
-    done = CliRunner().invoke(app, ["study", str(file), "--output", str(output)])
-    assert done.exit_code == 0, done.output
+    lion("study", file, "--output", output)
     multi_vector, hybrid = plan_study(parse_study(values)).cells
     for cell in (multi_vector, hybrid):
         rows = json.loads((output / "cells" / cell.name / "rows.json").read_text())

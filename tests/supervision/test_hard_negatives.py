@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from typer.testing import CliRunner
+from commands import lion
 
 import lion_st
-from lion_st.cli import app
 from lion_st.data import load_tuples, save_beir
 from lion_st.encoding import encode_corpus, encode_texts
 from lion_st.indexes import StorageError, load_index
@@ -136,9 +135,7 @@ def test_sparse_dense_and_bm25_mine_together_and_training_reads_it(models, folde
     command = ["mine", folder, folder, tmp_path / "out.parquet", *options]
     for spec in (*specs, "bm25"):
         command += ["--search", spec]
-    result = CliRunner().invoke(app, list(map(str, command)))
-    assert result.exit_code == 0, result.output
-    assert "8 tuples with 6.0 negatives on average; 0 judged queries have none" in result.stdout
+    assert "8 tuples with 6.0 negatives on average; 0 judged queries have none" in lion(*command)
 
     scores = []
     for checkpoint, _ in models.values():
@@ -290,9 +287,7 @@ def test_bad_settings_are_named(tmp_path, options, message):
 
 def test_what_the_command_lacks_is_said_before_anything_is_read(tmp_path, folder):
     def fails(*words: object) -> str:
-        result = CliRunner().invoke(app, ["mine", str(folder), str(folder), *map(str, words)])
-        assert result.exit_code
-        return result.stderr
+        return lion("mine", folder, folder, *words, exit_code=None)
 
     output = tmp_path / "a.parquet"
     assert "--search bm25, --search MODEL@INDEX" in fails(output)
@@ -314,9 +309,8 @@ def test_a_model_alone_encodes_the_documents_and_judgements_may_lie_elsewhere(mo
     found = {}
     for name, spec in (("alone", str(checkpoint)), ("index", f"{checkpoint}@{index}")):
         output = tmp_path / f"{name}.parquet"
-        command = ["mine", folder / "corpus.jsonl", folder / "queries.jsonl", output, "--search", spec, "--quiet"]
+        command = ("mine", folder / "corpus.jsonl", folder / "queries.jsonl", output, "--search", spec, "--quiet")
         with pytest.warns(UserWarning, match="1 judged queries have no text, such as 'q99'"):
-            result = CliRunner().invoke(app, [*map(str, command), "--qrels", str(judgements), "--device", "cpu"])
-        assert result.exit_code == 0, result.output
+            lion(*command, "--qrels", judgements, "--device", "cpu")
         found[name] = read(output)
     assert found["alone"] == found["index"] and list(found["alone"]) == ["q0", "q1"]

@@ -4,11 +4,10 @@ import dataclasses
 import json
 
 import pytest
+from commands import lion
 from sentence_transformers import SentenceTransformer
 from tiny_runs import tiny_options, write_tuples
-from typer.testing import CliRunner
 
-from lion_st.cli import app
 from lion_st.errors import UsageError
 from lion_st.training.dry_run import describe_run
 from lion_st.training.options.arguments import RetrieverArguments, RetrieverTrainingArguments, retriever_arguments
@@ -78,16 +77,11 @@ def test_what_cannot_be_is_refused_by_name():
 
 
 def test_recipes_are_shown_in_full():
-    def shown(*words):
-        result = CliRunner().invoke(app, ["recipes", *words])
-        assert result.exit_code == 0, result.output
-        return result.stdout
-
-    listed = shown()
+    listed = lion("recipes")
     assert all(name in listed for name in PUBLISHED) and "llama-3-8b" in listed
-    assert "pooling                      last_token" in shown("repllama", "--backbone", "qwen3-0.6b")
-    assert "max_steps                    33250" in shown("llama-3.2-1b-sparse-cl_kd")
-    assert CliRunner().invoke(app, ["recipes", "none"]).exit_code
+    assert "pooling                      last_token" in lion("recipes", "repllama", "--backbone", "qwen3-0.6b")
+    assert "max_steps                    33250" in lion("recipes", "llama-3.2-1b-sparse-cl_kd")
+    lion("recipes", "none", exit_code=None)
 
 
 def test_both_phases_of_laconic_train_one_model(tiny_backbone, tmp_path):

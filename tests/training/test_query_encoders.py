@@ -3,13 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from commands import lion
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SparseEncoder
 from tiny_models import TEXTS
-from typer.testing import CliRunner
 
 import lion_st
-from lion_st.cli import app
 from lion_st.encoding import encode_texts, load_encoder, model_fingerprint
 from lion_st.indexes import create_index
 from lion_st.retrieval import ModelRetriever
@@ -156,9 +155,9 @@ def test_a_router_keeps_the_limit_of_documents_where_it_has_no_effect_on_queries
         save_query_encoder(truncated_query_encoder(model, 1), model, tmp_path / "other")
     model.save_pretrained(str(tmp_path / "limited"))
     (tmp_path / "empty").mkdir()  # what is in the data is not looked at
-    command = ["query-encoder", str(tmp_path / "limited"), str(tmp_path / "empty"), str(tmp_path / "new")]
-    shown = CliRunner().invoke(app, [*command, "--kind", "truncated", "--layers", "1"])
-    assert shown.exit_code == 1 and "one limit of active terms, and documents are to keep 16" in shown.output
+    command = ("query-encoder", tmp_path / "limited", tmp_path / "empty", tmp_path / "new")
+    refusal = lion(*command, "--kind", "truncated", "--layers", "1", exit_code=1)
+    assert "one limit of active terms, and documents are to keep 16" in refusal
     with pytest.raises(ValueError, match=r"is a Router, with an encoder for queries .*publish --folder"):
         lion_st.load(path)
     model[1].document_max_active_dims = 15

@@ -7,6 +7,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from commands import lion
 from typer.testing import CliRunner
 
 from lion_st.cli import app
@@ -62,20 +63,18 @@ def test_the_table_has_few_rows_and_always_the_best(tmp_path):
 def test_the_command_prints_the_table_and_draws_both_figures(tmp_path):
     run = write_state(tmp_path / "run", 200)
     for _ in range(2):  # the run's own figure is drawn anew
-        result = CliRunner().invoke(app, ["report", str(run)])
-        assert result.exit_code == 0, result.output
-    assert "| step | loss | CL |" in result.output and "| 200 |" in result.output
+        shown = lion("report", run)
+    assert "| step | loss | CL |" in shown and "| 200 |" in shown
     assert (run / "report.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     drawing = ElementTree.parse(run / "report.svg").getroot()
     axes = [group for group in drawing.iter() if group.get("id", "").startswith("axes_")]
     assert len(axes) == 3
     lines = [[part.get("id") for part in group if part.get("id", "").startswith("line2d")] for group in axes]
     assert [len(found) for found in lines] == [2, 3, 2]  # loss and CL; the mean, a and b; documents and queries
-    elsewhere = ["report", str(run), "--output", str(tmp_path / "figure")]
-    assert CliRunner().invoke(app, elsewhere).exit_code == 0
-    result = CliRunner().invoke(app, elsewhere)
-    assert result.exit_code == 1 and "--overwrite" in result.stderr
-    assert CliRunner().invoke(app, [*elsewhere, "--overwrite"]).exit_code == 0
+    elsewhere = ("report", run, "--output", tmp_path / "figure")
+    lion(*elsewhere)
+    assert "--overwrite" in lion(*elsewhere, exit_code=1)
+    lion(*elsewhere, "--overwrite")
 
 
 def test_both_losses_of_hybrid_models_are_shown(tmp_path):
@@ -103,7 +102,7 @@ def test_without_matplotlib_the_table_is_printed_and_the_extra_named(tmp_path, m
     result = CliRunner().invoke(app, ["report", str(run)])
     assert result.exit_code == 1
     assert "| step | loss |" in result.stdout and "pip install 'lion-st[train]'" in result.stderr
-    assert CliRunner().invoke(app, ["report", str(run), "--no-figure"]).exit_code == 0
+    lion("report", run, "--no-figure")
 
 
 def test_a_folder_without_a_history_is_refused(tmp_path):

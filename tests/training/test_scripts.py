@@ -13,12 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import lion
 from huggingface_hub import constants
 from safetensors.torch import load_file
 from tiny_runs import tiny_options, write_tuples
-from typer.testing import CliRunner
-
-from lion_st.cli import app
 
 CONFIGS = files("lion_st.training") / "configs"
 SCRIPTS = Path(__file__).parents[2] / "training_scripts"
@@ -33,13 +31,6 @@ def command_line(options: dict) -> list[str]:
 def run_script(name: str, options: list[str]) -> subprocess.CompletedProcess:
     command = [sys.executable, str(SCRIPTS / name), *options]
     return subprocess.run(command, env=os.environ | ENVIRONMENT, text=True, capture_output=True)
-
-
-def run_command(*options: str) -> str:
-    """`lion-st` in this process."""
-    result = CliRunner().invoke(app, options)
-    assert result.exit_code == 0, result.output
-    return result.stdout
 
 
 def run_here(monkeypatch, name: str, options: list[str]) -> None:
@@ -76,12 +67,12 @@ def test_a_killed_training_resumes_with_the_same_command(tiny_backbone, data, tm
 
     kill_after_checkpoint("train", options("killed"), tmp_path / "killed" / "checkpoint-4")
     assert not (tmp_path / "killed" / "modules.json").exists()
-    printed = run_command("train", *options("killed"))
+    printed = lion("train", *options("killed"))
     assert printed.splitlines()[-1] == str(tmp_path / "killed")
     # It went on after a checkpoint instead of starting over.
     logged = [float(epoch) for epoch in re.findall(r"'epoch': '([\d.]+)'", printed)]
     assert min(logged) > 2 / 6
-    run_command("train", *options("whole"))
+    lion("train", *options("whole"))
     assert same_weights(tmp_path / "killed", tmp_path / "whole")
 
 
@@ -145,7 +136,7 @@ def test_the_page_to_copy_trains_what_the_command_trains(tiny_backbone, data, tm
 
         run_here(monkeypatch, "train_retriever.py", options("page"))
         assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / f"{paradigm}-page")
-        assert CliRunner().invoke(app, ["train", *options("command")]).exit_code == 0
+        lion("train", *options("command"))
         assert same_weights(tmp_path / f"{paradigm}-page", tmp_path / f"{paradigm}-command")
 
 
@@ -191,7 +182,7 @@ def test_two_processes_train_what_one_does_on_the_same_batches(tiny_backbone, tm
     assert both.returncode == 0, both.stderr
     report = json.loads((tmp_path / "two" / "training.json").read_text())
     assert (report["settings"]["world_size"], report["settings"]["per_device_train_batch_size"]) == (2, 2)
-    run_command("train", *options("one", 4))
+    lion("train", *options("one", 4))
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     start = load_file(Path(tiny_backbone()) / "model.safetensors")
     for name, tensor in one.items():
