@@ -213,32 +213,25 @@ class LionMultiVectorEncoder(LionModel, MultiVectorEncoder):  # type: ignore[mis
 class LionSparseEncoder(LionModel, SparseEncoder):
     """A sparse Lion retriever that returns sparse tensors [B, V], which never were dense rows."""
 
-    def _inference(  # type: ignore[override]
+    def _inference(self, inputs: list[str], **kwargs: Any) -> Any:
+        if not kwargs["convert_to_sparse_tensor"] or not inputs:
+            return super()._inference(inputs, **kwargs)
+        check_texts(inputs)
+        del kwargs["convert_to_sparse_tensor"]
+        return self._sparse_rows(inputs, **kwargs)
+
+    def _sparse_rows(
         self,
         inputs: list[str],
         *,
         prompt: str | None,
         batch_size: int,
         show_progress_bar: bool,
-        convert_to_sparse_tensor: bool,
         save_to_cpu: bool,
         max_active_dims: int | None,
         device: str | torch.device | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        if not convert_to_sparse_tensor or not inputs:
-            return super()._inference(
-                inputs,
-                prompt=prompt,
-                batch_size=batch_size,
-                show_progress_bar=show_progress_bar,
-                convert_to_sparse_tensor=convert_to_sparse_tensor,
-                save_to_cpu=save_to_cpu,
-                max_active_dims=max_active_dims,
-                device=device,
-                **kwargs,
-            )
-        check_texts(inputs)
         device = self._resolve_inference_device(device)
         self.eval()
         longest_first = sorted(range(len(inputs)), key=lambda position: -len(inputs[position]))
