@@ -17,7 +17,6 @@ from lion_st.data import save_beir
 from lion_st.encoding import EncodedCorpus, encode_corpus, encode_texts
 from lion_st.encoding.vectors import TokenVectors, to_token_vectors
 from lion_st.evaluation.evaluate import evaluate_retrieval
-from lion_st.hub import render_card
 from lion_st.indexes import StorageError, create_index, exact_multi_vector, load_index
 from lion_st.modules import MultiVectorHead
 from lion_st.retrieval import ModelRetriever, index_corpus
@@ -129,7 +128,6 @@ def test_what_multi_vector_models_cannot_do_is_refused_by_name(model, tmp_path):
             lambda: ModelRetriever(model, "seismic"),
             r"not search 'multi_vector' vectors: choose one of \['exact'\]",
         ),
-        (lambda: render_card(model), "There is no card for multi_vector models.*the model's push_to_hub"),
         (lambda: truncated_query_encoder(model, [0]), "are made of sparse and dense models"),
         (lambda: static_query_encoder(model), "this one is multi_vector"),
         (lambda: require_explainable(create_index("exact", "multi_vector")), "engine 'exact' for multi_vector ones"),

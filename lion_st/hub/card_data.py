@@ -58,7 +58,7 @@ class CardData:
     """What the model says of itself."""
 
     paradigm: str
-    dimensions: int  # of a hybrid model, the sparse vector's
+    dimensions: int  # of a hybrid model, the sparse vector's; of a multi-vector one, those of a token's vector
     parameters: int
     dtype: str
     architecture: str
@@ -104,21 +104,16 @@ def card_data(model: BaseModel) -> CardData:
     transformer: Any = model[0]
     head: Any = model[1]
     paradigm = paradigm_of(model)
-    if paradigm not in ("sparse", "dense", "hybrid"):
-        raise ValueError(
-            f"There is no card for {paradigm} models: the README.md that export writes is sentence-transformers' own, "
-            "and the model's push_to_hub publishes it with the model."
-        )
-    unique = {parameter.data_ptr(): parameter.numel() for parameter in transformer.model.parameters()}
+    unique = {parameter.data_ptr(): parameter.numel() for parameter in model.parameters()}
     sparse: Any = model
     dense: Any = model
     if paradigm == "hybrid":
         sparse, dense = single_models(model)
     measured: dict[str, Any] = {}
-    if paradigm != "dense":
+    if paradigm in ("sparse", "hybrid"):
         measured = {"sparsity": measured_sparsity(sparse), "expansion": expansion(sparse)}
         measured["activation"] = head.activation
-    if paradigm != "sparse":
+    if paradigm in ("dense", "hybrid"):
         measured |= {"pooling": dense[1].mode, "normalized": dense[1].normalize}
     if paradigm == "hybrid":
         measured |= {"dense_dimensions": dense.get_embedding_dimension(), "fusion_weights": head.fusion_weights}

@@ -37,7 +37,14 @@ METRICS = {
     "Recall@1000": "recall_at_1000",
     "MAP": "map_at_1000",
 }
+TAGS = {  # as sentence-transformers' own cards have them
+    "sparse": ["sparse-encoder", "sparse", "splade"],
+    "dense": ["sentence-similarity", "dense"],
+    "multi_vector": ["multi-vector", "colbert", "late-interaction"],
+}
+TAGS["hybrid"] = TAGS["sparse"] + TAGS["dense"]
 TABLE_METRICS = ("nDCG@10", "MRR@10", "Recall@100")
+SCORES = {"multi_vector": "MaxSim: of each token of the query its best inner product with one of the document, summed"}
 POOLING = {
     "mean_normalized": "and the vector is the mean of its tokens' L2-normalized states, itself not normalized again",
     "mean": "and the vector is the mean of its tokens' states",
@@ -189,9 +196,7 @@ def card_metadata(
     """The card's YAML header; the licence is by default that of the base model."""
     from huggingface_hub import ModelCardData
 
-    tags = ["sentence-transformers", "feature-extraction", "text-retrieval", "lion-st"]
-    tags += ["sparse-encoder", "sparse", "splade"] if paradigm != "dense" else []
-    tags += ["sentence-similarity", "dense"] if paradigm != "sparse" else []
+    tags = ["sentence-transformers", "feature-extraction", "text-retrieval", "lion-st", *TAGS[paradigm]]
     results = [result for entry in scores if not entry.is_bm25 for result in _evaluation_results(entry)]
     names = base.names if base else ()
     further: dict[str, Any] = {"base_model_relation": "finetune"} if names else {}
@@ -205,7 +210,7 @@ def card_metadata(
         license=license or (base.license if base else None),
         license_name=base.license_name if base and license in (None, base.license) else None,
         license_link=base.license_link if base and license in (None, base.license) else None,
-        pipeline_tag="feature-extraction" if paradigm == "sparse" else "sentence-similarity",
+        pipeline_tag="feature-extraction" if paradigm in ("sparse", "multi_vector") else "sentence-similarity",
         tags=tags,
         datasets=list(datasets) if datasets else None,
         eval_results=results or None,
@@ -266,7 +271,7 @@ def _model_context(data: CardData, base: BaseModelData | None, metadata: ModelCa
         ("Vector", _vectors(data)),
         ("Lengths", limit),
         ("Prompts", prompts or "none"),
-        ("Score", "inner product" if data.paradigm != "hybrid" else _fusion(data)),
+        ("Score", _fusion(data) if data.paradigm == "hybrid" else SCORES.get(data.paradigm, "inner product")),
         ("Licence", metadata.license),
     ]
     return {
@@ -328,6 +333,12 @@ def card_frame(
             "Each form loads in its own class alone: `SentenceTransformer` refuses the one for `SparseEncoder`, and "
             "the other way round.",
         ]
+    elif paradigm == "multi_vector":
+        limits += [
+            f"A document takes {2 * dimensions:,} bytes in float16 for each of its tokens: it is for collections of up "
+            "to some hundred thousand documents, or to rerank what another model found.",
+            "`SentenceTransformer` and `SparseEncoder` refuse it: load it with `MultiVectorEncoder`.",
+        ]
     else:
         limits.append("Its vectors are not sparse, and `SparseEncoder` refuses it: load it with `SentenceTransformer`.")
     return {
@@ -337,6 +348,8 @@ def card_frame(
         "for_sparse_encoder": False,
         "sparse": sparse,
         "hybrid": paradigm == "hybrid",
+        "multi_vector": paradigm == "multi_vector",
+        "stock_class": "MultiVectorEncoder" if paradigm == "multi_vector" else "SentenceTransformer",
         "dimensions": dimensions,
         "of_base": f" made of {' and '.join(map(hub_link, bases))}" if bases else "",
         "row_size": row_size,
@@ -357,6 +370,8 @@ def hub_link(name: str) -> str:
 
 def vector_description(paradigm: str, dimensions: int) -> str:
     """The kind and size of the vectors."""
+    if paradigm == "multi_vector":
+        return f"{dimensions:,} dimensions, one vector a token"
     return f"{dimensions:,} terms, sparse" if paradigm == "sparse" else f"{dimensions:,} dimensions, dense"
 
 
