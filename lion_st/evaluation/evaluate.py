@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +19,7 @@ from lion_st.errors import require_list
 from lion_st.evaluation.metrics import Qrels, Run, evaluate_run, is_metric, metric_depth
 from lion_st.evaluation.mteb_meta import is_standard, model_meta
 from lion_st.evaluation.mteb_search import MtebSearch, SelfMatches
+from lion_st.evaluation.options import EvaluationOptions, RetrieverOptions, require_known
 from lion_st.evaluation.protocols import Protocol, get_protocol
 from lion_st.evaluation.tasks import get_task_groups, loaded, origin_of
 from lion_st.evaluation.trec import check_ids, drop_self_matches, write_qrels, write_run
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from mteb.models.model_meta import ModelMeta
     from mteb.results import ModelResult, TaskResult
     from sentence_transformers import SentenceTransformer, SparseEncoder
+    from typing_extensions import Unpack
 
     Source: TypeAlias = str | Path | AbsTaskRetrieval | AbsTaskAggregate | Benchmark
 
@@ -59,7 +60,7 @@ def evaluate_retrieval(
     keep_encoded: bool = False,
     overwrite: bool = False,
     show_progress: bool = False,
-    **settings: Any,
+    **settings: Unpack[EvaluationOptions],
 ) -> list[Row]:
     """Evaluate a model on retrieval test sets.
 
@@ -84,8 +85,8 @@ def evaluate_retrieval(
         keep_encoded: Keep encoded corpora in `output_dir`/encoded and reuse them between engines and tasks.
         overwrite: Run again what is already there.
         show_progress: Show progress bars.
-        settings: Further arguments of `open_retriever`, such as `threads`, or `encoded`, a folder of `encode_corpus`
-            with the vectors of the one test set's documents.
+        settings: See `EvaluationOptions`, such as `threads`, or `encoded`, a folder of `encode_corpus` with the vectors
+            of the one test set's documents.
 
     Returns:
         One row per test set, subset and split: model, paradigm, engine, dataset, the metrics by name, `document_terms`
@@ -106,9 +107,9 @@ def evaluate_retrieval(
     protocol = adjusted_protocol(protocol, top_k, self_matches, metrics)
     sources = list(data) if isinstance(data, Sequence) and not isinstance(data, str) else [data]
     asked = [(source, get_task_groups(source, split)) for source in sources]
+    require_known(settings, EvaluationOptions)
     evaluation: _RunFile | _Evaluation
     if isinstance(model, str | Path) and Path(model).is_file():
-        _require_known(settings.keys() - inspect.signature(open_retriever).parameters.keys())
         evaluation = _RunFile(Path(model), protocol)
     else:
         for task in (task for _, groups in asked for group in groups for task in group.tasks):
@@ -144,7 +145,7 @@ def open_retriever(
     name: str | None = None,
     load_options: Mapping[str, Any] | None = None,
     engine_parameters: Mapping[str, Any] | None = None,
-    **settings: Any,
+    **settings: Unpack[RetrieverOptions],
 ) -> Retriever:
     """Make the retriever that `evaluate_retrieval` evaluates.
 
@@ -156,7 +157,7 @@ def open_retriever(
         name: Name in tables and files; by default that of the folder or the Hub name.
         load_options: Further arguments of `load_encoder`.
         engine_parameters: Settings of the engine; of several engines, each takes those that it has.
-        settings: Further arguments of `ModelRetriever`.
+        settings: See `RetrieverOptions`.
 
     Raises:
         TypeError: If there is no such argument, also where nothing reads them: of a retriever, a run or BM25.
@@ -164,7 +165,7 @@ def open_retriever(
     """
     from lion_st.models import paradigm_of
 
-    _require_known(settings)
+    require_known(settings, RetrieverOptions)
     protocol = get_protocol(protocol) if isinstance(protocol, str) else protocol
     if isinstance(model, Retriever):
         return model
@@ -172,10 +173,10 @@ def open_retriever(
         return Bm25Retriever()
     options = dict(load_options or {})
     encoder, found_name = _opened(model, options)
-    query_encoder = None
+    query_encoder = commit = None
     if query_model is None and isinstance(model, str) and options.get("dtype") in (None, "auto"):
         limited = options.get("query_top_k") or options.get("document_top_k")
-        settings["commit"] = None if limited else model_revision(encoder)
+        commit = None if limited else model_revision(encoder)
     if query_model is not None:
         query_encoder, query_name = _opened(query_model, options | {"revision": None})
         found_name += f"+{query_name.split('/')[-1]}"
@@ -194,6 +195,7 @@ def open_retriever(
         query_length=protocol.query_length,
         document_length=protocol.document_length,
         name=name or found_name,
+        commit=commit,
         **settings,
     )
 
@@ -259,14 +261,6 @@ def _check_depth(task: AbsTaskRetrieval, top_k: int) -> None:
         raise ValueError(
             f"{task.metadata.name} is scored by {main_score}, which looks deeper than the {top_k} documents that are "
             f"retrieved per query: set top_k to {depth[1]} or more."
-        )
-
-
-def _require_known(settings: Iterable[str]) -> None:
-    """Refuse arguments that `ModelRetriever` does not have, such as one that is misspelt."""
-    if unknown := sorted(set(settings) - inspect.signature(ModelRetriever).parameters.keys()):
-        raise TypeError(
-            f"{', '.join(unknown)}: there is no such argument. See `evaluate_retrieval` and `open_retriever`."
         )
 
 

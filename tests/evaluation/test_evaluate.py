@@ -298,7 +298,9 @@ def test_a_misspelt_argument_is_refused_also_where_none_is_read(tmp_path, folder
     run.touch()
     for model in (Bm25Retriever(), "bm25", run):
         with pytest.raises(TypeError, match="overwite, thread: there is no such argument"):
-            evaluate_retrieval(model, folder, output_dir=tmp_path / "r", overwite=True, thread=2)
+            evaluate_retrieval(model, folder, output_dir=tmp_path / "r", overwite=True, thread=2)  # type: ignore
+    with pytest.raises(TypeError, match=r"document_length: there is no such argument\..* lengths are those of a protocol"):
+        open_retriever("bm25", document_length=8)  # type: ignore
 
 
 def test_fusion_weights_are_those_that_do_best_on_the_development_set(folder) -> None:
