@@ -256,8 +256,8 @@ def import_released(
     ] = None,
     paradigm: ParadigmOption = None,
     contract: Annotated[
-        Literal["lion", "laconic"] | None,
-        typer.Option(help="Scale, prompts, beginning-of-sequence token and lengths of a merged checkpoint."),
+        Literal["lion", "laconic", "repllama"] | None,
+        typer.Option(help="How a checkpoint that does not say reads texts: scale, prompts, special tokens, lengths."),
     ] = None,
     sparse_encoder: AsSparseEncoder = False,
     weights: Weights = "auto",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from sentence_transformers.base.model import BaseModel
@@ -15,7 +15,8 @@ from lion_st.exporting import export
 from lion_st.files import is_hub_name, read_json, require_free
 from lion_st.hub.card_data import BaseModelData, Place, described_bases
 from lion_st.hub.cards import render_card
-from lion_st.models import LionSentenceTransformer, Paradigm, load
+from lion_st.model_options import SingleVector
+from lion_st.models import LionSentenceTransformer, load
 from lion_st.modules import LionTransformer, LlamaPooling, SpladeHead
 from lion_st.modules.llama_pooling import PoolingName
 
@@ -77,7 +78,7 @@ def import_released(
     base: str | Path | None = None,
     output: str | Path | None = None,
     *,
-    paradigm: Paradigm | None = None,
+    paradigm: SingleVector | None = None,
     contract: ContractName | Contract | None = None,
     model_type: Literal["SentenceTransformer", "SparseEncoder"] = "SentenceTransformer",
     dtype: str | torch.dtype = "auto",
@@ -98,7 +99,7 @@ def import_released(
         base: Where the base model is, if not where the adapter says, such as a path on its authors' machine. For a
             merged model without a tokenizer: where its tokenizer is.
         output: Folder to make; by default one of the checkpoint's name in runs/.
-        paradigm: `"sparse"` or `"dense"`, where the configuration does not say.
+        paradigm: `"sparse"` or `"dense"`, where neither configuration nor contract say.
         contract: `"lion"`, `"laconic"`, `"repllama"`, or your own; by default `"lion"` for the paper's adapters.
         model_type: See `export`.
         dtype: Of the weights: `"auto"` is the base's own. Merging is exact in float32.
@@ -121,6 +122,8 @@ def import_released(
             folder = lion_st.hub.import_released("hzeng/Lion-SP-1B-llama3-marco-mntp", output="lion-sp-1b")
             SentenceTransformer(str(folder)).encode_query("What is the capital of France?")
     """
+    if paradigm not in (None, *get_args(SingleVector)):
+        raise ValueError(f"paradigm must be one of {get_args(SingleVector)}, got {paradigm!r}.")
     source = str(repo_or_dir)
     target = Path(output) if output is not None else Path("runs") / Path(source).name
     hub: dict[str, Any] = {"revision": revision, "token": token}
@@ -130,7 +133,7 @@ def import_released(
         model: BaseModel = load(source, dtype=dtype, **hub)
     else:
         adapter = _adapter_config(source, hub)
-        paradigm = paradigm or _paradigm_of(adapter, source)
+        paradigm = paradigm or ("dense" if contract == "repllama" else _paradigm_of(adapter, source))
         settings = _contract(contract, adapter, source)
         model = _build(source, base, paradigm, settings, dtype, hub, is_adapter=adapter is not None)
         replaced = base if adapter is not None else None
@@ -168,7 +171,7 @@ def _adapter_config(source: str, hub: dict[str, Any]) -> dict[str, Any] | None:
     return None
 
 
-def _paradigm_of(adapter: dict[str, Any] | None, source: str) -> Paradigm:
+def _paradigm_of(adapter: dict[str, Any] | None, source: str) -> SingleVector:
     """What the classes named in an adapter's configuration were trained for."""
     if adapter is None:
         return "sparse"
@@ -206,7 +209,7 @@ def _contract(contract: str | Contract | None, adapter: dict[str, Any] | None, s
 def _build(
     source: str,
     base: str | Path | None,
-    paradigm: Paradigm,
+    paradigm: SingleVector,
     contract: Contract,
     dtype: str | torch.dtype,
     hub: dict[str, Any],

@@ -13,8 +13,10 @@ from huggingface_hub import ModelCard, constants, hf_api
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
 
 import lion_st
+from lion_st.cli import app
 from lion_st.hub import Contract, import_released, merge_backbone, render_card
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
@@ -192,6 +194,21 @@ def test_a_contract_of_ones_own(tiny_backbone, texts, tmp_path):
     loaded = lion_st.load(folder, device="cpu")
     assert abs(loaded.encode_query(texts) - model.encode_query(texts)).max() < TOLERANCE
     assert "SparseEncoder" in (folder / "config_sentence_transformers.json").read_text()
+
+
+def test_the_command_knows_repllamas_contract_and_that_it_is_dense(tiny_backbone, texts, tmp_path):
+    from lion_st.training.published import published_recipe
+
+    command = ["import", tiny_backbone(), str(tmp_path / "out"), "--contract", "repllama"]
+    shown = CliRunner().invoke(app, command)
+    assert shown.exit_code == 0, shown.output
+    names = ("causal", "add_eos", "pooling", "normalize", "query_prompt", "query_length", "document_length")
+    recipe = vars(published_recipe("repllama"))
+    model = lion_st.build(tiny_backbone(), "dense", device="cpu", **{name: recipe[name] for name in names})
+    found = SentenceTransformer(str(tmp_path / "out"), device="cpu").encode_query(texts)
+    assert abs(found - model.encode_query(texts)).max() < TOLERANCE
+    with pytest.raises(ValueError, match=r"paradigm must be one of .*, got 'hybrid'"):
+        import_released(tiny_backbone(), contract="lion", paradigm="hybrid")
 
 
 def test_a_saved_retriever_keeps_its_own_contract_and_a_missing_one_is_named(tiny_backbone, texts, tmp_path):
