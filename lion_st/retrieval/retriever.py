@@ -89,7 +89,7 @@ class ModelRetriever:
     Raises:
         TypeError: If a model is not one, but a path for example.
         ValueError: If the engine does not search such vectors, has no such setting, or cannot fuse by a hybrid model's
-            weights.
+            weights, or the query model has vectors of another kind.
 
     Example:
         >>> retriever = ModelRetriever(lion_st.load("runs/quickstart/lion-sp"))  # doctest: +SKIP
@@ -121,6 +121,8 @@ class ModelRetriever:
         for one in (self.model, self.query_model):
             input_module(one, "query")  # raises for a path
         self.paradigm: str = paradigm_of(model)
+        if (kind := paradigm_of(self.query_model)) != self.paradigm:
+            raise ValueError(f"query_model is {kind}, and the documents' model {self.paradigm}: give one made for it.")
         self.engine = present_engine(engine)
         self.engine_parameters = dict(engine_parameters or {}) if self.engine == engine else {}
         self.query_length = query_length

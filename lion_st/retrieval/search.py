@@ -195,7 +195,7 @@ def search_run(
     )
     texts = listed_queries(list(queries.values()))
     warn_of_another_model(model, index)
-    vectors = encode_texts(model, texts, "query", max_tokens=max_tokens)
+    vectors = _encoded_queries(model, index, texts, max_tokens)
     hits = index.search(vectors, k, threads, allowed)
     return {query: dict(found) for query, found in zip(queries, hits, strict=True)}
 
@@ -236,7 +236,8 @@ def search_texts(
     Raises:
         TypeError: If the model or index is a path, or the queries are not a list of texts.
         ValueError: If none of the allowed documents is in the index, an explanation is asked of an index that does not
-            keep the documents' term weights, or the model's vectors have other dimensions than the documents'.
+            keep the documents' term weights, or the model's vectors are of another kind or have other dimensions than
+            the documents'.
 
     Warns:
         UserWarning: If the weights are not those that encoded the documents; a Router's query route is exempt.
@@ -247,7 +248,7 @@ def search_texts(
     warn_of_another_model(model, index)
     if explain:
         require_explainable(index)
-    vectors = encode_texts(model, queries, "query", max_tokens=max_tokens)
+    vectors = _encoded_queries(model, index, queries, max_tokens)
     tokenizer = input_module(model, "query").tokenizer
     results = []
     for row, (query, hits) in enumerate(zip(queries, index.search(vectors, k, threads, allowed), strict=True)):
@@ -258,6 +259,16 @@ def search_texts(
                 terms = explain_score(vectors[[row]], stored.vectors([document]), tokenizer)
             results.append(Result(query, rank, document, score, terms))
     return results
+
+
+def _encoded_queries(model: Any, index: Index, texts: Sequence[str], max_tokens: int | None) -> Any:
+    vectors: Any = encode_texts(model, texts, "query", max_tokens=max_tokens)
+    if kind_of(vectors) != index.paradigm:
+        raise ValueError(
+            f"The index holds {index.paradigm} vectors, and {model_name(model)!r} is a {kind_of(vectors)} model: give "
+            "the model that encoded its documents, or a query encoder made for it."
+        )
+    return vectors
 
 
 def require_explainable(index: Index) -> None:

@@ -173,6 +173,21 @@ def test_an_index_knows_the_weights_it_was_built_with(tmp_path, sparse_model, en
         search_run(other, index, {"q": TEXTS[0]})
 
 
+def test_a_model_of_another_kind_of_vectors_is_refused_by_name(sparse_model, dense_model, tiny_backbone) -> None:
+    others = [lion_st.build(tiny_backbone(), paradigm) for paradigm in ("hybrid", "multi_vector")]
+    models = {lion_st.paradigm_of(model): model for model in (sparse_model, dense_model, *others)}
+    for paradigm, model in models.items():
+        index = create_index("exact", paradigm)  # type: ignore[arg-type]
+        index.add(["a", "b"], encode_texts(model, TEXTS[:2], "document"))
+        for other in models.values():
+            if other is not model:
+                with pytest.raises(ValueError, match=f"holds {paradigm} vectors, and .* model: give the model"):
+                    search_texts(other, index, [TEXTS[0]])
+                with pytest.raises(ValueError, match=f"and the documents' model {paradigm}: give one made for it"):
+                    ModelRetriever(model, query_model=other)
+        assert search_run(model, index, {"q": TEXTS[0]}, k=1)
+
+
 def test_pruning_shrinks_the_index(tmp_path, encoded) -> None:
     whole = index_corpus(encoded, tmp_path / "whole").index
     report = index_corpus(encoded, tmp_path / "pruned", pruning=Pruning(top_terms=10))
