@@ -299,7 +299,7 @@ def test_a_misspelt_argument_is_refused_also_where_none_is_read(tmp_path, folder
     for model in (Bm25Retriever(), "bm25", run):
         with pytest.raises(TypeError, match="overwite, thread: there is no such argument"):
             evaluate_retrieval(model, folder, output_dir=tmp_path / "r", overwite=True, thread=2)  # type: ignore
-    with pytest.raises(TypeError, match=r"document_length: no such argument.*lengths are those of a protocol"):
+    with pytest.raises(TypeError, match=r"document_length: there is no .*lengths are those of a protocol"):
         open_retriever("bm25", document_length=8)  # type: ignore
 
 
