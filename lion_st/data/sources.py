@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from lion_st.data.fields import Task
 from lion_st.data.files import COMPRESSED, FILE_KINDS, READABLE, Rows, file_kind, find_file, open_parquet
+from lion_st.files import LOCAL_FOLDERS
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -61,7 +62,7 @@ def parse_source(source: str | Path, subset: str | None = None) -> Source:
         found = Source(Path(name), None)
     elif remote == name and colon and Path(head).exists():
         found = Source(Path(head), None, tail)
-    elif match is not None and (remote != name or (name.count("/") == 1 and file_kind(name) is None)):
+    elif match is not None and (remote != name or _may_be_of_the_hub(name)):
         found = _of_repository(match["repository"], match["subset"])
     else:
         raise FileNotFoundError(f"{name} is not a file or folder here, nor the name of a Hub data set; give {SYNTAX}.")
@@ -70,6 +71,11 @@ def parse_source(source: str | Path, subset: str | None = None) -> Source:
     if found.subset is not None:
         raise ValueError(f"{name} names the subset {found.subset!r}, beside {subset!r}: name one of them.")
     return Source(found.path, found.repository, subset)
+
+
+def _may_be_of_the_hub(name: str) -> bool:
+    owner, slash, rest = name.partition("/")
+    return slash != "" and "/" not in rest and file_kind(name) is None and owner not in LOCAL_FOLDERS
 
 
 def _of_repository(repository: str, subset: str | None) -> Source:

@@ -18,6 +18,7 @@ from transformers import TrainerCallback, set_seed
 from transformers.modeling_outputs import ModelOutput
 
 from lion_st.checkpoints import atomic_files_in
+from lion_st.data.sources import parse_source
 from lion_st.data.text import token_blocks
 from lion_st.modules import LionTransformer
 from lion_st.modules.folding import save_merged
@@ -252,6 +253,8 @@ def adapt_mntp(arguments: MntpArguments, training_arguments: MntpTrainingArgumen
         if training_arguments.process_index == 0:
             print(f"{output} is adapted already; nothing to do.")
         return output
+    for source in arguments.texts:
+        parse_source(source)  # before the backbone is read
     checkpoint = checkpoint_to_resume(output, training_arguments.resume_from_checkpoint)
     set_seed(training_arguments.seed)
     with reading_for_shards(training_arguments):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lion_st.errors import UsageError
-from lion_st.training.recipes import BACKBONES, RECIPES, RetrieverRecipe, get_recipe
+from lion_st.training.recipes import BACKBONES, PAPER_PARADIGMS, RECIPES, RetrieverRecipe, get_recipe
 
 LLAMA_LACONIC = ("llama-3.2-1b", "llama-3.2-3b", "llama-3.1-8b")
 QWEN = ("qwen3-0.6b", "qwen3-4b", "qwen3-8b")
@@ -95,6 +95,11 @@ PUBLISHED: dict[str, PublishedRecipe] = {
 }  # fmt: skip
 
 
+def own_backbones() -> list[str]:
+    """Backbones that have recipes of the paper's settings."""
+    return list(dict.fromkeys(backbone for backbone, _, _ in RECIPES))
+
+
 def output_folder(name: str, backbone: str) -> str:
     """Where a recipe writes, and the next phase reads."""
     return f"runs/{name}-{backbone}"
@@ -145,10 +150,16 @@ def chosen_recipe(given: Mapping[str, Any]) -> RetrieverRecipe:
                     f"The recipe {given['recipe']} is {getattr(found, name)}, not {wanted}: leave out --{name}."
                 )
         return found
+    own = own_backbones()
     if backbone is None:
         raise UsageError(
-            f"Name the recipe's backbone with --backbone: {', '.join(BACKBONES)}. Or a published recipe with --recipe: "
+            f"Name the recipe's backbone with --backbone: {', '.join(own)}. Or a published recipe with --recipe: "
             f"{', '.join(PUBLISHED)}."
+        )
+    if backbone in BACKBONES and backbone not in own:
+        raise UsageError(
+            f"The backbone {backbone} is for --recipe {', '.join(PUBLISHED)}. To train it by the paper's settings, "
+            f"take those of the nearest, such as --backbone llama-3.2-1b --model {BACKBONES[backbone].model}."
         )
     return get_recipe(backbone, paradigm or "sparse", objective or "cl_kd")
 
@@ -176,11 +187,12 @@ def describe_recipe(name: str, backbone: str | None = None) -> str:
             )
         recipe = RECIPES[known[name]]
         backbone_name, paradigm, objective = known[name]
+        kinds = {"backbone": backbone_name.startswith("llama"), "paradigm": paradigm in PAPER_PARADIGMS}
+        others = " and ".join(f"a {kind}" for kind, is_papers in kinds.items() if not is_papers)
         lines = [
             name,
             "source: Zeng et al., Scaling Sparse and Dense Retrieval in Decoder-Only LLMs, 2025: "
-            "arxiv.org/abs/2502.15526"
-            + ("" if backbone_name.startswith("llama") else ", for a backbone that is not the paper's"),
+            "arxiv.org/abs/2502.15526" + (f", for {others} that the paper does not have" if others else ""),
             f"lion-st train --backbone {backbone_name} --paradigm {paradigm} --objective {objective}",
         ]
     settings = {key: value for key, value in recipe.defaults().items() if value is not None}

@@ -23,7 +23,7 @@ from lion_st.training.evaluation import EarlyStopping, build_evaluator, hold_out
 from lion_st.training.learned_sparsity import attach_learned_sparsity
 from lion_st.training.mixing import WeightedBatchSampler
 from lion_st.training.objectives import build_loss, has_terms, uncacheable
-from lion_st.training.options.released_code import ramp_micro_batches, require_files
+from lion_st.training.options.released_code import ramp_micro_batches
 from lion_st.training.progress.callbacks import SecondsBudget
 from lion_st.training.progress.checkpoints import checkpoint_to_resume
 from lion_st.training.progress.collapse import CollapseGuard
@@ -31,7 +31,7 @@ from lion_st.training.prompts import column_prompts, source_prompts
 from lion_st.training.query_tables import attach_query_table
 from lion_st.training.recipes import BackboneShape
 from lion_st.training.regularizers import prepare_regularizers
-from lion_st.training.runs import export_run, run_log
+from lion_st.training.runs import export_run, require_sources, run_log
 from lion_st.training.self_distillation import EmaCallback, EmaTeacher
 from lion_st.training.sharding import (
     build_device,
@@ -298,7 +298,7 @@ def train_retriever(arguments: RetrieverArguments, training_arguments: Retriever
             print(f"{record.folder} is trained already; nothing to do.")
         return record.folder
     checkpoint = checkpoint_to_resume(record.folder, training_arguments.resume_from_checkpoint)
-    require_files(arguments.train_data)
+    require_sources(arguments, training_arguments)
     set_seed(training_arguments.seed)
     with reading_for_shards(training_arguments):
         model = build_model(arguments, build_device(training_arguments), record.folder)

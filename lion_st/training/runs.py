@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 from accelerate import PartialState
 
 from lion_st.checkpoints import atomic_files_in, unheld_by_stock
+from lion_st.data.sources import parse_source
 from lion_st.exporting import export
 from lion_st.modules import HybridHead
+from lion_st.training.evaluation import NANO_BEIR
 from lion_st.training.objectives import uncacheable
+from lion_st.training.options.released_code import require_files
 from lion_st.training.progress.callbacks import require_all_steps
 from lion_st.training.progress.checkpoints import decided_by_first_rank
 from lion_st.training.progress.record import RunLog, files_checksum
@@ -48,6 +51,19 @@ def run_log(arguments: RetrieverArguments, training_arguments: RetrieverTraining
         decided_by_first_rank(partial(files_checksum, given, path.parent)),
         accumulates=uncacheable(arguments),
     )
+
+
+def require_sources(arguments: RetrieverArguments, training_arguments: RetrieverTrainingArguments) -> None:
+    """Refuse a run on data that are neither here nor could be on the Hub, before a model is read.
+
+    Raises:
+        FileNotFoundError: Naming the source.
+    """
+    require_files(arguments.train_data)
+    collections = [name for name in training_arguments.eval_data or () if not name.startswith(NANO_BEIR)]
+    for source in (*arguments.train_data, arguments.train_queries, arguments.train_documents, *collections):
+        if source is not None:
+            parse_source(source)
 
 
 def export_run(trainer: Any, record: RunLog) -> Path:

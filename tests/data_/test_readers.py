@@ -267,7 +267,15 @@ def test_one_syntax_names_local_and_remote_sources(tmp_path):
     assert str(parse_source("owner/name", "subset")) == "owner/name:subset"
     with pytest.raises(ValueError, match="names the subset 'a', beside 'b'"):
         parse_source("owner/name:a", "b")
-    for missing in ("folder/missing.jsonl", "missing.tsv.gz", "a/b/c", "hf://name", f"{tmp_path}/missing"):
+    for missing in (
+        "folder/missing.jsonl",
+        "missing.tsv.gz",
+        "a/b/c",
+        "hf://name",
+        "data/own",
+        "runs/set:subset",
+        f"{tmp_path}/missing",
+    ):
         with pytest.raises(FileNotFoundError, match=f"{missing} is not a file or folder here"):
             parse_source(missing)
 

@@ -213,7 +213,7 @@ def test_weights_are_trained_in_float32_and_saved_in_the_backbones_dtype(tiny_ba
     [
         (dict(mask_token="<none>"), r"has no token '<none>'; pass a token it has with --mask_token"),
         (dict(eval_blocks=100_000), r"of which 100000 are held out: give more text or fewer --eval_blocks"),
-        (dict(texts=["missing.txt"]), r"missing\.txt is not a file or folder here"),
+        (dict(texts=["missing.txt"], backbone="org/of-no-one"), r"missing\.txt is not a file or folder here"),
         (dict(mask_probability=1.5), r"mask_probability must be between 0 and 1, got 1\.5"),
         (dict(fp16=True), "--fp16 needs a GPU"),
     ],

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -328,6 +329,27 @@ def test_help_needs_no_recipe(parse, capsys):
     assert "--learning_rate" in short and "LION_ST_TRACEBACK" in short
     steps = recipe[recipe.index("\n  --max_steps") :]
     assert ("(default: 10000)" if parse is parse_mntp_arguments else "(default: 4200)") in steps[:600]
+    # Every option that is shown is explained; one that is refused is not shown, and a --no_ does not say the opposite.
+    assert not re.search(r"^  --\S+(?: \S+)*\n  (?=--)", short, re.M)
+    assert "--auto_find_batch_size" not in whole
+    assert re.search(r"--no_use_peft, --no-use-peft\s+Not --use_peft\.\n", short)
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        {"train_data": "data/own.jsonl"},
+        {"train_data": "data/own"},
+        {"train_queries": "q.tsv"},
+        {"eval_data": ["runs/a"]},
+    ],
+)
+def test_data_that_are_not_there_are_named_before_a_model_is_read(data, tmp_path, monkeypatch, missing):
+    monkeypatch.chdir(tmp_path)
+    (name,) = [value if isinstance(value, str) else value[0] for value in missing.values()]
+    with pytest.raises(FileNotFoundError, match=f"^{name} is not a file or folder here"):
+        train_retriever(*tiny_run("org/of-no-one", data, tmp_path / "run", "sparse", "cl", **missing))
+    assert not (tmp_path / "run").exists()
 
 
 def trainer_of(backbone, data, output, **settings):

@@ -67,7 +67,8 @@ def test_what_cannot_be_is_refused_by_name():
         (["--recipe", "repllama", "--objective", "kd"], "repllama is cl, not kd"),
         (["--recipe", "colbert"], "no published recipe 'colbert': choose from laconic-pretrain"),
         (["--recipe", "repllama", "--backbone", "micro"], "repllama is for llama-3.1-8b.*not 'micro'"),
-        ([], r"--backbone: .* Or a published recipe with --recipe: laconic-pretrain"),
+        (["--backbone", "qwen3-4b"], "qwen3-4b is for --recipe laconic-pretrain.*--model Qwen/Qwen3-4B-Base"),
+        ([], r"--backbone: [^q]* Or a published recipe with --recipe: laconic-pretrain"),
     ):
         with pytest.raises(UsageError, match=message):
             parse_retriever_arguments(options)
@@ -81,6 +82,8 @@ def test_recipes_are_shown_in_full():
     assert all(name in listed for name in PUBLISHED) and "llama-3-8b" in listed
     assert "pooling                      last_token" in lion("recipes", "repllama", "--backbone", "qwen3-0.6b")
     assert "max_steps                    33250" in lion("recipes", "llama-3.2-1b-sparse-cl_kd")
+    hybrid = lion("recipes", "llama-3-8b-hybrid-cl")
+    assert "arxiv.org/abs/2502.15526, for a paradigm that the paper does not have" in hybrid
     lion("recipes", "none", exit_code=None)
 
 

@@ -91,14 +91,14 @@ _NOT_READ = {
     "parallelism_config": SHARDING_BUILT,
     "save_only_model": "a run could not go on from such a checkpoint",
 }
-_NOT_READ_BY_MNTP = {
+NOT_READ_BY_MNTP = {
     **_NOT_READ,
     "label_smoothing_factor": "the loss is cross-entropy of the masked tokens",
     "auto_find_batch_size": "a smaller batch is another run; lower --per_device_train_batch_size",
     "do_predict": "there is no test set",
     "push_to_hub": "`lion-st publish --folder` publishes the finished backbone",
 }
-_NOT_READ_BY_RETRIEVER = {
+NOT_READ_BY_RETRIEVER = {
     **_NOT_READ,
     "data_seed": "--seed is that of batches and negatives too",
     "dataloader_multiprocessing_context": "workers begin in Python's own way",
@@ -181,7 +181,7 @@ class MntpTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         self.bf16 = self.bf16 and not self.fp16
-        deepspeed = _resolve(self, _NOT_READ_BY_MNTP, 10_000)
+        deepspeed = _resolve(self, NOT_READ_BY_MNTP, 10_000)
         super().__post_init__()
         self.deepspeed = deepspeed
 
@@ -328,7 +328,7 @@ class RetrieverTrainingArguments(
     )
 
     def __post_init__(self) -> None:
-        deepspeed = _resolve(self, _NOT_READ_BY_RETRIEVER, -1)
+        deepspeed = _resolve(self, NOT_READ_BY_RETRIEVER, -1)
         if self.warmup_steps and self.warmup_ratio:
             merge_layers({"warmup_steps": self.warmup_steps, "warmup_ratio": self.warmup_ratio})
         self.complete_evaluation(self)

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lion_st.training.options.arguments import (
+    NOT_READ_BY_MNTP,
+    NOT_READ_BY_RETRIEVER,
     MntpArguments,
     MntpTrainingArguments,
     RetrieverArguments,
@@ -13,42 +15,48 @@ from lion_st.training.options.arguments import (
 )
 from lion_st.training.options.reader import OptionsReader
 from lion_st.training.options.released_code import mntp_options, recipe_options
-from lion_st.training.published import PUBLISHED, chosen_recipe
-from lion_st.training.recipes import BACKBONES, MNTP_RECIPES
+from lion_st.training.published import PUBLISHED, chosen_recipe, own_backbones
+from lion_st.training.recipes import MNTP_RECIPES
 from lion_st.training.validation import require_read
 
-# What `--help` shows of the many options of the trainers.
-SHOWN_ARGUMENTS = (
-    "output_dir",
-    "max_steps",
-    "max_seconds",
-    "num_train_epochs",
-    "learning_rate",
-    "lr_scheduler_type",
-    "warmup_steps",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "activation_checkpointing",
-    "seed",
-    "bf16",
-    "fp16",
-    "logging_steps",
-    "save_steps",
-    "save_total_limit",
-    "prompts",
-    "eval_data",
-    "eval_split",
-    "eval_share",
-    "eval_strategy",
-    "eval_steps",
-    "load_best_model_at_end",
-    "metric_for_best_model",
-    "early_stopping_patience",
-    "report_to",
-    "resume_from_checkpoint",
-    "push_to_hub",
-    "hub_model_id",
-)
+# What `--help` shows of the many options of the trainers, and what it says where their own help is missing or not so.
+SHOWN_ARGUMENTS: dict[str, str | None] = {
+    "output_dir": "Folder of the result, its record and the checkpoints by which the same command goes on.",
+    "max_steps": "Optimizer steps, in place of --num_train_epochs.",
+    "max_seconds": None,
+    "num_train_epochs": None,
+    "learning_rate": "Learning rate at the end of the warmup.",
+    "lr_scheduler_type": None,
+    "warmup_steps": None,
+    "per_device_train_batch_size": "Rows of a device in a forward pass.",
+    "gradient_accumulation_steps": "Forward and backward passes of an optimizer step.",
+    "activation_checkpointing": None,
+    "seed": "Seed of weights, batches, negatives and dropout.",
+    "bf16": None,
+    "fp16": None,
+    "use_cpu": "Train on CPUs, as is done where there is no GPU.",
+    "logging_steps": "Steps from one line of the log to the next.",
+    "save_steps": "Steps from one checkpoint to the next.",
+    "save_total_limit": "Checkpoints that are kept.",
+    "prompts": None,
+    "eval_data": None,
+    "eval_split": None,
+    "eval_share": None,
+    "eval_strategy": "When to evaluate: steps where there is --eval_data or --eval_share, unless given.",
+    "eval_steps": None,
+    "load_best_model_at_end": "Export the best checkpoint by --metric_for_best_model in place of the last.",
+    "metric_for_best_model": "What the best checkpoint is best by; ndcg@10 unless given.",
+    "early_stopping_patience": None,
+    "report_to": "Reporters of the log: tensorboard, wandb, trackio, ...",
+    "resume_from_checkpoint": "Go on from this checkpoint, in place of the last whole one in --output_dir.",
+    "push_to_hub": "Push the finished result to --hub_model_id.",
+    "hub_model_id": "Repository for --push_to_hub, owner/name.",
+}
+OF_RETRIEVERS = ("per_device_train_batch_size", "gradient_accumulation_steps")
+RETRIEVER_HELP = SHOWN_ARGUMENTS | {
+    name: f"{SHOWN_ARGUMENTS[name]} Follows from --batch_size." for name in OF_RETRIEVERS
+}
+MNTP_HELP = SHOWN_ARGUMENTS | dict.fromkeys(("max_steps", "eval_strategy"))
 
 
 def parse_mntp_arguments(
@@ -67,7 +75,8 @@ def parse_mntp_arguments(
         program,
         "Adapt a causal language model to bidirectional attention with masked next-token prediction (MNTP). "
         f"--backbone is a recipe ({', '.join(MNTP_RECIPES)}), a folder or a Hub name.",
-        SHOWN_ARGUMENTS,
+        MNTP_HELP,
+        NOT_READ_BY_MNTP,
     )
 
     def defaults(given: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -97,10 +106,12 @@ def parse_retriever_arguments(
     reader = OptionsReader(
         (RetrieverArguments, RetrieverTrainingArguments),
         program,
-        f"Fine-tune a retriever. --backbone ({', '.join(BACKBONES)}), --paradigm and --objective choose a recipe, "
-        "whose values are the defaults of all other options; `lion-st recipes` lists them. --recipe "
-        f"({', '.join(PUBLISHED)}) names one of other papers, --backbone what it is applied to.",
-        SHOWN_ARGUMENTS,
+        f"Fine-tune a retriever. --backbone ({', '.join(own_backbones())}), --paradigm and --objective choose a "
+        "recipe, whose values are the defaults of all other options: named beside --help, they are shown. --recipe "
+        f"({', '.join(PUBLISHED)}) names one of other papers, --backbone what it is applied to; `lion-st recipes` "
+        "lists both.",
+        RETRIEVER_HELP,
+        NOT_READ_BY_RETRIEVER,
     )
 
     def defaults(given: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import sys
 from argparse import SUPPRESS, Action, ArgumentTypeError, Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 from lion_st.errors import UsageError
@@ -118,10 +119,19 @@ class OptionsReader:
         kinds: The dataclasses, whose fields are the options; the first is the program's own.
         program: What is typed in front of the options.
         description: First lines of the help.
-        shown: Fields of the other dataclasses that `--help` shows; `--help_all` shows all of them.
+        shown: Fields of the other dataclasses that `--help` shows, `--help_all` showing all of them, with what to say
+            in place of the field's own help, if anything.
+        unread: Fields that are refused, and not shown.
     """
 
-    def __init__(self, kinds: Sequence[type], program: str, description: str, shown: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        kinds: Sequence[type],
+        program: str,
+        description: str,
+        shown: Mapping[str, str | None] = MappingProxyType({}),
+        unread: Collection[str] = (),
+    ) -> None:
         from transformers import HfArgumentParser
 
         class Parser(HfArgumentParser):
@@ -140,6 +150,12 @@ class OptionsReader:
             "--help_all lists every option. LION_ST_TRACEBACK=1 shows where an error comes from.",
             allow_abbrev=False,
         )
+        for action in self.parser._actions:
+            action.help = shown.get(action.dest) or action.help
+            if _denies(action):  # transformers' parser says the opposite
+                action.help = f"Not --{action.dest}."
+            if action.dest in unread:
+                action.help = SUPPRESS
 
     def read(
         self, options: Sequence[str] | None, defaults: Callable[[Mapping[str, Any]], Mapping[str, Any]]
@@ -211,10 +227,16 @@ class OptionsReader:
             values = {}
         for action in self.parser._actions:
             action.default = values.get(action.dest, action.default)
+            if _denies(action) or action.default in (None, "", [], -1):
+                action.default = SUPPRESS
             if action.dest not in self.shown | {"help"} and "_all" not in "".join(words).replace("-", "_"):
                 action.help = SUPPRESS
         self.parser.print_help()
         raise SystemExit(0)
+
+
+def _denies(action: Action) -> bool:
+    return action.option_strings[0].startswith("--no_")
 
 
 def _typed_value(action: Action, value: Any, source: str) -> Any:
