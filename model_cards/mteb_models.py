@@ -41,6 +41,7 @@ RLHN_680K = {"ArguAna", "FEVER", "FiQA2018", "HotpotQA", "MSMARCO", "NQ", "SciDo
 LION_CITATION = r"""
 @inproceedings{zeng2025scaling,
   author = {Zeng, Hansi and Killingback, Julian and Zamani, Hamed},
+  booktitle = {Proceedings of SIGIR},
   title = {Scaling Sparse and Dense Retrieval in Decoder-Only LLMs},
   url = {https://arxiv.org/abs/2502.15526},
   year = {2025},

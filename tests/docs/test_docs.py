@@ -3,26 +3,54 @@
 import ast
 import json
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from typer import Context
+from typer.main import get_command
 
 import lion_st
+from lion_st.cli import app
 from lion_st.data import save_beir
+from lion_st.training.options import arguments
+from lion_st.training.options.command_line import parse_mntp_arguments, parse_retriever_arguments
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "tests" / "hub"), str(Path(__file__).parent)]
 
 from hub_clients import TOKENS, connect, environment  # noqa: E402
 from loopback_hub import LoopbackHub  # noqa: E402
-from snippets import DOCS, Trainings, blocks, run_page  # noqa: E402
+from snippets import DOCS, TRAINING, Trainings, blocks, run_page  # noqa: E402
 
 MICRO = ROOT / "hub_uploads" / "models" / "lion-micro-base"
 PAGES = sorted(DOCS.rglob("*.md"))
+# All that is written for people to type: pages, cards, examples, and the first lines of scripts and configurations.
+WRITTEN = {
+    file: text if file.suffix == ".md" else text.rpartition('"""\n\n')[0] or text
+    for pattern in ("*.md", "*/**/*.md", "examples/*.py", "training_scripts/**/*.py", "lion_st/training/configs/*.yaml")
+    for file in ROOT.glob(pattern)
+    if not re.match(r"\.|tests|runs|build", str(file.relative_to(ROOT)))
+    for text in (file.read_text(encoding="utf-8"),)
+}
+TRAINING_OPTIONS = (
+    arguments.MntpArguments,
+    arguments.MntpTrainingArguments,
+    arguments.RetrieverArguments,
+    arguments.RetrieverTrainingArguments,
+)
+# Of pip, hf, mteb, torchrun, accelerate, docker and vLLM.
+FOREIGN_OPTIONS = (
+    *("--index-url", "--local-dir", "--repo-type", "--model-revision", "--nproc_per_node", "--nproc-per-node"),
+    *("--num_processes", "--cpu", "--config_file", "--hf-overrides", "--io-processor-plugin", "--max-model-len"),
+    *("--tensor-parallel-size", "--pipeline-parallel-size", "--data-parallel-size"),
+)
 START_TO_FINISH = DOCS / "start-to-finish.md"
 TEXTS = {
     "lions": ("what do lions eat", "Lions prey on zebras and wildebeest, mostly at night."),
@@ -133,6 +161,99 @@ def test_messages_of_the_troubleshooting_page_are_the_code_s_own() -> None:
         parts = [re.escape(part.strip()) for part in line.split("...") if part.strip()]
         pattern = re.compile(".*".join(parts), re.S)
         assert any(pattern.search(message) for message in known), f"no message of lion_st reads {line!r}"
+
+
+def test_every_option_and_command_that_is_written_down_exists() -> None:
+    """In all pages, cards and first lines of scripts of the repository, in blocks that run and in those that do not."""
+    group: Any = get_command(app)
+    known = {"--help_all", "--config", *FOREIGN_OPTIONS}
+    known |= {f"--{name}" for kind in TRAINING_OPTIONS for name in (each.name for each in fields(kind))}
+    commands = [group, *group.commands.values(), *group.commands["data"].commands.values()]
+    for command in commands:
+        known.update(option for parameter in command.params for option in parameter.opts + parameter.secondary_opts)
+        known.update(command.get_help_option_names(Context(command)))
+    for script in (*ROOT.glob("benchmarks/**/*.py"), *ROOT.glob("training_scripts/**/*.py")):
+        code = script.read_text(encoding="utf-8")
+        known |= set(re.findall(r'add_argument\(\s*"(--[\w-]+)"', code))
+        known |= {f"--{name}" for name in re.findall(r"^    (\w+): .*=", code, re.M)}
+    for page, text in WRITTEN.items():
+        options = set(re.findall(r"(?<![\w-])--[a-zA-Z][\w-]*", text))
+        assert options <= known | {f"--no_{name[2:]}" for name in known}, (page, options - known)
+        plain = text.replace("\\\n", " ")
+        lines = re.findall(r"^lion-st (.*)$", "\n".join(re.findall(r"```bash\n(.*?)```", plain, re.S)), re.M)
+        for line in lines + re.findall(r"`lion-st ([^`]+)`", " ".join(plain.split())):
+            words = shlex.split(line, comments=True)
+            assert words[0].startswith("--") or words[0] in group.commands or words[0] == "COMMAND", (page, line)
+            if len(words) < 3 or words[0] == "data" or "..." in line or "<" in line:
+                continue
+            if words[0] in TRAINING and "--backbone" in words:  # else it is a part of one
+                (parse_retriever_arguments if words[0] == "train" else parse_mntp_arguments)(words[1:])
+            elif words[0] not in TRAINING and not words[1].startswith("--"):
+                group.commands[words[0]].make_context(words[0], words[1:])
+
+
+def test_links_of_the_pages_beside_the_documentation_lead_somewhere() -> None:
+    for page in (*ROOT.glob("*/**/README.md"), *ROOT.glob("*.md"), *ROOT.glob("model_cards/*.md")):
+        for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+            place, _, anchor = link.partition("#")
+            if place.startswith("http"):
+                continue
+            target = (page.parent / place).resolve()
+            assert target.exists(), (page, link)
+            titles = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.M) if anchor else []
+            assert not anchor or anchor in {re.sub(r"[^\w -]", "", one).lower().replace(" ", "-") for one in titles}, (
+                link
+            )
+
+
+def test_what_is_uploaded_names_nothing_of_ours_that_is_not() -> None:
+    uploaded = {f"lion-st/{folder.name}" for folder in (ROOT / "hub_uploads").glob("*/*")}
+    for file in (ROOT / "hub_uploads").rglob("*"):
+        if file.suffix in (".md", ".py", ".txt"):
+            assert set(re.findall(r"\blion-st/lion-[\w-]+", file.read_text(encoding="utf-8"))) <= uploaded, file
+
+
+def test_what_stands_on_two_pages_is_the_same() -> None:
+    def said(*path: str) -> str:
+        return ROOT.joinpath(*path).read_text(encoding="utf-8")
+
+    shown = [block.text for block in blocks(ROOT / "README.md") if not block.language]
+    assert len(shown) == 2 and shown[0] in said("docs", "index.md") and shown[1] in said("docs", "search.md")
+    small = said("docs", "small-retrievers.md")
+    for name in ("lion-sp-mini", "lion-sp-smollm2-135m"):
+        rows = [line for line in said("hub_uploads", "models", name, "README.md").splitlines() if f"{name}" in line]
+        rows = [row.replace("**", "") for row in rows if row.startswith("| ") and "| ." in row]
+        assert len(rows) > 7 and not {*rows} - {line.replace("**", "") for line in small.splitlines()}
+
+
+def test_the_readme_has_the_figures_that_were_measured() -> None:
+    results = ROOT / "benchmarks" / "results"
+
+    def rows(name: str, part: str, **wanted: Any) -> dict[str, dict]:
+        found = json.loads((results / f"{name}.json").read_text())[part]
+        return {row["side"]: row for row in found if wanted.items() <= row.items()}
+
+    time, memory = "forward+backward ms", "forward+backward MiB"
+    heads = [rows("gpu-h200-2", "head", case=f"D {size}, 1 % active") for size in (2048, 4096)]
+    heads.append(rows("sparse_head-cpu-float32-2048", "rows"))
+    shown = [
+        *(f"**{head['lion_st'][time]:.1f} ms**, {head['lion_st'][memory]:,.0f} MiB | {head['stock'][time]:.1f} ms, "
+          f"{head['stock'][memory]:,.0f} MiB" for head in heads[:2]),
+        f"**{heads[2]['lion_st'][time] / 1e3:.1f} s**, {heads[2]['lion_st'][memory]:,.0f} MiB | "
+        f"{heads[2]['stock'][time] / 1e3:.1f} s, {heads[2]['stock'][memory]:,.0f} MiB",
+    ]  # fmt: skip
+    rate, memory = "tokens/s", "step's memory GiB"
+    ours, theirs = rows("gpu-h200-3", "training").values()
+    shown.append(
+        f"**{ours[rate]:,.0f} {rate}**, {ours[memory]:.0f} GiB | {theirs[rate]:,.0f} {rate}, {theirs[memory]:.0f} GiB"
+    )
+    ours, theirs = rows("gpu-h200-3", "encode").values()
+    shown.append(f"**{ours['documents/s']:,.0f}/s** | {theirs['documents/s']:.0f}/s")
+    ours, theirs, *_ = rows("encode", "rows", vocabulary=128_256).values()
+    rate, peak = "documents/s", "peak RSS MB"
+    shown.append(f"**{ours[rate]:.1f}/s**, {ours[peak]:,.0f} MB | {theirs[rate]:.1f}/s, {theirs[peak]:,.0f} MB")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [figures for figures in shown if figures not in readme] == []
 
 
 def test_placeholders_are_called_placeholders() -> None:

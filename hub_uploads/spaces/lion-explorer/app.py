@@ -4,8 +4,8 @@ import os
 
 from lion_st.demo import build_page, launch, load_explorer
 
-MODEL = os.environ.get("LION_MODEL", "lion-st/lion-sp-micro")
-DENSE_MODEL = os.environ.get("LION_DENSE_MODEL", "lion-st/lion-ds-micro")  # "" shows BM25 alone beside the sparse model
+MODEL = os.environ.get("LION_MODEL", "lion-st/lion-sp-mini")
+DENSE_MODEL = os.environ.get("LION_DENSE_MODEL")  # without one, BM25 is beside the sparse model
 DATA = os.environ.get("LION_DATA")
 
 page = build_page(load_explorer(MODEL, DATA or None, DENSE_MODEL or None))
