@@ -218,6 +218,15 @@ def has_checksum(path: Path, facts: Mapping[str, Any]) -> bool:
     return checksum(path) == facts["xxh3"]
 
 
+def require_writable(path: Path) -> None:
+    """Refuse a place where nothing can be written, before computing what would be."""
+    there = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    if not os.access(there, os.W_OK):
+        raise PermissionError(f"{str(path)!r} cannot be written: {str(there)!r} is not writable.")
+    if there != path and not there.is_dir():
+        raise NotADirectoryError(f"{str(path)!r} cannot be made: {str(there)!r} is a file.")
+
+
 def is_hub_name(place: str | Path) -> bool:
     """Whether this is a text `owner/name`, and not a file or folder, here or gone; a `Path` always is one of these."""
     return (

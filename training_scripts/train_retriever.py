@@ -19,7 +19,7 @@ from lion_st.training.dry_run import describe_run
 from lion_st.training.options.command_line import parse_retriever_arguments
 from lion_st.training.progress.checkpoints import checkpoint_to_resume
 from lion_st.training.retriever import resolve_batches
-from lion_st.training.runs import end_program, export_run, require_sources, run_log
+from lion_st.training.runs import end_program, export_run, require_places, run_log
 from lion_st.training.sharding import build_device, reading_for_shards
 from lion_st.training.starting import build_model
 from lion_st.training.teacher import teacher_weights
@@ -39,7 +39,7 @@ def main() -> None:
         print(f"{record.folder} is trained already; nothing to do.")
         return
     checkpoint = checkpoint_to_resume(record.folder, training_arguments.resume_from_checkpoint)
-    require_sources(arguments, training_arguments)
+    require_places(arguments, training_arguments)
     set_seed(training_arguments.seed)
 
     # A backbone with bidirectional attention and a sparse or a dense head (lion_st.build), or a retriever to train on

@@ -37,7 +37,7 @@ def _options(
     pass
 
 
-OF_DATA = typer.Typer(no_args_is_help=True, help="Look at training data.")
+OF_DATA = typer.Typer(cls=OneLineErrors, no_args_is_help=True, help="Look at training data.")
 OF_DATA.callback()(data.group)
 OF_DATA.command()(data.check)
 app.add_typer(OF_DATA, name="data", rich_help_panel="Train")

@@ -26,10 +26,10 @@ from lion_st.cli.options import (
     require_new,
     require_number,
     require_source,
-    require_writable,
     usage_errors,
 )
 from lion_st.errors import UsageError
+from lion_st.files import require_writable
 
 if TYPE_CHECKING:
     from lion_st.retrieval import Retriever

@@ -34,7 +34,11 @@ class OneLineErrors(TyperGroup):
 
     @staticmethod
     def _end(ctx: Any, line: str, code: int) -> Any:
-        typer.echo(" ".join(filter(None, ("lion-st", ctx.invoked_subcommand))) + f": {line}", err=True)
+        names = [ctx.invoked_subcommand]
+        while ctx.parent is not None:  # of a group within the group
+            names.append(ctx.info_name)
+            ctx = ctx.parent
+        typer.echo(" ".join(("lion-st", *filter(None, reversed(names)))) + f": {line}", err=True)
         raise typer.Exit(code) from None
 
     def _flags(self, ctx: Any) -> dict[str, str]:

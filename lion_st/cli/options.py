@@ -18,7 +18,7 @@ import typer
 
 from lion_st.engines import ENGINES, engine_settings, require_settings
 from lion_st.errors import UsageError
-from lion_st.files import is_hub_name, require_free
+from lion_st.files import is_hub_name, require_free, require_writable
 
 # Which advise to install kernels, and to try another dtype.
 HUSHED = ("bitsandbytes", "sentence_transformers")
@@ -128,7 +128,7 @@ def engine_parameters(settings: list[str] | None, engines: Sequence[str]) -> dic
 def require_model(model: str) -> None:
     """Refuse a path that is not there, before anything is imported; a name of the Hub is left to be looked up."""
     path = Path(model).expanduser()
-    is_name = re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", model) is not None
+    is_name = re.fullmatch(r"(?!(runs|data)/)[\w-][\w.-]*(/[\w.-]+)?", model) is not None  # folders of commands
     if not path.is_dir() and (path.exists() or not is_name):
         raise FileNotFoundError(f"There is no checkpoint folder {model!r}.")
 
@@ -177,12 +177,3 @@ def require_new(path: Path | None, overwrite: bool) -> None:
         return
     require_free(path, overwrite)
     require_writable(path)
-
-
-def require_writable(path: Path) -> None:
-    """Refuse a place where nothing can be written, before computing what would be."""
-    there = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
-    if not os.access(there, os.W_OK):
-        raise PermissionError(f"{str(path)!r} cannot be written: {str(there)!r} is not writable.")
-    if there != path and not there.is_dir():
-        raise NotADirectoryError(f"{str(path)!r} cannot be made: {str(there)!r} is a file.")

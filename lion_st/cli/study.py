@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from lion_st.cli.options import TableStyle, require_file, require_writable
+from lion_st.cli.options import TableStyle, require_file
 from lion_st.errors import UsageError
 from lion_st.extras import require
+from lion_st.files import require_writable
 
 
 def study(

@@ -19,9 +19,9 @@ from lion_st.cli.options import (
     require_number,
     require_published,
     require_source,
-    require_writable,
 )
 from lion_st.errors import UsageError
+from lion_st.files import require_writable
 
 if TYPE_CHECKING:
     from lion_st.supervision.mining import Searcher

@@ -20,6 +20,7 @@ from transformers.modeling_outputs import ModelOutput
 from lion_st.checkpoints import atomic_files_in
 from lion_st.data.sources import parse_source
 from lion_st.data.text import token_blocks
+from lion_st.files import require_writable
 from lion_st.modules import LionTransformer
 from lion_st.modules.folding import save_merged
 from lion_st.modules.loading import cast_weights
@@ -253,6 +254,7 @@ def adapt_mntp(arguments: MntpArguments, training_arguments: MntpTrainingArgumen
         if training_arguments.process_index == 0:
             print(f"{output} is adapted already; nothing to do.")
         return output
+    require_writable(output)
     for source in arguments.texts:
         parse_source(source)  # before the backbone is read
     checkpoint = checkpoint_to_resume(output, training_arguments.resume_from_checkpoint)

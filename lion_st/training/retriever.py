@@ -31,7 +31,7 @@ from lion_st.training.prompts import column_prompts, source_prompts
 from lion_st.training.query_tables import attach_query_table
 from lion_st.training.recipes import BackboneShape
 from lion_st.training.regularizers import prepare_regularizers
-from lion_st.training.runs import export_run, require_sources, run_log
+from lion_st.training.runs import export_run, require_places, run_log
 from lion_st.training.self_distillation import EmaCallback, EmaTeacher
 from lion_st.training.sharding import (
     build_device,
@@ -298,7 +298,7 @@ def train_retriever(arguments: RetrieverArguments, training_arguments: Retriever
             print(f"{record.folder} is trained already; nothing to do.")
         return record.folder
     checkpoint = checkpoint_to_resume(record.folder, training_arguments.resume_from_checkpoint)
-    require_sources(arguments, training_arguments)
+    require_places(arguments, training_arguments)
     set_seed(training_arguments.seed)
     with reading_for_shards(training_arguments):
         model = build_model(arguments, build_device(training_arguments), record.folder)

@@ -12,6 +12,7 @@ from accelerate import PartialState
 from lion_st.checkpoints import atomic_files_in, unheld_by_stock
 from lion_st.data.sources import parse_source
 from lion_st.exporting import export
+from lion_st.files import require_writable
 from lion_st.modules import HybridHead
 from lion_st.training.evaluation import NANO_BEIR
 from lion_st.training.objectives import uncacheable
@@ -53,12 +54,14 @@ def run_log(arguments: RetrieverArguments, training_arguments: RetrieverTraining
     )
 
 
-def require_sources(arguments: RetrieverArguments, training_arguments: RetrieverTrainingArguments) -> None:
-    """Refuse a run on data that are neither here nor could be on the Hub, before a model is read.
+def require_places(arguments: RetrieverArguments, training_arguments: RetrieverTrainingArguments) -> None:
+    """Refuse, before a model is read, data that are neither here nor could be on the Hub, and a folder to write to that
+    nothing can be written to.
 
     Raises:
-        FileNotFoundError: Naming the source.
+        OSError: Naming the source or the folder.
     """
+    require_writable(Path(training_arguments.output_dir))
     require_files(arguments.train_data)
     collections = [name for name in training_arguments.eval_data or () if not name.startswith(NANO_BEIR)]
     for source in (*arguments.train_data, arguments.train_queries, arguments.train_documents, *collections):

@@ -62,6 +62,7 @@ def test_a_misspelt_command_or_choice_is_a_usage_error() -> None:
         (["index", "a", "b", "--engine", "lucene"], "'lucene' is not one of 'exact'"),
         (["index", "a", "b", "--threshhold", "1"], "--threshold"),
         (["index", "a"], "Missing argument"),
+        (["data", "chek", "a"], "lion-st data: No such command 'chek'. Did you mean 'check'"),
         (
             ["index", "a", "b", "--set", "query_cut=5"],
             "exact has no setting 'query_cut': choose from quantization, dtype",
@@ -144,7 +145,7 @@ def test_missing_paths_and_taken_places_are_refused_before_anything_heavy_is_imp
         ["fuse", taken + "/file", taken + "/file", "--output", taken + "/file"],
         ["export", no, taken], ["export", there, taken], ["card", there, "--output", taken + "/file"],
         ["import", there, taken], ["publish", no, "me/it"], ["demo", no], ["query-encoder", there, there, taken],
-        ["train", "--config", no], ["adapt", "--config", no],
+        ["train", "--config", no], ["adapt", "--config", no], ["data", "check", no], ["publish", "runs/no", "me/it"],
     ]  # fmt: skip
     program = (
         "import json, sys\nfrom typer.testing import CliRunner\nfrom lion_st.cli import app\n"
@@ -158,7 +159,8 @@ def test_missing_paths_and_taken_places_are_refused_before_anything_heavy_is_imp
     assert not heavy
     for command, (code, line) in zip(commands, results, strict=True):
         assert (code, line.count("\n")) == (1, 1), (command, line)
-        assert line.startswith(f"lion-st {command[0]}: ") and ("no" in line or "--overwrite" in line), line
+        name = "data check" if command[0] == "data" else command[0]
+        assert line.startswith(f"lion-st {name}: ") and ("no" in line or "--overwrite" in line), line
     assert (tmp_path / "taken" / "file").read_text() == "mine"
 
 

@@ -350,6 +350,9 @@ def test_data_that_are_not_there_are_named_before_a_model_is_read(data, tmp_path
     with pytest.raises(FileNotFoundError, match=f"^{name} is not a file or folder here"):
         train_retriever(*tiny_run("org/of-no-one", data, tmp_path / "run", "sparse", "cl", **missing))
     assert not (tmp_path / "run").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match=r"'file/run' cannot be made: '.*file' is a file"):
+        train_retriever(*tiny_run("org/of-no-one", data, "file/run", "sparse", "cl"))
 
 
 def trainer_of(backbone, data, output, **settings):
