@@ -1,4 +1,4 @@
-# make quickstart: the whole pipeline in small   make test: checks and tests   make bench: the CPU benchmark tables
+# make quickstart: the whole pipeline in small   make test: checks and tests   make bench: the shorter CPU benchmarks
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
@@ -83,7 +83,7 @@ resolve: install  ## Resolve lion-st[all] for every Python and platform that it 
 docs: install  ## Build the documentation into build/docs
 	$(BIN)/mkdocs build --strict --site-dir build/docs
 
-bench: install quickstart  ## Run the CPU benchmarks and print their tables
+bench: install quickstart  ## Run the shorter CPU benchmarks and print their tables
 	$(BIN)/python benchmarks/sparse_head.py
 	$(BIN)/python benchmarks/sparse_head.py --weight-gradient
 	$(BIN)/python benchmarks/training_step.py

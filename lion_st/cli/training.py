@@ -12,7 +12,7 @@ from lion_st.cli.options import Overwrite, TableStyle, require_folder, require_n
 
 
 def train(context: typer.Context) -> None:
-    """Fine-tune a sparse (Lion-SP) or dense (Lion-DS) retriever with one of the recipes, and export it."""
+    """Fine-tune a sparse (Lion-SP), dense (Lion-DS), multi-vector or hybrid retriever by a recipe, and export it."""
     _check(context.args, needs_recipe=True)
     from lion_st.training.dry_run import describe_run
     from lion_st.training.options.command_line import parse_retriever_arguments
