@@ -130,10 +130,11 @@ def test_columns_of_a_table_that_is_read_often_stay_in_the_cache():
 def test_positions_name_the_first_of_the_largest_logits():
     case = make_case((5, 0, 150), terms=40, device=DEVICE)
     with torch.no_grad():
-        tokens = case.hidden[case.mask.bool()]
+        # Sums of eighths are exact in any order: BLAS may round equal rows apart.
+        tokens, weight = ((part * 8).round() / 8 for part in (case.hidden[case.mask.bool()], case.weight))
         tokens[3], tokens[140] = tokens[1], tokens[20]  # ties in every term, in one group of slots and in two tiles
-        values, positions = triton_backend.forward(Inputs(tokens, case.weight, None, case.bounds, 1.0, None), True)
-        logits = tokens.double() @ case.weight.double().T
+        values, positions = triton_backend.forward(Inputs(tokens, weight, None, case.bounds, 1.0, None), True)
+        logits = tokens.double() @ weight.double().T
     expected = torch.stack([logits[:5].argmax(0), torch.full((40,), -1, device=DEVICE), logits[5:].argmax(0) + 5])
     assert torch.equal(positions.long(), expected)
     assert values[0].any() and not values[1].any()
