@@ -9,7 +9,7 @@ from typing import Any
 EXTRAS = {
     "train": ("datasets", "matplotlib", "trl"),
     "retrieval": ("bm25s", "faiss", "pyarrow", "seismic"),
-    "eval": ("evaluate", "mteb", "pytrec_eval"),
+    "eval": ("Stemmer", "evaluate", "mteb", "pytrec_eval"),
     "quantized": ("bitsandbytes",),
     "liger": ("liger_kernel",),
     "deepspeed": ("deepspeed",),

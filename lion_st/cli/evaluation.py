@@ -51,6 +51,10 @@ def evaluate(
         ),
     ] = None,
     bm25: Annotated[bool, typer.Option("--bm25", help="Add a row for BM25.")] = False,
+    bm25_stemmer: Annotated[
+        str | None,
+        typer.Option(help="Stem BM25's words: porter, as Anserini does, english or another algorithm of PyStemmer."),
+    ] = None,
     hybrid: Annotated[
         Literal["rrf", "convex"] | None,
         typer.Option(help="Add a row that fuses the models, by reciprocal ranks or by weights fitted on --dev."),
@@ -117,12 +121,16 @@ def evaluate(
         require_folder(encoded, "documents that `lion-st encode` wrote")
     if not data and trec is None:
         raise UsageError("There is nothing to evaluate on: give --data or --trec.")
+    if bm25_stemmer is not None and not (bm25 or "bm25" in models):
+        raise UsageError(f"--bm25-stemmer {bm25_stemmer} is of BM25: add --bm25.")
     require_writable(output)
     from lion_st.evaluation.metrics import metric_depth
+    from lion_st.retrieval import Bm25Retriever
 
     with usage_errors():
         for name in metric or ():
             metric_depth(name)
+        lexical = Bm25Retriever(stemmer=bm25_stemmer)
     from lion_st.evaluation import evaluate_retrieval, format_table, open_retriever, trec_task
     from lion_st.evaluation.evaluate import adjusted_protocol, table_columns
 
@@ -146,6 +154,8 @@ def evaluate(
     opened: Iterable[Any] = (
         model
         if Path(model).is_file()
+        else lexical
+        if model == "bm25"
         else open_retriever(model, engine or "exact", rules, name=names.get(model), **retriever_settings)
         for model in candidates
     )

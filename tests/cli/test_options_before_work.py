@@ -44,6 +44,8 @@ WRONG = [
     ([*EVALUATE, "--engine", "faiss", "--set", "quantization=uint8"], "faiss has no setting 'quantization'"),
     ([*EVALUATE, "--hybrid", "rrf"], "--hybrid rrf fuses two models or more, got 1"),
     ([*EVALUATE, "--dev", "DIR"], "--dev is for the weights of --hybrid convex"),
+    ([*EVALUATE, "--bm25-stemmer", "porter"], "add --bm25"),
+    ([*EVALUATE, "--bm25", "--bm25-stemmer", "krovetz"], "stemmer must be one of"),
     (["evaluate", "DIR"], "nothing to evaluate on"),
     (["evaluate", "DIR", "--data", "DIR", "--output", "FILE/inside"], "cannot be made"),
     ([*ENCODE, "--ray", "--cpus-per-worker", "-1"], "--cpus-per-worker is a finite number above 0, got -1"),

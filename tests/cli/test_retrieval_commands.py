@@ -212,9 +212,10 @@ def test_sparse_dense_and_their_fusion_stand_in_one_table(models, data, tmp_path
     shown = lion(
         "evaluate", models["sparse"], models["dense"], "--data", data, "--bm25", "--hybrid", "convex", "--dev", data,
         "--engine", "seismic", "--engine", "faiss", "--output", tmp_path, "--quiet", "--metric", "MRR@10",
+        "--bm25-stemmer", "porter",
     )  # fmt: skip
     rows = [[cell.strip() for cell in line.split("|")[1:3]] for line in shown.splitlines()[2:]]
-    assert rows[:3] == [["bm25", "bm25s"], ["lion-sparse", "seismic"], ["lion-dense", "faiss"]]
+    assert rows[:3] == [["bm25-porter", "bm25s"], ["lion-sparse", "seismic"], ["lion-dense", "faiss"]]
     assert rows[3][1] == "seismic+faiss"
     others = [shutil.copytree(models["sparse"], tmp_path / name / "lion-sparse") for name in ("short", "long")]
     shown = lion("evaluate", *others, models["dense"], "--data", data, "--output", tmp_path, "--quiet")

@@ -202,6 +202,19 @@ def test_a_search_after_the_first_searches_once(model, monkeypatch) -> None:
     assert len(searched) == 1
 
 
+def test_bm25_stems_words_when_asked_to() -> None:
+    pytest.importorskip("Stemmer")
+    plain, stemmed = Bm25Retriever(), Bm25Retriever(stemmer="porter")
+    for bm25 in (plain, stemmed):
+        bm25.index({"a": "a lion was hunting", "b": "tigers rest"})
+    assert plain.search(["hunted"]) == [[]]
+    assert [key for key, _ in stemmed.search(["hunted"])[0]] == ["a"]
+    assert (plain.name, stemmed.name) == ("bm25", "bm25-porter")
+    assert plain.fingerprint() != stemmed.fingerprint()
+    with pytest.raises(ValueError, match=r"stemmer must be one of .*porter.*, or None, got 'krovetz'"):
+        Bm25Retriever(stemmer="krovetz")
+
+
 def test_bm25_says_what_it_cannot_do() -> None:
     bm25 = Bm25Retriever()
     with pytest.raises(ValueError, match="the documents have none"):

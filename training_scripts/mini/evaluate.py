@@ -45,6 +45,7 @@ class Arguments:
     query_length: int | None = field(default=None, metadata={"help": "In place of the models' own."})
     document_length: int = field(default=384, metadata={"help": "Tokens of a document that are read."})
     tokens_per_batch: int = field(default=4096, metadata={"help": "Padded tokens a batch."})
+    bm25_stemmer: str | None = field(default=None, metadata={"help": "Of BM25: porter, english; none by default."})
 
 
 @dataclass
@@ -106,8 +107,8 @@ def runs_of(name: str, model: Any, data: TestSet, arguments: Arguments) -> dict[
     }
 
 
-def bm25_run(data: TestSet, documents: Mapping[str, str]) -> Run:
-    bm25 = Bm25Retriever()
+def bm25_run(data: TestSet, documents: Mapping[str, str], stemmer: str | None) -> Run:
+    bm25 = Bm25Retriever(stemmer=stemmer)
     bm25.index(documents)
     hits = bm25.search(list(data.queries.values()), DEPTH)
     return {key: dict(found) for key, found in zip(data.queries, hits, strict=True)}
@@ -130,7 +131,7 @@ def main() -> None:
     }
     dev = TestSet.read(arguments.dev)
     dev_runs = {name: runs_of(name, model, dev, arguments) for name, model in models.items()}
-    lexical = bm25_run(dev, dev.documents)
+    lexical = bm25_run(dev, dev.documents, arguments.bm25_stemmer)
     chosen, weights = {}, {}
     for name, runs in dev_runs.items():
         scores = {limits: evaluate_run(dev.qrels, run, METRICS) for limits, run in runs.items()}
@@ -141,15 +142,13 @@ def main() -> None:
         rows.append(row(f"{name} + BM25", dev, chosen[name], evaluate_run(dev.qrels, fused, METRICS)))
     rows.append(row("BM25", dev, (None, None), evaluate_run(dev.qrels, lexical, METRICS)))
     print(json.dumps({"chosen": chosen, "weights": weights}), flush=True)
+    tokenizer, length = next(iter(models.values())).tokenizer, arguments.document_length
     for folder in arguments.test_sets:
         data = TestSet.read(folder)
         found: list[tuple[str, Sequence[int | None], Run]] = [
-            ("BM25", (None, None), bm25_run(data, data.documents)),
-            (
-                "BM25, same text", (None, None),
-                bm25_run(data, cut(data, next(iter(models.values())).tokenizer, arguments.document_length)),
-            ),
-        ]  # fmt: skip
+            (name, (None, None), bm25_run(data, documents, arguments.bm25_stemmer))
+            for name, documents in (("BM25", data.documents), ("BM25, same text", cut(data, tokenizer, length)))
+        ]
         for name, model in models.items():
             runs = runs_of(name, model, data, arguments)
             found += [(name, limits, run) for limits, run in runs.items() if limits in (chosen[name], (None, None))]
