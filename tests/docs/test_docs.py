@@ -195,7 +195,10 @@ def test_every_option_and_command_that_is_written_down_exists(monkeypatch) -> No
 
 
 def test_links_of_the_pages_beside_the_documentation_lead_somewhere() -> None:
-    for page in (*ROOT.glob("*/**/README.md"), *ROOT.glob("*.md"), *ROOT.glob("model_cards/*.md")):
+    folders = ("benchmarks", "examples", "hub_uploads", "model_cards", "training_scripts")
+    pages = [page for folder in folders for page in (ROOT / folder).rglob("*.md")]
+    assert pages
+    for page in (*pages, *ROOT.glob("*.md")):
         for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
             place, _, anchor = link.partition("#")
             if place.startswith("http"):

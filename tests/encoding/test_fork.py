@@ -33,7 +33,8 @@ for paradigm, engines in (("dense", sys.argv[3].split()), ("sparse", ["exact", "
 def search(number):
     model, index = searches[number]
     found = search_texts(model, index, texts[:20], k=3, threads=2)
-    return [hit.document for hit in found], torch.get_num_threads()
+    # Copies have equal scores but for rounding, which is another on one thread.
+    return [hit.document.split()[0] for hit in found], torch.get_num_threads()
 
 for number in range(len(searches)):
     expected, _ = search(number)

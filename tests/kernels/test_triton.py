@@ -127,11 +127,15 @@ def test_columns_of_a_table_that_is_read_often_stay_in_the_cache():
     assert triton_backward.program_columns(table[:9600], entries=10**7) == 256  # hidden states of a batch
 
 
+def in_eighths(values):
+    """Whose products add up exactly in any order; BLAS, as the interpreter has it, may round equal rows apart."""
+    return (values.detach() * 8).round() / 8
+
+
 def test_positions_name_the_first_of_the_largest_logits():
     case = make_case((5, 0, 150), terms=40, device=DEVICE)
     with torch.no_grad():
-        # Sums of eighths are exact in any order: BLAS may round equal rows apart.
-        tokens, weight = ((part * 8).round() / 8 for part in (case.hidden[case.mask.bool()], case.weight))
+        tokens, weight = in_eighths(case.hidden[case.mask.bool()]), in_eighths(case.weight)
         tokens[3], tokens[140] = tokens[1], tokens[20]  # ties in every term, in one group of slots and in two tiles
         values, positions = triton_backend.forward(Inputs(tokens, weight, None, case.bounds, 1.0, None), True)
         logits = tokens.double() @ weight.double().T
@@ -204,7 +208,7 @@ def test_long_sums_are_split_and_merged(monkeypatch):
 @pytest.mark.parametrize("slots", [128, 256])
 def test_every_form_of_a_tile_gives_the_same_maxima(monkeypatch, slots, descriptors):
     case = make_case((5, 0, 300, 1), hidden_size=80, terms=40, dtype=torch.float16)
-    tokens, weight = case.hidden[case.mask.bool()].detach(), case.weight.detach()
+    tokens, weight = in_eighths(case.hidden[case.mask.bool()]), in_eighths(case.weight)
     expected = triton_backend.forward(Inputs(tokens, weight, None, case.bounds, 0.5, None), True)
     form = triton_backend.Configuration(32, slots, 4, 3, descriptors)
     monkeypatch.setattr(triton_backend, "INTERPRETED", form)
