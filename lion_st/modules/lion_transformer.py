@@ -375,7 +375,7 @@ class LionTransformer(Transformer):
         logger.info("Padding is computed as well: %s.", reason)
 
     def verify_bidirectional(self) -> None:
-        """Check that states see later tokens, or not in a causal model; see `lion_st.modules.checks`."""
+        """Check that states see later tokens, or not in a causal model; a ValueError names the architecture."""
         if self.awaits_weights:
             return
         require_attention(self.model, causal=bool(self.causal))
@@ -440,5 +440,5 @@ class LionTransformer(Transformer):
 
     @property
     def final_norm(self) -> Any:
-        """The norm in front of the LM head; see `lion_st.modules.folding.final_norm`."""
+        """The norm in front of the LM head; a ValueError if there is none that a scale could be folded into."""
         return final_norm(self.model)
