@@ -149,7 +149,7 @@ def project() -> dict[str, Any]:
 
 def test_extras_bring_what_they_are_named_for(project):
     distributions = {"seismic": "pyseismic-lsr", "faiss": "faiss-cpu", "milvus_lite": "milvus-lite"}
-    distributions |= {"pytrec_eval": "pytrec_eval-terrier"}
+    distributions |= {"pytrec_eval": "pytrec_eval-terrier", "Stemmer": "PyStemmer"}
     for extra, packages in EXTRAS.items():
         brought = {re.match(r"[\w-]+", line)[0] for line in project["optional-dependencies"][extra]}
         needed = {distributions.get(package, package) for package in packages}

@@ -182,10 +182,11 @@ def train_for_a_minute(arguments: QuickstartArguments, data: Path) -> list[dict[
                 output_dir=str(output),
                 seed=arguments.seed,
                 max_seconds=arguments.train_seconds,
-                logging_steps=5,
+                bf16=multiplies_bfloat16(),
+                logging_steps=1,
             )
         )
-    say(format_table(history_rows(read_history(output))))
+    say(format_table(history_rows(read_history(output), most=6)))
     trained = lion_st.load(folder, dtype=DTYPE, device="cpu")
     after, _ = evaluate(arguments, trained, [data], name="lion-mini-base, after a minute")
     return before + after

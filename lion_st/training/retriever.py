@@ -43,7 +43,12 @@ from lion_st.training.sharding import (
 from lion_st.training.starting import build_model
 from lion_st.training.teacher import report_teacher, teacher_weights
 from lion_st.training.trainers import TRAINERS, RetrieverTrainerMixin
-from lion_st.training.validation import recomputes_activations, refuse_float16_on_cpus, refuse_several_gpus
+from lion_st.training.validation import (
+    recomputes_activations,
+    refuse_float16_on_cpus,
+    refuse_several_gpus,
+    warn_of_slow_bfloat16,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -80,6 +85,7 @@ def build_trainer(
         FileNotFoundError: If a collection to evaluate on is not there.
     """
     refuse_float16_on_cpus(training_arguments)
+    warn_of_slow_bfloat16(training_arguments)
     refuse_unsharded(arguments, training_arguments)
     share_checks(model[0])
     training_arguments = resolve_batches(arguments, training_arguments)

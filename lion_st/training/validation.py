@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -11,8 +12,11 @@ import torch
 
 from lion_st.errors import UsageError
 from lion_st.extras import require
+from lion_st.kernels.screening import multiplies_bfloat16
 from lion_st.losses.distillation import WITHOUT_TEMPERATURE
 from lion_st.modules.liger import KERNELS
+
+logger = logging.getLogger(__name__)
 
 SHARDING_BUILT = (
     "of the kinds of sharded training FSDP2 and DeepSpeed's ZeRO-2 and ZeRO-3 alone are built. `torchrun "
@@ -200,6 +204,12 @@ def refuse_float16_on_cpus(arguments: Any) -> None:
     """Refuse `--fp16` without a GPU, where accelerate's Trainer would go on in float32."""
     if arguments.fp16 and arguments.device.type == "cpu":
         raise UsageError("--fp16 needs a GPU: on CPUs say --bf16, or --bf16 false for float32.")
+
+
+def warn_of_slow_bfloat16(arguments: Any) -> None:
+    """Warn of mixed precision on a CPU without instructions for bfloat16, which emulates them slowly."""
+    if arguments.bf16 and arguments.device.type == "cpu" and arguments.process_index == 0 and not multiplies_bfloat16():
+        logger.warning("This CPU has no instructions for bfloat16: training is much faster with --bf16 false.")
 
 
 def recomputes_activations(arguments: Any) -> bool:

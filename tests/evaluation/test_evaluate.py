@@ -305,7 +305,9 @@ def test_a_misspelt_argument_is_refused_also_where_none_is_read(tmp_path, folder
 
 def test_fusion_weights_are_those_that_do_best_on_the_development_set(folder) -> None:
     class Reversed(Bm25Retriever):
-        name = "reversed"
+        def __init__(self) -> None:
+            super().__init__()
+            self.name = "reversed"
 
         def search(self, queries, k=10, show_progress=False):
             return [[(doc, -score) for doc, score in reversed(hits)] for hits in super().search(queries, k)]

@@ -33,7 +33,7 @@ from lion_st.training.progress.checkpoints import checkpoint_to_resume
 from lion_st.training.recipes import get_recipe
 from lion_st.training.retriever import build_loss, build_model, build_trainer, load_training_tuples, train_retriever
 from lion_st.training.sharding import sharding_of
-from lion_st.training.validation import recomputes_activations, rename_checkpointing
+from lion_st.training.validation import recomputes_activations, rename_checkpointing, warn_of_slow_bfloat16
 
 SCRIPTS = Path(__file__).parents[2] / "training_scripts"
 MICRO = ["--backbone", "micro"]
@@ -60,6 +60,17 @@ def test_a_warmup_ratio_takes_the_place_of_the_recipes_warmup_steps():
 def test_half_precision_takes_the_place_of_bfloat16():
     for _, training in (parse_retriever_arguments([*MICRO, "--fp16"]), parse_mntp_arguments([*MNTP, "--fp16"])):
         assert (training.fp16, training.bf16) == (True, False)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("bf16", [True, False])
+def test_bfloat16_on_a_cpu_without_instructions_for_it_is_warned_of(bf16, fast, monkeypatch, caplog):
+    monkeypatch.setattr("lion_st.training.validation.multiplies_bfloat16", lambda: fast)
+    for _, training in (parse_retriever_arguments([*MICRO, "--bf16", str(bf16), "--use_cpu"]),
+                        parse_mntp_arguments([*MNTP, "--bf16", str(bf16), "--use_cpu"])):  # fmt: skip
+        caplog.clear()
+        warn_of_slow_bfloat16(training)
+        assert ("much faster with --bf16 false" in caplog.text) == (bf16 and not fast)
 
 
 def test_the_command_line_takes_the_place_of_a_rival_in_the_yaml_file(tmp_path):
