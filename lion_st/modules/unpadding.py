@@ -69,10 +69,10 @@ def varlen_attention(
         query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
         attended = call_varlen_attn(varlen_attn, query, key, value, cu_seq_lens_q, max_length_q, causal, scaling)
         return attended[None], None
-    return attend_text_by_text(query, key, value, cu_seq_lens_q, causal, scaling), None
+    attend = _as_one_operation if torch.compiler.is_compiling() else attend_text_by_text
+    return attend(query, key, value, cu_seq_lens_q, causal, scaling), None
 
 
-@torch.compiler.disable  # how many texts there are is not known when it is compiled
 def attend_text_by_text(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -100,6 +100,71 @@ def attend_text_by_text(
         scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scaling, enable_gqa=True) for q, k, v in texts
     ]
     return torch.cat(each, dim=2).transpose(1, 2).contiguous()
+
+
+@torch.library.custom_op("lion_st::attend_text_by_text", mutates_args=())
+def _as_one_operation(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    bounds: torch.Tensor,
+    causal: bool,
+    scaling: float | None,
+) -> torch.Tensor:
+    """`attend_text_by_text` for a compiled graph, where how many texts there are is not known."""
+    return attend_text_by_text(query, key, value, bounds, causal, scaling)
+
+
+@_as_one_operation.register_fake
+def _(query: torch.Tensor, *_: Any) -> torch.Tensor:
+    return torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op("lion_st::attend_text_by_text_backward", mutates_args=())
+def _gradients_as_one_operation(
+    gradient: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    bounds: torch.Tensor,
+    causal: bool,
+    scaling: float | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of `attend_text_by_text` by its inputs, for which an operation has no autograd within it."""
+    lengths, groups = bounds.diff().tolist(), key.shape[1]
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    given = (gradient.transpose(1, 2), query, key, value)
+    # The heads of a group side by side: [1, G, H / G, L, d], and keys and values with one for all of them.
+    split = [states.float().unflatten(1, (groups, -1)).split(lengths, dim=3) for states in given]
+    found: list[tuple[torch.Tensor, ...]] = []
+    for g, q, k, v in zip(*split, strict=True):
+        scores = scale * q @ k.mT
+        if causal:
+            scores = scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), -torch.inf)
+        shares = scores.softmax(-1)
+        of_shares = g @ v.mT
+        of_scores = scale * shares * (of_shares - (of_shares * shares).sum(-1, keepdim=True))
+        of_key, of_value = ((one.mT @ other).sum(2) for one, other in ((of_scores, q), (shares, g)))
+        found.append(((of_scores @ k).flatten(1, 2), of_key, of_value))
+    of_query, of_key, of_value = (torch.cat(parts, dim=2).contiguous() for parts in zip(*found, strict=True))
+    return of_query.type_as(query), of_key.type_as(key), of_value.type_as(value)
+
+
+@_gradients_as_one_operation.register_fake
+def _(gradient: torch.Tensor, *states: Any) -> tuple[torch.Tensor, ...]:
+    return tuple(torch.empty_like(one, memory_format=torch.contiguous_format) for one in states[:3])
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    *tensors, ctx.causal, ctx.scaling = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    return *_gradients_as_one_operation(gradient, *ctx.saved_tensors, ctx.causal, ctx.scaling), None, None, None
+
+
+_as_one_operation.register_autograd(_backward, setup_context=_save)
 
 
 def call_varlen_attn(

@@ -70,8 +70,7 @@ def test_gradients_are_those_of_uncompiled_layers(tiny_backbone, texts, packed, 
     # Other lengths of text and other numbers of texts need no other code.
     cached_gradients(model, [f"{text} And so on, {text}" for text in reversed(texts)])
     assert counters["stats"]["unique_graphs"] == graphs
-    if not packed:  # a layer is one graph: without gradients, and with those of its weights
-        assert graphs <= 2 and not counters["graph_break"]
+    assert graphs <= 4 and not counters["graph_break"], graphs
     assert list(model.state_dict()) == names
     release_layers(model[0].model)
     counters.clear()
@@ -79,8 +78,7 @@ def test_gradients_are_those_of_uncompiled_layers(tiny_backbone, texts, packed, 
     assert not counters["stats"]
 
 
-def test_dropout_is_the_same_in_both_passes_where_one_alone_is_compiled(tiny_backbone, texts):
-    # Packed attention of a CPU is not compiled, and then neither is a layer that is recomputed.
+def test_dropout_of_inductor_is_the_same_in_both_passes(tiny_backbone, texts):
     model = make_model(tiny_backbone(num_hidden_layers=1), packed=True, recomputed=True)
     expected = cached_gradients(model, texts)
     compile_layers(model[0].model)

@@ -69,6 +69,30 @@ def test_vectors_and_gradients_are_those_of_padded_texts(tiny_backbone, texts, f
         torch.testing.assert_close(gradient, expected_gradients[name], rtol=1e-3, atol=1e-4, msg=name)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("scaling", [None, 0.3])
+@pytest.mark.parametrize("groups", [1, 2, 6])
+def test_attention_as_an_operation_of_a_graph_is_what_autograd_makes_of_it(causal, scaling, groups):
+    generator = torch.Generator().manual_seed(0)
+    states = [
+        torch.randn(1, 13, heads, 8, generator=generator).transpose(1, 2).requires_grad_()
+        for heads in (6, groups, groups)
+    ]
+    further = (torch.tensor([0, 4, 5, 13], dtype=torch.int32), causal, scaling)
+    upstream = torch.randn(1, 13, 6, 8, generator=generator)
+    expected, found = (
+        function(*states, *further) for function in (unpadding.attend_text_by_text, unpadding._as_one_operation)
+    )
+    assert torch.equal(found, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(found, states, upstream), torch.autograd.grad(expected, states, upstream)
+    )
+    torch.library.opcheck(unpadding._as_one_operation, (*states, *further))
+    torch.library.opcheck(
+        unpadding._gradients_as_one_operation, (upstream, *(one.detach() for one in states), *further)
+    )
+
+
 def test_gradient_checkpointing_recomputes_the_same(tiny_backbone, texts):
     def gradients(checkpointing):
         model = lion_st.build(tiny_backbone(), "sparse", device="cpu").train()
