@@ -17,6 +17,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from lion_st.checkpoints import HYBRID_FILE, exported_pair, require_json, saved_model_type, source_name
 from lion_st.hooks import has_adapter, note_hub_commit
+from lion_st.kernels.bfloat16 import warn_of_slow_weights
 from lion_st.model_classes import LionMultiVectorEncoder, LionSentenceTransformer, LionSparseEncoder
 from lion_st.model_options import READ_BY, Paradigm, SingleVector
 from lion_st.modules import HybridHead, LionTransformer, LlamaPooling, MultiVectorHead, SpladeHead, adapters
@@ -210,6 +211,7 @@ def build(
     if not Path(backbone).exists():
         model.model_card_data.base_model = backbone
         model.model_card_data.base_model_revision = revision
+    warn_of_slow_weights(transformer.model)
     return model
 
 
@@ -336,6 +338,7 @@ def load(
     note_hub_commit(getattr(model[0].model, "config", None), whole, revision)
     if merge_adapter and has_adapter(model[0].model):
         adapters.merge_adapter(model[0].model, model[0].awaits_weights)
+    warn_of_slow_weights(model[0].model)
     return model
 
 

@@ -35,6 +35,7 @@ from lion_st.data.teachers import TeacherMixture
 from lion_st.encoding import EncodedCorpus, encode_corpus
 from lion_st.evaluation.metrics import evaluate_run
 from lion_st.indexes import create_index
+from lion_st.kernels.bfloat16 import multiplies_bfloat16
 from lion_st.retrieval import Bm25Retriever, HybridRetriever, ModelRetriever
 from lion_st.supervision import Bm25, Encoder, IndexSearcher, mine_negatives, teach
 
@@ -278,8 +279,8 @@ def main() -> None:
     output, work_dir = Path(arguments.output_dir), Path(arguments.work_dir)
     test_sets = {name: load_beir(Path(arguments.test_sets) / name) for name in TEST_SETS}
     pairs = without_overlap(collect(Path(arguments.sources), arguments.max_words, arguments.seed), test_sets)
-    encoder = SentenceTransformer(arguments.teacher, model_kwargs={"dtype": torch.bfloat16})
-
+    dtype = torch.bfloat16 if multiplies_bfloat16() else torch.float32
+    encoder = SentenceTransformer(arguments.teacher, model_kwargs={"dtype": dtype})
     ids, dense = unique_passages(encoder, list(dict.fromkeys(pair.passage for pair in pairs)), work_dir)
     pairs = [pair for pair in pairs if pair.passage in ids]
     bm25 = Bm25Retriever()

@@ -28,6 +28,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl import TrlParser
 
 from lion_st.data.text import iter_blocks, iter_documents
+from lion_st.kernels.bfloat16 import multiplies_bfloat16
 from lion_st.training.options.arguments import MAX_SECONDS_HELP
 from lion_st.training.progress.callbacks import SecondsBudget
 
@@ -52,7 +53,7 @@ class MicroTrainingArguments(TrainingArguments):
     warmup_steps: float = 0.03
     weight_decay: float = 0.05
     adam_beta2: float = 0.95
-    bf16: bool = True
+    bf16: bool = torch.cuda.is_available() or multiplies_bfloat16()
     use_cpu: bool = not torch.cuda.is_available()
     num_train_epochs: float = 1.0
     logging_steps: float = 50

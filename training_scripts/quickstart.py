@@ -48,7 +48,7 @@ from lion_st.evaluation import evaluate_retrieval, format_table, fuse_runs, open
 from lion_st.evaluation.mteb_search import model_meta
 from lion_st.files import atomic_write
 from lion_st.hub.results import RESULTS_FOLDER
-from lion_st.kernels.screening import multiplies_bfloat16
+from lion_st.kernels.bfloat16 import multiplies_bfloat16
 from lion_st.retrieval import explain_score, top_terms
 from lion_st.training import get_recipe, retriever_arguments, train_retriever
 from lion_st.training.progress.history import history_rows, read_history

@@ -8,12 +8,11 @@ from about half the work.
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 from torch import Tensor
 
 from lion_st.kernels import cpu
+from lion_st.kernels.bfloat16 import multiplies_bfloat16
 
 MIN_TOKENS = 512  # fewer leave the casts of the LM head too large a share
 MIN_HIDDEN_SIZE = 256
@@ -77,10 +76,3 @@ def can_screen(tokens: Tensor, bounds: Tensor) -> bool:
         and int(bounds.diff().max()) < 2**15
         and multiplies_bfloat16()
     )
-
-
-@cache
-def multiplies_bfloat16() -> bool:
-    """Whether the CPU has instructions for products of bfloat16."""
-    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, name, lambda: False)() for name in names)

@@ -35,7 +35,7 @@ from lion_st.training.validation import (
     recomputes_activations,
     refuse_float16_on_cpus,
     refuse_several_gpus,
-    warn_of_slow_bfloat16,
+    warn_of_slow_training,
 )
 
 if TYPE_CHECKING:
@@ -245,7 +245,7 @@ def adapt_mntp(arguments: MntpArguments, training_arguments: MntpTrainingArgumen
     """
     refuse_several_gpus(training_arguments)
     refuse_float16_on_cpus(training_arguments)
-    warn_of_slow_bfloat16(training_arguments)
+    warn_of_slow_training(training_arguments)
     refuse_with_quantization(arguments, training_arguments)
     output = Path(training_arguments.output_dir)
     blocks_a_step = training_arguments.per_device_train_batch_size * training_arguments.gradient_accumulation_steps

@@ -47,7 +47,7 @@ from lion_st.training.validation import (
     recomputes_activations,
     refuse_float16_on_cpus,
     refuse_several_gpus,
-    warn_of_slow_bfloat16,
+    warn_of_slow_training,
 )
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def build_trainer(
         FileNotFoundError: If a collection to evaluate on is not there.
     """
     refuse_float16_on_cpus(training_arguments)
-    warn_of_slow_bfloat16(training_arguments)
+    warn_of_slow_training(training_arguments)
     refuse_unsharded(arguments, training_arguments)
     share_checks(model[0])
     training_arguments = resolve_batches(arguments, training_arguments)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -12,11 +11,9 @@ import torch
 
 from lion_st.errors import UsageError
 from lion_st.extras import require
-from lion_st.kernels.screening import multiplies_bfloat16
+from lion_st.kernels.bfloat16 import warn_of_slow_bfloat16
 from lion_st.losses.distillation import WITHOUT_TEMPERATURE
 from lion_st.modules.liger import KERNELS
-
-logger = logging.getLogger(__name__)
 
 SHARDING_BUILT = (
     "of the kinds of sharded training FSDP2 and DeepSpeed's ZeRO-2 and ZeRO-3 alone are built. `torchrun "
@@ -206,10 +203,10 @@ def refuse_float16_on_cpus(arguments: Any) -> None:
         raise UsageError("--fp16 needs a GPU: on CPUs say --bf16, or --bf16 false for float32.")
 
 
-def warn_of_slow_bfloat16(arguments: Any) -> None:
-    """Warn of mixed precision on a CPU without instructions for bfloat16, which emulates them slowly."""
-    if arguments.bf16 and arguments.device.type == "cpu" and arguments.process_index == 0 and not multiplies_bfloat16():
-        logger.warning("This CPU has no instructions for bfloat16: training is much faster with --bf16 false.")
+def warn_of_slow_training(arguments: Any) -> None:
+    """Warn, once on this machine, of mixed precision in bfloat16 on a CPU that is slow with it."""
+    if arguments.bf16 and arguments.local_process_index == 0:
+        warn_of_slow_bfloat16(arguments.device, "--bf16 false")
 
 
 def recomputes_activations(arguments: Any) -> bool:

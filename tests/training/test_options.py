@@ -33,7 +33,7 @@ from lion_st.training.progress.checkpoints import checkpoint_to_resume
 from lion_st.training.recipes import get_recipe
 from lion_st.training.retriever import build_loss, build_model, build_trainer, load_training_tuples, train_retriever
 from lion_st.training.sharding import sharding_of
-from lion_st.training.validation import recomputes_activations, rename_checkpointing, warn_of_slow_bfloat16
+from lion_st.training.validation import recomputes_activations, rename_checkpointing, warn_of_slow_training
 
 SCRIPTS = Path(__file__).parents[2] / "training_scripts"
 MICRO = ["--backbone", "micro"]
@@ -65,12 +65,12 @@ def test_half_precision_takes_the_place_of_bfloat16():
 @pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.parametrize("bf16", [True, False])
 def test_bfloat16_on_a_cpu_without_instructions_for_it_is_warned_of(bf16, fast, monkeypatch, caplog):
-    monkeypatch.setattr("lion_st.training.validation.multiplies_bfloat16", lambda: fast)
+    monkeypatch.setattr("lion_st.kernels.bfloat16.multiplies_bfloat16", lambda: fast)
     for _, training in (parse_retriever_arguments([*MICRO, "--bf16", str(bf16), "--use_cpu"]),
                         parse_mntp_arguments([*MNTP, "--bf16", str(bf16), "--use_cpu"])):  # fmt: skip
         caplog.clear()
-        warn_of_slow_bfloat16(training)
-        assert ("much faster with --bf16 false" in caplog.text) == (bf16 and not fast)
+        warn_of_slow_training(training)
+        assert ("faster in float32: --bf16 false." in caplog.text) == (bf16 and not fast)
 
 
 def test_the_command_line_takes_the_place_of_a_rival_in_the_yaml_file(tmp_path):
@@ -357,6 +357,7 @@ def test_help_needs_no_recipe(parse, capsys):
 )
 def test_data_that_are_not_there_are_named_before_a_model_is_read(data, tmp_path, monkeypatch, missing):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # where no network is, it is asked for long
     (name,) = [value if isinstance(value, str) else value[0] for value in missing.values()]
     with pytest.raises(FileNotFoundError, match=f"^{name} is not a file or folder here"):
         train_retriever(*tiny_run("org/of-no-one", data, tmp_path / "run", "sparse", "cl", **missing))

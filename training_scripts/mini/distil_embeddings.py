@@ -29,6 +29,7 @@ from sentence_transformers.sentence_transformer.losses import EmbedDistillLoss
 from transformers import HfArgumentParser, set_seed
 
 import lion_st
+from lion_st.kernels.bfloat16 import multiplies_bfloat16
 from lion_st.training.options.arguments import MAX_SECONDS_HELP
 from lion_st.training.progress.callbacks import SecondsBudget
 
@@ -53,7 +54,7 @@ class DistillationArguments(SentenceTransformerTrainingArguments):
     lr_scheduler_type: str = "cosine"
     warmup_steps: float = 0.03
     num_train_epochs: float = 2
-    bf16: bool = True
+    bf16: bool = torch.cuda.is_available() or multiplies_bfloat16()
     dataloader_drop_last: bool = True
     use_cpu: bool = not torch.cuda.is_available()
     logging_steps: float = 50
@@ -76,7 +77,10 @@ def labelled_texts(arguments: Arguments, cache: Path, seed: int) -> Dataset:
         texts += found if count is None else random.Random(seed).sample(found, min(count, len(found)))
     teacher = SentenceTransformer(arguments.teacher)
     teacher.max_seq_length = min(teacher.max_seq_length, arguments.max_length)
-    teacher.to(torch.float16 if teacher.device.type == "cuda" else torch.bfloat16)
+    if teacher.device.type == "cuda":
+        teacher.half()
+    elif multiplies_bfloat16():
+        teacher.bfloat16()
     vectors = teacher.encode(texts, batch_size=128, normalize_embeddings=True, convert_to_tensor=True)
     vectors = vectors.half().cpu().numpy()
     labels = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])

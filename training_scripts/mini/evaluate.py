@@ -28,11 +28,13 @@ from lion_st.evaluation import evaluate_run, fit_run_weights, format_table, fuse
 from lion_st.files import atomic_write
 from lion_st.indexes import create_index
 from lion_st.indexes.pruning import Pruning
+from lion_st.kernels.bfloat16 import multiplies_bfloat16
 from lion_st.retrieval import Bm25Retriever
 
 METRICS = ("nDCG@10", "MRR@10", "Recall@100")
 LIMITS = ((8, 64), (16, 128), (32, 128), (32, 256), (64, 256), (None, None))  # terms of a query, of a document
 DEPTH = 100
+DTYPE = torch.bfloat16 if multiplies_bfloat16() else torch.float32
 Run = Mapping[str, Mapping[str, float]]
 
 
@@ -126,9 +128,7 @@ def cut(data: TestSet, tokenizer: Any, length: int) -> dict[str, str]:
 def main() -> None:
     (arguments,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
     output, rows = Path(arguments.output_dir), []
-    models = {
-        Path(folder).name: lion_st.load(folder, dtype=torch.bfloat16, device="cpu") for folder in arguments.models
-    }
+    models = {Path(folder).name: lion_st.load(folder, dtype=DTYPE, device="cpu") for folder in arguments.models}
     dev = TestSet.read(arguments.dev)
     dev_runs = {name: runs_of(name, model, dev, arguments) for name, model in models.items()}
     lexical = bm25_run(dev, dev.documents, arguments.bm25_stemmer)
