@@ -122,33 +122,43 @@ class NoLion:
 
 sys.meta_path.insert(0, NoLion())
 import json, numpy, torch, sentence_transformers
-jobs, texts, out = json.loads(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3]
-vectors = {}
-for path, kind in jobs:
-    model = getattr(sentence_transformers, kind)(path, device="cpu", local_files_only=True)
-    for task in ("query", "document"):
-        if kind == "MultiVectorEncoder":
-            rows = torch.nn.utils.rnn.pad_sequence(getattr(model, f"encode_{task}")(texts), batch_first=True)
-        else:
-            rows = getattr(model, f"encode_{task}")(texts, convert_to_tensor=True)
-        vectors[f"{path}|{kind}|{task}"] = (rows.to_dense() if rows.is_sparse else rows).float().numpy()
-assert "lion_st" not in sys.modules
-numpy.savez(out, **vectors)
+for line in sys.stdin:
+    jobs, texts, out = json.loads(line)
+    vectors = {}
+    for path, kind in jobs:
+        model = getattr(sentence_transformers, kind)(path, device="cpu", local_files_only=True)
+        for task in ("query", "document"):
+            if kind == "MultiVectorEncoder":
+                rows = torch.nn.utils.rnn.pad_sequence(getattr(model, f"encode_{task}")(texts), batch_first=True)
+            else:
+                rows = getattr(model, f"encode_{task}")(texts, convert_to_tensor=True)
+            vectors[f"{path}|{kind}|{task}"] = (rows.to_dense() if rows.is_sparse else rows).float().numpy()
+    assert "lion_st" not in sys.modules
+    numpy.savez(out, **vectors)
+    print("done", flush=True)
 """
 
 
 @pytest.fixture(scope="session")
-def stock_vectors(tmp_path_factory) -> Callable[..., dict[tuple[str, str, str], np.ndarray]]:
+def stock_vectors(tmp_path_factory) -> Iterator[Callable[..., dict[tuple[str, str, str], np.ndarray]]]:
     """Encode texts with stock models in a process that cannot import lion_st.
 
     `stock_vectors([(path, "SentenceTransformer"), ...], texts)` maps (path, class, task) to vectors.
     """
+    folder = tmp_path_factory.mktemp("stock")
+    out = folder / "vectors.npz"
+    command = [sys.executable, "-c", STOCK_PROCESS]
+    with subprocess.Popen(command, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None and process.stdout is not None
 
-    def encode(jobs: list[tuple[Any, str]], texts: list[str]) -> dict[tuple[str, str, str], np.ndarray]:
-        out = tmp_path_factory.mktemp("stock") / "vectors.npz"
-        arguments = [json.dumps([(str(path), kind) for path, kind in jobs]), json.dumps(texts), str(out)]
-        subprocess.run([sys.executable, "-c", STOCK_PROCESS, *arguments], check=True, cwd=out.parent)
-        with np.load(out) as vectors:
-            return {tuple(name.split("|")): vectors[name] for name in vectors.files}
+        def encode(jobs: list[tuple[Any, str]], texts: list[str]) -> dict[tuple[str, str, str], np.ndarray]:
+            print(
+                json.dumps([[(str(path), kind) for path, kind in jobs], texts, str(out)]),
+                file=process.stdin,
+                flush=True,
+            )
+            assert process.stdout.readline() == "done\n"
+            with np.load(out) as vectors:
+                return {tuple(name.split("|")): vectors[name] for name in vectors.files}
 
-    return encode
+        yield encode

@@ -1,14 +1,18 @@
-"""Encoding on Ray with real local clusters: workers and drivers may die."""
+"""Encoding on Ray with real local clusters: workers and drivers may die.
 
-import multiprocessing
+Ray's threads stay in a process that has used it, and crash what is forked from it: each test has one of its own.
+"""
+
 import time
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
+from processes import FORKSERVER
 from tiny_models import TEXTS
 
 import lion_st
@@ -20,15 +24,13 @@ pytest.importorskip("ray")
 DOCUMENTS = [{"id": f"d{number}", "text": " ".join([TEXTS[number % 8], str(number)] * 8)} for number in range(120)]
 SETTINGS = {"shard_documents": 4, "tokens_per_batch": 64, "show_progress": False}
 PATIENCE = 300  # seconds for a worker to start and write on a busy machine
-# Ray's threads stay in a process that has used it, and crash what is forked from it: each test has one of its own.
-SPAWN = multiprocessing.get_context("spawn")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
 
 
-def wait_for(folder: Path, pattern: str, count: int, driver: multiprocessing.process.BaseProcess) -> None:
+def wait_for(folder: Path, pattern: str, count: int, driver: BaseProcess) -> None:
     deadline = time.monotonic() + PATIENCE
     while len(list(folder.glob(pattern))) < count:
         assert driver.is_alive(), f"the driver ended with exit code {driver.exitcode}"
@@ -63,7 +65,7 @@ def test_killed_workers_and_killed_drivers_leave_no_trace(tiny_backbone, tmp_pat
     alone = contents(encode_corpus(lion_st.load(checkpoint), DOCUMENTS, tmp_path / "alone", **SETTINGS))
     first, second = tmp_path / "first", tmp_path / "second"
 
-    driver = SPAWN.Process(target=drive, args=(checkpoint, [first, second]))
+    driver = FORKSERVER.Process(target=drive, args=(checkpoint, [first, second]))
     driver.start()
     family = psutil.Process(driver.pid)
     started: list[psutil.Process] = []
@@ -105,5 +107,5 @@ def refused(checkpoint: Path, folder: Path) -> None:
 
 def test_an_error_in_a_task_is_raised_as_it_is(tiny_backbone, tmp_path) -> None:
     checkpoint = lion_st.export(lion_st.build(tiny_backbone(), "sparse"), tmp_path / "lion", verify=False)
-    with ProcessPoolExecutor(1, mp_context=SPAWN) as process:
+    with ProcessPoolExecutor(1, mp_context=FORKSERVER) as process:
         process.submit(refused, checkpoint, tmp_path).result()

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from processes import FORKSERVER
 
 
 def _process(rank: int, world_size: int, folder: str, job: Callable[..., Any], arguments: tuple) -> None:
@@ -25,5 +26,6 @@ def _process(rank: int, world_size: int, folder: str, job: Callable[..., Any], a
 def run_ranks(world_size: int, job: Callable[..., Any], *arguments: Any) -> list[Any]:
     """The results of `job(*arguments)` by rank; `job` must be a module's function."""
     with TemporaryDirectory() as folder:
-        mp.spawn(_process, args=(world_size, folder, job, arguments), nprocs=world_size)
+        ranks = (world_size, folder, job, arguments)
+        mp.start_processes(_process, args=ranks, nprocs=world_size, start_method=FORKSERVER.get_start_method())
         return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(world_size)]
