@@ -58,8 +58,8 @@ MODEL = "lion-sp-mini"
 QUERY_TERMS, DOCUMENT_TERMS = 32, 256  # the largest ones that are kept, chosen on the dev set of training_scripts/mini
 HYBRID = (MODEL, "bm25")
 HYBRID_WEIGHTS = (0.45, 0.55)  # fitted on that dev set
-PARTS = {"squad_dev": (2_067, 2_000), "scifact": (1_000, 300)}  # documents and queries of the quick evaluation
-SMALL = (300, 300)  # of the evaluation before and after training
+PARTS = {"squad_dev": (800, 800), "scifact": (300, 100)}  # documents and queries of the quick evaluation
+SMALL = (150, 150)  # of the evaluation before and after training
 METRICS = ("nDCG@10", "MRR@10", "Recall@100")
 COLUMNS = {
     "nDCG@10": "nDCG@10",
@@ -197,7 +197,7 @@ def show_search(folder: Path, test_set: Path, passages: int = 64) -> None:
     corpus, queries, qrels = load_beir(test_set)
     texts = {key: document["text"] for key, document in islice(corpus.items(), passages)}
     question = next(queries[key] for key, relevant in qrels.items() if relevant.keys() & texts.keys())
-    model = SentenceTransformer(str(folder), device="cpu")
+    model = SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": DTYPE})
     query, documents = model.encode_query([question]), model.encode_document(list(texts.values()))
     say(f"\nSentenceTransformer({str(folder)!r}) over {passages} passages: {question}")
     say("  terms: " + ", ".join(f"{term} {weight:.2f}" for term, weight in top_terms(query, model.tokenizer, 16)))

@@ -18,13 +18,13 @@ def multiplies_bfloat16() -> bool:
     return any(getattr(torch.cpu, name, lambda: False)() for name in names)
 
 
-def warn_of_slow_bfloat16(device: torch.device, remedy: str) -> None:
+def warn_of_slow_bfloat16(device_type: str, remedy: str) -> None:
     """Warn of products in bfloat16 on a CPU without instructions for them, and say what gives float32."""
-    if device.type == "cpu" and not multiplies_bfloat16():
+    if device_type == "cpu" and not multiplies_bfloat16():
         logger.warning("This CPU has no instructions for bfloat16 and is several times faster in float32: %s.", remedy)
 
 
 def warn_of_slow_weights(model: Any) -> None:
     """Warn of a transformers model whose weights are in bfloat16 on such a CPU."""
     if model.dtype == torch.bfloat16:
-        warn_of_slow_bfloat16(model.device, 'dtype="float32" (--dtype float32)')
+        warn_of_slow_bfloat16(model.device.type, 'dtype="float32" (--dtype float32)')

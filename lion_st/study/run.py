@@ -57,11 +57,16 @@ def run_study(plan: Plan, output: str | Path, say: Callable[[str], Any] = print,
             than processes of a cell.
         FolderInUse: If another process runs a study there.
     """
+    from lion_st.kernels.bfloat16 import warn_of_slow_bfloat16
+
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}.")
     gpus = visible_gpus()
     if 0 < len(gpus) < plan.processes:
         raise ValueError(f"{plan.processes} processes of a cell need a GPU each, and there are {len(gpus)}.")
+    trainings = [stage for stage in (plan.study.training, plan.study.mntp) if stage is not None]
+    if not gpus and any(stage.get("bf16", True) for stage in trainings):
+        warn_of_slow_bfloat16("cpu", "bf16: false below training: and mntp:")
     folder = Path(output).resolve()
     require_same_cells(plan, folder)
     with lock_folder(folder, wait=False):

@@ -206,7 +206,7 @@ def refuse_float16_on_cpus(arguments: Any) -> None:
 def warn_of_slow_training(arguments: Any) -> None:
     """Warn, once on this machine, of mixed precision in bfloat16 on a CPU that is slow with it."""
     if arguments.bf16 and arguments.local_process_index == 0:
-        warn_of_slow_bfloat16(arguments.device, "--bf16 false")
+        warn_of_slow_bfloat16(arguments.device.type, "--bf16 false")
 
 
 def recomputes_activations(arguments: Any) -> bool:
