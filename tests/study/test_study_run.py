@@ -232,6 +232,16 @@ def test_a_folder_of_other_settings_is_refused(finished: Finished) -> None:
         run_study(plan_study(parse_study(changed)), finished.output)
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+def test_bfloat16_on_a_cpu_without_instructions_for_it_is_warned_of(finished, bf16, monkeypatch, caplog) -> None:
+    monkeypatch.setattr("lion_st.kernels.bfloat16.multiplies_bfloat16", lambda: False)
+    monkeypatch.setattr("lion_st.study.run.visible_gpus", list)
+    changed = finished.values | {"training": finished.values["training"] | {"bf16": bf16}, "budget": {"flops": 3e8}}
+    with pytest.raises(ValueError, match="with other settings"):
+        run_study(plan_study(parse_study(changed)), finished.output)
+    assert ("bf16: false below training: and mntp:" in caplog.text) == bf16
+
+
 def test_held_out_documents_and_copies_of_them_are_not_trained_on(tmp_path: Path, tiny_backbone) -> None:
     values = tiny_study(tmp_path, tiny_backbone(), label_noise=[0, 0.5])
     data = prepare_data(parse_study(values), tmp_path / "data")
