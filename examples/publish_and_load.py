@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer, SparseEncoder
 import lion_st
 
 MODEL = "runs/quickstart/lion-sp"  # of `make quickstart`, or any model that lion_st trained or exported
-REPOSITORY = "my-name/lion-sp-micro"
+REPOSITORY = "my-name/lion-sp-mini"
 LICENSE = "apache-2.0"
 PRIVATE = True
 QUERY = "what do lions eat?"

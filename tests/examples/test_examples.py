@@ -93,9 +93,9 @@ def test_evaluate_on_beir(retriever, test_set, tmp_path, capsys) -> None:
 
 
 def test_publish_and_load(retriever, connected, capsys) -> None:
-    example("publish_and_load", MODEL=retriever, REPOSITORY="org/lion-sp-micro")
+    example("publish_and_load", MODEL=retriever, REPOSITORY="org/lion-sp-mini")
     shown = capsys.readouterr().out
-    assert f"{connected.url}/org/lion-sp-micro" in shown and "v1-sparse-encoder" in shown
+    assert f"{connected.url}/org/lion-sp-mini" in shown and "v1-sparse-encoder" in shown
     loaded = re.findall(r"^(?:SentenceTransformer|SparseEncoder|lion_st): (.*)$", shown, re.M)
     scores = [ast.literal_eval(row) for row in loaded]
     assert len(scores) == 3

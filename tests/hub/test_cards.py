@@ -269,26 +269,6 @@ def test_the_quickstart_leaves_its_results_where_the_card_finds_them(checkpoint,
         (folder / "config_sentence_transformers.json").write_text(json.dumps(config))
 
 
-def test_the_micro_models_card_shows_what_its_result_files_hold():
-    card = (ROOT / "model_cards" / "lion-sp-micro.md").read_text()
-    folder = ROOT / "model_cards" / "results" / "lion-sp-micro"
-    measured = {
-        (file.stem, "bm25" in str(file)): json.loads(file.read_text())["scores"]["test"][0]
-        for name in ("scifact", "squad_dev")
-        for file in folder.rglob(f"{name}.json")
-    }
-    assert len(measured) == 4
-    results = ModelCard(card).data.eval_results
-    assert len(results) == 2 * len(TABLE)
-    for result in results:
-        assert result.metric_value == measured[result.dataset_name, False][result.metric_type]
-    terms = {row["dataset"]: row for row in json.loads((folder / "rows.json").read_text())}
-    for name, *cells in ([cell.strip() for cell in row] for row in rows_of(section(card, "Results"))):
-        scores = [f"{measured[name, lexical][metric]:.3f}" for metric in TABLE for lexical in (False, True)]
-        assert cells == [*scores, *(f"{terms[name][figure]:,.0f}" for figure in ("query_terms", "document_terms"))]
-    assert {row["dtype"] for row in terms.values()} == {"bfloat16"} and "this model in bfloat16" in card
-
-
 def test_the_micro_backbone_is_not_a_model_to_generate_text_with():
     metadata = ModelCard.load(ROOT / "hub_uploads" / "models" / "lion-micro-base" / "README.md").data
     assert metadata.pipeline_tag == "feature-extraction"

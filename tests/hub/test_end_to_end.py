@@ -16,7 +16,7 @@ import lion_st
 from lion_st.evaluation.metrics import evaluate_run
 from lion_st.hub import publish, publish_folder
 
-NAME = "org/lion-sp-micro"
+NAME = "org/lion-sp-mini"
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +149,7 @@ def test_mteb_scores_both_revisions_as_the_stock_command_line(published, texts, 
         output, _ = process.communicate()
         result = next((tmp_path / revision).rglob("SciFact.json"), None)
         assert result is not None, output
-        assert "org__lion-sp-micro" in str(result)
+        assert "org__lion-sp-mini" in str(result)
         measured = json.loads(result.read_text())["scores"]["test"][0]
         assert measured["ndcg_at_10"] == pytest.approx(expected["nDCG@10"], abs=1e-4), revision
         assert measured["mrr_at_10"] == pytest.approx(expected["MRR@10"], abs=1e-4), revision
