@@ -360,10 +360,9 @@ def test_what_is_not_a_model_or_a_path_is_named(tmp_path):
         lion_st.encoding.encode_texts("runs/lion", ["a lion"], "query")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="There is a GPU.")
 def test_weights_that_are_slow_on_this_cpu_are_warned_of(tiny_backbone, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("lion_st.kernels.bfloat16.multiplies_bfloat16", lambda: False)
-    warning = r'dtype="float32" (--dtype float32).'
+    warning = 'dtype="float32" (--dtype float32).'
     model = lion_st.build(tiny_backbone(dtype="bfloat16"), "dense", device="cpu")
     assert caplog.text.count(warning) == 1
     lion_st.load(lion_st.export(model, tmp_path / "lion", verify=False), device="cpu")
@@ -374,6 +373,7 @@ def test_weights_that_are_slow_on_this_cpu_are_warned_of(tiny_backbone, tmp_path
     assert caplog.text.count(warning) == 2
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="There is a GPU.")
 def test_a_gpu_that_is_not_there_is_a_sentence(tiny_backbone, tmp_path):
     with pytest.raises(ValueError, match=r"device='cuda:1', but torch .* finds no CUDA GPU here\. Leave device out"):
         lion_st.build(tiny_backbone(), "dense", device="cuda:1")

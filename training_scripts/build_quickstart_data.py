@@ -279,7 +279,7 @@ def main() -> None:
     output, work_dir = Path(arguments.output_dir), Path(arguments.work_dir)
     test_sets = {name: load_beir(Path(arguments.test_sets) / name) for name in TEST_SETS}
     pairs = without_overlap(collect(Path(arguments.sources), arguments.max_words, arguments.seed), test_sets)
-    dtype = torch.bfloat16 if multiplies_bfloat16() else torch.float32
+    dtype = torch.bfloat16 if torch.cuda.is_available() or multiplies_bfloat16() else torch.float32
     encoder = SentenceTransformer(arguments.teacher, model_kwargs={"dtype": dtype})
     ids, dense = unique_passages(encoder, list(dict.fromkeys(pair.passage for pair in pairs)), work_dir)
     pairs = [pair for pair in pairs if pair.passage in ids]

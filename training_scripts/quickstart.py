@@ -182,7 +182,7 @@ def train_for_a_minute(arguments: QuickstartArguments, data: Path) -> list[dict[
                 output_dir=str(output),
                 seed=arguments.seed,
                 max_seconds=arguments.train_seconds,
-                bf16=multiplies_bfloat16(),
+                bf16=torch.cuda.is_available() or multiplies_bfloat16(),
                 logging_steps=1,
             )
         )

@@ -102,17 +102,8 @@ def attend_text_by_text(
     return torch.cat(each, dim=2).transpose(1, 2).contiguous()
 
 
-@torch.library.custom_op("lion_st::attend_text_by_text", mutates_args=())
-def _as_one_operation(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    bounds: torch.Tensor,
-    causal: bool,
-    scaling: float | None,
-) -> torch.Tensor:
-    """`attend_text_by_text` for a compiled graph, where how many texts there are is not known."""
-    return attend_text_by_text(query, key, value, bounds, causal, scaling)
+# For a compiled graph, where how many texts there are is not known.
+_as_one_operation = torch.library.custom_op("lion_st::attend_text_by_text", attend_text_by_text, mutates_args=())
 
 
 @_as_one_operation.register_fake
