@@ -2,10 +2,10 @@
 
 python training_scripts/quickstart.py
 
-Scores lion-sp-mini, BM25 and their hybrid on parts of two test sets (`--full true`: on all of them), fine-tunes
-lion-mini-base for a minute with contrastive loss and distillation (CL+KD) on the bundled tuples, and scores it before
-and after. Everything is written to runs/quickstart; run again, it goes on where it stopped and reuses what is finished.
-The results of the model and of BM25 lie in its checkpoint too, for its card.
+Scores lion-sp-mini, BM25, their hybrid and lion-ds-mini on parts of two test sets (`--full true`: on all of them),
+fine-tunes lion-mini-base for a minute with contrastive loss and distillation (CL+KD) on the bundled tuples, and scores
+it before and after. Everything is written to runs/quickstart; run again, it goes on where it stopped and reuses what is
+finished. The results of a model and of BM25 lie in its checkpoint too, for its card.
 """
 
 # ruff: noqa: E402
@@ -54,7 +54,7 @@ from lion_st.training import get_recipe, retriever_arguments, train_retriever
 from lion_st.training.progress.history import history_rows, read_history
 from lion_st.training.recipes import adapted_backbone
 
-MODEL = "lion-sp-mini"
+MODEL, DENSE = "lion-sp-mini", "lion-ds-mini"
 QUERY_TERMS, DOCUMENT_TERMS = 32, 256  # the largest ones that are kept, chosen on the dev set of training_scripts/mini
 HYBRID = (MODEL, "bm25")
 HYBRID_WEIGHTS = (0.45, 0.55)  # fitted on that dev set
@@ -108,10 +108,10 @@ def part_of(source: Path, documents: int, queries: int) -> Path:
     return target
 
 
-def fetch(folder: Path) -> Path:
-    """Copy the published model into the output folder, which then takes its results."""
+def fetch(name: str, folder: Path) -> Path:
+    """Copy a published model into the output folder, which then takes its results."""
     if not (folder / "modules.json").exists():
-        source = adapted_backbone("mini").replace("lion-mini-base", MODEL)
+        source = adapted_backbone("mini").replace("lion-mini-base", name)
         if not Path(source).is_dir():
             from huggingface_hub import snapshot_download
 
@@ -214,13 +214,17 @@ def main() -> None:
     start, output = time.monotonic(), Path(arguments.output_dir)
     whole = quickstart_test_sets(output / "test_sets")
     data = list(whole.values()) if arguments.full else [part_of(whole[name], *size) for name, size in PARTS.items()]
-    say("Scoring BM25 and the published model...")
+    say("Scoring BM25 and the published models...")
     rows, lexical = evaluate(arguments, "bm25", data)
-    folder = fetch(output / "lion-sp")
+    folder = fetch(MODEL, output / "lion-sp")
     own_rows, own = evaluate(arguments, load_for_search(folder), data, name=MODEL)
     keep_results(folder, [own, lexical], own_rows)
     rows += own_rows
     rows += hybrid(rows, data, output)
+    dense = fetch(DENSE, output / "lion-ds")
+    dense_rows, own = evaluate(arguments, lion_st.load(dense, dtype=DTYPE, device="cpu"), data, name=DENSE)
+    keep_results(dense, [own, lexical], dense_rows)
+    rows += dense_rows
     say(f"Training lion-mini-base for {arguments.train_seconds:.0f} seconds...")
     trained = train_for_a_minute(arguments, part_of(whole["squad_dev"], *SMALL))
     keys = ("model", "paradigm", "dataset", *COLUMNS.values(), "documents", "queries", "engine", "dtype")

@@ -1,13 +1,16 @@
-"""The training data of lion-mini: mined, scored and chosen as their README says, from small texts."""
+"""What lion-mini learns from, mined, scored and chosen as its README says, and its dense start, from small texts."""
 
+import json
 import re
 import runpy
 import shlex
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from commands import lion
 
 import lion_st
@@ -64,3 +67,40 @@ def test_its_commands_make_tuples_that_train(tiny_backbone, tmp_path, monkeypatc
         documents=data / "documents.parquet",
     )
     assert tuples[0]["query"].startswith("which ") and len(tuples[0]["label"]) == 4
+
+
+def test_a_dense_start_retrieves_by_the_mean_of_its_terms(tiny_backbone, tmp_path, monkeypatch, one_thread):
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    texts = [f"{one}{one}{two} the {two}{one}{two} and the {one}" for one in letters for two in letters[:8]]
+    asked = [f"which {text.split()[0]} {text.split()[2]}" for text in texts]
+    ids = [f"d{number}" for number in range(len(texts))]
+    pq.write_table(pa.table({"document_id": ids, "text": texts}), tmp_path / "documents.parquet")
+    pq.write_table(pa.table({"text": asked, "positive": ids}), tmp_path / "queries.parquet")
+    shape = ["--backbone", tiny_backbone(), "--num_layers", "1", "--batch_size", "64", "--max_steps", "60"]
+    folders = ["--data_dir", str(tmp_path), "--output_dir", str(tmp_path / "start")]
+    monkeypatch.setattr(sys, "argv", ["start_dense.py", *shape, *folders])
+    script = runpy.run_path(str(MINI / "start_dense.py"), run_name="__main__")
+    report = json.loads((tmp_path / "start" / "start.json").read_text())
+    assert report["steps"] == 60 and report["loss_last"] < 0.7 * report["loss_first"]
+
+    model = lion_st.load(tmp_path / "start", device="cpu")
+    queries, documents = (
+        encode(found) for encode, found in ((model.encode_query, asked), (model.encode_document, texts))
+    )
+    ranks = ((queries @ documents.T) > (queries * documents).sum(1)[:, None]).sum(1)
+    assert np.mean(ranks < 3) > 0.8
+    for layer in model[0].model.layers:
+        layer.self_attn.o_proj.weight.data.zero_()
+        layer.mlp.down_proj.weight.data.zero_()
+    terms = model[0].model.embed_tokens.weight.detach()
+    assert torch.allclose(terms.norm(dim=1), terms.norm(dim=1).mean().expand(len(terms)), rtol=1e-5)
+    ids = torch.tensor(model.tokenizer(texts[5])["input_ids"])
+    mean = torch.nn.functional.normalize(terms[ids, 1:].mean(0), dim=0)
+    assert np.allclose(model.encode_document(texts[5]), np.concatenate([[0], mean]), atol=1e-5)
+
+    vectors = torch.randn(50, 16)  # on a sphere their products stay, but for the least direction of them
+    vectors /= 20 * vectors.norm(dim=1).max()
+    vectors[:, 3] = 0
+    placed = script["on_a_sphere"](vectors)[:, 1:]
+    ratios = (placed @ placed.T) / (vectors @ vectors.T)
+    assert ratios.min() > 0 and (ratios.max() / ratios.min() < 1.05)

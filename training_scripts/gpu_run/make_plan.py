@@ -37,7 +37,7 @@ WEIGHTS = (
     "config.json",
     "training.json",
     "mntp.json",
-    "distillation.json",
+    "start.json",
     "checkpoint-*/adapter_*",
 )
 
@@ -82,12 +82,10 @@ def plan() -> list[dict[str, Any]]:
         f"{MNTP} --backbone {{work}}/smollm2 --add_bos false {texts} --use_peft true --lora_dropout 0 "
         "--learning_rate 1e-3 --per_device_train_batch_size 64"
     )
-    distil = (
-        f"{SCRIPTS}/mini/distil_embeddings.py --backbone {base} --data_dir {{data}} --teacher {{data}}/teacher "
-        "--num_train_epochs 20 --max_length 192 --dataloader_num_workers 4"
-    )
+    start = f"{SCRIPTS}/mini/start_dense.py --backbone {base} --data_dir {{data}}"
     mini_dense = (
-        f"{DENSE} --batch_size 512 --mini_batch_size 1024 --negatives 2 --document_length 192 --learning_rate 3e-4"
+        f"{DENSE} --pooling mean --normalize true --temperature 0.05 --batch_size 512 --mini_batch_size 1024 "
+        "--negatives 2 --document_length 192 --learning_rate 1e-3"
     )
     smollm2_sparse = f"{SPARSE} {SMOLLM2} --learning_rate 5e-4 --model {{work}}/smollm2-mntp"
     smollm2_dense = f"{DENSE} {SMOLLM2} --learning_rate 5e-4 --model {{work}}/smollm2-mntp"
@@ -95,8 +93,8 @@ def plan() -> list[dict[str, Any]]:
         trained("mini", "lion-mini-base-2", 140, more_mntp),
         trained("mini", "lion-sp-mini-2", 110, f"{MINI_SPARSE} --learning_rate 2e-4 --model {{work}}/lion-mini-base-2"),
         evaluation("mini", "lion-sp-mini-2", cut),
-        trained("dense", "distilled", 150, distil),
-        trained("dense", "lion-ds-mini", 110, f"{mini_dense} --model {{work}}/distilled"),
+        trained("dense", "start", 60, start),
+        trained("dense", "lion-ds-mini", 110, f"{mini_dense} --model {{work}}/start"),
         evaluation("dense", "lion-ds-mini", whole),
         stage("smollm2", "smollm2", 20, unpack),
         trained("smollm2", "smollm2-mntp", 50, smollm2_mntp),
