@@ -225,7 +225,7 @@ def test_what_stands_on_two_pages_is_the_same() -> None:
     shown = [block.text for block in blocks(ROOT / "README.md") if not block.language]
     assert len(shown) == 2 and shown[0] in said("docs", "index.md") and shown[1] in said("docs", "search.md")
     small = said("docs", "small-retrievers.md")
-    for name in ("lion-sp-mini", "lion-sp-smollm2-135m"):
+    for name in ("lion-sp-mini", "lion-ds-mini", "lion-sp-smollm2-135m"):
         rows = [line for line in said("hub_uploads", "models", name, "README.md").splitlines() if f"{name}" in line]
         rows = [row.replace("**", "") for row in rows if row.startswith("| ") and "| ." in row]
         assert len(rows) > 7 and not {*rows} - {line.replace("**", "") for line in small.splitlines()}
