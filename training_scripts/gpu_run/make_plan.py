@@ -84,7 +84,7 @@ def plan() -> list[dict[str, Any]]:
     )
     start = f"{SCRIPTS}/mini/start_dense.py --backbone {base} --data_dir {{data}}"
     mini_dense = (
-        f"{DENSE} --pooling mean --normalize true --temperature 0.05 --batch_size 512 --mini_batch_size 1024 "
+        f"{DENSE} --temperature 0.05 --batch_size 512 --mini_batch_size 1024 "
         "--negatives 2 --document_length 192 --learning_rate 1e-3"
     )
     smollm2_sparse = f"{SPARSE} {SMOLLM2} --learning_rate 5e-4 --model {{work}}/smollm2-mntp"
