@@ -1,7 +1,7 @@
 r"""First stage of a dense retriever: vectors of terms whose mean retrieves, below layers that add next to nothing yet.
 
 python training_scripts/mini/start_dense.py --backbone hub_uploads/models/lion-mini-base --data_dir runs/mini-data \
-    --num_layers 3 --output_dir runs/lion-mini-start
+    --num_layers 1 --output_dir runs/lion-mini-start
 
 Each term begins as a random vector as long as its idf, so that cosines of means are near those of TF-IDF, and all of
 them learn by a contrastive loss from `queries.parquet` and `documents.parquet` (text, and the id of the positive). The
@@ -22,7 +22,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from torch.nn.functional import cross_entropy, embedding_bag, normalize
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, PreTrainedModel, set_seed
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    HfArgumentParser,
+    PreTrainedConfig,
+    PreTrainedModel,
+    set_seed,
+)
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 import lion_st
@@ -117,10 +125,8 @@ def on_a_sphere(vectors: torch.Tensor) -> torch.Tensor:
     return torch.cat([first[:, None], turned], 1) * vectors.shape[1] ** 0.5
 
 
-def backbone_of(vectors: torch.Tensor, name: str, num_layers: int | None) -> PreTrainedModel:
+def backbone_of(vectors: torch.Tensor, config: PreTrainedConfig) -> PreTrainedModel:
     """A model of these term vectors. Its layers are new and write little, yet enough to be seen to read both ways."""
-    config = AutoConfig.from_pretrained(name)
-    config.num_hidden_layers = num_layers or config.num_hidden_layers
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         model.get_input_embeddings().weight.copy_(on_a_sphere(vectors))
@@ -139,6 +145,8 @@ def main() -> None:
     queries, documents = (pq.read_table(Path(arguments.data_dir) / f"{n}.parquet") for n in ("queries", "documents"))
     places = {key: place for place, key in enumerate(documents["document_id"].to_pylist())}
     config = AutoConfig.from_pretrained(arguments.backbone)
+    if arguments.num_layers is not None:
+        config.num_hidden_layers = arguments.num_layers
     vectors, losses = learn(
         Bags(tokenizer, queries["text"].to_pylist(), arguments.query_length),
         Bags(tokenizer, documents["text"].to_pylist(), arguments.document_length),
@@ -147,7 +155,7 @@ def main() -> None:
         arguments,
     )
     with TemporaryDirectory() as backbone:
-        backbone_of(vectors, arguments.backbone, arguments.num_layers).save_pretrained(backbone)
+        backbone_of(vectors, config).save_pretrained(backbone)
         tokenizer.save_pretrained(backbone)
         lengths = {"query_length": arguments.query_length, "document_length": arguments.document_length}
         model = lion_st.build(
