@@ -66,26 +66,40 @@ def require_layers(config: PretrainedConfig, source: str, saved: list[str]) -> N
 
 @torch.no_grad()
 def require_attention(model: PreTrainedModel, causal: bool = False) -> None:
-    """Run tiny inputs and compare the first token's state.
+    """Run tiny inputs and compare states of the first token, and of the last.
 
     Args:
         model: The model of transformers.
         causal: Whether it is meant to be causal.
+
+    Raises:
+        ValueError: If it does not attend as it is meant to, to no other token, or depends on padding; if its states are
+            not finite.
     """
     decoder = decoder_of(model)
     first = probe_ids(model)
-    last = first.clone()
-    last[-1] = first[0]
-    mask = torch.ones(3, len(first), dtype=torch.long, device=first.device)
+    other_end, other_start = first.clone(), first.clone()
+    other_end[-1], other_start[0] = first[0], first[-1]
+    ids = torch.stack([first, first, other_end, other_start])
     with evaluating(model):
-        states = decoder(
-            input_ids=torch.stack([first, first, last]), attention_mask=mask, use_cache=False
-        ).last_hidden_state[:, 0]
+        outputs = decoder(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).last_hidden_state
+        if not outputs.isfinite().all():
+            raise ValueError(
+                f"{type(model).__name__} computes NaN or infinity in {model.dtype}: its weights are damaged, or too "
+                "large for that dtype. Load it in float32 or bfloat16, or its files anew."
+            )
+        states, ends = outputs[:, 0], outputs[:, -1]
         noise = (states[1] - states[0]).abs().max()
-        change = (states[2] - states[0]).abs().max()
-        if causal and change > 10 * noise:
+        sees_end = (states[2] - states[0]).abs().max() > 10 * noise
+        if causal and sees_end:
             raise ValueError(f"{type(model).__name__} is not causal: the first token sees the last one.")
-        if not causal and not change > 10 * noise:
+        if not causal and not sees_end:
+            if not (ends[3] - ends[0]).abs().max() > 10 * noise:  # where a causal model sees the other start
+                raise ValueError(
+                    f"{type(model).__name__} passes nothing from one token to another: its attention writes zeros. "
+                    "Look at the weights of its output projections (such as layers.0.self_attn.o_proj); start "
+                    "new layers with small random ones."
+                )
             raise ValueError(
                 f"{type(model).__name__} stays causal with is_causal=False: the first token does not see the last one. "
                 "Use an architecture whose attention transformers can make bidirectional, such as Llama, Qwen3, "

@@ -77,6 +77,18 @@ def test_an_architecture_that_stays_causal_is_refused(tiny_backbone, monkeypatch
         transformer.verify_bidirectional()
 
 
+@pytest.mark.parametrize(
+    ("factor", "said"), [(0.0, "LlamaModel passes nothing from one token"), (float("nan"), "LlamaModel computes NaN")]
+)
+def test_attention_that_writes_nothing_or_no_numbers_is_not_called_causal(tiny_backbone, factor, said):
+    transformer = LionTransformer(tiny_backbone("llama"))
+    with torch.no_grad():
+        for layer in transformer.model.layers:
+            layer.self_attn.o_proj.weight.mul_(factor)
+    with pytest.raises(ValueError, match=said):
+        transformer.verify_bidirectional()
+
+
 def test_absolute_positions_are_refused(tmp_path, tiny_backbone):
     from transformers import GPT2LMHeadModel
 
