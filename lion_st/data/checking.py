@@ -91,8 +91,8 @@ def check_tuples(
         checker.mark_used()
     for text in texts:
         text.read_used(findings, normalized=len(evaluation.queries) > 0)
-    checker.check(negatives, evaluation)
-    checker.compare_rows()
+    checker.check(evaluation)
+    checker.compare_rows(negatives)
     limits: dict[str, int | None] = {"queries": query_length, "documents": document_length}
     measure = _words if tokenizer is None else partial(_tokens, tokenizer)
     for name, text, prompt in zip(limits, texts, (query_prompt, document_prompt), strict=True):
@@ -185,6 +185,7 @@ class _Checker:
         self.findings = findings
         self.report = report
         self._rows: list[np.ndarray] = []  # a hash of each row
+        self._negatives: list[np.ndarray] = []  # how many each row has, -1 of one without a positive
         self._pairs: list[np.ndarray] = []  # keys of a query and a positive
 
     def mark_used(self) -> None:
@@ -204,9 +205,8 @@ class _Checker:
                 for place in np.flatnonzero(found < 0):
                     self.findings.add(fault, f"{names[place]!r} at {places[owners[place]]}")
 
-    def check(self, negatives: int | None, evaluation: _Evaluation) -> None:
+    def check(self, evaluation: _Evaluation) -> None:
         """Look at each row alone, and at the evaluation sets."""
-        counts: list[np.ndarray] = []
         seen_queries, seen_documents = _Keys(), _Keys()
         scores = _Scores()
         for errors, places, rows in self._chunks():
@@ -225,37 +225,37 @@ class _Checker:
             seen_queries.add(own)
             seen_documents.add(keys)
             evaluation.compare(rows, places, self.queries, self.documents, self.findings)
-            counts.append(self._check_rows(rows, places, own, keys.tolist()))
+            self._check_rows(rows, places, own, keys.tolist())
             scores.add(rows, places, self.findings)
         scores.report(self.findings)
         self.report.queries, self.report.documents = len(seen_queries), len(seen_documents)
         self.report.teachers = scores.teachers
-        if any(map(len, counts)):
-            self._report_counts(np.concatenate(counts), negatives)
 
-    def compare_rows(self) -> None:
-        """Look at the rows of the same query, reading all again if there are any."""
+    def compare_rows(self, negatives: int | None) -> None:
+        """Look at the rows of the same query, reading all again if there are any, and at what is left of each."""
+        counts = np.concatenate([np.empty(0, np.int64), *self._negatives])
         hashes = np.concatenate([np.empty(0, np.int64), *self._rows])
         _, first = np.unique(hashes, return_index=True)
         repeated = np.setdiff1d(np.arange(len(hashes)), first)
         pairs = np.concatenate([np.empty((0, 2), np.int64), *self._pairs])
         ones = np.ones(len(pairs), np.int64)
         relevant = several_positives([(pairs[:, 0], pairs[:, 1], ones, ones)])
-        if not len(repeated) and not relevant:
-            return
         again, number = set(repeated.tolist()), 0
-        for _, places, rows in self._chunks():
+        for _, places, rows in self._chunks() if again or relevant else ():
             own = self.queries.key([row.query for row in rows]).tolist() if rows else []
             for place, row, query in zip(places, rows, own, strict=True):
                 if number in again:
                     self.findings.add("repeated_row", place)
-                number += 1
                 others = relevant.get(query)
                 if others and row.negatives:
                     positives = set(self.documents.key(row.positives).tolist())
                     found = (others - positives) & set(self.documents.key(row.negatives).tolist())
                     if found:
                         self.findings.add("positive_elsewhere", place, len(found))
+                        counts[number] -= len(found)
+                number += 1
+        if (counts >= 0).any():
+            self._report_counts(counts[counts >= 0], negatives)
 
     def _chunks(self) -> Iterator[tuple[list[tuple[str, ValueError]], list[str], list[Candidates]]]:
         """Errors, places and candidates of some rows at a time."""
@@ -265,10 +265,7 @@ class _Checker:
             errors = [(place, row) for place, row in part if isinstance(row, ValueError)]
             yield errors, [place for place, _ in good], [row for _, row in good]
 
-    def _check_rows(
-        self, rows: Sequence[Candidates], places: Sequence[str], own: np.ndarray, keys: list[int]
-    ) -> np.ndarray:
-        """Number of negatives that are left of each row with a positive, [rows]."""
+    def _check_rows(self, rows: Sequence[Candidates], places: Sequence[str], own: np.ndarray, keys: list[int]) -> None:
         counts, hashes, pairs, start = [], [], [], 0
         for row, place, query in zip(rows, places, own.tolist(), strict=True):
             middle = start + len(row.positives)
@@ -281,16 +278,15 @@ class _Checker:
                 self.findings.add("positive_among_negatives", place, among)
             if len(different) < len(negatives):
                 self.findings.add("repeated_document", place, len(negatives) - len(different))
-            if row.positives:
-                counts.append(len(different) - among)
-            else:  # of pairs with labels
+            counts.append(len(different) - among if row.positives else -1)
+            if not row.positives:  # of pairs with labels
                 self.findings.add("none_relevant", place)
             hashes.append(hash((query, frozenset(positives), frozenset(different))))
             pairs += [(query, positive) for positive in positives]
+        self._negatives.append(np.array(counts, np.int64))
         self._rows.append(np.array(hashes, np.int64))
         self._pairs.append(np.array(pairs, np.int64).reshape(-1, 2))
         self.report.rows += len(rows)
-        return np.array(counts, np.int64)
 
     def _report_counts(self, counts: np.ndarray, negatives: int | None) -> None:
         median = int(np.median(counts))

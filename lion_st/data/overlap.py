@@ -23,7 +23,12 @@ def normalize(text: str) -> str:
         'lions prey on zebras'
     """
     folded = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(re.sub(r"[^\w\s]|_", " ", folded).split()) or text
+    return " ".join(re.sub(r"[^\w\s]|_", _mark_or_space, folded).split()) or text
+
+
+def _mark_or_space(character: re.Match[str]) -> str:
+    """A vowel sign or accent, which no pattern takes for a part of a word, as in Hindi; a space for punctuation."""
+    return character[0] if unicodedata.category(character[0]).startswith("M") else " "
 
 
 class TextKeys(NamedTuple):

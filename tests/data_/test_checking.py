@@ -81,13 +81,13 @@ def test_repeats_and_positives_among_negatives_are_warnings(tmp_path):
     report = check_tuples(data)
     assert found(report) == {
         "positive_among_negatives": 1, "repeated_document": 1, "repeated_row": 1, "positive_elsewhere": 1,
-        "unequal_lists": 2,
+        "unequal_lists": 3,
     }  # fmt: skip
     assert report.is_sound
     places = {finding.fault: finding.places for finding in report.findings}
     assert places["positive_among_negatives"][0].endswith("repeats.jsonl:2")
     assert places["repeated_row"][0].endswith(":5") and places["positive_elsewhere"][0].endswith(":7")
-    assert found(check_tuples(data, negatives=2))["few_negatives"] == 2
+    assert found(check_tuples(data, negatives=2))["few_negatives"] == 3
     assert not check_tuples(data, negatives=2).is_sound
 
 
@@ -103,6 +103,16 @@ def test_scores_that_teach_the_opposite_or_nothing_are_errors(tmp_path, scores, 
     report = check_tuples(write(tmp_path / "scores.jsonl", [row(number, **scores) for number in range(5)]))
     assert (found(report).keys(), report.is_sound) == (faults, is_sound)
     assert set(found(report).values()) == {5}
+
+
+def test_negatives_that_are_positives_elsewhere_are_not_counted_as_left(tmp_path):
+    rows = [{"query": "q", "pos": ["a"], "neg": ["b", "c"]}, {"query": "q", "pos": ["b"], "neg": ["c", "d"]}]
+    data = write(tmp_path / "two.jsonl", rows)
+    with pytest.warns(UserWarning, match="left out 1"), pytest.raises(ValueError, match="1 of 2 rows have too few"):
+        load_tuples(data, negatives=2)
+    report = check_tuples(data, negatives=2)
+    assert found(report) == {"few_negatives": 1, "positive_elsewhere": 1, "unequal_lists": 1}
+    assert report.negatives[0] == 1
 
 
 def test_ids_are_looked_up_and_texts_of_all_ids_read(tmp_path):
@@ -150,6 +160,10 @@ def test_evaluation_queries_that_train_are_an_error_also_in_another_spelling(tmp
     printed = json.loads(result.stdout)
     assert printed["is_sound"] is False and printed["findings"][0]["fault"] == "evaluation_query"
     assert printed["lengths"][0]["unit"] == "words"
+
+
+def test_words_that_differ_in_a_vowel_sign_are_different():
+    assert normalize("दिन") != normalize("दीन") and normalize("दिन।") == normalize(" दिन ")
 
 
 def test_texts_are_normalized_to_case_letters_and_single_spaces():
