@@ -10,7 +10,8 @@ Task: TypeAlias = Literal["document", "query"]
 
 # Of several that are present and not null, the first counts. A passage of MS MARCO v2 has its document's `docid` too.
 QUERY_ID_FIELDS = ("query_id", "query-id", "qid")
-DOCUMENT_ID_FIELDS = ("pid", "passage_id", "docid", "doc_id", "document_id", "corpus_id", "corpus-id")
+JUDGED_FIELDS = ("corpus_id", "corpus-id")  # of BEIR's judgements
+DOCUMENT_ID_FIELDS = ("pid", "passage_id", "docid", "doc_id", "document_id", *JUDGED_FIELDS)
 ID_FIELDS = ("_id", "id", *DOCUMENT_ID_FIELDS, *QUERY_ID_FIELDS)
 TEXT_FIELDS = (
     "text", "contents", "body", "passage", "document", "document_text", "query", "query_text", "question",

@@ -162,6 +162,11 @@ def _delimited_rows(
     if not first:
         return
     if is_header(names):
+        repeated = next((name for number, name in enumerate(names) if name and name in names[:number]), None)
+        if repeated is not None:
+            raise ValueError(
+                f"{place} names two columns {repeated!r}, of which one would be lost: name each its own way."
+            )
         for place, fields in _csv_records(lines, delimiter, len(names)):
             yield place, fields if isinstance(fields, ValueError) else dict(zip(names, fields, strict=True))
         return

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset
 
-TABLE_FORMAT = 5  # part of the cache's key: raise it when the same source shall give another table
+TABLE_FORMAT = 6  # part of the cache's key: raise it when the same source shall give another table
 TUPLES_AT_ONCE = 1000
 LEFT_OUT = {
     "pairs": "pairs whose document the corpus lacks",
@@ -166,13 +166,12 @@ def several_positives(
         batches: Keys of the queries [rows], keys of the documents of all rows one after the other, how many each row
             has [rows], and how many of these are positives [rows].
     """
-    pairs = np.empty((0, 2), np.int64)
+    found = [np.empty((0, 2), np.int64)]
     for queries, keys, lengths, positives in batches:
         ranks = np.arange(len(keys)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         relevant = ranks < np.repeat(positives, lengths)
-        found = np.stack([np.repeat(queries, lengths)[relevant], keys[relevant]], axis=1)
-        pairs = np.concatenate([pairs, found])
-    pairs = np.unique(pairs, axis=0)
+        found.append(np.stack([np.repeat(queries, lengths)[relevant], keys[relevant]], axis=1))
+    pairs = np.unique(np.concatenate(found), axis=0)
     queries, starts, counts = np.unique(pairs[:, 0], return_index=True, return_counts=True)
     return {
         int(queries[place]): frozenset(pairs[starts[place] : starts[place] + counts[place], 1].tolist())

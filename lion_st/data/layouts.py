@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from lion_st.data.fields import DOCUMENT_ID_FIELDS, GRADE_FIELDS, QUERY_ID_FIELDS, Row, require_unicode
+from lion_st.data.fields import DOCUMENT_ID_FIELDS, GRADE_FIELDS, QUERY_ID_FIELDS, Fields, Row, require_unicode
 from lion_st.data.teachers import UNNAMED
 
-# A row with one column of each is a pair, and with a score of a third a pair with a score.
+# A row with one column of each is a pair, perhaps with negatives; a score without negatives says how relevant it is.
 PAIR_QUERIES = ("query", "question", "anchor", "sentence1", *QUERY_ID_FIELDS)
 PAIR_DOCUMENTS = (
     "positive", "answer", "answers", "passage", "document", "document_text", "response", "sentence2",
@@ -79,13 +79,13 @@ def detect_layout(row: Row) -> Layout:
     pair = _pair_columns(row)
     if pair is not None:
         query, document = pair
-        read = partial(_pair, query=query, document=document)
-        return Layout("pairs", pair, read, query in QUERY_ID_FIELDS or None, document in DOCUMENT_ID_FIELDS or None)
+        read = partial(_answers if document == "answers" else _columns, query=query, document=document)
+        return Layout("columns", pair, read, query in QUERY_ID_FIELDS or None, document in DOCUMENT_ID_FIELDS or None)
     known = "; ".join(f"{', '.join(layout.columns)} ({layout.name})" for layout in LAYOUTS)
     raise ValueError(
         f"The columns {sorted(row)} fit no layout of training tuples. Known are: {known}; one of "
-        f"{', '.join(PAIR_QUERIES)} with one of {', '.join(PAIR_DOCUMENTS)} (pairs), with one of "
-        f"{', '.join(PAIR_SCORES)} (pairs with scores)."
+        f"{', '.join(PAIR_QUERIES)} with one of {', '.join(PAIR_DOCUMENTS)} (pairs), with negative or negative_1, "
+        f"negative_2 ... (columns), with one of {', '.join(PAIR_SCORES)} (pairs with scores)."
     )
 
 
@@ -95,43 +95,35 @@ def fits_layout(names: Collection[str]) -> bool:
     return known or _pair_columns(dict.fromkeys(names, "")) is not None
 
 
-def is_pair_with_score(row: Row) -> bool:
-    """Whether a row is a query, one document and a score, so that a query's documents stand in several rows."""
-    known = any(all(column in row for column in layout.columns) for layout in LAYOUTS)
-    if known and not _is_labeled_pair(row):
-        return False
-    return _pair_columns(row) is not None and any(row.get(name) is not None for name in PAIR_SCORES)
+def scored_pair_fields(row: Row) -> tuple[str, str, str] | None:
+    """The columns of query, document and score of a row that has one of each; None for other rows."""
+    pair = _pair_columns(row)
+    score = next((name for name in PAIR_SCORES if row.get(name) is not None), None)
+    if pair is None or score is None or _negatives(row) or any(set(layout.columns) <= set(row) for layout in LAYOUTS):
+        return None
+    is_one = isinstance(row[pair[1]], (str, int)) and math.isfinite(_number(row[score]))
+    return (*pair, score) if is_one else None
 
 
-def _is_labeled_pair(row: Row) -> bool:
-    """Whether a number says if `positive` is relevant at all, as in pairs that sentence-transformers mines."""
-    number = next((row[name] for name in PAIR_SCORES if row.get(name) is not None), None)
-    if not isinstance(row.get("positive"), (str, int)) or _negatives(row) or not isinstance(number, (int, float, str)):
-        return False
+def read_scored_pair(row: Row, place: str, fields: tuple[str, str, str]) -> tuple[str | int, str | int, float]:
+    """Query, document and score of a row, from the columns that `scored_pair_fields` found in the first one."""
+    found: list[Any] = [row.get(name) for name in fields]
+    query, document, score = found
+    for value, field in ((query, fields[0]), (document, fields[1])):
+        if not _is_text(value):
+            raise _not_a_text(value, field, place)
+    require_unicode((query, document), place)
+    if not math.isfinite(number := _number(score)):
+        raise RowError(f"{place} has {score!r} in the field {fields[2]!r}: a score is a finite number.", "bad_score")
+    return query, document, number
+
+
+def _number(value: Any) -> float:
+    """A number, also of a .csv; NaN for what is none."""
     try:
-        return math.isfinite(float(number))  # of a .csv too
-    except ValueError:
-        return False
-
-
-def read_scored_pair(row: Row, place: str) -> tuple[str | int, str | int, float]:
-    """Query, document and score of a row."""
-    columns = _pair_columns(row)
-    field = next((name for name in PAIR_SCORES if row.get(name) is not None), None)
-    if columns is None or field is None:
-        raise ValueError(f"{place} has no query, document or score among {dict(row)}: remove the row or fill it in.")
-    for column in columns:
-        if not _is_text(row[column]):
-            raise _not_a_text(row[column], column, place)
-    require_unicode((row[column] for column in columns), place)
-    try:
-        score = math.nan if isinstance(row[field], bool) else float(row[field])
+        return math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
-        score = math.nan
-    if not math.isfinite(score):
-        message = f"{place} has {row[field]!r} in the field {field!r}: a score is a finite number."
-        raise RowError(message, "bad_score")
-    return row[columns[0]], row[columns[1]], score
+        return math.nan
 
 
 def read_row(layout: Layout, row: Row, place: str) -> Candidates:
@@ -148,6 +140,9 @@ def read_row(layout: Layout, row: Row, place: str) -> Candidates:
             f"{place} is not a row of the layout {layout.name!r} ({type(error).__name__}: {error}); it has the columns "
             f"{sorted(row)}."
         ) from error
+    for listed in (found.positives, found.negatives):
+        if not isinstance(listed, (list, tuple)):
+            raise RowError(f"{place} has {listed!r} in the field {_field_of(row, listed)!r}, where a list belongs.")
     documents = [*found.positives, *found.negatives]
     for value in (found.query, *documents):
         if not _is_text(value):
@@ -168,6 +163,8 @@ def _check_scores(scores: Any, teacher: str, documents: int, row: Row, place: st
     if scores is None:
         message = f"{place} has no scores{of_teacher}: score it with `lion-st teach`, or remove the row."
         raise RowError(message, "unscored")
+    if not isinstance(scores, (list, tuple)):
+        raise RowError(f"{place} has the teacher scores {scores!r}{of_teacher}: give a list, one for each document.")
     if len(scores) != documents:
         message = f"{place} has {len(scores)} teacher scores{of_teacher} for {documents} documents: they must pair up."
         raise RowError(message, "score_count")
@@ -216,10 +213,8 @@ def _pair_columns(row: Row) -> tuple[str, str] | None:
     return None if query is None or document is None else (query, document)
 
 
-def _pair(row: Row, *, query: str, document: str) -> Candidates:
+def _answers(row: Row, *, query: str, document: str) -> Candidates:
     value = row[document]
-    if document != "answers":
-        return Candidates(row[query], [value], [])
     if isinstance(value, str) and not value.lstrip().startswith("["):
         raise ValueError(f"{value[:80]!r} is not a list of answers; {TUPLE_FORMS}")
     return Candidates(row[query], _list(value["text"] if isinstance(value, Mapping) else value), [])
@@ -273,7 +268,7 @@ def _mined_by_systems(row: Row) -> Candidates:
     if not isinstance(row["neg"], Mapping):
         scores = [*row["pos.score"], *row["neg.score"]] if row.get("pos.score") is not None else None
         return Candidates(row["qid"], row["pos"], row["neg"] or [], scores)
-    lists = [[_pid(item) for item in found] for found in row["neg"].values()]
+    lists = [[_pid(item) for item in found or ()] for found in row["neg"].values()]  # a table has null for no list
     ranks = [found[rank] for rank in range(max(map(len, lists), default=0)) for found in lists if rank < len(found)]
     return Candidates(row["qid"], [_pid(item) for item in row["pos"]], list(dict.fromkeys(ranks)))
 
@@ -304,31 +299,39 @@ def _pos_neg(row: Row) -> Candidates:
     return Candidates(row["query"] if "query" in row else row["query_id"], positives, negatives, scores)
 
 
-def _columns(row: Row) -> Candidates:
-    """One column a document, and the label, if any, a score for each of them or, for triplets, the teacher's margin."""
-    query = next(row[name] for name in ("query", "anchor", "question") if name in row)
+def _columns(row: Row, *, query: str, document: str) -> Candidates:
+    """One column a document, and the label, if any, a score for each of them or, for triplets, the teacher's margin.
+
+    The documents of `negative` may stand in a list.
+    """
     columns = _negatives(row)
-    if isinstance(row["positive"], list):
-        return _columns_of_lists(row, query, columns)
-    negatives = [row[name] for name in columns if row[name] not in (None, "")]  # rows may have fewer than others
+    if isinstance(row[document], list):
+        return _columns_of_lists(row, row[query], document, columns)
+    given = [row[name] for name in columns]
+    negatives = [value for value in given if value not in (None, "")]  # rows may have fewer than others
+    if len(negatives) == 1 and isinstance(negatives[0], list):
+        given = negatives = negatives[0]
     label = next((row[name] for name in ("label", "labels", "score", "scores") if name in row), None)
     if isinstance(label, str):
         label = ast.literal_eval(label)
+    if isinstance(label, (int, float)) and not columns:
+        raise ValueError(
+            f"it has the score or label {label!r}, the first row has none, and it decides what is relevant"
+        )
     if isinstance(label, (int, float)) and len(negatives) < 2:
         label = [label, 0.0][: 1 + len(negatives)]
-    if isinstance(label, list) and len(label) == 1 + len(columns) > 1 + len(negatives):
-        label = [label[0], *(one for one, name in zip(label[1:], columns, strict=True)
-                            if row[name] not in (None, ""))]  # fmt: skip
-    return Candidates(query, [row["positive"]], negatives, label)
+    if isinstance(label, list) and len(label) == 1 + len(given) > 1 + len(negatives):
+        label = [label[0], *(one for one, value in zip(label[1:], given, strict=True) if value not in (None, ""))]
+    return Candidates(row[query], [row[document]], negatives, label)
 
 
-def _columns_of_lists(row: Row, query: Any, columns: list[str]) -> Candidates:
+def _columns_of_lists(row: Row, query: Any, document: str, columns: list[str]) -> Candidates:
     """A list of documents with a label of each, or with scores, the positive first; or lists of both kinds."""
-    documents, labels, scores = row["positive"], row.get("labels"), row.get("scores")
-    if columns == ["negative"]:
-        return Candidates(query, documents, row["negative"] or [], scores)
+    documents, labels, scores = row[document], row.get("labels"), row.get("scores")
+    if len(columns) == 1:
+        return Candidates(query, documents, row[columns[0]] or [], scores)
     if labels is None and scores is None:
-        raise ValueError("the list of documents in 'positive' has neither labels nor scores, nor a list in 'negative'")
+        raise ValueError(f"the list in {document!r} has neither labels nor scores, nor a list in 'negative'")
     if labels is None:
         return Candidates(query, documents[:1], documents[1:], scores)
     return _by_label(query, documents, labels)
@@ -336,7 +339,7 @@ def _columns_of_lists(row: Row, query: Any, columns: list[str]) -> Candidates:
 
 def _negatives(row: Row) -> list[str]:
     """The columns with negatives, in their order."""
-    numbered = [name for name in row if re.fullmatch(r"negative(_\d+)?", name)]
+    numbered = [name for name in row if re.fullmatch(r"negatives?|negative_\d+", name)]
     return sorted(numbered, key=lambda name: int(name.partition("_")[2] or 0))
 
 
@@ -351,8 +354,9 @@ def _pid(item: Any) -> Any:
     return item["pid"] if isinstance(item, Mapping) else item
 
 
-def _titled(passage: Mapping[str, Any]) -> str:
-    return f"{passage.get('title') or ''} {passage['text']}".strip()
+def _titled(passage: Mapping[str, Any]) -> Any:
+    title, text = passage.get("title") or "", passage["text"]
+    return Fields("", title, text or "").content if isinstance(text, str | None) else text
 
 
 LAYOUTS = (
@@ -369,7 +373,4 @@ LAYOUTS = (
     ),
     Layout("lists of texts", ("query", "pos"), _pos_neg, False, False),
     Layout("lists of texts", ("query_id", "pos"), _pos_neg, True, False),
-    Layout("columns", ("query", "positive"), _columns, None, None),
-    Layout("columns", ("anchor", "positive"), _columns, None, None),
-    Layout("columns", ("question", "positive"), _columns, None, None),
 )

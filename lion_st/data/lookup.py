@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lion_st.data.fields import ID_FIELDS, TEXT_FIELDS, TITLE_FIELD, choose_column
+from lion_st.data.fields import ID_FIELDS, TEXT_FIELDS, TITLE_FIELD, Task, choose_column
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -20,19 +20,21 @@ class TextTable:
     """Texts by their row in a memory-mapped table: of what is on disk, only what is asked for is read.
 
     Args:
-        table: A table with an id column, a text column and, optionally, a title, which is put before the text.
+        table: A table with an id column, a text column and, optionally, a title.
         name: What error messages call the table.
+        task: Whether the texts are documents, whose title is put before the text, or queries, whose title is left out.
 
     Raises:
         ValueError: If the table lacks an id or text column.
     """
 
-    def __init__(self, table: Dataset, name: str) -> None:
+    def __init__(self, table: Dataset, name: str, task: Task = "document") -> None:
         self.name = name
         self.table = table
         self.id_column = choose_column(table.column_names, ID_FIELDS, "id", name)
         self.text_column = choose_column(table.column_names, TEXT_FIELDS, "text", name)
-        columns = [self.text_column] + ([TITLE_FIELD] if TITLE_FIELD in table.column_names else [])
+        has_title = task == "document" and TITLE_FIELD in table.column_names
+        columns = [self.text_column] + ([TITLE_FIELD] if has_title else [])
         self._texts = table.select_columns(columns)
 
     def __len__(self) -> int:

@@ -12,23 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 from lion_st.data.beir import beir_files
 from lion_st.data.cache import identity_of
-from lion_st.data.fields import DOCUMENT_ID_FIELDS, QUERY_ID_FIELDS, TITLE_FIELD, Row, Task, first_field
+from lion_st.data.fields import DOCUMENT_ID_FIELDS, JUDGED_FIELDS, QUERY_ID_FIELDS, TITLE_FIELD, Row, Task
 from lion_st.data.files import Rows, checked, find_file, read_rows
 from lion_st.data.layouts import (
     GRADES,
     HEADERLESS,
-    PAIR_DOCUMENTS,
-    PAIR_QUERIES,
-    PAIR_SCORES,
     TUPLE_FORMS,
     Candidates,
     Layout,
     RowError,
     detect_layout,
     fits_layout,
-    is_pair_with_score,
     read_row,
     read_scored_pair,
+    scored_pair_fields,
 )
 from lion_st.data.lookup import TextTable
 from lion_st.data.records import read_file
@@ -101,15 +98,12 @@ def open_tuples(
     opened = open_source(parse_source(source, subset), split, (split,), TUPLE_SUBSETS)
     place, first = _first_row(opened, name)
     identity = [*identity_of(opened), split]
-    if is_pair_with_score(first):
-        query, document, _ = read_scored_pair(first, place)
-        query_ids = [first_field(first, PAIR_QUERIES) in QUERY_ID_FIELDS, queries_given, isinstance(query, int)]
-        document_field = first_field(first, PAIR_DOCUMENTS)
-        document_ids = [document_field in DOCUMENT_ID_FIELDS, documents_given, isinstance(document, int)]
-        fields = (str(document_field), str(first_field(first, PAIR_SCORES)))
-        return TupleSource(
-            name, identity, partial(_scored_pairs, opened, name, *fields), any(query_ids), any(document_ids)
-        )
+    fields = scored_pair_fields(first)
+    if fields is not None:
+        query, document, _ = read_scored_pair(first, place, fields)
+        query_ids = fields[0] in QUERY_ID_FIELDS or queries_given or isinstance(query, int)
+        document_ids = fields[1] in DOCUMENT_ID_FIELDS or documents_given or isinstance(document, int)
+        return TupleSource(name, identity, partial(_scored_pairs, opened, name, fields), query_ids, document_ids)
     layout = detect_layout(first)
     candidates = read_row(layout, first, place)
     read = partial(_tuples, opened, name, layout, tuple(candidates.scores or ()))
@@ -144,7 +138,7 @@ def load_texts(source: str | Path, given: str | Path | None, task: Task) -> Text
             f"The {plural} of {source} are ids and their texts are not there ({error}): say where they are, "
             f"{plural}=FILE, FOLDER or DATA SET."
         ) from error
-    return TextTable(_as_table(opened, task) if isinstance(opened, Path) else opened, str(place))
+    return TextTable(_as_table(opened, task) if isinstance(opened, Path) else opened, str(place), task)
 
 
 def _as_table(path: Path, task: Task) -> Dataset:
@@ -175,9 +169,7 @@ def _first_row(opened: Path | Dataset, name: str) -> tuple[str, Row]:
         try:
             if isinstance(row, ValueError):
                 raise row
-            if is_pair_with_score(row):
-                read_scored_pair(row, place)
-            else:
+            if scored_pair_fields(row) is None:
                 read_row(detect_layout(row), row, place)
             return place, row
         except ValueError as problem:
@@ -221,12 +213,12 @@ def _candidates(row: Row, place: str, layout: Layout, teachers: tuple[str, ...])
 
 
 def _scored_pairs(
-    opened: Path | Dataset, name: str, document_field: str, score_field: str
+    opened: Path | Dataset, name: str, fields: tuple[str, str, str]
 ) -> Iterator[tuple[str, Candidates | ValueError]]:
     """Pairs with scores, the documents of a query together and in their order.
 
-    Scores that are all 0 or 1, or whole numbers in a field of grades, are labels, and what is labelled above 0 is
-    positive. Others are a teacher's, and the best scored document of a query is its positive.
+    Scores that are all 0 or 1, or whole numbers in a field of grades or of judgements, are labels, and what is labelled
+    above 0 is positive. Others are a teacher's, and the best scored document of a query is its positive.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -240,7 +232,7 @@ def _scored_pairs(
             try:
                 if isinstance(row, ValueError):
                     raise row
-                triples.append(read_scored_pair(row, place))
+                triples.append(read_scored_pair(row, place, fields))
             except ValueError as error:
                 yield place, error
         queries, documents, scores = zip(*triples, strict=True) if triples else ((), (), ())
@@ -248,7 +240,9 @@ def _scored_pairs(
         batches.append(pa.RecordBatch.from_arrays(list(map(pa.array, columns, schema.types)), schema=schema))
     pairs = pa.Table.from_batches(batches, schema)
     values = pc.unique(pairs["scores"]).to_pylist()
-    are_grades = score_field in GRADES and all(value >= 0 and value == int(value) for value in values)
+    _, document_field, score_field = fields
+    is_graded = score_field in GRADES or document_field in JUDGED_FIELDS
+    are_grades = is_graded and all(value == int(value) for value in values)
     labels = are_grades or set(values) <= {0.0, 1.0}
     groups = pairs.group_by("query", use_threads=False).aggregate([("documents", "list"), ("scores", "list")])
     several = pairs.group_by(["query", "documents"]).aggregate([]).num_rows > len(groups)

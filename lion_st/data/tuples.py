@@ -80,7 +80,9 @@ def load_tuples(
     | the paper's MarginMSE file | query, docids, scores; the first is positive |
     | JSONL pairs and lists | query, pos[, neg, pos_scores, neg_scores or scores (by teacher)] |
     | pairs | query, question or sentence1 with answer, answers (DPR), passage, document or sentence2; or of ids |
+    | tuples | the same with negative_1 ... negative_n[, label]; or with negative or negatives, a text or a list |
     | pairs with scores | the same with score, a row each; or with label, of whole numbers, where 0 is not relevant |
+    | judgements of the Hub's BEIR sets | query-id, corpus-id, score, of whole numbers, where 0 is not relevant |
     | BEIR folder | pairs from qrels/<split>.tsv |
 
     Negatives that are positives of their own query, also in another row of it, or whose text repeats that of a positive

@@ -17,31 +17,33 @@ pytestmark = pytest.mark.usefixtures("datasets_cache")
 
 @pytest.fixture(scope="module")
 def mined():
-    """What sentence-transformers mines for pairs of a query and a positive, by output format."""
+    """What sentence-transformers mines for pairs of a query and a positive, by output format and name of the latter."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import BoW
     from sentence_transformers.util import mine_hard_negatives
 
-    pairs = {"query": ["lions hunt", "zebras run"], "positive": ["lions hunt at night", "zebras run at day"]}
+    queries, positives = ["lions hunt", "zebras run"], ["lions hunt at night", "zebras run at day"]
     corpus = ["lions hunt rarely", "zebras run rarely"]
-    words = sorted({word for text in (*pairs["query"], *pairs["positive"], *corpus) for word in text.split()})
+    words = sorted({word for text in (*queries, *positives, *corpus) for word in text.split()})
     model = SentenceTransformer(modules=[BoW(words)], device="cpu")
 
-    def mine(output_format, scored):
+    def mine(output_format, scored, positive):
+        pairs = Dataset.from_dict({"query": queries, positive: positives})
         return mine_hard_negatives(
-            Dataset.from_dict(pairs), model, corpus=corpus, num_negatives=1, sampling_strategy="top", verbose=False,
+            pairs, model, corpus=corpus, num_negatives=1, sampling_strategy="top", verbose=False,
             output_format=output_format, output_scores=scored,
         )  # fmt: skip
 
     return mine
 
 
+@pytest.mark.parametrize("positive", ["positive", "answer"])  # it keeps the names of the pairs
 @pytest.mark.parametrize("scored", [False, True])
 @pytest.mark.parametrize("output_format", ["triplet", "n-tuple", "labeled-pair", "labeled-list"])
-def test_negatives_that_sentence_transformers_mined_are_negatives(mined, tmp_path, output_format, scored):
+def test_negatives_that_sentence_transformers_mined_are_negatives(mined, tmp_path, output_format, scored, positive):
     if scored and output_format == "labeled-pair":
-        pytest.skip("a column `positive` with scores does not say which of its documents are relevant")
-    mined(output_format, scored).to_json(tmp_path / "mined.jsonl")
+        pytest.skip("pairs with scores do not say which documents are relevant")
+    mined(output_format, scored, positive).to_json(tmp_path / "mined.jsonl")
     tuples = load_tuples(tmp_path / "mined.jsonl", negatives=1, teacher_scores=scored)
     found = {row["query"]: (row["positive"], row["negative_1"]) for row in tuples}
     assert found == {
@@ -65,6 +67,12 @@ def test_lists_of_positives_and_negatives_are_read_and_a_bare_list_is_refused(tm
     row = {"query": "q", "positive": ["a"], "negative": ["b", "c"]}
     tuples = load_tuples(write_jsonl(tmp_path / "lists.jsonl", [row]), sampling="first")
     assert tuples[0] == {"query": "q", "positive": "a", "negative_1": "b", "negative_2": "c"}
+    row = {"question": "q", "document": "a", "negatives": ["b", "c"], "scores": [3, 2, 1]}
+    tuples = load_tuples(write_jsonl(tmp_path / "one.jsonl", [row]), sampling="first", teacher_scores=True)
+    assert list(tuples[0].values()) == ["q", "a", "b", "c", [3, 2, 1]]
+    letters = write_jsonl(tmp_path / "letters.jsonl", [{"query": "q", "positive": ["a"], "negative": "bc"}])
+    with pytest.raises(ValueError, match=r"letters\.jsonl:1 has 'bc' in the field 'negative', where a list belongs"):
+        load_tuples(letters)
     bare = write_jsonl(tmp_path / "bare.jsonl", [{"query": "q", "positive": ["a", "b"]}])
     with pytest.raises(ValueError, match=r"bare\.jsonl:1 .* neither labels nor scores, nor a list in 'negative'"):
         load_tuples(bare)
@@ -149,3 +157,77 @@ def test_what_rows_would_not_follow_is_refused(tmp_path):
             changed[0]
     assert tuples.filter(lambda row: row["query"] == "q2").shuffle()[0]["positive"] == "p2"
     assert Dataset.from_list(list(tuples)).map(with_prefix)[1]["query"] == "prefix q1"
+
+
+SCORED_PAIR = {"query_id": "17", "query": "q", "pid": "3", "passage": "a", "score": 2.5, "label": 1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [({"query": None}, "query"), ({"passage": None}, "passage"), ({"score": None}, "score")],
+)
+def test_nothing_stands_in_for_a_field_that_is_null(tmp_path, changes, field):
+    """An id in the place of its text, or a label in that of a score."""
+    rows = [SCORED_PAIR, SCORED_PAIR | {"passage": "b", "score": 1.5} | changes]
+    with pytest.raises(ValueError, match=rf"pairs\.jsonl:2 has None in the field '{field}'"):
+        load_tuples(write_jsonl(tmp_path / "pairs.jsonl", rows), negatives=0)
+
+
+def test_a_first_row_without_a_label_does_not_make_positives_of_all_others(tmp_path):
+    rows = [{"query": "q", "passage": "a", "label": None}, {"query": "q", "passage": "b", "label": 0}]
+    with pytest.raises(ValueError, match=r"pairs\.jsonl:2 .* label 0, the first row has none"):
+        load_tuples(write_jsonl(tmp_path / "pairs.jsonl", rows), negatives=0)
+
+
+@pytest.mark.parametrize(("field", "grades"), [("corpus-id", [2, 1, 0]), ("passage", [1, 1, -1])])
+def test_grades_of_judgements_are_no_teachers_scores(tmp_path, field, grades):
+    """Of BEIR's judgements as a table of the Hub, and of labels of -1."""
+    name, rows = "score" if field == "corpus-id" else "label", zip("abc", grades, strict=True)
+    table = [{"query-id": "q", field: document, name: grade} for document, grade in rows]
+    texts = {
+        name: write_jsonl(tmp_path / f"{name}.jsonl", [{"id": one, "text": f"text {one}"} for one in "abcq"])
+        for name in ("queries", "documents")
+    }
+    tuples = load_tuples(write_jsonl(tmp_path / "qrels.jsonl", table), **texts)
+    assert tuples[0]["positive"] in ("text a", "text b")
+    assert {key: text for key, text in tuples[0].items() if "negative" in key} == {"negative_1": "text c"}
+
+
+def test_texts_that_are_null_inside_passages_are_not_the_word_none(tmp_path):
+    row = {"query": "q", "positive_passages": [{"title": "T", "text": None}], "negative_passages": []}
+    assert load_tuples(write_jsonl(tmp_path / "a.jsonl", [row]))[0] == {"query": "q", "positive": "T"}
+    row["positive_passages"] = [{"title": None, "text": None}]
+    with pytest.raises(ValueError, match=r"has '' in the field .*positive_passages"):
+        load_tuples(write_jsonl(tmp_path / "b.jsonl", [row]))
+
+
+def test_systems_that_found_nothing_are_null_in_a_table(tmp_path):
+    """As `datasets` reads msmarco-hard-negatives, whose rows name different systems."""
+    mined = [{"bm25": ["b", "c"], "dense": ["d"]}, {"bm25": ["b"], "dense": None}]
+    pq.write_table(pa.table({"qid": ["q", "r"], "pos": [["a"], ["a"]], "neg": mined}), tmp_path / "mined.parquet")
+    texts = write_jsonl(tmp_path / "texts.jsonl", [{"id": one, "text": f"text {one}"} for one in "abcdqr"])
+    options = {"queries": texts, "documents": texts, "sampling": "first", "negatives": 1}
+    tuples = load_tuples(tmp_path / "mined.parquet", **options)
+    assert [row["negative_1"] for row in tuples] == ["text b", "text b"]
+
+
+def test_a_single_score_of_several_documents_is_named(tmp_path):
+    row = {"query": "q", "positive": "a", "negative_1": "b", "negative_2": "c", "label": 1.5}
+    with pytest.raises(ValueError, match=r"a\.jsonl:1 has the teacher scores 1\.5: give a list"):
+        load_tuples(write_jsonl(tmp_path / "a.jsonl", [row]))
+
+
+def test_a_header_that_names_a_column_twice_is_refused(tmp_path):
+    (tmp_path / "a.csv").write_text("query,positive,negative,negative\nq,a,b,c\n")
+    with pytest.raises(ValueError, match=r"a\.csv:1 names two columns 'negative'"):
+        load_tuples(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize("kind", [".jsonl", ".parquet"])
+def test_a_title_beside_a_query_is_left_out_of_tables_too(tmp_path, kind):
+    rows = [{"query_id": "q", "title": "T", "text": "what"}]
+    queries = tmp_path / f"queries{kind}"
+    pq.write_table(pa.Table.from_pylist(rows), queries) if kind == ".parquet" else write_jsonl(queries, rows)
+    documents = write_jsonl(tmp_path / "corpus.jsonl", [{"_id": one, "text": one} for one in "ab"])
+    tuples = write_jsonl(tmp_path / "t.jsonl", [{"query_id": "q", "positive_id": "a", "negative_id": "b"}])
+    assert load_tuples(tuples, queries=queries, documents=documents)[0]["query"] == "what"
