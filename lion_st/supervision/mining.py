@@ -124,7 +124,7 @@ def mine_negatives(
     Args:
         searchers: One or more, over the same documents.
         queries: Texts by id. Those without a positive are left out.
-        qrels: Grades by query and document; above 0 is relevant.
+        qrels: Grades by query and document; above 0 is relevant. Documents that no searcher has are left out.
         output: Parquet file of `query_id`, `positive_document_ids` (by falling grade) and `negative_document_ids`
             (hardest first), which `load_tuples` reads.
         negatives: Negatives of each query at most; `load_tuples(drop_short=True)` leaves out rows with fewer.
@@ -145,7 +145,7 @@ def mine_negatives(
         StorageError: If an unfinished run had other settings or other queries.
 
     Warns:
-        UserWarning: If queries are judged that have no text.
+        UserWarning: If queries are judged that have no text, or documents that no searcher has.
 
     Example:
         ::
@@ -161,7 +161,7 @@ def mine_negatives(
     if not searchers:
         raise ValueError("There is nothing to search with: give at least one searcher.")
     _require_range(negatives, ranks, absolute_margin, relative_margin, queries_at_once)
-    asked = _judged_queries(queries, qrels)
+    asked = _judged_queries(queries, qrels, _document_ids(searchers))
     margins = (absolute_margin, relative_margin)
     depth = ranks[1] + max(len(query.positives) for query in asked)
     settings = {
@@ -250,7 +250,18 @@ def _tuples(
     )
 
 
-def _judged_queries(queries: Mapping[str, str], qrels: Mapping[str, Mapping[str, int]]) -> list[_Query]:
+def _document_ids(searchers: Sequence[Searcher]) -> list[str] | None:
+    """The ids of the documents that are searched, None where no searcher has them at hand."""
+    for searcher in searchers:
+        documents = searcher.index if isinstance(searcher, IndexSearcher) else getattr(searcher, "documents", searcher)
+        if ids := getattr(documents, "ids", None):
+            return ids
+    return None
+
+
+def _judged_queries(
+    queries: Mapping[str, str], qrels: Mapping[str, Mapping[str, int]], documents: Sequence[str] | None
+) -> list[_Query]:
     """The queries that have a positive, in their own order, with their positives by falling grade."""
     remedy = "pass what lion_st.data.trec.read_qrels(path) reads"
     require_type(queries, Mapping, "Queries by id", "pass texts by id, as lion_st.data.records.read_topics(path) reads")
@@ -259,6 +270,15 @@ def _judged_queries(queries: Mapping[str, str], qrels: Mapping[str, Mapping[str,
         query: [document for document, grade in sorted(of_query.items(), key=lambda item: -item[1]) if grade > 0]
         for query, of_query in qrels.items()
     }
+    if documents is not None:
+        missing = {document for relevant in positives.values() for document in relevant}.difference(documents)
+        if missing:
+            warnings.warn(
+                f"{len(missing):,} documents that are judged relevant are not among the {len(documents):,} that are "
+                f"searched, such as {min(missing)!r}: they are left out.",
+                stacklevel=3,
+            )
+            positives = {query: [one for one in found if one not in missing] for query, found in positives.items()}
     asked = [_Query(query, text, positives[query]) for query, text in queries.items() if positives.get(query)]
     if not asked:
         raise ValueError(

@@ -166,13 +166,14 @@ class _Tuples:
         ]
 
     def documents(self) -> Iterator[str]:
-        """The texts of the collection, or of the tuples where these hold them, each once."""
+        """The texts of the collection that are not blank, or of the tuples where these hold them, each once."""
         if self.document_texts is None:
             yield from dict.fromkeys(text for one in self.opened.read() for text in (*one.positives, *one.negatives))
             return
         table = self.document_texts.table
         for start in range(0, len(table), 10_000):
-            yield from table.read(range(start, min(start + 10_000, len(table))))
+            texts = table.read_unchecked(range(start, min(start + 10_000, len(table))))
+            yield from (text for text in texts if text and not text.isspace())
 
     def table(self, rows: list[_Row], scores: dict[str, list[np.ndarray]]) -> Any:
         pyarrow = require("pyarrow")

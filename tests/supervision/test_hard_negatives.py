@@ -15,7 +15,7 @@ import lion_st
 from lion_st.data import load_tuples, save_beir
 from lion_st.encoding import encode_corpus, encode_texts
 from lion_st.indexes import StorageError, load_index
-from lion_st.retrieval import Bm25Retriever, index_corpus
+from lion_st.retrieval import Bm25Retriever, ModelRetriever, index_corpus
 from lion_st.supervision import IndexSearcher, mine_negatives
 from lion_st.supervision.blocks import read_settings
 
@@ -180,6 +180,20 @@ def test_a_judged_positive_is_never_a_negative(tmp_path):
     for query, (positives, negatives) in read(mined.path).items():
         assert len(positives) == 2 and not set(positives) & set(negatives)
         assert next(document for document, grade in QRELS[query].items() if grade == 0) == negatives[0]
+
+
+def test_judged_documents_that_are_not_there_are_left_out(models, folder, tmp_path):
+    """Of bm25, an index and a model alone; as ArguAna's judgements name some, and training would refuse their ids."""
+    judged = {**QRELS, "q0": {"gone": 1, "d0-0": 1}, "q1": {"gone too": 1}}
+    checkpoint, index = models["dense"]
+    bm25, model = Bm25Retriever(), ModelRetriever(lion_st.load(checkpoint, device="cpu"))
+    bm25.index(DOCUMENTS)
+    model.index(DOCUMENTS)
+    for name, searcher in {"b": bm25, "m": model, "i": IndexSearcher(model.model, load_index(index))}.items():
+        with pytest.warns(UserWarning, match="2 documents that are judged relevant are not among the 48"):
+            mined = mine_negatives([searcher], QUERIES, judged, tmp_path / f"{name}.parquet", negatives=2)
+        assert read(mined.path)["q0"][0] == ["d0-0"] and "q1" not in read(mined.path)
+        assert len(load_tuples(mined.path, negatives=2, queries=folder, documents=folder)) == mined.tuples == 7
 
 
 KILLED = """

@@ -303,6 +303,16 @@ def test_coverage_is_a_share(data):
         Bm25().score(["lions"], ["unknown"])
 
 
+def test_a_blank_document_that_no_tuple_names_is_no_obstacle_to_bm25(data, tmp_path):
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text((data / "corpus.jsonl").read_text() + '{"_id": "blank", "title": "", "text": " "}\n')
+    plain, blank = (
+        teach(data / "mined.parquet", tmp_path / name, {"bm25": Bm25()}, queries=data, documents=documents).path
+        for name, documents in (("plain.parquet", data), ("blank.parquet", corpus))
+    )
+    assert pq.read_table(plain).equals(pq.read_table(blank))
+
+
 def test_scores_of_texts_are_added_to_those_of_an_earlier_run(models, tmp_path):
     """Tuples that hold their texts; the second run keeps the first's teacher, and training takes both."""
     rows = [
