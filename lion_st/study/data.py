@@ -74,19 +74,29 @@ def open_training_tuples(data: Mapping[str, Any], teacher_scores: bool) -> Datas
     return load_tuples(source, teacher_scores=teacher_scores, **settings)
 
 
-def prepare_data(study: Study, folder: Path) -> StudyData:
+def prepare_data(study: Study, folder: Path, begun: bool = False) -> StudyData:
     """Make what the study asks for, unless it is there: held-out and cut test sets, shuffled labels, and the check.
+
+    Args:
+        study: The study.
+        folder: Where it is made.
+        begun: Whether cells were trained on what is there, which is then not made anew.
 
     Raises:
         OverlapError: If a text of a test set is trained on, and `overlap` is "refuse".
         FileNotFoundError: If a source is not there.
-        ValueError: If a source cannot be read.
+        ValueError: If a source cannot be read, or has changed since cells were trained on it.
     """
     made = study.hold_out > 0 or any(study.label_noise) or OWN_TEXTS in _mntp_texts(study)
     wanted = digest({"format": FORMAT, **study.of_data(), "mntp": _mntp_texts(study), "files": _checksums(study)})
     manifest = folder / "data.json"
     content = read_json(manifest) if manifest.exists() else {}
     if content.get("settings") != wanted:
+        if content and begun:
+            raise ValueError(
+                f"Files of the study's data have changed since {folder} was made, and cells were trained on what they "
+                "held: choose another --output, or bring the files back."
+            )
         shutil.rmtree(folder, ignore_errors=True)
         with atomic_folder(folder) as staging:
             _make(study, staging, made)
@@ -225,12 +235,18 @@ def _mntp_texts(study: Study) -> list[str]:
 
 def _checksums(study: Study) -> list[str]:
     """Of the files and folders that the data come from, so that changed ones are read again."""
-    sources = [study.data["train"], *_mntp_texts(study), *(test.source for test in study.tests)]
+    named = [study.data[name] for name in ("train", "queries", "documents") if study.data.get(name) is not None]
+    sources = [*named, *_mntp_texts(study), *(test.source for test in study.tests)]
+    paths = [
+        path
+        for source in map(local, dict.fromkeys(map(str, sources)))
+        for path in (Path(source), Path(source.rpartition(":")[0] or source))  # of FOLDER:SUBSET too
+    ]
     files = [
         file
-        for source in map(local, dict.fromkeys(map(str, sources)))
-        for file in ([Path(source)] if Path(source).is_file() else sorted(Path(source).rglob("*")))
-        if Path(source).exists() and file.is_file()
+        for path in dict.fromkeys(paths)
+        for file in ([path] if path.is_file() else sorted(path.rglob("*")) if path.is_dir() else [])
+        if file.is_file()
     ]
     return [f"{file.name} {checksum(file)}" for file in files]
 

@@ -68,9 +68,9 @@ def run_study(plan: Plan, output: str | Path, say: Callable[[str], Any] = print,
     if not gpus and any(stage.get("bf16", True) for stage in trainings):
         warn_of_slow_bfloat16("cpu", "bf16: false below training: and mntp:")
     folder = Path(output).resolve()
-    require_same_cells(plan, folder)
+    begun = require_same_cells(plan, folder)
     with lock_folder(folder, wait=False):
-        data = prepare_data(plan.study, folder / "data")
+        data = prepare_data(plan.study, folder / "data", begun)
         pool = Workers(workers, say, plan.processes)
         stages = []
         for stage in plan.stages:
@@ -191,8 +191,8 @@ def last_error(lines: Sequence[str]) -> str | None:
     return own[-1].removeprefix("job: ") if own else (lines[-1] if lines else None)
 
 
-def require_same_cells(plan: Plan, folder: Path) -> None:
-    """Refuse a folder with cells of these names and other settings."""
+def require_same_cells(plan: Plan, folder: Path) -> bool:
+    """Refuse a folder with cells of these names and other settings; whether it holds any cell or stage of the study."""
     jobs = [(output_place(folder, cell.name), cell.name, cell.configuration) for cell in plan.cells]
     jobs += [(folder / "backbones" / one.backbone, f"MNTP of {one.backbone}", one.configuration) for one in plan.stages]
     for place, name, configuration in jobs:
@@ -202,6 +202,7 @@ def require_same_cells(plan: Plan, folder: Path) -> None:
                 f"{folder} holds {name} with other settings than the study now has. Choose another --output, or remove "
                 f"{place} to run it again."
             )
+    return any((place / JOB).exists() for place, *_ in jobs)
 
 
 def commit() -> str:

@@ -262,6 +262,28 @@ def test_held_out_documents_and_copies_of_them_are_not_trained_on(tmp_path: Path
     assert sorted(row["pos_pid"] for row in trained) == sorted(row["pos_pid"] for row in noisy)
 
 
+def test_changed_files_of_the_data_are_read_again_until_a_cell_has_begun(tmp_path: Path, tiny_backbone) -> None:
+    """Of documents that stand beside the tuples too."""
+    from pyarrow import parquet
+
+    values = tiny_study(tmp_path, tiny_backbone())
+    rows = [json.loads(line) for line in Path(values["data"]["train"]).read_text().splitlines()]
+    ids = {text: str(n) for n, text in enumerate(dict.fromkeys(one for row in rows for one in row["pos"] + row["neg"]))}
+    texts, tuples = tmp_path / "texts.jsonl", tmp_path / "ids.jsonl"
+    texts.write_text("".join(json.dumps({"id": one, "text": text}) + "\n" for text, one in ids.items()))
+    named = [{"question": row["query"], "pos_pid": ids[row["pos"][0]], "pos_score": 2.0, "neg_scores": [1.0, 0.5],
+              "neg_pids": [ids[one] for one in row["neg"]]} for row in rows]  # fmt: skip
+    tuples.write_text("".join(json.dumps(row) + "\n" for row in named))
+    values["data"] = {"train": str(tuples), "documents": str(texts), "hold_out": 6}
+    study = parse_study(values)
+    assert prepare_data(study, tmp_path / "data").texts is not None
+    texts.write_text(texts.read_text().replace('"text": "', '"text": "New: '))
+    with pytest.raises(ValueError, match=r"data have changed since .* cells were trained on what they held"):
+        prepare_data(study, tmp_path / "data", begun=True)
+    changed = prepare_data(study, tmp_path / "data")
+    assert all(row["text"].startswith("New: ") for row in parquet.read_table(changed.texts).to_pylist())
+
+
 def test_a_test_set_that_is_trained_on_is_refused_or_reported(tmp_path: Path, tiny_backbone) -> None:
     values = tiny_study(tmp_path, tiny_backbone())
     copied = write_test(tmp_path / "copied")
