@@ -47,6 +47,8 @@ class WeightedBatchSampler(MultiDatasetDefaultBatchSampler):
 
     def __iter__(self) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        if self.generator is not None:  # which random batches of the sources are drawn with: a resumed run draws alike
+            self.generator.manual_seed(self.seed + self.epoch)
         order = torch.repeat_interleave(torch.tensor(self.batches()))
         offsets = [0, *self.dataset.cumulative_sizes]
         streams = [self._endless(sampler) for sampler in self.batch_samplers]

@@ -4,10 +4,12 @@ from functools import partial
 from itertools import chain, islice
 
 import pytest
+import torch
 from accelerate.data_loader import BatchSamplerShard
 from datasets import Dataset
+from sentence_transformers.base.sampler import DefaultBatchSampler
 from tiny_runs import tiny_run, write_tuples
-from torch.utils.data import ConcatDataset
+from torch.utils.data import ConcatDataset, RandomSampler
 
 from lion_st.data import load_tuples, set_epoch
 from lion_st.data.beir import save_beir
@@ -139,6 +141,23 @@ def test_a_batch_of_several_sources_is_of_one_on_all_devices(tmp_path):
     steps = list(zip(*shards, strict=True))
     assert len(steps) == 18
     assert all(len({index >= 24 for part in parts for index in part}) == 1 for parts in steps)
+
+
+def test_a_run_that_resumes_in_a_later_epoch_mixes_random_batches_alike():
+    def make():
+        sources, generator = [list(range(12)), list(range(24))], torch.Generator().manual_seed(0)
+        samplers = [
+            DefaultBatchSampler(RandomSampler(one, generator=generator), 4, True, LABELS, generator) for one in sources
+        ]
+        return WeightedBatchSampler(ConcatDataset(sources), [2, 1], batch_samplers=samplers, generator=generator)
+
+    def epoch(sampler, number):
+        sampler.set_epoch(number)
+        return list(sampler)
+
+    whole = make()
+    first, second = epoch(whole, 0), epoch(whole, 1)
+    assert first != second == epoch(make(), 1)
 
 
 def test_the_trainer_divides_batches_of_all_devices(tiny_backbone, tmp_path):
