@@ -128,6 +128,12 @@ class GuardedTrainer(DividedTrainer):
             best = Path(str(self.args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
             self.state.best_model_checkpoint = str(best) if best.is_dir() else None
 
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        is_best = super()._determine_best_metric(metrics, trial)
+        if is_best and self.args.load_best_model_at_end:  # which would not be there, from between two checkpoints
+            self.control.should_save = True
+        return is_best
+
     def _load_best_model(self) -> None:
         best = str(self.state.best_model_checkpoint)
         problem = decided_by_first_rank(partial(checkpoint_damage, Path(best)))
