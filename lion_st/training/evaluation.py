@@ -231,10 +231,9 @@ def _nano_beir(source: str, paradigm: str, batch_size: int) -> tuple[str, NanoBE
 
 def _collection(source: str, split: str, make: Any) -> tuple[str, InformationRetrievalEvaluator]:
     corpus, queries, qrels = load_beir(source, split)
-    texts = {key: f"{document['title']} {document['text']}".strip() for key, document in corpus.items()}
-    relevant = {
-        query: {key for key, grade in row.items() if grade > 0 and key in corpus} for query, row in qrels.items()
-    }
+    whole = {key: f"{document['title']} {document['text']}".strip() for key, document in corpus.items()}
+    texts = {key: text for key, text in whole.items() if text}  # a blank one is never found
+    relevant = {query: {key for key, grade in row.items() if grade > 0} for query, row in qrels.items()}
     found = parse_source(source)
     place = found.repository if found.path is None else found.path.resolve().name
     name = "_".join(filter(None, (str(place).rpartition("/")[2], found.subset)))
@@ -251,7 +250,7 @@ def _evaluator(
     **prompts: str,
 ) -> InformationRetrievalEvaluator:
     judged = {query: documents for query, documents in relevant.items() if documents}
-    if not judged:
+    if not any(document in corpus for documents in judged.values() for document in documents):
         raise ValueError(f"{name} has no query with a relevant document to evaluate on: give another --eval_split.")
     return kind(
         {query: queries[query] for query in judged},

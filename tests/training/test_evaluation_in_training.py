@@ -14,7 +14,7 @@ from tiny_runs import TOPICS, positive, tiny_run
 import lion_st
 from lion_st.data import save_beir
 from lion_st.errors import UsageError
-from lion_st.training.evaluation import nano_beir_evaluator
+from lion_st.training.evaluation import build_evaluator, nano_beir_evaluator
 from lion_st.training.retriever import build_model, build_trainer, load_training_tuples, train_retriever
 
 # Dropout, so that a random number more or less would show; and what counts as best is the worst, which comes early.
@@ -71,6 +71,32 @@ def test_the_best_checkpoint_is_kept_and_exported(evaluated):
         for folder in (evaluated, evaluated / f"checkpoint-{best}", evaluated / "checkpoint-10")
     )
     assert np.allclose(vectors, chosen, atol=1e-4) and not np.allclose(vectors, last, atol=1e-2)
+
+
+def test_the_best_is_exported_also_from_between_two_checkpoints(tiny_backbone, data, collection, tmp_path):
+    options = OPTIONS | WORST | dict(eval_data=[str(collection)], load_best_model_at_end=True, eval_steps=2)
+    folder = train_retriever(*tiny_run(tiny_backbone(), data, tmp_path / "out", **options | dict(save_steps=6)))
+    scores = {step: entry["eval_ndcg@10"] for step, entry in evaluations(folder).items()}
+    best = min(scores, key=scores.__getitem__)
+    assert best not in (6, 10), "the test needs a run whose best evaluation is not of a step that is saved anyway"
+    record = json.loads((folder / "training.json").read_text())
+    assert record["exported"] == {"checkpoint": f"checkpoint-{best}", "eval_own_dot_ndcg@10": scores[best]}
+    result, chosen = (lion_st.load(path, device="cpu") for path in (folder, folder / f"checkpoint-{best}"))
+    assert np.allclose(result.encode_document([positive(3)]), chosen.encode_document([positive(3)]), atol=1e-4)
+
+
+def test_blank_and_absent_documents_are_never_found(tiny_backbone, tmp_path):
+    corpus = {"d0": {"text": positive(0)}, "d1": {"text": positive(1)}, "blank": {"title": "", "text": " "}}
+    qrels = {"q0": {"d0": 1, "blank": 1, "gone": 1}}
+    folder = save_beir(tmp_path / "own", corpus, {"q0": "what do lions do"}, qrels)
+    _, training = tiny_run("m", "d", tmp_path, "dense", eval_data=[str(folder)])
+    with pytest.warns(UserWarning, match="count as never found"):
+        evaluator = build_evaluator(training, "dense")
+    found = evaluator(lion_st.build(tiny_backbone(), "dense", device="cpu"))
+    assert found["own_dot_recall@10"] == pytest.approx(1 / 3)
+    save_beir(folder, corpus, {"q0": "what do lions do"}, {"q0": {"blank": 1}}, overwrite=True)
+    with pytest.raises(ValueError, match="own has no query with a relevant document"):
+        build_evaluator(training, "dense")
 
 
 def test_evaluating_changes_no_weight(tiny_backbone, data, evaluated, tmp_path):
