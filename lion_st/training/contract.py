@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lion_st.encoding.fingerprints import PROMPT_NAMES
 from lion_st.files import is_hub_name, read_json
 
 # Options that decide what a retriever is: given for one that is there already, they would make another of it.
@@ -40,21 +41,26 @@ def backbone_config(source: str) -> Any:
     Raises:
         OSError: If it cannot be reached.
     """
-    from transformers import AutoConfig
+    from lion_st.modules.loading import read_config
 
     folder = transformer_folder(source) if is_retriever(source) else ""
-    if (adapter := _file(source, "adapter_config.json", folder)) is not None:
-        base = read_json(adapter)
-        return AutoConfig.from_pretrained(base["base_model_name_or_path"], revision=base.get("revision"))
-    return AutoConfig.from_pretrained(source, subfolder=folder)
+    if (adapter := _file(source, "adapter_config.json", folder)) is None:
+        return read_config(source, {"subfolder": folder})
+    base = read_json(adapter)
+    config = read_config(base["base_model_name_or_path"], {"revision": base.get("revision")})
+    if layers := _read(source, "sentence_bert_config.json", folder).get("layers"):  # of the base
+        config.get_text_config().num_hidden_layers = len(layers)
+    return config
 
 
 def _saved(source: str) -> dict[str, Any]:
     settings = _read(source, "config_sentence_transformers.json")
     transformer = _read(source, "sentence_bert_config.json", transformer_folder(source))
     lengths = {name: transformer[name] for name in KEPT[:2] if transformer.get(name)}
-    prompts = {f"{task}_prompt": settings.get("prompts", {}).get(task) or None for task in ("query", "document")}
-    return lengths | prompts
+    prompts = settings.get("prompts", {})
+    names = {task: (*PROMPT_NAMES[task], settings.get("default_prompt_name")) for task in PROMPT_NAMES}
+    found = {task: next((name for name in names[task] if name in prompts), None) for task in names}
+    return lengths | {f"{task}_prompt": prompts.get(name) or None for task, name in found.items()}
 
 
 def transformer_folder(source: str) -> str:

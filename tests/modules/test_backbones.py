@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, ModernBertDecoderC
 
 import lion_st
 from lion_st.modules.backbones import choose_layers, keep_layers
+from lion_st.training.contract import backbone_config
 
 TEXTS = ["what is a lion", "Lions live in groups called prides."]
 
@@ -216,6 +217,11 @@ def test_a_gguf_file_is_the_model_that_it_was_made_of(roomy, tmp_path):
     torch.testing.assert_close(torch.from_numpy(model.encode_document(TEXTS)), torch.from_numpy(expected))
     model.save(str(tmp_path / "saved"))
     assert (lion_st.load(tmp_path / "saved", device="cpu").encode_document(TEXTS) == model.encode_document(TEXTS)).all()
+
+
+def test_the_shape_in_a_gguf_file_is_read_without_weights(roomy, tmp_path):
+    config = backbone_config(write_gguf(roomy, tmp_path / "tiny.gguf"))
+    assert (config.num_hidden_layers, config.vocab_size) == (4, 321)
 
 
 def test_weights_of_a_gguf_file_are_unpacked(tiny_backbone, tmp_path, caplog, monkeypatch):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig
 from sentence_transformers import SentenceTransformer
 from tiny_runs import tiny_run
 
@@ -23,7 +24,6 @@ PROMPTS = dict(query_prompt="q: ", document_prompt="d: ", query_length=20, docum
 def retrievers(tiny_backbone, tmp_path_factory) -> dict[str, tuple[Path, torch.Tensor]]:
     """A sparse retriever in every form on the disk, and a vector of it."""
     folder = tmp_path_factory.mktemp("retrievers")
-    from peft import LoraConfig
 
     def model(**options):
         made = lion_st.build(tiny_backbone(), "sparse", device="cpu", **PROMPTS, **options)
@@ -112,6 +112,28 @@ def test_lengths_and_prompts_may_change_and_nothing_else(retrievers, data, tmp_p
     arguments, _ = tiny_run(path, data, tmp_path / "run", "dense", "cl")
     with pytest.raises(ValueError, match="is a sparse model, not dense"):
         build_model(arguments, "cpu")
+
+
+def test_a_prompt_of_passages_is_that_of_documents(tiny_backbone, data, tmp_path):
+    model = lion_st.build(tiny_backbone(), "sparse", device="cpu")
+    model.prompts = {"query": "q: ", "passage": "p: "}
+    model.save_pretrained(str(tmp_path / "saved"))
+    arguments, _ = tiny_run(str(tmp_path / "saved"), data, tmp_path / "run")
+    assert (arguments.query_prompt, arguments.document_prompt) == ("q: ", "p: ")
+    text = "Lions sleep."
+    expected, vector = model.encode_document(text), build_model(arguments, "cpu").encode_document(text).to_dense()
+    assert abs(vector.numpy() - expected).max() < 1e-5
+
+
+def test_a_dry_run_counts_the_layers_that_a_retriever_keeps(tiny_backbone, data, tmp_path):
+    lora = LoraConfig(r=2, target_modules=["q_proj"])
+    model = lion_st.build(tiny_backbone(), "sparse", layers=[1], lora=lora, device="cpu")
+    model.save_pretrained(str(tmp_path / "adapter"))
+    lion_st.export(model, tmp_path / "export")
+    adapter, merged = (
+        describe_run(*tiny_run(str(tmp_path / form), data, tmp_path / "run")) for form in ("adapter", "export")
+    )
+    assert adapter[adapter.index("Parameters:") :] == merged[merged.index("Parameters:") :]
 
 
 def test_a_backbone_is_made_what_the_options_say(tiny_backbone, data, tmp_path):
