@@ -95,7 +95,8 @@ def training_idf(model: Any, sources: Iterable[Dataset]) -> Tensor:
     """Inverse document frequencies [V] of terms among the first positives of each source."""
     sources = list(sources)
     share = IDF_DOCUMENTS // len(sources) or 1
-    texts = [row["positive"] for tuples in sources for row in islice(tuples, share)]
+    rows = (row for tuples in sources for row in islice(tuples, share))
+    texts = [[text for name, text in row.items() if name != "label"][1] for row in rows]  # whatever its column's name
     limit = model[0].token_limit("document")
     encoded = model.tokenizer(texts, add_special_tokens=False, truncation=True, max_length=limit)
     return term_idf(encoded["input_ids"], len(texts), len(model[0].lm_head.weight))

@@ -13,7 +13,7 @@ import yaml
 from accelerate import FullyShardedDataParallelPlugin
 from datasets import Dataset, DatasetDict
 from sentence_transformers.base.sampler import BatchSamplers
-from tiny_runs import tiny_run, write_tuples
+from tiny_runs import positive, tiny_run, write_tuples
 from torch.utils.data import BatchSampler, ConcatDataset
 from transformers import TrainingArguments
 
@@ -514,6 +514,9 @@ def test_the_terms_of_the_texts_are_counted_for_idf_flops(tiny_backbone, data, t
     idf = loss.document_regularizer.idf
     assert len(idf) == 320 and torch.equal(idf, loss.query_regularizer.idf)
     assert idf[model.tokenizer("a", add_special_tokens=False)["input_ids"][0]] < idf.max()
+    others = Dataset.from_list([{"question": f"what {row}", "answer": positive(row)} for row in range(24)])
+    loss = build_trainer(model, arguments, training, others).loss
+    assert torch.equal(idf, loss.document_regularizer.idf)  # of the same texts, in a column of another name
 
 
 def test_sources_may_be_paths_or_one_alone(tiny_backbone, data, tmp_path):
