@@ -91,8 +91,9 @@ def prepare_data(study: Study, folder: Path, begun: bool = False) -> StudyData:
     wanted = digest({"format": FORMAT, **study.of_data(), "mntp": _mntp_texts(study), "files": _checksums(study)})
     manifest = folder / "data.json"
     content = read_json(manifest) if manifest.exists() else {}
-    if content.get("settings") != wanted:
-        if content and begun:
+    is_changed = content.get("settings") != wanted
+    if is_changed or (_reads_scores(study) and not content.get("scores", True)):  # of objectives that came later
+        if is_changed and content and begun:
             raise ValueError(
                 f"Files of the study's data have changed since {folder} was made, and cells were trained on what they "
                 "held: choose another --output, or bring the files back."
@@ -101,7 +102,7 @@ def prepare_data(study: Study, folder: Path, begun: bool = False) -> StudyData:
         with atomic_folder(folder) as staging:
             _make(study, staging, made)
             overlap = check_overlap(study, _placed(study, staging, made))
-            content = {"settings": wanted, "overlap": overlap}
+            content = {"settings": wanted, "scores": _reads_scores(study), "overlap": overlap}
             atomic_write(staging / "data.json", json.dumps(content, indent=1) + "\n")
     found = _placed(study, folder, made)
     refuse_overlap(study, content["overlap"])
@@ -233,10 +234,14 @@ def _mntp_texts(study: Study) -> list[str]:
     return [texts] if isinstance(texts, str) else list(texts)
 
 
+def _reads_scores(study: Study) -> bool:
+    return any(objective != "cl" for objective in study.objectives) and not study.training.get("self_distillation")
+
+
 def _checksums(study: Study) -> list[str]:
     """Of the files and folders that the data come from, so that changed ones are read again."""
     named = [study.data[name] for name in ("train", "queries", "documents") if study.data.get(name) is not None]
-    sources = [*named, *_mntp_texts(study), *(test.source for test in study.tests)]
+    sources = [*named, *_mntp_texts(study), *(test.source for test in study.tests), *(study.dev or ())[:1]]
     paths = [
         path
         for source in map(local, dict.fromkeys(map(str, sources)))
@@ -254,13 +259,7 @@ def _checksums(study: Study) -> list[str]:
 def _make(study: Study, folder: Path, made: bool) -> None:
     held: tuple[Corpus, Queries, Qrels] = {}, {}, {}
     if made:
-        rows, documents = _rows_of(
-            open_training_tuples(
-                study.data,
-                any(objective != "cl" for objective in study.objectives)
-                and not study.training.get("self_distillation"),
-            )
-        )
+        rows, documents = _rows_of(open_training_tuples(study.data, _reads_scores(study)))
         if study.hold_out:
             rows, held = _hold_out(rows, documents, study.hold_out)
         used = {one for row in rows for one in (row["pos_pid"], *row["neg_pids"])}

@@ -157,9 +157,9 @@ def shape_of(choice: BackboneChoice) -> BackboneShape:
     if choice.model == known.model:
         shape = known.shape
     else:
-        from transformers import AutoConfig
+        from lion_st.training.contract import backbone_config
 
-        shape = BackboneShape.from_config(AutoConfig.from_pretrained(choice.model))
+        shape = BackboneShape.from_config(backbone_config(choice.model))
     layers = len(choice.layers) if choice.layers is not None else choice.num_layers
     if layers is None:
         return shape
@@ -215,7 +215,7 @@ def _cell(
     # A recipe's way with the teacher's scores is for its own data.
     arguments, training_arguments = read_options({**options, "train_data": study.data["train"]}, name)
     cost = training_cost(arguments, training_arguments, shape)
-    lengths = _lengths(study, choice, arguments.query_length, arguments.document_length)
+    lengths = _lengths(study, choice, arguments)
     texts, tokens, squared = step_size(arguments, lengths)
     each = cost.flops(texts, tokens, squared)
     spent = stage.flops if stage is not None else 0.0
@@ -314,17 +314,27 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _lengths(study: Study, choice: BackboneChoice, query_length: int, document_length: int) -> Lengths:
+def _lengths(study: Study, choice: BackboneChoice, arguments: RetrieverArguments) -> Lengths:
+    limits = arguments.query_length, arguments.document_length
     if study.lengths == "full":
-        return Lengths.equal(query_length, document_length)
+        return Lengths.equal(*limits)
     if not isinstance(study.lengths, str):
         return Lengths.equal(*study.lengths)
-    return measured_lengths(place_of(choice), tuple(sorted(study.data.items())), query_length, document_length)
+    prompts = arguments.query_prompt or "", arguments.document_prompt or ""
+    ends = arguments.add_bos, bool(arguments.add_eos)
+    return measured_lengths(place_of(choice), tuple(sorted(study.data.items())), *limits, prompts, *ends)
 
 
 @lru_cache
 def measured_lengths(
-    model: str, data: Sequence[tuple[str, Any]], query_length: int, document_length: int, sample: int = 2000
+    model: str,
+    data: Sequence[tuple[str, Any]],
+    query_length: int,
+    document_length: int,
+    prompts: tuple[str, str] = ("", ""),
+    add_bos: bool | None = None,
+    add_eos: bool = False,
+    sample: int = 2000,
 ) -> Lengths:
     """Mean lengths of texts of the training data, in tokens of a model, cut to what is read.
 
@@ -333,21 +343,30 @@ def measured_lengths(
         data: `Study.data`, as pairs.
         query_length: Longest query.
         document_length: Longest document.
+        prompts: In front of queries and of documents.
+        add_bos: As for `LionTransformer`.
+        add_eos: The same.
         sample: Tuples that are looked at, evenly spread.
     """
     import numpy as np
     from transformers import AutoTokenizer
 
+    from lion_st.modules.tokenizer_contract import append_eos, leave_out_bos
     from lion_st.study.data import open_training_tuples
 
     tokenizer = AutoTokenizer.from_pretrained(model)
+    if add_bos is False:
+        leave_out_bos(tokenizer)
+    if add_eos:
+        append_eos(tokenizer)
     tuples = open_training_tuples(dict(data), teacher_scores=False)
     rows = tuples[list(range(0, len(tuples), max(1, len(tuples) // sample)))]
     texts = {"query": rows["query"], "document": [text for name in rows if name.startswith(("pos", "neg"))
                                                   for text in rows[name]]}  # fmt: skip
     found: list[float] = []
-    for task, limit in (("query", query_length), ("document", document_length)):
-        ids = tokenizer(texts[task], truncation=True, max_length=limit, verbose=False)["input_ids"]
+    for task, limit, prompt in zip(texts, (query_length, document_length), prompts, strict=True):
+        read = [prompt + text for text in texts[task]]
+        ids = tokenizer(read, truncation=True, max_length=limit, verbose=False)["input_ids"]
         counts = np.array([len(one) for one in ids], dtype=float)
         found += [float(counts.mean()), float((counts**2).mean())]
     return Lengths(*found)

@@ -79,19 +79,21 @@ def test_mntp_comes_out_of_the_budget_only_where_it_is_included() -> None:
 def test_lengths_are_measured_with_the_backbones_tokenizer(tmp_path, tiny_backbone) -> None:
     from transformers import AutoTokenizer
 
-    plan = plan_study(parse_study(tiny_study(tmp_path, tiny_backbone())))
+    values = tiny_study(tmp_path, tiny_backbone())
     tokenizer = AutoTokenizer.from_pretrained(tiny_backbone())
     rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
-    query, positive, negative = (
-        sum(len(tokenizer(text)["input_ids"][:limit]) for text in texts) / len(texts)
-        for limit, texts in (
-            (32, [row["query"] for row in rows]),
-            (32, [row["pos"][0] for row in rows]),
-            (32, [text for row in rows for text in row["neg"]]),
-        )
-    )
-    for cell in plan.cells:  # of four queries, each with a relevant document and a negative
-        assert cell.tokens == round(cell.steps * 4 * (query + 2 * (positive + 2 * negative) / 3))
+
+    def mean(texts: list[str], prompt: str, end: int) -> float:
+        return sum(min(32, len(tokenizer(prompt + text)["input_ids"]) + end) for text in texts) / len(texts)
+
+    for query_prompt, document_prompt, end in (("", "", 0), ("q: ", "p: ", 1)):
+        prompts = {"query_prompt": query_prompt, "document_prompt": document_prompt, "add_eos": bool(end)}
+        plan = plan_study(parse_study(values | {"training": values["training"] | prompts}))
+        query = mean([row["query"] for row in rows], query_prompt, end)
+        positive = mean([row["pos"][0] for row in rows], document_prompt, end)
+        negative = mean([text for row in rows for text in row["neg"]], document_prompt, end)
+        for cell in plan.cells:  # of four queries, each with a relevant document and a negative
+            assert cell.tokens == round(cell.steps * 4 * (query + 2 * (positive + 2 * negative) / 3))
     longest = planned(budget={"flops": 1e20, "lengths": "full"}, objectives=["cl"]).cells[0]
     assert longest.tokens / longest.steps == 112 * (64 + 17 * 128)
 

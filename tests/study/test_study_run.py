@@ -232,6 +232,16 @@ def test_a_folder_of_other_settings_is_refused(finished: Finished) -> None:
         run_study(plan_study(parse_study(changed)), finished.output)
 
 
+def test_an_objective_that_reads_scores_may_be_added_to_a_study(tmp_path: Path, tiny_backbone) -> None:
+    from pyarrow import parquet
+
+    values = tiny_study(tmp_path, tiny_backbone())
+    for objectives in (["cl"], ["cl", "kd"]):
+        data = prepare_data(parse_study(values | {"objectives": objectives}), tmp_path / "data", begun=True)
+        columns = parquet.read_schema(data.options[0.0]["train_data"]).names
+        assert ("pos_score" in columns) == ("kd" in objectives)
+
+
 @pytest.mark.parametrize("bf16", [False, True])
 def test_bfloat16_on_a_cpu_without_instructions_for_it_is_warned_of(finished, bf16, monkeypatch, caplog) -> None:
     monkeypatch.setattr("lion_st.kernels.bfloat16.multiplies_bfloat16", lambda: False)
