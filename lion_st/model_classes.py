@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ class LionModel(BaseModel):
     """What the model classes share: fast modules on loading, stock modules on disk."""
 
     _saved_limit: int | None = None
+    _saved_similarity: str | None = None
     _encoded_value = "sentence_embedding"  # what `encode` gives unless another value is asked for
 
     def _load_module_class_from_ref(self, class_ref: str, *args: Any, **kwargs: Any) -> type:
@@ -52,11 +54,13 @@ class LionModel(BaseModel):
     def _load_config_modules(self, model_name_or_path: str, *args: Any, **kwargs: Any) -> Any:
         modules, _ = super()._load_config_modules(model_name_or_path, *args, **kwargs)
         fast = _fast_modules(list(modules.values()), model_name_or_path, self._saved_limit)  # type: ignore
+        _warn_of_similarity(self._saved_similarity, fast[-1], model_name_or_path)
         return OrderedDict((str(position), module) for position, module in enumerate(fast)), {}
 
     def _parse_model_config(self, model_config: dict[str, Any]) -> None:
         # The head has it, where a limit for queries or for documents goes before it.
         self._saved_limit = model_config.get("max_active_dims")
+        self._saved_similarity = model_config.get("similarity_fn_name")
         super()._parse_model_config({name: value for name, value in model_config.items() if name != "max_active_dims"})
 
     def _get_model_type(self, *args: Any, **kwargs: Any) -> str:
@@ -193,11 +197,8 @@ class LionSentenceTransformer(LionModel, SentenceTransformer):
     """A Lion retriever that returns dense rows: [B, V] floats if sparse, [B, D] if dense, [B, V + D] if hybrid."""
 
     def _inference(self, inputs: list[Any], **kwargs: Any) -> Any:
-        if kwargs.get("truncate_dim") is not None and isinstance(self[-1], SpladeHead):
-            raise ValueError(
-                f"truncate_dim={kwargs['truncate_dim']} would keep the first terms of the vocabulary, which are mostly "
-                "zero in a sparse vector. Set model[1].max_active_dims to keep each text's heaviest terms."
-            )
+        if isinstance(self[-1], SpladeHead):
+            refuse_truncation(kwargs.get("truncate_dim"))
         if kwargs.get("output_value") == "token_embeddings":  # stock cuts padding off the end alone
             rows: Any = super()._inference(inputs, **(kwargs | {"output_value": None}))
             return [row["token_embeddings"][row["attention_mask"].bool()] for row in rows]
@@ -253,6 +254,26 @@ class LionSparseEncoder(LionModel, SparseEncoder):
         return torch.sparse_coo_tensor(
             torch.cat(indices, dim=1), torch.cat(values), size, check_invariants=False
         ).coalesce()
+
+
+def _warn_of_similarity(saved: str | None, head: Module, source: str) -> None:
+    """Warn if a checkpoint compares vectors otherwise than by inner products, and they are not all of length 1."""
+    if saved in ("cosine", "euclidean", "manhattan") and not getattr(head, "normalize", False):
+        warnings.warn(
+            f"{source!r} says that its vectors are compared by {saved!r}, and lion_st compares them by inner products, "
+            "which rank otherwise unless all vectors are of length 1: give it a Normalize module at its end "
+            "(normalize=True of lion_st.build), or the similarity 'dot' that it was trained for.",
+            stacklevel=2,
+        )
+
+
+def refuse_truncation(truncate_dim: int | None) -> None:
+    """Raise a ValueError if sparse vectors were to be truncated as dense ones are."""
+    if truncate_dim is not None:
+        raise ValueError(
+            f"truncate_dim={truncate_dim} would keep the first terms of the vocabulary, which are mostly zero in a "
+            "sparse vector. Set model[1].max_active_dims to keep each text's heaviest terms."
+        )
 
 
 def _fast_modules(modules: list[Module], source: str, max_active_dims: int | None) -> list[Module]:

@@ -123,6 +123,19 @@ def test_other_poolings_come_back(tiny_backbone, texts, tmp_path, pooling):
     assert (loaded.encode(texts) == model.encode(texts)).all()
 
 
+def test_a_checkpoint_that_compares_otherwise_is_warned_of(tiny_backbone, tmp_path, recwarn):
+    for normalize in (False, True):
+        model = lion_st.build(tiny_backbone(), "dense", normalize=normalize)
+        folder = lion_st.export(model, tmp_path / f"{normalize}", verify=False, create_model_card=False)
+        stock = SentenceTransformer(str(folder), similarity_fn_name="cosine")
+        stock.save(str(tmp_path / f"{normalize}-cosine"), create_model_card=False)
+    for name in ("False", "True", "True-cosine"):  # of which inner products are as good
+        assert lion_st.load(tmp_path / name).similarity_fn_name == "dot"
+    assert not [warning for warning in recwarn if "compared by" in str(warning.message)]
+    with pytest.warns(UserWarning, match="compared by 'cosine', and lion_st compares them by inner products"):
+        lion_st.load(tmp_path / "False-cosine")
+
+
 def test_limits_of_active_terms_come_back(tiny_backbone, texts, tmp_path):
     model = lion_st.build(tiny_backbone(), "sparse", query_max_active_dims=3, document_max_active_dims=6, device="cpu")
     model.save_pretrained(str(tmp_path / "rows"))

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from sentence_transformers.util import truncate_embeddings
 
 from lion_st.data.fields import Task
 from lion_st.encoding.fingerprints import input_module, prompt_for
 from lion_st.encoding.pipeline import HostCopy, computed_ahead, done_behind
 from lion_st.encoding.vectors import HybridVectors, Vectors, keep_top_terms, stack, to_csr, to_dense, to_token_vectors
-from lion_st.model_classes import LionModel
+from lion_st.model_classes import LionModel, refuse_truncation
 from lion_st.models import paradigm_of
 from lion_st.modules import SpladeHead
 from lion_st.modules.tokenizing import exclusive_tokenizer, first_tokens, leading_parts, require_room
@@ -57,7 +58,7 @@ class BatchEncoder:
         progress: A tqdm bar.
 
     Raises:
-        ValueError: If the prompt leaves no room for a text.
+        ValueError: If the prompt leaves no room for a text, or a sparse model has a `truncate_dim`.
     """
 
     def __init__(
@@ -76,6 +77,9 @@ class BatchEncoder:
         self.prompt = prompt_for(model, task) or ""
         self.module = input_module(model, task)
         self.paradigm = paradigm_of(model)
+        self.truncate_dim: int | None = getattr(model, "truncate_dim", None)  # of a dense model's vectors
+        if self.paradigm in ("sparse", "hybrid"):
+            refuse_truncation(self.truncate_dim)
         self.tokens = 0
         self.started = time.monotonic()
         self._takes_token_ids = _takes_token_ids(model, task)
@@ -135,6 +139,8 @@ class BatchEncoder:
                     vectors = torch.where(counts, output["token_embeddings"], 0.0)
                 else:
                     vectors = output["sentence_embedding"]
+                if self.truncate_dim is not None:
+                    vectors = truncate_embeddings(vectors, self.truncate_dim)
                 if self.paradigm == "hybrid":
                     copies.append((HostCopy(output["sparse_embedding"]), HostCopy(output["dense_embedding"])))
                 else:

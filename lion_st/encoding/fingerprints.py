@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer, SparseEncoder
 
 NO_LIMIT = 1_000_000  # tokens of a text
+SOME_VALUES = 32  # of a tensor
 HASHING_THREADS = 4  # as many tensors of a GPU are on the host at a time
 
 PROMPT_NAMES: dict[Task, tuple[str, ...]] = {"query": ("query",), "document": ("document", "passage", "corpus")}
@@ -49,8 +50,9 @@ def model_fingerprint(model: SentenceTransformer | SparseEncoder) -> str:
     }
     if getattr(input_module(model, "document"), "causal", False):  # which the same weights need not be
         settings["causal"] = True
-    if getattr(model, "max_active_dims", None) is not None:  # a stock SparseEncoder's own
-        settings["max_active_dims"] = model.max_active_dims
+    for name in ("max_active_dims", "truncate_dim"):  # of a stock SparseEncoder, of a SentenceTransformer
+        if getattr(model, name, None) is not None:
+            settings[name] = getattr(model, name)
     digest = hashlib.sha256(weights_fingerprint(model).encode())
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     return digest.hexdigest()
@@ -63,13 +65,15 @@ def weights_fingerprint(model: SentenceTransformer | SparseEncoder) -> str:
     """A digest of the names, types and values of all weights as they are in memory, trained or merged as they may be.
 
     Every value counts: a sample would miss what an adapter of a few layers changes. They are read again only where a
-    tensor was replaced or changed in place. xxh3 (128 bits, about as fast as memory) tells models apart, and does not
-    keep out those who would forge one.
+    tensor was replaced or changed in place, or a few values of each show what `.data` hides, as when weights are
+    averaged. xxh3 (128 bits, about as fast as memory) tells models apart, and does not keep out those who would forge
+    one.
     """
     require_encoder(model)
     state = sorted(model.state_dict(keep_vars=True).items())
-    versions = [0 if tensor.is_inference() else times_written(tensor) for _, tensor in state]
-    key = [(name, t.data_ptr(), version, t.dtype, t.shape) for (name, t), version in zip(state, versions, strict=True)]
+    written = [0 if tensor.is_inference() else times_written(tensor) for _, tensor in state]
+    facts = [(name, t.data_ptr(), times, t.dtype, t.shape) for (name, t), times in zip(state, written, strict=True)]
+    key = facts, _some_values([tensor for _, tensor in state])
     if model in _digests and _digests[model][0] == key:
         return _digests[model][1]
     with ThreadPoolExecutor(HASHING_THREADS) as threads:  # they run without Python's lock
@@ -85,6 +89,17 @@ def weights_fingerprint(model: SentenceTransformer | SparseEncoder) -> str:
 def has_weights(model: SentenceTransformer | SparseEncoder, settings: Mapping[str, Any]) -> bool:
     """Whether a model has the weights that settings of an encoding name."""
     return settings.get("weights_xxh3") == weights_fingerprint(model)
+
+
+def _some_values(tensors: Sequence[Any]) -> bytes:
+    """Numbers at even steps through each tensor."""
+    import torch
+
+    by_device: dict[Any, list[Any]] = {}
+    for tensor in tensors:
+        step = max(1, tensor.numel() // SOME_VALUES)
+        by_device.setdefault(tensor.device, []).append(tensor.detach().flatten()[::step].float())
+    return b"".join(torch.cat(parts).cpu().numpy().tobytes() for parts in by_device.values())
 
 
 def _contents(tensor: Any) -> Any:

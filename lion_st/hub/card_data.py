@@ -119,7 +119,7 @@ def card_data(model: BaseModel) -> CardData:
         measured |= {"dense_dimensions": dense.get_embedding_dimension(), "fusion_weights": head.fusion_weights}
     return CardData(
         paradigm=paradigm,
-        dimensions=sparse[1].get_embedding_dimension(),
+        dimensions=dense.get_embedding_dimension() if paradigm == "dense" else sparse[1].get_embedding_dimension(),
         parameters=sum(unique.values()),
         dtype=str(transformer.model.dtype).removeprefix("torch."),
         architecture=type(transformer.model).__name__,

@@ -72,6 +72,11 @@ def read_contract(name: str, read: Callable[[str], Any]) -> Contract:
     kinds = [(entry["type"].rsplit(".", 1)[-1], entry["path"]) for entry in entries]
     modules = [(kind, (path and read(f"{path}/config.json")) or {}) for kind, path in kinds if kind != GUARD]
     settings, limits = _required(name, read, "config_sentence_transformers.json", "sentence_bert_config.json")
+    if settings.get("truncate_dim") is not None:
+        raise ValueError(
+            f"{name!r} truncates its vectors to {settings['truncate_dim']} dimensions, which vLLM would not: serve it "
+            "with `lion-st serve`."
+        )
     prompts = settings.get("prompts") or {}
     default = prompts.get(settings.get("default_prompt_name"), "")
     return Contract(

@@ -131,6 +131,9 @@ def test_other_checkpoints_are_refused_by_what_they_are(models, exported, tmp_pa
     limited.save(str(tmp_path / "limited"), create_model_card=False)
     with pytest.raises(ValueError, match=r"Transformer \+ SpladeHead.*lion-st serve"):
         read_contract("limited", reader(tmp_path / "limited"))
+    dense = reader(exported["mean_normalized"])
+    with pytest.raises(ValueError, match="truncates its vectors to 8 dimensions"):
+        read_contract("short", lambda name: dense(name) | {"truncate_dim": 8} if "config_" in name else dense(name))
     for file in ("config_sentence_transformers.json", "sentence_bert_config.json"):
         read = reader(exported["sparse"])
         with pytest.raises(ValueError, match=f"has no {file}, or it could not be read"):
