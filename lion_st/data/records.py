@@ -54,7 +54,7 @@ def read_corpus(corpus: Corpus, split: str = "train", task: Task = "document") -
             "hf://owner/name/subset"; any iterable of mappings; or a mapping of ids to texts, or to mappings without an
             id, as BEIR's loader gives it. Queries also come as TREC topics, and of a folder from its `queries` or
             `topics` file.
-        split: Split of a data set.
+        split: Split of a data set; "train" is also its only one, whatever it is called.
         task: Whether the records are documents or queries.
 
     Raises:

@@ -116,8 +116,12 @@ def stream_rows(source: Source, task: Task, split: str) -> Rows:
     from datasets import load_dataset
 
     subset = choose_subset(source, TEXT_SUBSETS[task])
-    dataset = load_dataset(source.place, subset, split=split, streaming=True)
-    for number, row in enumerate(dataset):
+    splits = load_dataset(source.place, subset, streaming=True)
+    if split == "train" and len(splits) == 1:  # which BEIR's data sets call corpus and queries
+        (split,) = splits
+    if split not in splits:
+        raise ValueError(f"The subset {subset!r} of {source.place} has the splits {list(splits)}, not {split!r}.")
+    for number, row in enumerate(splits[split]):
         yield f"Row {number} of {source}", row
 
 
@@ -187,6 +191,19 @@ def download_folder(source: Source, patterns: Sequence[str]) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
         raise FileNotFoundError(
             f"{source} is not a folder here, and the Hub gives no such data set ({error}); give {SYNTAX}."
+        ) from error
+
+
+def dataset_commit(source: Source) -> str:
+    """The commit of a data set on the Hub, which tells one state of it from another."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        return str(HfApi().dataset_info(source.place).sha)
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+        raise FileNotFoundError(
+            f"{source} is not a file or folder here, and the Hub gives no such data set ({error}); give {SYNTAX}."
         ) from error
 
 

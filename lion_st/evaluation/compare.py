@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lion_st.errors import require_list, require_type
-from lion_st.evaluation.metrics import Qrels, Run, evaluate_queries
+from lion_st.evaluation.metrics import Qrels, Run, evaluate_queries, warn_of_missing
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,9 @@ def compare_runs(
 
     Raises:
         ValueError: If there are fewer than two runs, the baseline is not among them, or a run has no judged query.
+
+    Warns:
+        UserWarning: If a run lacks some of the judged queries, which count as 0.
     """
     require_type(runs, Mapping, "Runs by name", "pass {name: read_run(path), ...}")
     require_list(metrics, "metrics")
@@ -87,6 +90,7 @@ def compare_runs(
     for name, run in runs.items():
         if not run.keys() & qrels.keys():
             raise ValueError(f"The run {name!r} has no query that is judged: is it of another test set?")
+        warn_of_missing(f"The run {name!r}", run, qrels)
     queries = list(qrels)
     found = []
     for metric in metrics:

@@ -16,7 +16,7 @@ from lion_st.data.trec import read_run
 from lion_st.encoding.fingerprints import model_name, model_revision, term_limit
 from lion_st.engines import engine_settings, require_settings
 from lion_st.errors import require_list
-from lion_st.evaluation.metrics import Qrels, Run, evaluate_run, is_metric, metric_depth
+from lion_st.evaluation.metrics import Qrels, Run, evaluate_run, is_metric, metric_depth, warn_of_missing
 from lion_st.evaluation.mteb_meta import is_standard, model_meta
 from lion_st.evaluation.mteb_search import MtebSearch, SelfMatches
 from lion_st.evaluation.options import EvaluationOptions, RetrieverOptions, require_known
@@ -386,10 +386,12 @@ class _RunFile:
             parts = [(subset, part) for subset, splits in dataset.items() for part in splits]
             if len(parts) > 1:
                 raise ValueError(f"{task.metadata.name} has several parts {parts}, and a run file is for one.")
-            if not self.run.keys() & _judgements(task, *parts[0]).keys():
+            judged = _judgements(task, *parts[0])
+            if not self.run.keys() & judged.keys():
                 raise ValueError(
                     f"{self.file} has no query that {task.metadata.name} judges: is it of another test set?"
                 )
+            warn_of_missing(str(self.file), self.run, judged)
             return [_row(self, self.protocol, task, *parts[0], self._cut(task)) | {"run": str(self.file)}]
 
     def _cut(self, task: AbsTaskRetrieval) -> dict[str, dict[str, float]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Collection, Iterable, Mapping
 from numbers import Real
 from typing import Any, TypeAlias
@@ -124,6 +125,17 @@ def require_ids(ids: Collection[str]) -> None:
 def require_run(run: Any) -> None:
     """Raise a TypeError unless these are scores by query and document, and not their file."""
     require_type(run, Mapping, "A run", "lion_st.evaluation.read_run(path) reads one")
+
+
+def warn_of_missing(name: str, run: Run, qrels: Qrels) -> None:
+    """Warn if a run lacks queries that are judged: trec_eval without `-c` would leave them out of its means."""
+    missing = [query for query in qrels if query not in run]
+    if missing:
+        warnings.warn(
+            f"{name} lacks {len(missing):,} of the {len(qrels):,} judged queries, such as {missing[0]!r}, which count "
+            "as 0: if it was made of the others alone, give their judgements alone.",
+            stacklevel=3,
+        )
 
 
 def is_metric(name: str) -> bool:

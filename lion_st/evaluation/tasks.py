@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lion_st.data.beir import beir_files, load_beir
+from lion_st.data.fields import Task
 from lion_st.data.records import corpus_files, read_texts, read_topics
-from lion_st.data.sources import parse_source
+from lion_st.data.sources import dataset_commit, parse_source
 from lion_st.data.trec import read_qrels
 from lion_st.evaluation.metrics import Qrels
 from lion_st.extras import require
@@ -116,7 +118,7 @@ def loaded(task: AbsTaskRetrieval) -> Iterator[Any]:
 
 
 def origin_of(task: AbsTaskRetrieval) -> str | None:
-    """Digest of the paths of a local test set's files, which tells it from its namesakes; None for tasks of mteb."""
+    """Digest of where a local test set's parts lie, which tells it from its namesakes; None for tasks of mteb."""
     return getattr(task, "origin", None)
 
 
@@ -175,8 +177,17 @@ def trec_task(
         rows = [fields._asdict() for fields in documents.values()]
         return rows, queries, read_qrels(qrels, queries, documents)
 
-    files = [*corpus_files(corpus), *corpus_files(topics, "query"), Path(qrels)]
-    return _local_task(name, files, load, split)
+    files: list[Path] = []
+    data_sets: dict[str, str] = {}
+    texts: dict[Task, str | Path] = {"document": corpus, "query": topics}
+    for kind, given in texts.items():
+        own = corpus_files(given, kind)
+        if not own:
+            source = parse_source(given)
+            own = [] if source.path is None else sorted(one for one in source.path.rglob("*") if one.is_file())
+            data_sets[str(source)] = "" if own else dataset_commit(source)
+        files += own
+    return _local_task(name, [*files, Path(qrels)], load, split, data_sets)
 
 
 def _local_task(
@@ -184,7 +195,9 @@ def _local_task(
     files: Sequence[Path],
     load: Callable[[], tuple[list[dict[str, str]], dict[str, str], Qrels]],
     split: str,
+    data_sets: Mapping[str, str] = MappingProxyType({}),
 ) -> AbsTaskRetrieval:
+    """A task of files and of data sets, whose names come with their commits where they are on the Hub."""
     require("mteb")
     from mteb.abstasks.retrieval import AbsTaskRetrieval
     from mteb.abstasks.task_metadata import TaskMetadata
@@ -194,12 +207,12 @@ def _local_task(
             raise FileNotFoundError(f"{file} is missing: the task {name} needs it.")
 
     class LocalRetrievalTask(AbsTaskRetrieval):
-        origin = hashlib.sha256("\n".join(str(file.resolve()) for file in files).encode()).hexdigest()[:8]
+        origin = _digest("\n".join([*(str(file.resolve()) for file in files), *data_sets]))[:8]
         metadata = TaskMetadata(
             name=name,
             dataset={
                 "path": str(files[0].parent),
-                "revision": hashlib.sha256("".join(checksum(file) for file in files).encode()).hexdigest()[:40],
+                "revision": _digest("".join([*map(checksum, files), *data_sets.values()]))[:40],
             },
             description=f"The test collection {name} from local files.",
             type="Retrieval",
@@ -228,3 +241,7 @@ def _local_task(
             self.data_loaded = True
 
     return LocalRetrievalTask()
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

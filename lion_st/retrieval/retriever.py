@@ -145,6 +145,8 @@ class ModelRetriever:
             "document_length": self.document_length,
             **self.engine_parameters,
         }
+        if self.encoded is not None and (stored := self.encoded.manifest["settings"]["dtype"]) != "float32":
+            settings["encoded"] = stored
         models = dict.fromkeys(model_fingerprint(model) for model in (self.model, self.query_model))
         return f"{','.join(models)},{json.dumps(settings, sort_keys=True, default=str)}"
 

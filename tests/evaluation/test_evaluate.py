@@ -279,6 +279,8 @@ def test_vectors_of_an_encoded_corpus_are_evaluated(sparse_model, folder, tmp_pa
     (row,) = evaluate_retrieval(sparse_model, folder, output_dir=tmp_path / "b", encoded=encoded)
     assert row["nDCG@10"] == expected["nDCG@10"]
     assert row["document_terms"] == pytest.approx(expected["document_terms"])
+    half = encode_corpus(sparse_model, folder, tmp_path / "half", dtype="float16", show_progress=False)
+    assert ModelRetriever(sparse_model, encoded=half).fingerprint() != ModelRetriever(sparse_model).fingerprint()
 
 
 def test_a_run_file_is_scored_as_it_is(tmp_path, folder) -> None:
@@ -288,6 +290,10 @@ def test_a_run_file_is_scored_as_it_is(tmp_path, folder) -> None:
     (shallow,) = evaluate_retrieval(bm25["run"], folder, top_k=1, self_matches="drop_after_cut")
     assert "nDCG@10" not in shallow
     assert shallow["MAP"] < bm25["MAP"]
+    write_run(tmp_path / "part.trec", {"d0": {"d8": 1.0}})
+    with pytest.warns(UserWarning, match=r"part\.trec lacks 9 of the 10 judged queries, such as 'd1'"):
+        (part,) = evaluate_retrieval(tmp_path / "part.trec", folder, metrics=["MRR@10"])
+    assert part["MRR@10"] == pytest.approx(0.1)
     write_run(tmp_path / "other.trec", {"of-another-set": {"d1": 1.0}})
     with pytest.raises(ValueError, match="another test set"):
         evaluate_retrieval(tmp_path / "other.trec", folder)
@@ -379,6 +385,22 @@ def test_trec_files_are_a_test_set(tmp_path, folder) -> None:
     task = trec_task(folder, tmp_path / "topics.tsv", tmp_path / "qrels.txt", "lions-trec")
     with pytest.raises(ValueError, match=r"corpus\.jsonl:33 repeats the id 'd3'"):
         task.load_data()
+
+
+def test_a_test_set_of_another_data_set_is_not_read_back(tmp_path) -> None:
+    collection = tmp_path / "collection"
+    collection.mkdir()
+    configs = "".join(f"- config_name: {name}\n  data_files: {name}.jsonl\n" for name in ("some", "all"))
+    (collection / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    for name, count in (("some", 10), ("all", 32)):
+        rows = [{"_id": key, "text": row["text"]} for key, row in list(CORPUS.items())[:count]]
+        (collection / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    (tmp_path / "topics.tsv").write_text(f"d0\t{QUERIES['d0']}\n")
+    (tmp_path / "qrels.txt").write_text("d0 0 d8 1\n")
+    for name, count in (("some", 10), ("all", 32)):
+        task = trec_task(f"{collection}:{name}", tmp_path / "topics.tsv", tmp_path / "qrels.txt", "lions")
+        (row,) = evaluate_retrieval("bm25", task, output_dir=tmp_path / "out")
+        assert row["documents"] == count
 
 
 def test_tasks_in_mtebs_first_format_are_loaded_and_unloaded(tmp_path, folder) -> None:

@@ -60,6 +60,11 @@ def test_the_evaluate_module_loads_from_its_folder_and_agrees() -> None:
     )
     assert result == pytest.approx(evaluate_run(QRELS, run))
     assert set(result) == {"nDCG@10", "MRR@10", "Recall@100", "MAP", "R_cap@100"}
+    twice = {"query": "q1", "documents": ["a", "a"], "scores": [2.0, 1.0]}
+    judged = [{"query": "q1", "documents": ["a"], "relevance": [1]}]
+    for predictions in ([twice], [{**twice, "documents": ["a", "b"]}] * 2):
+        with pytest.raises(ValueError, match="'q1', or one of its documents, occurs twice"):
+            module.compute(predictions=predictions, references=judged * len(predictions))
 
 
 def test_grades_are_whole_numbers_of_any_type(tmp_path) -> None:

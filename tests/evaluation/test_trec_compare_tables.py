@@ -118,6 +118,8 @@ def test_runs_are_compared_with_wins_losses_and_the_queries_behind_them() -> Non
     assert three[0].p_holm == pytest.approx(2 * three[0].p_value)
     with pytest.raises(ValueError, match="'none'"):
         compare_runs(qrels, {"poor": poor, "better": better}, baseline="none")
+    with pytest.warns(UserWarning, match="'part' lacks 19 of the 20 judged queries, such as 'q1'"):
+        compare_runs(qrels, {"poor": poor, "part": {"q0": {"good": 1.0}}}, permutations=10)
     with pytest.raises(ValueError, match="'foreign' has no query that is judged"):
         compare_runs(qrels, {"poor": poor, "foreign": {"x1": {"good": 1.0}}})
 

@@ -8,7 +8,7 @@ from mteb.models.model_meta import ModelMeta
 
 import lion_st
 from lion_st.encoding.fingerprints import model_revision
-from lion_st.evaluation import evaluate_retrieval, open_retriever
+from lion_st.evaluation import evaluate_retrieval, open_retriever, trec_task
 from lion_st.evaluation.mteb_meta import model_meta, training_datasets
 from lion_st.hub import publish_folder
 
@@ -95,3 +95,20 @@ def test_training_data_are_named_as_mteb_names_them():
     ]
     assert training_datasets(names) == {"MSMARCO", "NQ"}
     assert training_datasets(["org/my-own", "org/nqueens"]) is None
+
+
+def test_test_sets_of_texts_on_the_hub_are_told_apart_by_their_commits(connected, lions, tmp_path):
+    (tmp_path / "topics.tsv").write_text("q\tlion number 3\n")
+    (tmp_path / "qrels.txt").write_text("q 0 d3 1\n")
+
+    def revision() -> str:
+        task = trec_task("org/lions:corpus", tmp_path / "topics.tsv", tmp_path / "qrels.txt", "lions")
+        return task.metadata.dataset["revision"]
+
+    with pytest.raises(FileNotFoundError, match=r"org/lions:corpus .* the Hub gives no such data set"):
+        revision()
+    connected.add("org/lions", lions, "dataset")
+    before = revision()
+    assert revision() == before
+    connected.add("org/lions", {"corpus.jsonl": b'{"_id": "d3", "text": "other"}'}, "dataset")
+    assert revision() != before

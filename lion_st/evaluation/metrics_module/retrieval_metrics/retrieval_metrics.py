@@ -61,6 +61,14 @@ class RetrievalMetrics(evaluate.Metric):
         )
 
     def _compute(self, predictions, references, metrics=METRICS):
-        run = {hit["query"]: dict(zip(hit["documents"], hit["scores"], strict=True)) for hit in predictions}
-        qrels = {row["query"]: dict(zip(row["documents"], row["relevance"], strict=True)) for row in references}
-        return evaluate_run(qrels, run, metrics)
+        return evaluate_run(_by_query(references, "relevance"), _by_query(predictions, "scores"), metrics)
+
+
+def _by_query(rows, column):
+    found = {}
+    for row in rows:
+        values = dict(zip(row["documents"], row[column], strict=True))
+        if row["query"] in found or len(values) < len(row["documents"]):
+            raise ValueError(f"The query {row['query']!r}, or one of its documents, occurs twice: give each once.")
+        found[row["query"]] = values
+    return found
