@@ -154,8 +154,10 @@ def index(
     with usage_errors():
         pruning = Pruning(top_terms, threshold)
     from lion_st.encoding import EncodedCorpus
+    from lion_st.encoding.shards import encoded_queries
     from lion_st.retrieval import index_corpus
 
+    asked = None if queries is None else encoded_queries(queries, EncodedCorpus(encoded, revision=revision)).whole()[1]
     if engine == "milvus":
         parameters.setdefault("uri", f"{output}.db")
     report = index_corpus(
@@ -164,7 +166,7 @@ def index(
         engine,
         engine_parameters=parameters,
         pruning=None if pruning == Pruning() else pruning,
-        queries=EncodedCorpus(queries).whole()[1] if queries is not None else None,
+        queries=asked,
         sample=sample,
         overwrite=overwrite,
         revision=revision,
@@ -285,19 +287,18 @@ def prune(
         settings += [Pruning(threshold=weight) for weight in threshold or []]
         require_metrics(metrics, k)
     from lion_st.encoding import EncodedCorpus
+    from lion_st.encoding.shards import encoded_queries
     from lion_st.evaluation import format_table, read_qrels, write_prune_report
     from lion_st.evaluation.pruning import DEFAULT_SETTINGS
 
-    corpora = [EncodedCorpus(folder) for folder in (encoded, queries)]
-    for corpus in corpora:
-        if corpus.paradigm != "sparse":
-            raise ValueError(
-                f"{corpus.path} was encoded by a {corpus.paradigm} model: what is pruned are sparse vectors."
-            )
+    corpus = EncodedCorpus(encoded)
+    if corpus.paradigm != "sparse":
+        raise ValueError(f"{corpus.path} was encoded by a {corpus.paradigm} model: what is pruned are sparse vectors.")
+    asked = encoded_queries(queries, corpus)
     rows = write_prune_report(
         report,
-        corpora[0].whole(),
-        corpora[1].whole(),
+        corpus.whole(),
+        asked.whole(),
         read_qrels(qrels),
         overwrite=overwrite,
         settings=[Pruning(), *settings] if settings else DEFAULT_SETTINGS,
@@ -389,13 +390,13 @@ def _asked_queries() -> Iterator[str]:
 
 
 def _read_texts(corpus: str | None, wanted: Set[str] | None) -> dict[str, str]:
-    """Texts of documents by id: those that are wanted, or all."""
+    """Texts of documents by id, those that are wanted or all: of several with one id the first, as it is encoded."""
     from lion_st.data.records import Record, read_corpus
 
     texts: dict[str, str] = {}
     for record in read_corpus(corpus) if corpus is not None and wanted != set() else ():
         if isinstance(record, Record) and (wanted is None or record.id in wanted):
-            texts[record.id] = record.text
+            texts.setdefault(record.id, record.text)
             if len(texts) == len(wanted or ()):
                 break
     return texts

@@ -132,6 +132,7 @@ def encode_corpus(
 
     Raises:
         StorageError: If the folder was made with another model, other settings or another corpus, naming what differs.
+            A checkpoint that was moved meanwhile is the same model.
         ValueError: At the first bad record if `on_bad_record` is "raise", or if no record is usable.
     """
     from lion_st.encoding.batches import BatchEncoder, TokenizedTexts

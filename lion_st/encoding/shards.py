@@ -18,7 +18,16 @@ from lion_st.data.records import Record
 from lion_st.encoding.reading import CorpusCounts, records_digest
 from lion_st.encoding.snapshots import download_explained, local_folder
 from lion_st.encoding.storage import StorageError, contents_checksum, strings_to_arrays, unpack_strings
-from lion_st.encoding.vectors import HybridVectors, TokenVectors, Vectors, stack, to_csr, to_dense, to_token_vectors
+from lion_st.encoding.vectors import (
+    HybridVectors,
+    TokenVectors,
+    Vectors,
+    stack,
+    stored,
+    to_csr,
+    to_dense,
+    to_token_vectors,
+)
 from lion_st.files import (
     LOCK,
     FolderInUse,
@@ -37,6 +46,7 @@ if TYPE_CHECKING:
 VERSION = 1
 SETTINGS = "settings.json"
 MANIFEST = "manifest.json"
+NAMES = ("model", "revision")  # of a checkpoint, whose weights and settings are told apart by their checksums
 MANY_WITHOUT_TERMS = 0.01  # share of the texts that is warned of
 
 
@@ -74,9 +84,9 @@ def claim_output(output: Path, settings: dict[str, Any]) -> None:
     except (ValueError, TypeError) as error:
         raise StorageError(f"{file} cannot be read ({error}): give a new folder.") from error
     expected = json.loads(json.dumps(settings))
-    binding = (expected.keys() | found.keys()) - {"tokens_per_batch"}  # which rounds otherwise, and no more
-    different = [key for key in binding if expected.get(key) != found.get(key)]
-    if different:
+    compared = (expected.keys() | found.keys()) - {"tokens_per_batch"}  # which rounds otherwise, and no more
+    different = {key for key in compared if expected.get(key) != found.get(key)}
+    if different - set(NAMES):  # one that was moved, or described anew on the Hub, is the same
         changes = "; ".join(f"{key} was {found.get(key)!r}, is {expected.get(key)!r}" for key in sorted(different))
         raise StorageError(f"{output} was begun with other settings: {changes}. Give a new folder.")
 
@@ -136,6 +146,7 @@ def write_shard(
 
     Raises:
         OSError: If it cannot be written, as when the disk is full. No part of it stays.
+        ValueError: If float16 cannot hold a number.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
@@ -143,19 +154,19 @@ def write_shard(
     arrays = strings_to_arrays("ids", [record.id for record in records])
     without_terms = 0
     if isinstance(encoded.vectors, np.ndarray):
-        arrays["vectors"] = encoded.vectors.astype(dtype)
+        arrays["vectors"] = stored(encoded.vectors, dtype)
     elif isinstance(encoded.vectors, TokenVectors):
-        arrays["vectors"] = encoded.vectors.values.astype(dtype)
+        arrays["vectors"] = stored(encoded.vectors.values, dtype)
         arrays["offsets"] = encoded.vectors.offsets
     else:
         matrix = encoded.vectors
         if isinstance(matrix, HybridVectors):
-            arrays["vectors"] = matrix.dense.astype(dtype)
+            arrays["vectors"] = stored(matrix.dense, dtype)
             matrix = matrix.sparse
         without_terms = int((np.diff(matrix.indptr) == 0).sum())
         arrays["indptr"] = matrix.indptr.astype(np.int64)
         arrays["terms"] = matrix.indices.astype(np.int32)
-        arrays["weights"] = matrix.data.astype(dtype)
+        arrays["weights"] = stored(matrix.data, dtype)
     metadata = {
         "documents": len(records),
         "dimensions": encoded.vectors.shape[1],
@@ -313,3 +324,32 @@ class EncodedCorpus:
         shards = list(self)
         ids = [one for part, _ in shards for one in part]
         return ids, stack([vectors for _, vectors in shards])
+
+
+def encoded_queries(path: str | Path, documents: EncodedCorpus) -> EncodedCorpus:
+    """Open the encoded queries that some encoded documents are to be searched with.
+
+    Raises:
+        ValueError: If they were encoded as documents are, or have vectors of another kind or other dimensions.
+
+    Warns:
+        UserWarning: If a model of other weights encoded them.
+    """
+    queries = EncodedCorpus(path)
+    settings, others = queries.manifest["settings"], documents.manifest["settings"]
+    if settings.get("texts") != "query":
+        raise ValueError(f"{queries.path} was encoded as documents are: encode queries with --task query.")
+    shapes = [(one.paradigm, one.manifest["dimensions"]) for one in (queries, documents)]
+    if shapes[0] != shapes[1]:
+        (kind, width), (other_kind, other_width) = shapes
+        raise ValueError(
+            f"{queries.path} holds {kind} vectors of {width:,} dimensions and {documents.path} {other_kind} ones of "
+            f"{other_width:,}: encode both with one model."
+        )
+    if settings.get("weights_xxh3") != others.get("weights_xxh3"):
+        warnings.warn(
+            f"{queries.path} was encoded by {settings['model']!r} and {documents.path} by {others['model']!r}, whose "
+            "weights or their type differ: unless one was made for the other, the results mean nothing.",
+            stacklevel=3,
+        )
+    return queries

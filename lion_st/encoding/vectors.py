@@ -230,6 +230,22 @@ def to_dense(vectors: Any) -> np.ndarray:
     return matrix
 
 
+def stored(vectors: np.ndarray, dtype: str) -> np.ndarray:
+    """A copy of vectors in the type that a shard or an index keeps them in.
+
+    Raises:
+        ValueError: If a number is beyond the type's range: infinity times zero would hide the document.
+    """
+    with np.errstate(over="ignore"):
+        found = vectors.astype(dtype)
+    if found.dtype != vectors.dtype and not np.isfinite(found).all():
+        raise ValueError(
+            f"float16 ends at 65,504, and a vector has {np.abs(vectors).max():g}: use dtype='float32' (of "
+            "`lion-st encode` --vector-dtype float32)."
+        )
+    return found
+
+
 def active_dims(vectors: Vectors) -> float | None:
     """Mean number of non-zero terms per row (0 for an empty matrix), of a hybrid's sparse side; None without terms."""
     matrix = vectors.sparse if isinstance(vectors, HybridVectors) else vectors

@@ -15,6 +15,7 @@ import numpy as np
 from scipy import sparse
 
 from lion_st.encoding.storage import read_array, require_sound, write_joined
+from lion_st.encoding.vectors import stored
 from lion_st.indexes.base import LocalIndex, Paradigm, as_ids
 
 BLOCK = 64  # queries that a thread searches at a time
@@ -377,19 +378,6 @@ def folded(parts: list[Part], join: Callable[[Part, Part], Part], size: Callable
         found.append(part)
         while len(found) > 1 and size(found[-2]) <= size(found[-1]) and size(found[-2]) + size(found[-1]) <= most:
             found[-2:] = [join(*found[-2:])]
-    return found
-
-
-def stored(vectors: np.ndarray, dtype: str) -> np.ndarray:
-    """A copy of vectors in the type that an index keeps them in.
-
-    Raises:
-        ValueError: If a number is beyond the type's range: infinity times zero would hide the document.
-    """
-    with np.errstate(over="ignore"):
-        found = vectors.astype(dtype)
-    if found.dtype != vectors.dtype and not np.isfinite(found).all():
-        raise ValueError(f"float16 ends at 65,504, and a vector has {np.abs(vectors).max():g}: use dtype='float32'.")
     return found
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from lion_st.encoding.storage import read_array, require_sound, write_joined
-from lion_st.encoding.vectors import TokenVectors, max_sim, stack
-from lion_st.indexes.exact import FOLDED, BlockIndex, folded, stored
+from lion_st.encoding.vectors import TokenVectors, max_sim, stack, stored
+from lion_st.indexes.exact import FOLDED, BlockIndex, folded
 
 QUERY_TOKENS = 512  # are compared at a time
 DOCUMENT_TOKENS = 32_768  # with so many of the documents, 64 MiB of products

@@ -34,6 +34,9 @@ if hasattr(os, "register_at_fork"):
 class FaissIndex(LocalIndex):
     """A FAISS index by inner product.
 
+    Equal scores are ranked in the order in which their documents were added; which of them are found where rank k
+    divides them is FAISS's choice.
+
     Args:
         paradigm: "dense".
         kind: "flat" is exact; "hnsw" walks a graph of neighbours; "ivf_pq" probes clusters of product-quantised
@@ -152,6 +155,8 @@ class FaissIndex(LocalIndex):
             scores, rows = index.search(queries, k, params=settings)
         finally:
             faiss.omp_set_num_threads(before)
+        order = np.lexsort((rows, -scores))  # of equal scores, FAISS has the last row first
+        rows, scores = (np.take_along_axis(found, order, axis=1) for found in (rows, scores))
         return rows, np.where(rows >= 0, scores, 0.0).astype(np.float32)
 
     def _bytes(self) -> int:

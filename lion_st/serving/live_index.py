@@ -134,20 +134,22 @@ class TextStore:
         """Write the texts of a corpus into a folder, one after the other.
 
         Args:
-            corpus: As `encode_corpus` takes it; records without an id or text are left out, as they are there.
+            corpus: As `encode_corpus` takes it; records without an id or text, or with an id seen before, are left out,
+                as they are there.
             folder: An empty one.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        ids, ends, end = [], [], 0
+        ids: dict[str, None] = {}  # in their order
+        ends, end = [], 0
         with (folder / "texts.bin").open("wb") as file:
             for record in read_corpus(corpus):
-                if isinstance(record, Record):
+                if isinstance(record, Record) and record.id not in ids:
                     end += file.write(record.text.encode("utf-8", "replace"))
-                    ids.append(record.id)
+                    ids[record.id] = None
                     ends.append(end)
         if not ids:
             raise StorageError(f"{corpus} holds no texts: give the documents that were encoded.")
         np.save(folder / "ends.npy", np.array(ends, dtype=np.int64), allow_pickle=False)
-        (folder / "ids.json").write_text(json.dumps(ids), encoding="utf-8")
+        (folder / "ids.json").write_text(json.dumps(list(ids)), encoding="utf-8")
         return folder

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import lion_st
 from lion_st.cli import app
-from lion_st.encoding import EncodedCorpus
+from lion_st.encoding import EncodedCorpus, encode_corpus
 from lion_st.evaluation import evaluate_run, read_qrels, read_run
 from lion_st.indexes import load_index
 from lion_st.retrieval import search_texts
@@ -128,7 +128,10 @@ def test_a_query_is_answered_with_reasons(models, encoded, tmp_path) -> None:
 
 def test_texts_stand_beside_the_ids_of_what_was_found(models, data, encoded, tmp_path) -> None:
     lion("index", encoded / "corpus", tmp_path / "index")
-    search = ("search", models["sparse"], tmp_path / "index", "-k", "2", "--corpus", data / "corpus.jsonl")
+    corpus = tmp_path / "corpus.jsonl"  # in which ids repeat: the first of each was encoded
+    rows = [{"_id": key, "text": text} for key, first in DOCUMENTS.items() for text in (first, "not encoded")]
+    corpus.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    search = ("search", models["sparse"], tmp_path / "index", "-k", "2", "--corpus", corpus)
     for shown in (lion(*search, QUERIES["q1"]), lion(*search, input=QUERIES["q1"] + "\n")):
         for line in shown.splitlines():
             _, _, document, text = line.split("\t")
@@ -206,6 +209,21 @@ def test_the_pruning_report_is_a_table_and_figures(data, encoded, tmp_path) -> N
         "report.md", "report.json", "quality-size.svg", "quality-latency.svg"
     }  # fmt: skip
     assert len(json.loads((tmp_path / "report" / "report.json").read_text())) == 4
+
+
+def test_queries_that_were_encoded_otherwise_measure_nothing_unsaid(encoded, data, tiny_backbone, tmp_path) -> None:
+    measured = (
+        ("index", encoded / "corpus", tmp_path / "pruned", "--top-terms", "5"),
+        ("prune", encoded / "corpus", "--qrels", data / "qrels" / "test.tsv", "--report", tmp_path / "report"),
+        ("convert-index", encoded / "corpus", tmp_path / "converted", "--to", "bmp"),
+    )
+    for command in measured:
+        assert "queries with --task query" in lion(*command, "--queries", encoded / "corpus", exit_code=1)
+    other = lion_st.build(tiny_backbone(tied=False), "sparse")
+    encode_corpus(other, data / "queries.jsonl", tmp_path / "others", task="query", show_progress=False)
+    for command in measured:
+        with pytest.warns(UserWarning, match="whose weights or their type differ"):
+            lion(*command, "--queries", tmp_path / "others")
 
 
 def test_sparse_dense_and_their_fusion_stand_in_one_table(models, data, tmp_path) -> None:

@@ -16,13 +16,22 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sentence_transformers import SentenceTransformer
 from tiny_models import TEXTS
 
 import lion_st
-from lion_st.data.records import BadRecord, Record, read_corpus
-from lion_st.encoding import EncodedCorpus, encode_corpus, encode_corpus_on_ray, encode_texts, to_csr
-from lion_st.encoding.batches import BatchEncoder
+from lion_st.data.records import BadRecord, Record, read_corpus, read_topics
+from lion_st.encoding import (
+    EncodedCorpus,
+    encode_corpus,
+    encode_corpus_on_ray,
+    encode_texts,
+    model_fingerprint,
+    to_csr,
+)
+from lion_st.encoding.batches import BatchEncoder, EncodedTexts
 from lion_st.encoding.options import EncodingOptions
+from lion_st.encoding.shards import write_shard
 from lion_st.files import lock_folder
 from lion_st.indexes import StorageError, create_index
 from lion_st.retrieval import ModelRetriever, search_texts
@@ -64,6 +73,20 @@ def test_texts_get_the_vectors_that_sentence_transformers_gives_them(paradigm, s
     found = vectors.toarray() if paradigm == "sparse" else vectors
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert not np.allclose(found, model.encode_query(DOCUMENTS[:20], convert_to_numpy=True))  # cut at 32 tokens
+
+
+def test_vectors_are_truncated_as_the_checkpoint_says(tmp_path, sparse_model, dense_model) -> None:
+    folder = lion_st.export(dense_model, tmp_path / "whole", verify=False, create_model_card=False)
+    stock = SentenceTransformer(str(folder), truncate_dim=16)
+    stock.save(str(tmp_path / "short"), create_model_card=False)
+    whole, short = lion_st.load(folder), lion_st.load(tmp_path / "short")
+    for model in (short, stock):
+        vectors = encode_texts(model, DOCUMENTS[:4], "document")
+        np.testing.assert_allclose(vectors, stock.encode_document(DOCUMENTS[:4]), atol=1e-5)
+        assert vectors.shape == (4, 16)
+    assert model_fingerprint(short) != model_fingerprint(whole)
+    with sparse_model.truncate_embeddings(16), pytest.raises(ValueError, match="truncate_dim=16 would keep the first"):
+        encode_texts(sparse_model, DOCUMENTS[:4], "document")
 
 
 def test_threads_encode_with_limits_of_their_own(dense_model) -> None:
@@ -120,6 +143,13 @@ def test_a_corpus_is_encoded_into_shards_in_its_own_order(tmp_path, corpus, spar
     assert encoded.manifest["settings"]["paradigm"] == paradigm
 
 
+def test_numbers_that_float16_cannot_hold_are_refused_where_they_are_encoded(tmp_path) -> None:
+    large = EncodedTexts(np.full((1, 2), 7e4, dtype=np.float32), 1, 0)
+    with pytest.raises(ValueError, match=r"float16 ends at 65,504, and a vector has 70000: use dtype='float32'"):
+        write_shard(tmp_path, 0, [Record("a", "text")], large, "float16")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_second_run_continues_and_changes_no_byte(tmp_path, corpus, sparse_model) -> None:
     whole = encode_corpus(sparse_model, corpus, tmp_path / "whole", shard_documents=7, show_progress=False)
     part = encode_corpus(sparse_model, corpus, tmp_path / "part", shard_documents=7, show_progress=False)
@@ -160,6 +190,18 @@ def test_a_changed_model_corpus_or_setting_is_refused_and_named(tmp_path, corpus
     (foreign / "notes.txt").write_text("mine")
     with pytest.raises(StorageError, match="not empty"):
         encode_corpus(sparse_model, corpus, foreign, show_progress=False)
+
+
+def test_a_checkpoint_that_was_moved_goes_on_with_its_encoding(tmp_path, corpus, sparse_model) -> None:
+    place = lion_st.export(sparse_model, tmp_path / "here", verify=False, create_model_card=False)
+    output = encode_corpus(lion_st.load(place), corpus, tmp_path / "out", shard_documents=20, show_progress=False)
+    before = shard_bytes(output)
+    for name in ("manifest.json", "shard-000001.safetensors"):
+        (output / name).unlink()
+    moved = lion_st.load(place.rename(tmp_path / "there"))
+    encode_corpus(moved, corpus, output, shard_documents=20, show_progress=False)
+    assert shard_bytes(output) == before
+    assert EncodedCorpus(output).manifest["settings"]["model"] == "there"
 
 
 def test_a_damaged_shard_is_refused(tmp_path, corpus, sparse_model) -> None:
@@ -258,6 +300,21 @@ def test_every_kind_of_corpus_gives_the_same_records(tmp_path, monkeypatch: pyte
     (tmp_path / "a.docx").write_text("")
     with pytest.raises(ValueError, match=r"a\.docx"):
         list(read_corpus(tmp_path / "a.docx"))
+
+
+def test_a_data_set_with_one_split_is_read_whatever_that_is_called(tmp_path) -> None:
+    """As those of BEIR on the Hub, whose texts are in the splits corpus and queries."""
+    for name in ("corpus", "queries"):
+        write_jsonl(tmp_path / f"{name}.jsonl", [{"_id": name[0], "text": f"a {name}"}])
+    configs = [
+        f"- config_name: {name}\n  data_files:\n  - split: {name}\n    path: {name}.jsonl\n"
+        for name in ("corpus", "queries")
+    ]
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{''.join(configs)}---\n")
+    assert list(read_corpus(f"{tmp_path}:corpus")) == [Record("c", "a corpus")]
+    assert read_topics(f"{tmp_path}:queries") == {"q": "a queries"}
+    with pytest.raises(ValueError, match=r"has the splits \['corpus'\], not 'dev'"):
+        list(read_corpus(f"{tmp_path}:corpus", "dev"))
 
 
 def test_what_is_not_a_text_is_malformed_and_never_a_crash(tmp_path) -> None:

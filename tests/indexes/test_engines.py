@@ -155,6 +155,16 @@ def test_faiss_agrees_with_exact_dense_search(tmp_path: Path, kind: str, least: 
     assert index.stats()["bytes"] > 0
 
 
+def test_faiss_ranks_equal_scores_as_exact_search_does() -> None:
+    rng = np.random.default_rng(0)
+    vectors, asked = (rng.integers(-2, 3, size=(count, 8)).astype(np.float32) for count in (400, 30))
+    exact, index = create_index("exact", "dense"), create_index("faiss", "dense")
+    for one in (exact, index):
+        one.add(IDS[:400], vectors)
+    assert index.search(asked, 400) == exact.search(asked, 400)
+    assert index.search(np.zeros((1, 8), np.float32), 3) == [[("d0", 0.0), ("d1", 0.0), ("d2", 0.0)]]
+
+
 @pytest.mark.parametrize("kind", ["flat", "hnsw", "ivf_pq"])
 def test_the_size_of_a_faiss_index_is_counted_without_writing_it(tmp_path, monkeypatch, kind: str) -> None:
     monkeypatch.delattr(faiss, "serialize_index")

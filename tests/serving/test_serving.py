@@ -34,6 +34,7 @@ from lion_st.indexes import StorageError, create_index, load_index
 from lion_st.retrieval import index_corpus, search_texts
 from lion_st.serving import ServerSettings, Service, create_app
 from lion_st.serving.launch import _bound_socket, _config
+from lion_st.serving.live_index import TextStore
 
 DOCUMENTS = {f"d{number}": text for number, text in enumerate(TEXTS)}
 PATIENCE = 240  # seconds until a test gives up
@@ -581,6 +582,12 @@ def test_an_index_that_was_built_anew_is_searched_without_a_pause(models, index,
         wait_until(lambda: failed.replace("1.0", "2.0") in running.client.get("/metrics").text)
         assert search() == {"new"}
         assert len([one for one in (tmp_path / "texts").iterdir() if one.is_dir()]) == 1
+
+
+def test_of_texts_with_one_id_the_first_is_shown_which_is_encoded(tmp_path):
+    rows = [{"id": "a", "text": "first"}, {"id": "b", "text": "other"}, {"id": "a", "text": "second"}]
+    texts = TextStore(TextStore.write(rows, tmp_path / "texts"))
+    assert [texts.get(one) for one in ("a", "b", "c")] == ["first", "other", None]
 
 
 def test_an_index_of_another_model_is_refused(models, index, tiny_backbone):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from lion_st.encoding.shards import EncodedCorpus
+from lion_st.encoding.shards import EncodedCorpus, encoded_queries
 from lion_st.encoding.vectors import keep_top_terms
 from lion_st.files import atomic_folder
 from lion_st.retrieval.exporters import ciff, engines
@@ -98,8 +98,8 @@ def convert_index(
         revision: Commit, tag or branch of an encoded corpus on the Hub.
 
     Raises:
-        ValueError: If the format is unknown, the corpus is dense or empty, or does not fit the engine: an id is too
-            long for it, or the scale too large.
+        ValueError: If the format is unknown, the corpus is dense or empty, or does not fit the engine (an id is too
+            long for it, or the scale too large), or see `encoded_queries`.
         FileExistsError: If something is in `output` and `overwrite` is False.
         StorageError: If the corpus is incomplete or damaged.
     """
@@ -110,15 +110,11 @@ def convert_index(
     if scale is not None and not 0 < scale < np.inf:
         raise ValueError(f"scale is a finite number above 0, got {scale}.")
     corpus = EncodedCorpus(encoded, revision=revision)
-    asked = None if queries is None else EncodedCorpus(queries)
-    for one in filter(None, (corpus, asked)):
-        if one.paradigm != "sparse":
-            raise ValueError(f"{one.path} was encoded by a {one.paradigm} model: what is converted are sparse vectors.")
-    if asked is not None and asked.manifest["dimensions"] != corpus.manifest["dimensions"]:
+    if corpus.paradigm != "sparse":
         raise ValueError(
-            f"{asked.path} has {asked.manifest['dimensions']:,} terms and {corpus.path} "
-            f"{corpus.manifest['dimensions']:,}: encode both with one model."
+            f"{corpus.path} was encoded by a {corpus.paradigm} model: what is converted are sparse vectors."
         )
+    asked = None if queries is None else encoded_queries(queries, corpus)
     facts = _facts(corpus)
     with atomic_folder(output, replace=overwrite) as folder:
         exporter = FORMATS[to](folder, name, facts, scale)
