@@ -60,8 +60,8 @@ class Candidates:
 class Layout:
     """A published layout: the columns that tell it apart, and how a row of it reads.
 
-    `query_ids` and `document_ids` say whether queries and documents are ids; None leaves it to the values: integers
-    are.
+    `query_ids` and `document_ids` say whether queries and documents are ids. None leaves it to the values, of which
+    integers are, and to whether their texts were given.
     """
 
     name: str
@@ -361,16 +361,16 @@ def _titled(passage: Mapping[str, Any]) -> Any:
 
 LAYOUTS = (
     Layout("ids with teacher scores", ("query_id", "document_ids", "scores"), _scored_list, True, True),
-    Layout("question and ids", ("question", "pos_pid", "neg_pids"), _question_with_ids, False, True),
-    Layout("query, ids and scores, positive first", ("query", "docids", "scores"), _positive_first, False, True),
+    Layout("question and ids", ("question", "pos_pid", "neg_pids"), _question_with_ids, None, True),
+    Layout("query, ids and scores, positive first", ("query", "docids", "scores"), _positive_first, None, True),
     Layout("labeled list of ids", ("query_id", "doc_ids", "labels"), _labeled_list, True, True),
     Layout("triplets of ids", ("query_id", "positive_id", "negative_id"), _id_triplet, True, True),
     Layout("negatives by system", ("qid", "pos", "neg"), _mined_by_systems, True, True),
     Layout("passages", ("query", "positive_passages", "negative_passages"), _passages, False, False),
     *(
-        Layout("ids of documents", (query, *DOCUMENT_LISTS), _document_ids, query == "query_id", True)
-        for query in ("query_text", "query", "query_id")
+        Layout("ids of documents", (query, *DOCUMENT_LISTS), _document_ids, is_id, True)
+        for query, is_id in {"query_text": False, "query": None, "query_id": True}.items()
     ),
-    Layout("lists of texts", ("query", "pos"), _pos_neg, False, False),
-    Layout("lists of texts", ("query_id", "pos"), _pos_neg, True, False),
+    Layout("lists", ("query", "pos"), _pos_neg, None, None),
+    Layout("lists", ("query_id", "pos"), _pos_neg, True, None),
 )

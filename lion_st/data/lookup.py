@@ -130,7 +130,7 @@ class TextLookup:
         if not known.all():
             raise ValueError(
                 f"The id {str(ids[int(np.argmin(known))])!r} is not among the {len(self):,} of {self.name}: give the "
-                "collection that the tuples were made from."
+                "collection that the tuples were made from, or none where they hold texts."
             )
         return rows
 

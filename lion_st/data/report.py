@@ -29,7 +29,9 @@ FAULTS = {
     "score_count": Fault("error", "rows have more or fewer scores than documents", "score them again"),
     "bad_score": Fault("error", "rows have a score that is not a finite number", "score them again"),
     "repeated_id": Fault("error", "an id is given to two texts or to none", "make ids unique"),
-    "missing_id": Fault("error", "ids have no text", "give the collection that the tuples were made from"),
+    "missing_id": Fault(
+        "error", "ids have no text", "give the collection that the tuples were made from, or none where they hold texts"
+    ),
     "few_negatives": Fault("error", "rows have fewer negatives than asked for", "lower --negatives, or --drop_short"),
     "reversed_scores": Fault(
         "error",

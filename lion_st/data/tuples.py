@@ -109,7 +109,8 @@ def load_tuples(
         subset: Configuration of the data set, or name of a JSONL file in it; by default the first present of train,
             labeled-list, bert-ensemble-margin-mse, triplets, else the only one.
         queries: Where the texts of query ids are, if not in the source: a file, a folder, or a data set, as in
-            "sentence-transformers/msmarco-corpus:query"; the forms are those of `read_corpus`.
+            "sentence-transformers/msmarco-corpus:query"; the forms are those of `read_corpus`. What could be ids or
+            texts, as `query` or `pos`, are then ids; integers always are.
         documents: The same for document ids.
         sampling: "random" draws negatives (and one positive, where there are several) anew in every epoch, see
             `set_epoch`; "first" takes them in the published order.

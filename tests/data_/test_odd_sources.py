@@ -231,3 +231,29 @@ def test_a_title_beside_a_query_is_left_out_of_tables_too(tmp_path, kind):
     documents = write_jsonl(tmp_path / "corpus.jsonl", [{"_id": one, "text": one} for one in "ab"])
     tuples = write_jsonl(tmp_path / "t.jsonl", [{"query_id": "q", "positive_id": "a", "negative_id": "b"}])
     assert load_tuples(tuples, queries=queries, documents=documents)[0]["query"] == "what"
+
+
+@pytest.mark.parametrize(
+    ("row", "given"),
+    [
+        ({"query": "7", "pos": ["3"], "neg": ["5"]}, ("queries", "documents")),
+        ({"query_id": "7", "pos": ["3"], "neg": ["5"]}, ("queries", "documents")),
+        ({"query": "7", "positive_document_ids": ["3"], "negative_document_ids": ["5"]}, ("queries", "documents")),
+        ({"question": "7", "pos_pid": "3", "neg_pids": ["5"]}, ("queries", "documents")),
+        ({"query": "what", "pos": ["3"], "neg": ["5"]}, ("documents",)),
+    ],
+)
+def test_ids_whose_texts_are_given_are_not_trained_on_as_texts(tmp_path, row, given):
+    texts = {"queries": {"7": "what"}, "documents": {"3": "three", "5": "five"}}
+    places = {
+        name: write_jsonl(tmp_path / f"{name}.jsonl", [{"id": one, "text": text} for one, text in texts[name].items()])
+        for name in given
+    }
+    tuples = load_tuples(write_jsonl(tmp_path / "tuples.jsonl", [row]), **places)
+    assert tuples[0] == {"query": "what", "positive": "three", "negative_1": "five"}
+
+
+def test_integers_are_never_texts(tmp_path):
+    tuples = write_jsonl(tmp_path / "tuples.jsonl", [{"query": 7, "pos": [3], "neg": [5]}])
+    with pytest.raises(ValueError, match=r"The queries of .* are ids and their texts are not there"):
+        load_tuples(tuples)
