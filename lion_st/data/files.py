@@ -28,11 +28,11 @@ LONGEST_QUOTED_FIELD = 100  # lines: a quote that stays open longer was never me
 MAX_FIELD_CHARACTERS = 1 << 30  # the csv module's own limit is 131,072, less than a long document
 
 
-def file_kind(path: str | Path) -> str | None:
-    """The kind of a file by its name, compression aside, such as ".jsonl"; None for one that is not read."""
+def file_kind(path: str | Path, kinds: Sequence[str] = FILE_KINDS) -> str | None:
+    """The kind of a file by its name, compression aside, such as ".jsonl"; None for one that is not of the kinds."""
     path = Path(path)
     suffix = Path(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
-    return suffix if suffix in FILE_KINDS else None
+    return suffix if suffix in kinds else None
 
 
 def find_file(folder: Path, stems: Iterable[str], kinds: Sequence[str] = FILE_KINDS) -> Path | None:

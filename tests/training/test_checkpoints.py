@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from datasets import Dataset
 from ranks import run_ranks
 from safetensors.torch import load_file
 from tiny_runs import tiny_run
 
 from lion_st.training.progress.checkpoints import CHECKSUMS, checkpoint_damage, checkpoint_to_resume
+from lion_st.training.progress.record import files_checksum
 from lion_st.training.retriever import train_retriever
 
 PARTS = (
@@ -138,6 +140,21 @@ def test_data_that_changed_are_refused_whatever_their_time_of_change(tiny_backbo
     moved.write_text(moved.read_text().replace("day 5", "day 6"))
     with pytest.raises(ValueError, match="holds a run on other data: their checksum was"):
         train_retriever(*run)
+
+
+def test_data_of_every_kind_that_is_read_from_a_folder_count(tmp_path):
+    """What `save_to_disk` writes, tables that `datasets` alone reads, and judgements as TREC's."""
+    rows = {"query": ["q"], "positive": ["a"]}
+    Dataset.from_dict(rows).save_to_disk(tmp_path / "saved")
+    for name, text in {"shards/0.json": '{"query": "q"}', "set/qrels/train.trec": "q 0 a 1"}.items():
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(text)
+    before = [files_checksum([tmp_path / name], tmp_path / "run") for name in ("saved", "shards", "set")]
+    Dataset.from_dict(rows | {"positive": ["b"]}).save_to_disk(tmp_path / "saved")
+    (tmp_path / "shards" / "0.json").write_text('{"query": "r"}')
+    (tmp_path / "set" / "qrels" / "train.trec").write_text("q 0 b 1")
+    after = [files_checksum([tmp_path / name], tmp_path / "run") for name in ("saved", "shards", "set")]
+    assert all(old and new and old != new for old, new in zip(before, after, strict=True))
 
 
 def damage_and_resume_on_two_ranks(backbone: str, data: Path, output: Path) -> dict:

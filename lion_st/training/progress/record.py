@@ -15,12 +15,14 @@ from sentence_transformers.util import get_rank
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
+from lion_st.data.beir import QRELS_KINDS
 from lion_st.data.files import file_kind
-from lion_st.data.sources import parse_source
+from lion_st.data.sources import TOPIC_KINDS, parse_source
 from lion_st.files import atomic_write, checksum, read_json
 
 logger = logging.getLogger(__name__)
 SECONDS_BETWEEN_STATES = 30.0
+DATA_KINDS = (*QRELS_KINDS, *TOPIC_KINDS, ".arrow", ".json")  # of a folder that is read, by `datasets` too
 # How a batch is divided: what may change in a run whose result does not depend on it.
 DIVISION = ("world_size", "per_device_train_batch_size", "gradient_accumulation_steps")
 
@@ -182,7 +184,7 @@ def files_checksum(sources: Iterable[str | Path], leave_out: Path) -> str | None
         if path is not None and path.is_file():
             found.append((number, path.name, checksum(path)))
         elif path is not None:
-            files = (file for file in sorted(path.rglob("*")) if file.is_file() and file_kind(file) is not None)
+            files = (file for file in sorted(path.rglob("*")) if file.is_file() and file_kind(file, DATA_KINDS))
             found += [
                 (number, file.relative_to(path).as_posix(), checksum(file))
                 for file in files
