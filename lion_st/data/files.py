@@ -21,7 +21,8 @@ Lines: TypeAlias = Iterator[tuple[str, "str | ValueError"]]
 Rows: TypeAlias = Iterator[tuple[str, "Row | ValueError"]]
 
 TEXT_TABLES = (".jsonl", ".tsv", ".csv")
-FILE_KINDS = (*TEXT_TABLES, ".parquet", ".txt")
+TABLES = (*TEXT_TABLES, ".parquet")
+FILE_KINDS = (*TABLES, ".txt")
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 READABLE = ".jsonl, .tsv, .csv, .parquet or .txt (all but .parquet also compressed, .gz, .bz2, .xz or .zst)"
 LONGEST_QUOTED_FIELD = 100  # lines: a quote that stays open longer was never meant as CSV's

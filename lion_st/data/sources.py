@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lion_st.data.fields import Task
-from lion_st.data.files import COMPRESSED, FILE_KINDS, READABLE, Rows, file_kind, find_file, open_parquet
+from lion_st.data.files import COMPRESSED, FILE_KINDS, READABLE, TABLES, Rows, file_kind, find_file, open_parquet
 from lion_st.files import LOCAL_FOLDERS
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ def open_source(
         if path is not None or subset is not None:
             raise
         return _download(source.place, [f"{stem}.jsonl{end}" for stem in stems for end in ("", *COMPRESSED)])
-    return _load(source.place, subset, split)
+    return load_table(source.place, subset, split)
 
 
 def choose_subset(source: Source, subsets: Sequence[str], *, only: bool = True) -> str:
@@ -223,7 +224,15 @@ def _open_file(path: Path, split: str | None) -> Path | Dataset:
     return load_dataset("parquet", data_files=str(path), split=split or "train")
 
 
-def _load(place: str, subset: str, split: str | None) -> Dataset:
+def load_table(place: str, subset: str | None, split: str | None) -> Dataset:
+    """Load a table with `datasets`; no split takes the only one.
+
+    Raises:
+        ValueError: If its files cannot be read as one table.
+
+    Warns:
+        UserWarning: If files of a folder are not read.
+    """
     from datasets import load_dataset
     from datasets.exceptions import DatasetGenerationError
 
@@ -232,7 +241,31 @@ def _load(place: str, subset: str, split: str | None) -> Dataset:
     except DatasetGenerationError as error:
         reason = " ".join(str(error.__cause__ or error).split())  # such as files with different columns
         raise ValueError(f"The files of {place} cannot be read as one table: {reason}. Name one of them.") from error
+    if Path(place).is_dir():
+        _warn_of_unread(Path(place), subset)
     return found if split is not None else _only_split(found, f"The subset {subset!r} of {place}")
+
+
+def _warn_of_unread(folder: Path, subset: str | None) -> None:
+    """Name the tables that `datasets` leaves out: those of another kind, or without a split's name where one has it."""
+    from datasets import get_dataset_config_names, load_dataset_builder
+
+    if len(get_dataset_config_names(str(folder))) > 1:  # its card says which files belong together
+        return
+    splits = load_dataset_builder(str(folder), subset).config.data_files or {}
+    read = {Path(file).resolve() for files in splits.values() for file in files}
+    kinds = {*TABLES, *map(file_kind, read)}
+    unread = sorted(
+        file.name
+        for file in folder.rglob("*")
+        if file_kind(file) in kinds and file.resolve() not in read and not file.name.startswith(".")
+    )
+    if unread:
+        warnings.warn(
+            f"{folder}: {len(unread)} of its tables are not read: {', '.join(unread[:5])}. `datasets` reads files of "
+            "one kind and, where one has a split in its name, such as train, none that has not: name the files alike.",
+            stacklevel=3,
+        )
 
 
 def _load_saved(path: Path, split: str | None) -> Dataset:

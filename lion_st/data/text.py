@@ -13,7 +13,7 @@ import numpy as np
 
 from lion_st.data.cache import cached_table, identity_of
 from lion_st.data.files import READABLE, checked, file_kind, read_lines, read_rows
-from lion_st.data.sources import parse_source
+from lion_st.data.sources import load_table, parse_source
 from lion_st.files import checksum
 
 if TYPE_CHECKING:
@@ -137,9 +137,7 @@ def _open(source: str | Path, split: str) -> Path | Dataset:
     found = parse_source(source)
     if found.path is not None and found.path.is_file():
         return found.path
-    from datasets import load_dataset
-
-    rows = load_dataset(found.place, found.subset, split=split)
+    rows = load_table(found.place, found.subset, split)
     if "text" not in rows.column_names:
         raise ValueError(f"{source} has the columns {rows.column_names}: it needs a column 'text'.")
     return rows.select_columns(["text"])

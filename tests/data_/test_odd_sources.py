@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -257,3 +258,19 @@ def test_integers_are_never_texts(tmp_path):
     tuples = write_jsonl(tmp_path / "tuples.jsonl", [{"query": 7, "pos": [3], "neg": [5]}])
     with pytest.raises(ValueError, match=r"The queries of .* are ids and their texts are not there"):
         load_tuples(tuples)
+
+
+@pytest.mark.parametrize(
+    ("name", "unread"), [("hotpot_train.jsonl", r"2 .*: msmarco\.jsonl, nq\.jsonl"), ("h.parquet", r"1 .*: h\.parquet")]
+)
+def test_shards_that_datasets_leaves_out_are_named(tmp_path, name, unread):
+    for number, file in enumerate(("msmarco.jsonl", "nq.jsonl", name)):
+        row = {"query": f"query {number}", "positive": f"positive {number}"}
+        path = tmp_path / "shards" / file
+        write_jsonl(path, [row]) if file.endswith("l") else pq.write_table(pa.Table.from_pylist([row]), path)
+    with pytest.warns(UserWarning, match=f"shards: {unread}"):
+        load_tuples(tmp_path / "shards")
+    (tmp_path / "shards" / name).unlink()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(load_tuples(tmp_path / "shards")) == 2
