@@ -101,8 +101,9 @@ def scored_pair_fields(row: Row) -> tuple[str, str, str] | None:
     score = next((name for name in PAIR_SCORES if row.get(name) is not None), None)
     if pair is None or score is None or _negatives(row) or any(set(layout.columns) <= set(row) for layout in LAYOUTS):
         return None
-    is_one = isinstance(row[pair[1]], (str, int)) and math.isfinite(_number(row[score]))
-    return (*pair, score) if is_one else None
+    is_one = isinstance(row[pair[1]], (str, int)) and isinstance(row[score], (str, int, float))
+    is_list = str(row[score]).startswith("[")  # in a .csv
+    return (*pair, score) if is_one and not is_list else None
 
 
 def read_scored_pair(row: Row, place: str, fields: tuple[str, str, str]) -> tuple[str | int, str | int, float]:
@@ -113,17 +114,13 @@ def read_scored_pair(row: Row, place: str, fields: tuple[str, str, str]) -> tupl
         if not _is_text(value):
             raise _not_a_text(value, field, place)
     require_unicode((query, document), place)
-    if not math.isfinite(number := _number(score)):
+    try:
+        number = float(score)  # of a .csv too
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
         raise RowError(f"{place} has {score!r} in the field {fields[2]!r}: a score is a finite number.", "bad_score")
     return query, document, number
-
-
-def _number(value: Any) -> float:
-    """A number, also of a .csv; NaN for what is none."""
-    try:
-        return math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        return math.nan
 
 
 def read_row(layout: Layout, row: Row, place: str) -> Candidates:

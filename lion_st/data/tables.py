@@ -169,7 +169,9 @@ def _first_row(opened: Path | Dataset, name: str) -> tuple[str, Row]:
         try:
             if isinstance(row, ValueError):
                 raise row
-            if scored_pair_fields(row) is None:
+            if (fields := scored_pair_fields(row)) is not None:
+                read_scored_pair(row, place, fields)
+            else:
                 read_row(detect_layout(row), row, place)
             return place, row
         except ValueError as problem:

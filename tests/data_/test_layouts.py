@@ -384,6 +384,7 @@ def test_pairs_with_scores_are_gathered_by_query(tmp_path):
     [
         ("query,positive,score\na,b,0.9\na,c,0.2\n", "several documents in 'positive', and their 'score' does not say"),
         ("sentence1,sentence2,score\na,b,4.2\nc,d,0.2\n", "one document with a 'score', .* whether it is relevant"),
+        ("query,passage,label\na,b,yes\na,c,no\n", r"pairs\.csv:2 has 'yes' in the field 'label': a score is a finite"),
     ],
 )
 def test_scores_that_do_not_say_what_is_relevant_are_refused(tmp_path, content, message):

@@ -180,9 +180,11 @@ def test_a_first_row_without_a_label_does_not_make_positives_of_all_others(tmp_p
         load_tuples(write_jsonl(tmp_path / "pairs.jsonl", rows), negatives=0)
 
 
-@pytest.mark.parametrize(("field", "grades"), [("corpus-id", [2, 1, 0]), ("passage", [1, 1, -1])])
+@pytest.mark.parametrize(
+    ("field", "grades"), [("corpus-id", [2, 1, 0]), ("passage", [1, 1, -1]), ("passage", [True, True, False])]
+)
 def test_grades_of_judgements_are_no_teachers_scores(tmp_path, field, grades):
-    """Of BEIR's judgements as a table of the Hub, and of labels of -1."""
+    """Of BEIR's judgements as a table of the Hub, of labels of -1, and of those that are true or false."""
     name, rows = "score" if field == "corpus-id" else "label", zip("abc", grades, strict=True)
     table = [{"query-id": "q", field: document, name: grade} for document, grade in rows]
     texts = {
