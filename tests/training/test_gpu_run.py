@@ -94,4 +94,6 @@ def test_the_plan_s_commands_are_understood(item):
     elif words[1:4] == ["-m", "lion_st", "study"]:
         plan_study(read_study(SCRIPTS.parents[1] / words[4]))
     elif words[0] != "tar":
-        assert (SCRIPTS.parents[1] / words[1]).is_file()
+        script = (SCRIPTS.parents[1] / words[1]).read_text()
+        options = [word.removeprefix("--") for word in words if word.startswith("--")]
+        assert [one for one in options if f'"--{one}"' not in script and f"    {one}: " not in script] == []

@@ -82,7 +82,7 @@ def plan() -> list[dict[str, Any]]:
         f"{MNTP} --backbone {{work}}/smollm2 --add_bos false {texts} --use_peft true --lora_dropout 0 "
         "--learning_rate 1e-3 --per_device_train_batch_size 64"
     )
-    start = f"{SCRIPTS}/mini/start_dense.py --backbone {base} --data_dir {{data}}"
+    start = f"{SCRIPTS}/mini/start_dense.py --backbone {base} --data_dir {{data}} --output_dir {{work}}/start"
     mini_dense = (
         f"{DENSE} --temperature 0.05 --batch_size 512 --mini_batch_size 1024 "
         "--negatives 2 --document_length 192 --learning_rate 1e-3"
@@ -93,7 +93,7 @@ def plan() -> list[dict[str, Any]]:
         trained("mini", "lion-mini-base-2", 140, more_mntp),
         trained("mini", "lion-sp-mini-2", 110, f"{MINI_SPARSE} --learning_rate 2e-4 --model {{work}}/lion-mini-base-2"),
         evaluation("mini", "lion-sp-mini-2", cut),
-        trained("dense", "start", 60, start),
+        stage("dense", "start", 60, start, weights=True),
         trained("dense", "lion-ds-mini", 110, f"{mini_dense} --model {{work}}/start"),
         evaluation("dense", "lion-ds-mini", whole),
         stage("smollm2", "smollm2", 20, unpack),
