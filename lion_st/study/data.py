@@ -7,23 +7,21 @@ import random
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lion_st.data.beir import Corpus, Qrels, Queries, load_beir, save_beir
 from lion_st.data.overlap import KnownTexts, TextKeys, normalize
 from lion_st.data.quickstart import QUICKSTART_REPOSITORY, quickstart_data
+from lion_st.data.teachers import COLUMN
 from lion_st.data.text import read_documents
-from lion_st.data.tuples import load_tuples
+from lion_st.data.tuples import load_tuples, reader_of
 from lion_st.files import atomic_folder, atomic_write, checksum, read_json
 from lion_st.study.grid import digest
 from lion_st.study.settings import DOMAIN_NAMES, HELD_OUT, OWN_TEXTS, Study, TestSet
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 SEED = 0  # of what is held out and of what is shuffled: the same in every cell
 FORMAT = 1  # of the folder: raise it when the same settings shall give other files
@@ -58,20 +56,44 @@ def local(source: str) -> str:
     return str(quickstart_data() / source.partition(":")[2])
 
 
-def open_training_tuples(data: Mapping[str, Any], teacher_scores: bool) -> Dataset:
-    """All candidates of the training tuples of `Study.data`, in the published order.
+class TrainingRow(NamedTuple):
+    """A query of the training data with all its candidates."""
 
-    Returns:
-        Rows of `query`, `positive`, `negative_1` ... and, if asked for, `label`. Rows that have fewer negatives than
-        others are left out.
+    query: str
+    positives: list[str]
+    negatives: list[str]
+    scores: list[float]  # the teacher's, of positives and negatives; none unless they are asked for
+
+
+def read_training_rows(
+    data: Mapping[str, Any], teacher_scores: bool = False, sample: int | None = None
+) -> Iterator[TrainingRow]:
+    """All rows of `Study.data` in the published order, whatever their numbers of candidates.
+
+    Args:
+        data: Of the study.
+        teacher_scores: Whether the scores are read too.
+        sample: Read about so many, evenly spread, in place of all.
 
     Raises:
         ValueError: If a row has no scores that are asked for.
     """
     values = {"split": "train", **data}
-    source = local(values.pop("train"))
-    settings: dict[str, Any] = {"negatives": None, "sampling": "first", "drop_short": True, **values}
-    return load_tuples(source, teacher_scores=teacher_scores, **settings)
+    tuples = load_tuples(local(values.pop("train")), negatives=0, teacher_scores=teacher_scores, **values)
+    reader: Any = reader_of(tuples)
+    if sample is not None:
+        tuples = tuples.select(range(0, len(tuples), max(1, len(tuples) // sample)))
+    for part in tuples.with_format("arrow").iter(ROWS_AT_ONCE):
+        columns = part.to_pydict()
+        queries = columns["query_name"] if reader.queries is None else reader.queries.read(columns["query_row"])
+        listed = list(chain.from_iterable(columns["documents"]))
+        texts = iter(listed if reader.documents is None else reader.documents.read(listed))
+        scores = columns[COLUMN] if teacher_scores else [[]] * len(queries)
+        for query, found, count, of_row in zip(
+            queries, columns["documents"], columns["positives"], scores, strict=True
+        ):
+            documents = list(islice(texts, len(found)))
+            yield TrainingRow(query, documents[:count], documents[count:], of_row)
 
 
 def prepare_data(study: Study, folder: Path, begun: bool = False) -> StudyData:
@@ -259,7 +281,7 @@ def _checksums(study: Study) -> list[str]:
 def _make(study: Study, folder: Path, made: bool) -> None:
     held: tuple[Corpus, Queries, Qrels] = {}, {}, {}
     if made:
-        rows, documents = _rows_of(open_training_tuples(study.data, _reads_scores(study)))
+        rows, documents = _rows_of(read_training_rows(study.data, _reads_scores(study)))
         if study.hold_out:
             rows, held = _hold_out(rows, documents, study.hold_out)
         used = {one for row in rows for one in (row["pos_pid"], *row["neg_pids"])}
@@ -272,19 +294,16 @@ def _make(study: Study, folder: Path, made: bool) -> None:
         save_beir(folder / "tests" / test.name, *part_of(*whole, test.documents, test.queries), split=test.split)
 
 
-def _rows_of(tuples: Dataset) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Tuples with ids in the place of documents, and the documents by id."""
+def _rows_of(tuples: Iterable[TrainingRow]) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Tuples with ids in the place of documents, the first positive alone of several, and the documents by id."""
     ids: dict[str, str] = {}
     rows = []
-    for batch in tuples.iter(ROWS_AT_ONCE):
-        columns = ["positive", *(name for name in batch if name.startswith("negative"))]
-        for number, query in enumerate(batch["query"]):
-            found = [ids.setdefault(batch[name][number], f"d{len(ids)}") for name in columns]
-            row: dict[str, Any] = {"question": query, "pos_pid": found[0], "neg_pids": found[1:]}
-            if "label" in batch:
-                scores = batch["label"][number]
-                row |= {"pos_score": float(scores[0]), "neg_scores": [float(score) for score in scores[1:]]}
-            rows.append(row)
+    for one in tuples:
+        found = [ids.setdefault(text, f"d{len(ids)}") for text in (one.positives[0], *one.negatives)]
+        row: dict[str, Any] = {"question": one.query, "pos_pid": found[0], "neg_pids": found[1:]}
+        if one.scores:
+            row |= {"pos_score": one.scores[0], "neg_scores": one.scores[len(one.positives) :]}
+        rows.append(row)
     return rows, {one: text for text, one in ids.items()}
 
 
@@ -338,10 +357,8 @@ def _training_texts(study: Study, data: StudyData) -> Iterator[str]:
         path = data.options[study.label_noise[0]]["train_data"]
         yield from parquet.read_table(path, columns=["question"])["question"].to_pylist()
     else:
-        for batch in open_training_tuples(study.data, teacher_scores=False).iter(ROWS_AT_ONCE):
-            for name in batch:
-                if name != "label":
-                    yield from batch[name]
+        for row in read_training_rows(study.data):
+            yield from (row.query, *row.positives, *row.negatives)
     for text in read_documents([source for source in map(local, _mntp_texts(study)) if source != OWN_TEXTS]):
         yield text
         yield from text.split("\n")

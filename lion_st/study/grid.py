@@ -352,17 +352,16 @@ def measured_lengths(
     from transformers import AutoTokenizer
 
     from lion_st.modules.tokenizer_contract import append_eos, leave_out_bos
-    from lion_st.study.data import open_training_tuples
+    from lion_st.study.data import read_training_rows
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     if add_bos is False:
         leave_out_bos(tokenizer)
     if add_eos:
         append_eos(tokenizer)
-    tuples = open_training_tuples(dict(data), teacher_scores=False)
-    rows = tuples[list(range(0, len(tuples), max(1, len(tuples) // sample)))]
-    texts = {"query": rows["query"], "document": [text for name in rows if name.startswith(("pos", "neg"))
-                                                  for text in rows[name]]}  # fmt: skip
+    rows = list(read_training_rows(dict(data), sample=sample))
+    documents = [text for row in rows for text in (*row.positives, *row.negatives)]
+    texts = {"query": [row.query for row in rows], "document": documents}
     found: list[float] = []
     for task, limit, prompt in zip(texts, (query_length, document_length), prompts, strict=True):
         read = [prompt + text for text in texts[task]]

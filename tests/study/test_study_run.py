@@ -232,6 +232,29 @@ def test_a_folder_of_other_settings_is_refused(finished: Finished) -> None:
         run_study(plan_study(parse_study(changed)), finished.output)
 
 
+def test_rows_of_all_numbers_of_candidates_are_trained_on_and_compared_with_tests(
+    tmp_path: Path, tiny_backbone
+) -> None:
+    from pyarrow import parquet
+
+    values = tiny_study(tmp_path, tiny_backbone())
+    file = Path(values["data"]["train"])
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    for row in rows[::2]:
+        row["neg"], row["neg_scores"] = row["neg"][:1], row["neg_scores"][:1]
+    rows[0] |= {"pos": [*rows[0]["pos"], "Notes about lions, page 0."], "pos_scores": [5.0, 4.0]}
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values["data"]["overlap"] = "report"
+    data = prepare_data(parse_study(values), tmp_path / "data")
+    trained = parquet.read_table(data.options[0.0]["train_data"]).to_pylist()
+    assert len(trained) == 32 - 6 and {len(row["neg_pids"]) for row in trained} >= {1, 2}
+    assert all(len(row["neg_pids"]) == len(row["neg_scores"]) for row in trained)
+    values["data"].pop("hold_out")
+    values["evaluation"].pop("in_domain")
+    (found,) = prepare_data(parse_study(values), tmp_path / "as they are").overlap
+    assert found["documents trained on, exact"] == 1  # the second positive, which training draws too
+
+
 def test_an_objective_that_reads_scores_may_be_added_to_a_study(tmp_path: Path, tiny_backbone) -> None:
     from pyarrow import parquet
 
