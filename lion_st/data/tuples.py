@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -327,6 +328,8 @@ class TupleReader:
                 f"needed ({len(short):,} of {len(counts):,} rows have too few): ask for fewer, widen the ranks or "
                 "margins, or leave these rows out with drop_short=True."
             )
+        what = f"{len(short):,} of {len(counts):,} rows, which have fewer than {self.negatives} negatives"
+        warnings.warn(f"{source}: left out {what} to choose from.", stacklevel=3)
         return table.select(np.flatnonzero(counts >= self.negatives))
 
     def _require_lists(self, table: Dataset, source: str) -> None:

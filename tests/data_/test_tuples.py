@@ -232,7 +232,8 @@ def test_short_rows_are_dropped_on_request(scored):
         rows[6].update(docids=rows[6]["docids"][:3], scores=rows[6]["scores"][:3])
 
     path, collection = scored(shorten)
-    kept = load_tuples(path, documents=collection, negatives=4, drop_short=True)
+    with pytest.warns(UserWarning, match=r"left out 1 of \d+ rows, which have fewer than 4 negatives to choose from"):
+        kept = load_tuples(path, documents=collection, negatives=4, drop_short=True)
     assert len(kept) == TUPLES - 1
     with pytest.raises(ValueError, match="has 4 negatives to choose from, 5 are needed"):
         load_tuples(path, documents=collection, negatives=5, drop_short=True)
