@@ -117,8 +117,8 @@ def prepare_data(study: Study, folder: Path, begun: bool = False) -> StudyData:
     if is_changed or (_reads_scores(study) and not content.get("scores", True)):  # of objectives that came later
         if is_changed and content and begun:
             raise ValueError(
-                f"Files of the study's data have changed since {folder} was made, and cells were trained on what they "
-                "held: choose another --output, or bring the files back."
+                f"Settings or files of the study's data have changed since {folder} was made, and cells were trained "
+                "on what they held: choose another --output, or bring them back."
             )
         shutil.rmtree(folder, ignore_errors=True)
         with atomic_folder(folder) as staging:

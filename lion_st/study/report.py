@@ -77,6 +77,7 @@ def write_report(plan: Plan, folder: str | Path) -> Path:
 
     Raises:
         FileNotFoundError: If no cell is finished.
+        ValueError: If one was finished with other settings than the plan's.
         ImportError: If matplotlib is missing; how it is installed.
     """
     folder = Path(folder).resolve()

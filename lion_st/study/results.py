@@ -92,12 +92,18 @@ class Results:
 
         Raises:
             FileNotFoundError: If no cell is finished.
+            ValueError: If one was finished with other settings than the plan's.
         """
         found = []
         for cell in self.plan.cells:
             place = output_place(self.folder, cell.name)
             if (place / ROWS).exists():
                 for row in read_json(place / ROWS):
+                    if row["configuration"] != cell.configuration:
+                        raise ValueError(
+                            f"{self.folder} holds {cell.name} with other settings than the study now has: report it "
+                            "by the file that it was run with."
+                        )
                     paths = {name: (place / row[name]).relative_to(self.folder).as_posix() for name in ("run", "qrels")}
                     found.append(row | paths)
         if not found:

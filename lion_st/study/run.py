@@ -192,7 +192,7 @@ def last_error(lines: Sequence[str]) -> str | None:
 
 
 def require_same_cells(plan: Plan, folder: Path) -> bool:
-    """Refuse a folder with cells of these names and other settings; whether it holds any cell or stage of the study."""
+    """Refuse a folder with cells of these names and other settings; whether it holds a cell or stage of any study."""
     jobs = [(output_place(folder, cell.name), cell.name, cell.configuration) for cell in plan.cells]
     jobs += [(folder / "backbones" / one.backbone, f"MNTP of {one.backbone}", one.configuration) for one in plan.stages]
     for place, name, configuration in jobs:
@@ -202,7 +202,7 @@ def require_same_cells(plan: Plan, folder: Path) -> bool:
                 f"{folder} holds {name} with other settings than the study now has. Choose another --output, or remove "
                 f"{place} to run it again."
             )
-    return any((place / JOB).exists() for place, *_ in jobs)
+    return any(folder.glob(f"*/*/{JOB}"))
 
 
 def commit() -> str:

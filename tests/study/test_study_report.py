@@ -168,6 +168,14 @@ def test_a_report_of_no_finished_cell_says_what_to_do(tmp_path: Path) -> None:
         write_report(plan, tmp_path)
 
 
+def test_cells_of_other_settings_than_the_files_are_not_reported_as_its_own(tmp_path: Path) -> None:
+    ranks = {("one", "dense", "cl"): at(1)}
+    write_cells(tmp_path / "study", ranks)
+    edited = write_cells(tmp_path / "other", ranks, budget={"flops": 2e12, "lengths": "full"})
+    with pytest.raises(ValueError, match=r"holds one-dense-cl-seed1 with other settings .* by the file that"):
+        write_report(edited, tmp_path / "study")
+
+
 def test_intervals_of_few_seeds_are_by_the_variance_of_all_alike() -> None:
     generator = np.random.default_rng(0)
     covered, halves = 0, []

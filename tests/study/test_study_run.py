@@ -317,6 +317,17 @@ def test_changed_files_of_the_data_are_read_again_until_a_cell_has_begun(tmp_pat
     assert all(row["text"].startswith("New: ") for row in parquet.read_table(changed.texts).to_pylist())
 
 
+def test_a_folder_of_another_studys_data_is_refused(tmp_path: Path, tiny_backbone) -> None:
+    plan = plan_study(parse_study(tiny_study(tmp_path, tiny_backbone())))
+    job, data = tmp_path / "out" / "cells" / "of another study" / "job.json", tmp_path / "out" / "data" / "data.json"
+    for file in (job, data):
+        file.parent.mkdir(parents=True)
+        file.write_text('{"settings": "others", "configuration": "another"}')
+    with pytest.raises(ValueError, match=r"data have changed since .* choose another --output"):
+        run_study(plan, tmp_path / "out")
+    assert data.exists()
+
+
 def test_a_test_set_that_is_trained_on_is_refused_or_reported(tmp_path: Path, tiny_backbone) -> None:
     values = tiny_study(tmp_path, tiny_backbone())
     copied = write_test(tmp_path / "copied")
