@@ -175,6 +175,7 @@ def evaluate(
             protocol=rules,
             overwrite=overwrite,
             show_progress=not quiet,
+            name=names.get(retriever) if isinstance(retriever, str) else None,  # of a run
         )
     typer.echo(format_table(rows, table_columns(rows), style))
 
@@ -275,16 +276,16 @@ def fuse(
 
 
 def _distinct_names(models: Sequence[str], ending: str) -> dict[str, str]:
-    """Names of folders that are called like others among them: as much of their paths as tells them apart."""
-    folders = {model: Path(model).resolve().parts for model in models if Path(model).is_dir()}
+    """Names of folders and runs that are called like others: as much of their paths as tells them apart."""
+    places = {model: Path(model).resolve().parts for model in models if Path(model).exists()}
     names = {}
-    for model, parts in folders.items():
-        others = set(folders.values()) - {parts}
+    for model, parts in places.items():
+        others = set(places.values()) - {parts}
         depth = 1
         while any(other[-depth:] == parts[-depth:] for other in others):
             depth += 1
         if depth > 1:
-            names[model] = "-".join(parts[-depth:]) + ending
+            names[model] = "-".join(parts[-depth:]) + (ending if Path(model).is_dir() else "")
     return names
 
 

@@ -110,7 +110,7 @@ def evaluate_retrieval(
     require_known(settings, EvaluationOptions)
     evaluation: _RunFile | _Evaluation
     if isinstance(model, str | Path) and Path(model).is_file():
-        evaluation = _RunFile(Path(model), protocol)
+        evaluation = _RunFile(Path(model), protocol, settings.get("name"))
     else:
         for task in (task for _, groups in asked for group in groups for task in group.tasks):
             _check_depth(task, protocol.top_k)
@@ -374,9 +374,9 @@ class _RunFile:
 
     paradigm = engine = None
 
-    def __init__(self, file: Path, protocol: Protocol) -> None:
+    def __init__(self, file: Path, protocol: Protocol, name: str | None = None) -> None:
         self.file = file
-        self.name = file.name
+        self.name = name or file.name
         self.protocol = protocol
         self.run = read_run(file)
 

@@ -279,6 +279,15 @@ def test_runs_are_compared(data, tmp_path) -> None:
     assert "'foreign' has no query" in lion("compare", *runs, "--qrels", data / "qrels" / "test.tsv", exit_code=1)
 
 
+def test_runs_of_one_name_are_told_apart_in_a_table(data, tmp_path) -> None:
+    runs = [tmp_path / name / "run.trec" for name in ("one", "other")]
+    for number, run in enumerate(runs):
+        run.parent.mkdir()
+        run.write_text("".join(f"{query} Q0 d{int(query[1:]) + number} 1 1.0 t\n" for query in QUERIES))
+    shown = lion("evaluate", *runs, "--data", data, "--metric", "MRR@10", "--quiet")
+    assert "| one-run.trec | lions | 1.000 |" in shown and "| other-run.trec | lions | 0.000 |" in shown
+
+
 def test_evaluated_runs_are_compared_by_the_judgements_beside_them(models, data, tmp_path) -> None:
     lion("evaluate", models["sparse"], "--bm25", "--data", data, "--output", tmp_path, "--quiet")
     runs = sorted((tmp_path / "runs").glob("lions.*.test.trec"))

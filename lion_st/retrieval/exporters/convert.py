@@ -136,7 +136,7 @@ def convert_index(
                 example = keep_top_terms(vectors[[int(np.argmax(np.diff(vectors.indptr)))]], EXAMPLE_TERMS)
         if query_ids is not None:
             exporter.write_queries(query_ids, exporter.store_queries(query_vectors))
-            example = query_vectors[[0]]
+            example = query_vectors[[int(np.argmax(np.diff(query_vectors.indptr) > 0))]]  # the first with a term
         example = exporter.store_queries(example)
         commands = exporter.finish(exporter.query(example.indices, example.data))
         _write_readme(folder, to, exporter, facts, commands)
