@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lion_st.data.records import Record
-from lion_st.encoding.fingerprints import text_limit
+from lion_st.encoding.fingerprints import require_same_encoding, text_limit
 from lion_st.encoding.reading import records_digest
 from lion_st.indexes import StorageError, load_index
-from lion_st.retrieval.retriever import require_same_encoding
 from lion_st.retrieval.search import require_explainable
 
 if TYPE_CHECKING:

@@ -6,12 +6,14 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import xxhash
 
 from lion_st.data.fields import Task
+from lion_st.encoding.storage import StorageError
 from lion_st.hooks import hub_commit, times_written
 
 if TYPE_CHECKING:
@@ -89,6 +91,47 @@ def weights_fingerprint(model: SentenceTransformer | SparseEncoder) -> str:
 def has_weights(model: SentenceTransformer | SparseEncoder, settings: Mapping[str, Any]) -> bool:
     """Whether a model has the weights that settings of an encoding name."""
     return settings.get("weights_xxh3") == weights_fingerprint(model)
+
+
+def require_same_encoding(
+    place: str | Path, settings: Mapping[str, Any], model: SentenceTransformer | SparseEncoder, limit: int
+) -> None:
+    """Refuse vectors of documents that a model would encode otherwise.
+
+    Args:
+        place: Where they are, for the message.
+        settings: What an encoded corpus or index says of them.
+        model: The model.
+        limit: Tokens to which it cuts documents.
+    """
+    if not has_weights(model, settings):
+        raise StorageError(
+            f"{place} was encoded by {settings['model']!r} with other weights or in another type than those of "
+            f"{model_name(model)!r}: encode the documents with this model."
+        )
+    if settings["max_tokens"] != limit:
+        raise StorageError(
+            f"{place} holds texts cut to {settings['max_tokens']} tokens, not to {limit}: encode the documents with "
+            f"max_tokens={limit}."
+        )
+    kept, terms = settings.get("max_active_dims"), term_limit(model, "document")
+    if kept != terms:
+        raise StorageError(
+            f"{place} holds {kept or 'all'} terms of a text, and the model keeps {terms or 'all'}: encode them "
+            "with this limit, or ask for that one (--document-top-k)."
+        )
+    prompt = prompt_for(model, "document")
+    if settings["prompt"] != prompt:
+        raise StorageError(
+            f"{place} was encoded with the prompt {settings['prompt']!r}, and the model's for documents is {prompt!r}: "
+            "encode the documents with this model."
+        )
+    contract = tokenizer_contract(input_module(model, "document").tokenizer)
+    if settings.get("tokenizer", contract) != contract:
+        raise StorageError(
+            f"{place} was encoded from other tokens than {model_name(model)!r} makes of a text, such as other special "
+            "ones: encode the documents with this model."
+        )
 
 
 def _some_values(tensors: Sequence[Any]) -> bytes:

@@ -8,7 +8,7 @@ from typing import Any
 
 from lion_st.extras import require
 from lion_st.indexes.base import Hits
-from lion_st.retrieval.texts import listed_queries, require_documents
+from lion_st.retrieval.texts import documents_digest, listed_queries, require_documents
 
 
 class Bm25Retriever:
@@ -43,6 +43,7 @@ class Bm25Retriever:
         if stemmer is not None and stemmer not in (known := require("Stemmer").algorithms()):
             raise ValueError(f"stemmer must be one of {', '.join(known)}, or None, got {stemmer!r}.")
         self.ids: list[str] = []
+        self.documents_xxh3: str | None = None  # digest of the documents that were indexed last
         self._figures: dict[str, Any] = {}
 
     def fingerprint(self) -> str:
@@ -68,7 +69,7 @@ class Bm25Retriever:
         if not any(tokens.ids):
             raise ValueError("BM25 needs a word of two letters that is not a stop word: the documents have none.")
         index.index(tokens, show_progress=show_progress)
-        self._index, self.ids = index, list(documents)
+        self._index, self.ids, self.documents_xxh3 = index, list(documents), documents_digest(documents)
         size = sum(part.nbytes for part in index.scores.values() if hasattr(part, "nbytes"))
         self._figures = {"index_bytes": size, "index_seconds": perf_counter() - started}
 

@@ -14,12 +14,10 @@ from weakref import finalize
 from lion_st.data.records import Record
 from lion_st.encoding.encode import encode_corpus, encode_texts
 from lion_st.encoding.fingerprints import (
-    has_weights,
     input_module,
     model_fingerprint,
     model_name,
-    prompt_for,
-    term_limit,
+    require_same_encoding,
     text_limit,
 )
 from lion_st.encoding.reading import records_digest
@@ -28,7 +26,7 @@ from lion_st.encoding.vectors import Vectors, active_dims
 from lion_st.errors import require_list, require_type
 from lion_st.indexes import Hits, Index, StorageError, create_index, present_engine
 from lion_st.indexes.fusion import convex_fusion, reciprocal_rank_fusion, require_weights
-from lion_st.retrieval.texts import listed_queries, require_documents
+from lion_st.retrieval.texts import documents_digest, listed_queries, require_documents
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer, SparseEncoder
@@ -86,6 +84,9 @@ class ModelRetriever:
         name: Name in tables and result files; the model's own by default.
         commit: Hub commit that the model was loaded from and has not been changed since; results are filed below it.
 
+    Attributes:
+        documents_xxh3: Digest of the documents that were indexed last, ids and texts.
+
     Raises:
         TypeError: If a model is not one, but a path for example.
         ValueError: If the engine does not search such vectors, has no such setting, or cannot fuse by a hybrid model's
@@ -133,6 +134,7 @@ class ModelRetriever:
         self.encoded_dir = Path(encoded_dir) if encoded_dir is not None else None
         self.name = name or "+".join(dict.fromkeys(model_name(one) for one in (model, self.query_model)))
         self.commit = commit
+        self.documents_xxh3: str | None = None
         self._figures: dict[str, Any] = {}
         self._folder: TemporaryDirectory[str] | None = None
         self._owns_collection = False
@@ -163,6 +165,7 @@ class ModelRetriever:
         if not documents:
             raise ValueError("There is nothing to index: give at least one document with a text.")
         self._figures = {}  # no search finds what a failure leaves
+        self.documents_xxh3 = documents_digest(documents)
         self._index = self._new_index()
         encode_seconds = add_seconds = terms = 0.0
         started = perf_counter()
@@ -353,41 +356,6 @@ class ModelRetriever:
                     "encode the documents of this data set."
                 )
             yield ids, vectors
-
-
-def require_same_encoding(
-    place: str | Path, settings: Mapping[str, Any], model: SentenceTransformer | SparseEncoder, limit: int
-) -> None:
-    """Refuse vectors of documents that a model would encode otherwise.
-
-    Args:
-        place: Where they are, for the message.
-        settings: What an encoded corpus or index says of them.
-        model: The model.
-        limit: Tokens to which it cuts documents.
-    """
-    if not has_weights(model, settings):
-        raise StorageError(
-            f"{place} was encoded by {settings['model']!r} with other weights or in another type than those of "
-            f"{model_name(model)!r}: encode the documents with this model."
-        )
-    if settings["max_tokens"] != limit:
-        raise StorageError(
-            f"{place} holds texts cut to {settings['max_tokens']} tokens, not to {limit}: encode the documents with "
-            f"max_tokens={limit}."
-        )
-    kept, terms = settings.get("max_active_dims"), term_limit(model, "document")
-    if kept != terms:
-        raise StorageError(
-            f"{place} holds {kept or 'all'} terms of a text, and the model keeps {terms or 'all'}: encode them "
-            "with this limit, or ask for that one (--document-top-k)."
-        )
-    prompt = prompt_for(model, "document")
-    if settings["prompt"] != prompt:
-        raise StorageError(
-            f"{place} was encoded with the prompt {settings['prompt']!r}, and the model's for documents is {prompt!r}: "
-            "encode the documents with this model."
-        )
 
 
 class HybridRetriever:

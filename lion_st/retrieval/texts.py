@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import xxhash
+
 from lion_st.errors import require_list, require_type
 
 
@@ -26,3 +28,13 @@ def listed_queries(queries: Any) -> list[str]:
     for number, query in enumerate(found):
         require_type(query, str, f"A text for query {number}", "pass strings")
     return found
+
+
+def documents_digest(documents: Mapping[str, str]) -> str:
+    """A digest of ids and texts, in their order."""
+    digest = xxhash.xxh3_128()
+    for pair in documents.items():
+        for part in pair:
+            encoded = part.encode("utf-8", "surrogatepass")
+            digest.update(len(encoded).to_bytes(8, "little") + encoded)
+    return digest.hexdigest()

@@ -167,9 +167,7 @@ def mine_negatives(
     settings = {
         "kind": "lion_st negatives",
         "version": VERSION,
-        "searchers": [
-            {"name": one.name, "xxh3": xxhash.xxh3_128_hexdigest(one.fingerprint().encode())} for one in searchers
-        ],
+        "searchers": [_described(one) for one in searchers],
         "negatives": negatives,
         "ranks": ranks,
         "absolute_margin": absolute_margin,
@@ -248,6 +246,13 @@ def _tuples(
             "negative_document_ids": pyarrow.array([found[number] for number in kept], ids),
         }
     )
+
+
+def _described(searcher: Searcher) -> dict[str, str]:
+    """What negatives depend on: name and fingerprint, and the documents where the fingerprint is not of them too."""
+    described = {"name": searcher.name, "xxh3": xxhash.xxh3_128_hexdigest(searcher.fingerprint().encode())}
+    documents = getattr(searcher, "documents_xxh3", None)
+    return described if documents is None else described | {"documents_xxh3": documents}
 
 
 def _document_ids(searchers: Sequence[Searcher]) -> list[str] | None:

@@ -77,6 +77,9 @@ def test_an_encoded_corpus_of_something_else_is_refused(model, tiny_backbone, tm
     shorter = encode_corpus(model, RECORDS, tmp_path / "shorter", max_tokens=8, show_progress=False)
     with pytest.raises(StorageError, match="cut to 8 tokens, not to 32"):
         ModelRetriever(model, encoded=shorter).index(DOCUMENTS)
+    ended = lion_st.build(tiny_backbone(), "sparse", document_length=32, add_eos=True, device="cpu")
+    with pytest.raises(StorageError, match="from other tokens than"):
+        ModelRetriever(ended, encoded=encoded).index(DOCUMENTS)
     with pytest.raises(StorageError, match="holds 8 documents, and 7 are to be indexed"):
         ModelRetriever(model, encoded=encoded).index({key: DOCUMENTS[key] for key in list(DOCUMENTS)[1:]})
     with pytest.raises(StorageError, match="from 'd3' on"):

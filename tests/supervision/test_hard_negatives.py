@@ -182,6 +182,19 @@ def test_a_judged_positive_is_never_a_negative(tmp_path):
         assert next(document for document, grade in QRELS[query].items() if grade == 0) == negatives[0]
 
 
+@pytest.mark.parametrize("kind", ["bm25", "model"])
+def test_negatives_of_other_documents_are_not_read_back(models, tmp_path, kind):
+    searcher = Bm25Retriever() if kind == "bm25" else ModelRetriever(lion_st.load(models["sparse"][0], device="cpu"))
+    asked = ([searcher], {"q": "lions hunt"}, {"q": {"a": 1}}, tmp_path / "mined.parquet")
+    documents = {"a": "lions hunt", "b": "lions hunt at night", "c": "lions hunt zebras by day"}
+    searcher.index(documents)
+    mined = mine_negatives(*asked, negatives=1, show_progress=False)
+    assert mine_negatives(*asked, negatives=1, show_progress=False) == mined
+    searcher.index({**documents, "b": "no animal at all"})
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        mine_negatives(*asked, negatives=1, show_progress=False)
+
+
 def test_judged_documents_that_are_not_there_are_left_out(models, folder, tmp_path):
     """Of bm25, an index and a model alone; as ArguAna's judgements name some, and training would refuse their ids."""
     judged = {**QRELS, "q0": {"gone": 1, "d0-0": 1}, "q1": {"gone too": 1}}

@@ -118,8 +118,9 @@ def convert_index(
     facts = _facts(corpus)
     with atomic_folder(output, replace=overwrite) as folder:
         exporter = FORMATS[to](folder, name, facts, scale)
-        query_ids, query_vectors = (None, sampled_queries(corpus, LONGEST, None)) if asked is None else asked.whole()
-        exporter.fit(sparse.csr_array(query_vectors))
+        query_ids, found = (None, sampled_queries(corpus, LONGEST, None)) if asked is None else asked.whole()
+        query_vectors = sparse.csr_array(found)
+        exporter.fit(query_vectors)
         terms, kept, change, largest, total = 0, 0, 0.0, 0.0, 0.0
         example: Any = None
         for ids, encoded_part in corpus:
