@@ -10,8 +10,8 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "training_step.py"
 
 
 def test_a_tiny_step_is_measured(tmp_path):
-    sizes = ["--shape", "tiny", "--vocabulary", "1000", "--active-terms", "50", "--steps", "1"]
-    words = [*sizes, "--sides", "lion_st", "--no-largest-batch", "--output"]
+    sizes = ["--shape", "tiny", "--vocabulary", "1000", "--active-terms", "50", "--rows", "1", "--negatives", "1"]
+    words = [*sizes, "--steps", "1", "--sides", "lion_st", "--no-largest-batch", "--output"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, str(SCRIPT), *words, str(tmp_path)], env=environment, check=True, timeout=500)
     (file,) = tmp_path.glob("*.json")

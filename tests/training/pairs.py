@@ -36,6 +36,7 @@ class Case(NamedTuple):
     family: str = "llama"
     learned: bool = False  # thresholds of terms, and how many texts keep
     evaluated: bool = False  # on a share of the data, and the best checkpoint is the result
+    little: bool = False  # one layer, and adapters of one of its projections: less to compile
 
 
 class Trainings:
@@ -89,7 +90,8 @@ class Trainings:
         case = self.cases[name]
         case = case if divided is None else case._replace(divided=divided)
         output = self.root / folder / name
-        return options(self.backbone(case.family, tied=case.tied), self.data, output, case, processes, **more)
+        backbone = self.backbone(case.family, tied=case.tied, **({"num_hidden_layers": 1} if case.little else {}))
+        return options(backbone, self.data, output, case, processes, **more)
 
 
 @contextmanager
@@ -116,6 +118,7 @@ def options(backbone: str, data: Path, output: Path, case: Case, processes: int,
         regularizer_warmup_ratio=0.5 if case.paradigm in ("sparse", "hybrid") else None,
         lora_dropout=0 if case.peft else None,  # each process draws its own
         self_distillation=True if case.self_distilled else None,
+        lora_target_modules="q_proj" if case.little else None,
     )
     if case.learned:
         values |= dict(learn_thresholds=True, learn_top_k=True, query_top_k=60, document_top_k=90)

@@ -29,7 +29,7 @@ CASES = {
     "sparse cl_kd adapter cached": Case("sparse", "cl_kd", True, 1, True, FSDP),
     "dense cl cached": Case("dense", "cl", False, 1, True, FSDP),
     "dense cl_kd adapter cached": Case("dense", "cl_kd", True, 1, False, FSDP, evaluated=True),
-    "sparse cl_kd adapter cached compiled": Case("sparse", "cl_kd", True, 1, False, COMPILED),
+    "sparse cl_kd adapter compiled": Case("sparse", "cl_kd", True, None, False, COMPILED, little=True),
     "ddp sparse cl_kd adapter cached": Case("sparse", "cl_kd", True, 1, True, []),
     "ddp dense cl": Case("dense", "cl", False, None, True, []),
     "ddp sparse cl_kd self-distilled": Case("sparse", "cl_kd", False, None, True, [], self_distilled=True),
@@ -66,7 +66,7 @@ def trained(tiny_backbone, tmp_path_factory) -> Path:
         )  # all weights are trained in float32, a copy of those of the file
         wide = tiny_backbone(tied=False, dtype=dtype, vocab_size=WIDE[0], hidden_size=WIDE[1])
         length = dict(query_length=8, document_length=8, negatives=4, batch_size=24)
-        given = options(wide, apart, root / name, case, 2, max_steps=3, save_strategy="no", **length)
+        given = options(wide, apart, root / name, case, 2, max_steps=2, save_strategy="no", **length)
         trainings.waiting.append(["memory", [str(root / f"{name}.json"), *given]])
     # What is freed goes back to the system at once, so that a peak is of what is held.
     trainings.run_waiting(MALLOC_MMAP_THRESHOLD_="65536", MALLOC_TRIM_THRESHOLD_="65536")
