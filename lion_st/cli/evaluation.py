@@ -66,6 +66,10 @@ def evaluate(
     ] = None,
     query_top_k: QueryTopK = None,
     document_top_k: DocumentTopK = None,
+    idf: Annotated[
+        bool,
+        typer.Option("--idf", help="Multiply the weights of queries' terms by their idf in the collection; sparse."),
+    ] = False,
     engine: Annotated[
         list[str] | None,
         typer.Option(
@@ -146,6 +150,7 @@ def evaluate(
         "threads": threads,
         "encoded": encoded,
         "encoded_dir": output / "encoded" if keep_encoded or hybrid else None,
+        "idf": idf,
         "query_model": query_model,
         "load_options": load_options,
     }

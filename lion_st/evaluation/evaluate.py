@@ -194,7 +194,7 @@ def open_retriever(
         engine_parameters=parameters,
         query_length=protocol.query_length,
         document_length=protocol.document_length,
-        name=name or found_name,
+        name=(name or found_name) + ("-idf" if settings.get("idf") else ""),
         commit=commit,
         **settings,
     )
@@ -285,6 +285,7 @@ class _Evaluation:
                 "document_top_k": term_limit(retriever.model, "document"),
             }
             settings |= {name: limit for name, limit in limits.items() if limit is not None}
+            settings |= {"idf": True} if retriever.idf else {}
         is_plain = is_standard(retriever) and protocol.top_k >= 1000 and protocol.self_matches == "task"
         self.meta = model_meta(retriever) if is_plain else model_meta(retriever, self.digest, settings)
         self.cache = mteb.ResultCache(output)

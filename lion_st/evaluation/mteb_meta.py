@@ -55,6 +55,7 @@ def is_standard(retriever: Retriever) -> bool:
         and retriever.query_length is None
         and retriever.document_length is None
         and retriever.encoded is None
+        and not retriever.idf
     )
 
 

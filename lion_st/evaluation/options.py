@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 class RetrieverOptions(TypedDict, total=False):
     """Further arguments of `ModelRetriever`, which describes them."""
 
+    idf: bool
     tokens_per_batch: int
     threads: int
     encoded: str | Path | None
@@ -26,6 +27,7 @@ class EvaluationOptions(TypedDict, total=False):
     name: str | None
     load_options: Mapping[str, Any] | None
     engine_parameters: Mapping[str, Any] | None
+    idf: bool
     tokens_per_batch: int
     threads: int
     encoded: str | Path | None

@@ -25,6 +25,7 @@ from lion_st.encoding.shards import EncodedCorpus
 from lion_st.encoding.vectors import Vectors, active_dims
 from lion_st.errors import require_list, require_type
 from lion_st.indexes import Hits, Index, StorageError, create_index, present_engine
+from lion_st.indexes.frequencies import DocumentFrequencies
 from lion_st.indexes.fusion import convex_fusion, reciprocal_rank_fusion, require_weights
 from lion_st.retrieval.texts import documents_digest, listed_queries, require_documents
 
@@ -76,6 +77,8 @@ class ModelRetriever:
             name of its own; the collection is deleted in the end, and one that holds documents is refused.
         query_length: Length to cut queries to, in place of the model's own.
         document_length: Length to cut documents to, in place of the model's own.
+        idf: Multiply the weights of a sparse query's terms by how rare they are among the documents, see
+            `DocumentFrequencies.weigh`: which terms of a new collection are common is what a model cannot know.
         tokens_per_batch: Padded tokens per batch when encoding.
         threads: CPU threads of the search.
         encoded: Read the documents' vectors from this folder of `encode_corpus` in place of encoding them: those of the
@@ -108,6 +111,7 @@ class ModelRetriever:
         engine_parameters: Mapping[str, Any] | None = None,
         query_length: int | None = None,
         document_length: int | None = None,
+        idf: bool = False,
         tokens_per_batch: int = 8192,
         threads: int = 1,
         encoded: str | Path | None = None,
@@ -128,6 +132,9 @@ class ModelRetriever:
         self.engine_parameters = dict(engine_parameters or {}) if self.engine == engine else {}
         self.query_length = query_length
         self.document_length = document_length
+        self.idf = idf
+        if idf and self.paradigm != "sparse":
+            raise ValueError(f"idf weighs terms of sparse models, and {model_name(model)!r} is {self.paradigm}.")
         self.tokens_per_batch = tokens_per_batch
         self.threads = threads
         self.encoded = EncodedCorpus(encoded) if encoded is not None else None
@@ -149,6 +156,8 @@ class ModelRetriever:
         }
         if self.encoded is not None and (stored := self.encoded.manifest["settings"]["dtype"]) != "float32":
             settings["encoded"] = stored
+        if self.idf:
+            settings["idf"] = True
         models = dict.fromkeys(model_fingerprint(model) for model in (self.model, self.query_model))
         return f"{','.join(models)},{json.dumps(settings, sort_keys=True, default=str)}"
 
@@ -165,6 +174,7 @@ class ModelRetriever:
         if not documents:
             raise ValueError("There is nothing to index: give at least one document with a text.")
         self._figures = {}  # no search finds what a failure leaves
+        self._frequencies = DocumentFrequencies()
         self.documents_xxh3 = documents_digest(documents)
         self._index = self._new_index()
         encode_seconds = add_seconds = terms = 0.0
@@ -172,6 +182,8 @@ class ModelRetriever:
         for ids, vectors in self._encoded(documents, show_progress):
             encoded = perf_counter()
             self._index.add(ids, vectors)
+            if self.idf:
+                self._frequencies.add(vectors)
             terms += (active_dims(vectors) or 0) * len(ids)
             encode_seconds += encoded - started
             started = perf_counter()
@@ -276,6 +288,8 @@ class ModelRetriever:
             tokens_per_batch=self.tokens_per_batch,
             show_progress=show_progress,
         )
+        if self.idf:
+            vectors = self._frequencies.weigh(vectors)
         return vectors, perf_counter() - started
 
     def _note_queries(self, vectors: Any, encode_seconds: float, search_seconds: float) -> None:

@@ -31,8 +31,9 @@ from torch import Tensor, nn
 from lion_st.checkpoints import atomic_checkpoint, write_stock_checkpoint
 from lion_st.encoding.encode import encode_texts
 from lion_st.encoding.fingerprints import prompt_for, text_limit
-from lion_st.encoding.vectors import Vectors, to_csr
+from lion_st.encoding.vectors import Vectors
 from lion_st.hooks import has_adapter
+from lion_st.indexes.frequencies import DocumentFrequencies
 from lion_st.losses import dot_scores
 from lion_st.models import paradigm_of
 from lion_st.modules import LionTransformer
@@ -163,16 +164,13 @@ def idf_weights(shards: Iterable[tuple[Sequence[str], Vectors]]) -> np.ndarray:
     Raises:
         ValueError: If there is no document.
     """
-    documents = 0
-    frequencies: np.ndarray | None = None
+    frequencies = DocumentFrequencies()
     for _, vectors in shards:
-        matrix = to_csr(vectors)
-        counts = np.bincount(matrix.indices, minlength=matrix.shape[1])
-        frequencies = counts if frequencies is None else frequencies + counts
-        documents += matrix.shape[0]
-    if frequencies is None:
+        frequencies.add(vectors)
+    if not frequencies.documents:
         raise ValueError("There are no documents to take frequencies from.")
-    return np.log1p((documents - frequencies + 0.5) / (frequencies + 0.5)).astype(np.float32)
+    absent = frequencies.documents - frequencies.counts
+    return np.log1p((absent + 0.5) / (frequencies.counts + 0.5)).astype(np.float32)
 
 
 class DistillationTargets(NamedTuple):

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer, SparseEncoder
+from sklearn.feature_extraction.text import TfidfTransformer
 from tiny_models import TEXTS
 
 import lion_st
@@ -172,6 +173,25 @@ def test_terms_are_limited_by_task_when_a_checkpoint_is_opened(tiny_backbone, mo
         load_encoder(tmp_path / "dense", query_top_k=3)
     with pytest.raises(ValueError, match="one term at least, got 0"):
         load_encoder(tmp_path / "sparse", document_top_k=0)
+
+
+def test_terms_of_queries_are_weighed_by_their_rarity_in_the_collection(tiny_backbone, model, monkeypatch):
+    monkeypatch.setattr(retriever_module, "DOCUMENTS_AT_ONCE", 3)
+    documents = encode_texts(model, TEXTS, "document").toarray()
+    queries = encode_texts(model, TEXTS[:3], "query").toarray()
+    idf = TfidfTransformer(norm=None, smooth_idf=True).fit(documents).idf_
+    scores = (queries * idf) @ documents.T
+    retriever = ModelRetriever(model, idf=True)
+    for _ in range(2):  # of a second index alone, not of both
+        found = search(retriever)
+        for hits, row in zip(found, scores, strict=True):
+            assert dict(hits) == pytest.approx({f"d{best}": row[best] for best in np.argsort(-row)[:5]}, rel=1e-4)
+    (hits,) = retriever.rerank(TEXTS[:1], [["d1", "d4"]])
+    assert dict(hits) == pytest.approx({"d1": scores[0, 1], "d4": scores[0, 4]}, rel=1e-4)
+    assert retriever.fingerprint() != ModelRetriever(model).fingerprint()
+    assert open_retriever(model, idf=True).name == f"{open_retriever(model).name}-idf"
+    with pytest.raises(ValueError, match=r"idf weighs terms of sparse models, and .* is dense"):
+        ModelRetriever(lion_st.build(tiny_backbone(), "dense", device="cpu"), idf=True)
 
 
 def test_queries_come_in_their_order_whatever_they_are_kept_in(model) -> None:

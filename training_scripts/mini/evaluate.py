@@ -27,6 +27,7 @@ from lion_st.encoding import EncodedCorpus, encode_corpus
 from lion_st.evaluation import evaluate_run, fit_run_weights, format_table, fuse_runs
 from lion_st.files import atomic_write
 from lion_st.indexes import create_index
+from lion_st.indexes.frequencies import DocumentFrequencies
 from lion_st.indexes.pruning import Pruning
 from lion_st.kernels.bfloat16 import multiplies_bfloat16
 from lion_st.retrieval import Bm25Retriever
@@ -47,6 +48,7 @@ class Arguments:
     query_length: int | None = field(default=None, metadata={"help": "In place of the models' own."})
     document_length: int = field(default=384, metadata={"help": "Tokens of a document that are read."})
     tokens_per_batch: int = field(default=4096, metadata={"help": "Padded tokens a batch."})
+    idf: bool = field(default=False, metadata={"help": "Weigh terms of sparse queries by idf in the collection."})
     bm25_stemmer: str | None = field(default=None, metadata={"help": "Of BM25: porter, english; none by default."})
 
 
@@ -100,13 +102,15 @@ def runs_of(name: str, model: Any, data: TestSet, arguments: Arguments) -> dict[
     documents = vectors(model, data.documents, folder / "documents", arguments, "document")
     if isinstance(documents[1], np.ndarray):
         return {(None, None): search(queries, documents)}
-    return {
-        (few, many): search(
-            (queries[0], Pruning(top_terms=few).apply(queries[1])),
-            (documents[0], Pruning(top_terms=many).apply(documents[1])),
-        )
-        for few, many in LIMITS
-    }
+    runs: dict[tuple[int | None, int | None], Run] = {}
+    for few, many in LIMITS:
+        asked, held = Pruning(top_terms=few).apply(queries[1]), Pruning(top_terms=many).apply(documents[1])
+        if arguments.idf:
+            frequencies = DocumentFrequencies()
+            frequencies.add(held)
+            asked = frequencies.weigh(asked)
+        runs[few, many] = search((queries[0], asked), (documents[0], held))
+    return runs
 
 
 def bm25_run(data: TestSet, documents: Mapping[str, str], stemmer: str | None) -> Run:
