@@ -51,7 +51,7 @@ OVERRIDDEN: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "lion_st.training.trainers.GuardedTrainer": (
         "transformers.Trainer",
-        ("_init_training_state", "_load_best_model", "_save", "_save_checkpoint"),
+        ("_determine_best_metric", "_init_training_state", "_load_best_model", "_save", "_save_checkpoint"),
     ),
     "lion_st.training.trainers.RetrieverTrainerMixin": (
         "transformers.Trainer",
