@@ -48,6 +48,9 @@ class Arguments:
     query_length: int | None = field(default=None, metadata={"help": "In place of the models' own."})
     document_length: int = field(default=384, metadata={"help": "Tokens of a document that are read."})
     tokens_per_batch: int = field(default=4096, metadata={"help": "Padded tokens a batch."})
+    limits: list[int] = field(
+        default_factory=list, metadata={"help": "Terms of a query and of a document; chosen on the dev set by default."}
+    )
     idf: bool = field(default=False, metadata={"help": "Weigh terms of sparse queries by idf in the collection."})
     bm25_stemmer: str | None = field(default=None, metadata={"help": "Of BM25: porter, english; none by default."})
 
@@ -103,7 +106,7 @@ def runs_of(name: str, model: Any, data: TestSet, arguments: Arguments) -> dict[
     if isinstance(documents[1], np.ndarray):
         return {(None, None): search(queries, documents)}
     runs: dict[tuple[int | None, int | None], Run] = {}
-    for few, many in LIMITS:
+    for few, many in [tuple(arguments.limits)] if arguments.limits else LIMITS:
         asked, held = Pruning(top_terms=few).apply(queries[1]), Pruning(top_terms=many).apply(documents[1])
         if arguments.idf:
             frequencies = DocumentFrequencies()
