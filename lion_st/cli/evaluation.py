@@ -127,6 +127,8 @@ def evaluate(
         raise UsageError("There is nothing to evaluate on: give --data or --trec.")
     if bm25_stemmer is not None and not (bm25 or "bm25" in models):
         raise UsageError(f"--bm25-stemmer {bm25_stemmer} is of BM25: add --bm25.")
+    if idf and not set(fused) - {"bm25"}:
+        raise UsageError("--idf weighs the terms of sparse models' queries: give such a model, or leave it out.")
     require_writable(output)
     from lion_st.evaluation.metrics import metric_depth
     from lion_st.retrieval import Bm25Retriever

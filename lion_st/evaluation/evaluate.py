@@ -154,7 +154,7 @@ def open_retriever(
         engine: Index engine; of several, the first that searches the model's kind of vectors.
         protocol: Decides the lengths.
         query_model: Encodes the queries in place of the model; a loaded one, a path or a Hub id.
-        name: Name in tables and files; by default that of the folder or the Hub name.
+        name: Name in tables and files; by default that of the folder or the Hub name. With `idf`, "-idf" is added.
         load_options: Further arguments of `load_encoder`.
         engine_parameters: Settings of the engine; of several engines, each takes those that it has.
         settings: See `RetrieverOptions`.

@@ -340,13 +340,11 @@ class ModelRetriever:
                     ),
                 )
             return
-        digest = hashlib.sha256(json.dumps([model_fingerprint(self.model), self.document_length]).encode())
-        for key, text in documents.items():
-            digest.update(f"{len(key)} {key}{len(text)} {text}".encode())
+        parts = [model_fingerprint(self.model), self.document_length, self.documents_xxh3]
         folder = encode_corpus(
             self.model,
             ({"id": key, "text": text} for key, text in documents.items()),
-            self.encoded_dir / digest.hexdigest()[:24],
+            self.encoded_dir / hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24],
             max_tokens=self.document_length,
             tokens_per_batch=self.tokens_per_batch,
             show_progress=show_progress,

@@ -46,6 +46,7 @@ WRONG = [
     ([*EVALUATE, "--dev", "DIR"], "--dev is for the weights of --hybrid convex"),
     ([*EVALUATE, "--bm25-stemmer", "porter"], "add --bm25"),
     ([*EVALUATE, "--bm25", "--bm25-stemmer", "krovetz"], "stemmer must be one of"),
+    (["evaluate", "bm25", "FILE", *EVALUATE[2:], "--idf"], "--idf weighs the terms of sparse models' queries"),
     (["evaluate", "DIR"], "nothing to evaluate on"),
     (["evaluate", "DIR", "--data", "DIR", "--output", "FILE/inside"], "cannot be made"),
     ([*ENCODE, "--ray", "--cpus-per-worker", "-1"], "--cpus-per-worker is a finite number above 0, got -1"),
