@@ -35,6 +35,15 @@ def require_type(value: Any, kind: Any, what: str, remedy: str) -> None:
         raise TypeError(f"{what} expected, got {shown}, a {type(value).__name__}: {remedy}.")
 
 
+def require_at_least(least: float, **settings: Any) -> None:
+    """Refuse settings of an engine that are not numbers of at least `least`."""
+    for name, value in settings.items():
+        is_number = isinstance(value, int if isinstance(least, int) else int | float) and not isinstance(value, bool)
+        if not is_number or not least <= value < math.inf:
+            kind = "an integer" if isinstance(least, int) else "a finite number"
+            raise ValueError(f"{name} is {kind} of at least {least}, got {value!r}.")
+
+
 def as_weights(values: Any, count: int) -> tuple[float, ...] | None:
     """`count` finite numbers of at least 0, of which one is above 0; None of anything else."""
     given = list(values) if isinstance(values, Iterable) else []

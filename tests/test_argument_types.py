@@ -10,7 +10,7 @@ import lion_st
 from lion_st import encoding, evaluation, indexes, retrieval
 from lion_st.encoding import fingerprints
 from lion_st.retrieval.explain import expanded_terms
-from lion_st.retrieval.search import require_explainable
+from lion_st.retrieval.search import require_term_weights
 
 ROWS = sparse.csr_array(np.eye(2, 5, dtype=np.float32))
 HITS = [[("d", 1.0)]]
@@ -48,7 +48,7 @@ CASES = {
     "search_run model": (lambda g: retrieval.search_run("path", g["index"], {"q": "a"}), OPENS_MODEL),
     "search_run queries": (lambda g: retrieval.search_run(g["model"], g["index"], "path"), r"read_topics\(path\)"),
     "search_run list": (lambda g: retrieval.search_run(g["model"], g["index"], ["a"]), "pass texts by id"),
-    "explain index": (lambda g: require_explainable("path"), OPENS_INDEX),
+    "explain index": (lambda g: require_term_weights("path"), OPENS_INDEX),
     "explain_score": (lambda g: retrieval.explain_score("a query", ROWS[[0]], g["tokenizer"]), ENCODE),
     "explain_score document": (lambda g: retrieval.explain_score(ROWS[[0]], ["a text"], g["tokenizer"]), ENCODE),
     "explain_score tokenizer": (lambda g: retrieval.explain_score(ROWS[[0]], ROWS[[0]], "path"), TOKENIZER),

@@ -22,7 +22,7 @@ from lion_st.exporting import single_models
 from lion_st.indexes import Pruning, StorageError, create_index, load_index
 from lion_st.modules import HybridHead
 from lion_st.retrieval import HybridRetriever, ModelRetriever, index_corpus, search_texts
-from lion_st.retrieval.search import exact_hits, require_explainable
+from lion_st.retrieval.search import exact_hits, require_term_weights
 from lion_st.supervision import load_teacher
 from lion_st.training.query_encoders import static_query_encoder, truncated_query_encoder
 
@@ -270,7 +270,7 @@ def test_what_hybrid_models_cannot_do_is_refused_by_name(model, saved, tmp_path)
         (lambda: static_query_encoder(model), "sparse model, this one is hybrid"),
         (lambda: load_teacher(str(saved)), "two scores have no common scale: give one of the two folders"),
         (lambda: load_teacher(str(pair)), "two scores have no common scale: give one of the two folders"),
-        (lambda: require_explainable(index), "engine 'exact' for hybrid ones"),
+        (lambda: require_term_weights(index), "engine 'exact' for hybrid ones"),
         (lambda: exact_hits([(["a"], query)], query, 1), "do not compare"),
         (lambda: create_index("exact", "hybrid", weights=[1.0]), "one finite weight >= 0 for each of the 2"),
         (lambda: create_index("exact", "hybrid", candidates=0), "candidates is an integer of at least 1, got 0"),

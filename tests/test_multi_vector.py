@@ -20,7 +20,7 @@ from lion_st.evaluation.evaluate import evaluate_retrieval
 from lion_st.indexes import StorageError, create_index, exact_multi_vector, load_index
 from lion_st.modules import MultiVectorHead
 from lion_st.retrieval import ModelRetriever, index_corpus
-from lion_st.retrieval.search import require_explainable
+from lion_st.retrieval.search import require_term_weights
 from lion_st.training.query_encoders import static_query_encoder, truncated_query_encoder
 
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
@@ -130,7 +130,7 @@ def test_what_multi_vector_models_cannot_do_is_refused_by_name(model, tmp_path):
         ),
         (lambda: truncated_query_encoder(model, [0]), "are made of sparse and dense models"),
         (lambda: static_query_encoder(model), "this one is multi_vector"),
-        (lambda: require_explainable(create_index("exact", "multi_vector")), "engine 'exact' for multi_vector ones"),
+        (lambda: require_term_weights(create_index("exact", "multi_vector")), "engine 'exact' for multi_vector ones"),
         (lambda: create_index("exact", "multi_vector").add(["a"], np.ones((1, 4))), "holds several vectors of each"),
         (lambda: create_index("exact", "dense").add(["a"], to_token_vectors([np.ones((2, 4))])), "got several"),
         (lambda: to_token_vectors(np.zeros((1, 3, 4))), "Text 0 has no token that counts"),

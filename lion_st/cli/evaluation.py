@@ -12,6 +12,7 @@ from lion_st.cli.options import (
     Device,
     DocumentTopK,
     EngineSettings,
+    Idf,
     Overwrite,
     QueryTopK,
     Quiet,
@@ -66,10 +67,7 @@ def evaluate(
     ] = None,
     query_top_k: QueryTopK = None,
     document_top_k: DocumentTopK = None,
-    idf: Annotated[
-        bool,
-        typer.Option("--idf", help="Multiply the weights of queries' terms by their idf in the collection; sparse."),
-    ] = False,
+    idf: Idf = False,
     engine: Annotated[
         list[str] | None,
         typer.Option(

@@ -47,6 +47,10 @@ QueryTopK: TypeAlias = Annotated[
 ]
 DocumentTopK: TypeAlias = Annotated[int | None, typer.Option(min=1, help="The same for documents.")]
 Threads: TypeAlias = Annotated[int, typer.Option(min=1, help="CPU threads of the search.")]
+Idf: TypeAlias = Annotated[
+    bool,
+    typer.Option("--idf", help="Multiply the weights of queries' terms by their idf in the collection; sparse."),
+]
 EngineSettings: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(

@@ -16,6 +16,7 @@ from lion_st.cli.options import (
     DocumentTopK,
     Engine,
     EngineSettings,
+    Idf,
     IndexRevision,
     Overwrite,
     QueryTopK,
@@ -191,6 +192,7 @@ def search(
     run: Annotated[Path | None, typer.Option(help="Write what --queries finds into this TREC run file.")] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="Documents per query.")] = 10,
     explain: Annotated[bool, typer.Option("--explain", help="Show the terms of each score and their shares.")] = False,
+    idf: Idf = False,
     max_tokens: Annotated[
         int | None, typer.Option(min=1, help="Cut queries here; by default at the model's limit.")
     ] = None,
@@ -231,15 +233,17 @@ def search(
     from lion_st.encoding import load_encoder
     from lion_st.indexes import load_index
     from lion_st.retrieval import search_run, search_texts
-    from lion_st.retrieval.search import require_explainable
+    from lion_st.retrieval.search import require_term_weights
 
     asked = read_topics(queries) if queries is not None else {}
     among = None if allowed is None else [line for _, line in checked(read_lines(allowed))]
     loaded = load_index(index, memory_map=True, verify=verify, revision=index_revision)
     if explain:
-        require_explainable(loaded)
+        require_term_weights(loaded)
+    if idf:
+        require_term_weights(loaded, "--idf needs")
     encoder = load_encoder(model, query_top_k=query_top_k, device=device, dtype=weights, revision=revision)
-    options: dict[str, Any] = {"threads": threads, "max_tokens": max_tokens, "allowed": among}
+    options: dict[str, Any] = {"threads": threads, "idf": idf, "max_tokens": max_tokens, "allowed": among}
     if run is not None:
         from lion_st.evaluation import write_run
 

@@ -9,6 +9,7 @@ import typer
 from lion_st.cli.options import (
     Device,
     DocumentTopK,
+    Idf,
     IndexRevision,
     QueryTopK,
     Quiet,
@@ -69,6 +70,7 @@ def serve(
     ] = True,
     query_top_k: QueryTopK = None,
     document_top_k: DocumentTopK = None,
+    idf: Idf = False,
     threads: Threads = 1,
     device: Device = None,
     weights: Weights = "auto",
@@ -107,6 +109,7 @@ def serve(
             search_threads=threads,
             allow_other_model=allow_other_model,
             verify=verify,
+            idf=idf,
             load_options=load_options,
             index_revision=index_revision,
         )

@@ -12,7 +12,7 @@ from lion_st.data.records import Record
 from lion_st.encoding.fingerprints import require_same_encoding, text_limit
 from lion_st.encoding.reading import records_digest
 from lion_st.indexes import StorageError, load_index
-from lion_st.retrieval.search import require_explainable
+from lion_st.retrieval.search import require_term_weights
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer, SparseEncoder
@@ -36,7 +36,7 @@ def open_index(
         The index, which keeps `vectors`.
     """
     index: Any = load_index(folder, memory_map=True, revision=revision)
-    require_explainable(index)
+    require_term_weights(index)
     if index.source is None:
         raise StorageError(f"{folder} does not say what its vectors come from: build it with `lion-st index`.")
     require_same_encoding(folder, index.source, model, text_limit(model, "document"))

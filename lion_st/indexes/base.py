@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import threading
 from abc import ABC, abstractmethod
@@ -24,6 +23,7 @@ from lion_st.encoding.storage import (
 from lion_st.encoding.vectors import to_csr, to_dense, to_hybrid, to_token_vectors
 from lion_st.errors import require_list, require_type
 from lion_st.files import require_free
+from lion_st.indexes.frequencies import DocumentFrequencies
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -215,15 +215,6 @@ def _require_no_index(path: str | Path, overwrite: bool) -> None:
         require_free(path, overwrite)
 
 
-def require_at_least(least: float, **settings: Any) -> None:
-    """Refuse settings of an engine that are not numbers of at least `least`."""
-    for name, value in settings.items():
-        is_number = isinstance(value, int if isinstance(least, int) else int | float) and not isinstance(value, bool)
-        if not is_number or not least <= value < math.inf:
-            kind = "an integer" if isinstance(least, int) else "a finite number"
-            raise ValueError(f"{name} is {kind} of at least {least}, got {value!r}.")
-
-
 def as_ids(ids: Any) -> list[str]:
     """Document ids as strings; integers become their digits."""
     require_list(ids, "ids, one per document")
@@ -271,6 +262,7 @@ class LocalIndex(Index):
         self._known: set[str] = set()
         self._alive: np.ndarray | None = None  # bool [len(ids)], once documents were deleted
         self._rows: dict[str, int] | None = None  # of the documents by id, filled in by `_rows_of`
+        self._frequencies: DocumentFrequencies | None = None  # counted when first asked for
         self._lock = threading.RLock()  # held while the structure changes, which a first search may do
 
     def __len__(self) -> int:
@@ -289,6 +281,7 @@ class LocalIndex(Index):
                 duplicate = next(one for one in ids if one in seen or seen.add(one))  # type: ignore[func-returns-value]
                 raise ValueError(f"The document id {duplicate!r} occurs twice: ids must be unique in an index.")
             self._add(matrix)
+            self._frequencies = None
             self.dimensions = matrix.shape[1]
             if self._rows is not None:
                 self._rows.update(zip(ids, range(len(self.ids), len(self.ids) + len(ids)), strict=True))
@@ -308,6 +301,7 @@ class LocalIndex(Index):
             if self._alive is None:
                 self._alive = np.ones(len(self.ids), dtype=np.bool_)
             self._alive[rows] = False
+            self._frequencies = None
             self._known.difference_update(ids)
             for one in ids:
                 self._rows.pop(one, None)
@@ -376,6 +370,17 @@ class LocalIndex(Index):
         except KeyError as error:
             raise KeyError(f"The document {error.args[0]!r} is not in the index.") from None
 
+    def document_frequencies(self) -> DocumentFrequencies:
+        """In how many of the documents each term is active, of an engine that keeps sparse vectors as they are.
+
+        Raises:
+            NotImplementedError: Of any other.
+        """
+        with self._lock:
+            if self._frequencies is None:
+                self._frequencies = DocumentFrequencies(len(self), self._count_documents(self._alive))
+            return self._frequencies
+
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
         """Write the index into a folder; see `Index.save`."""
         _require_no_index(path, overwrite)  # before a structure is built to be saved
@@ -424,6 +429,10 @@ class LocalIndex(Index):
     def _keep(self, kept: np.ndarray) -> None:
         """Drop all rows but those of a mask [len(ids)]; an engine without it neither deletes nor takes `allowed`."""
         raise NotImplementedError
+
+    def _count_documents(self, alive: np.ndarray | None) -> np.ndarray:
+        """Documents that each term is active in, int64 [V], among those of a mask [len(ids)] or all."""
+        raise NotImplementedError(f"The engine {self.engine!r} does not keep terms of documents, {CAN_CHANGE} do.")
 
     @abstractmethod
     def _load(self, data: Path, memory_map: bool, verify: bool) -> None:

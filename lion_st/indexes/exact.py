@@ -210,6 +210,19 @@ class ExactSparseIndex(LocalIndex):
             rows.append(sparse.csr_array((weights, terms, [0, len(terms)]), shape=(1, self.dimensions)))
         return sparse.vstack(rows, format="csr")
 
+    def _count_documents(self, alive: np.ndarray | None) -> np.ndarray:
+        counts = np.zeros(self.dimensions or 0, dtype=np.int64)
+        first_row = 0
+        for window in self._ready():
+            lengths = np.diff(window.indptr)
+            if alive is not None:
+                terms = np.repeat(np.arange(lengths.size), lengths)
+                own = alive[first_row : first_row + window.rows]
+                lengths = np.bincount(terms[own[window.documents]], minlength=lengths.size)
+            counts += lengths
+            first_row += window.rows
+        return counts
+
     def _keep(self, kept: np.ndarray) -> None:
         from lion_st.indexes import inverted
 

@@ -12,8 +12,9 @@ from typing import IO, Any, Literal
 import numpy as np
 
 from lion_st.encoding.storage import StorageError, require_sound, require_whole
+from lion_st.errors import require_at_least
 from lion_st.extras import require
-from lion_st.indexes.base import LocalIndex, Paradigm, require_at_least
+from lion_st.indexes.base import LocalIndex, Paradigm
 
 KINDS = ("flat", "hnsw", "ivf_pq")
 TRAINING_DOCUMENTS = 524_288  # of IVF-PQ at most, where 39 a cluster are not more

@@ -9,11 +9,16 @@ from lion_st.encoding.vectors import to_csr
 
 
 class DocumentFrequencies:
-    """Counts, over the sparse vectors of a collection, in how many documents each term is active."""
+    """Counts, over the sparse vectors of a collection, in how many documents each term is active.
 
-    def __init__(self) -> None:
-        self.documents = 0
-        self.counts = np.zeros(0, np.int64)  # [V]
+    Args:
+        documents: N, how many there are.
+        counts: int64 [V], in how many of them each term is active.
+    """
+
+    def __init__(self, documents: int = 0, counts: np.ndarray | None = None) -> None:
+        self.documents = documents
+        self.counts = np.zeros(0, np.int64) if counts is None else counts
 
     def add(self, vectors: sparse.csr_array) -> None:
         """Count the vectors [N, V] of further documents."""

@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 
 from lion_st.encoding.storage import StorageError, read_folder
 from lion_st.encoding.vectors import HybridVectors, to_hybrid
+from lion_st.errors import require_at_least
 from lion_st.indexes import create_index, load_index
-from lion_st.indexes.base import KIND, VERSION, Hits, Index, Paradigm, as_ids, refuse_texts, require_at_least
+from lion_st.indexes.base import KIND, VERSION, Hits, Index, Paradigm, as_ids, refuse_texts
 from lion_st.indexes.fusion import convex_fusion, reciprocal_rank_fusion, require_weights
 
 SIDES: tuple[Paradigm, Paradigm] = ("sparse", "dense")

@@ -15,6 +15,7 @@ from scipy import sparse
 
 from lion_st.encoding.storage import StorageError, read_folder
 from lion_st.encoding.vectors import HybridVectors
+from lion_st.errors import require_at_least
 from lion_st.extras import require
 from lion_st.indexes.base import (
     CAN_CHANGE,
@@ -26,7 +27,6 @@ from lion_st.indexes.base import (
     Paradigm,
     as_ids,
     refuse_texts,
-    require_at_least,
 )
 from lion_st.indexes.fusion import require_weights
 

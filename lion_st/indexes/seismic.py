@@ -14,8 +14,9 @@ import numpy as np
 from scipy import sparse
 
 from lion_st.encoding.storage import require_whole
+from lion_st.errors import require_at_least
 from lion_st.extras import require
-from lion_st.indexes.base import LocalIndex, Paradigm, require_at_least
+from lion_st.indexes.base import LocalIndex, Paradigm
 
 KEPT = 0.2  # of the documents' postings, by default
 FEWEST_POSTINGS, MOST_POSTINGS = 100, 6000  # per term, by default

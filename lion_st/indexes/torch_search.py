@@ -20,7 +20,8 @@ import torch
 from packaging.version import Version
 from torch import Tensor
 
-from lion_st.indexes.base import LocalIndex, Paradigm, require_at_least
+from lion_st.errors import require_at_least
+from lion_st.indexes.base import LocalIndex, Paradigm
 
 logger = logging.getLogger(__name__)
 _process = os.getpid()

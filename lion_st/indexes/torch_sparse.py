@@ -181,6 +181,15 @@ class TorchSparseIndex(TorchIndex):
         found = _joined([self._between(row, row + 1) for row in self._rows_of(as_ids(ids))])
         return sparse.csr_array((found.values, found.terms, found.starts), shape=(found.size, self.dimensions))
 
+    def _count_documents(self, alive: np.ndarray | None) -> np.ndarray:
+        counts = np.zeros(self.dimensions or 0, dtype=np.int64)
+        first = 0
+        for part in self._parts:
+            left = part if alive is None else part.only(alive[first : first + part.size])
+            counts += np.bincount(left.terms, minlength=counts.size)
+            first += part.size
+        return counts
+
     def _keep(self, kept: np.ndarray) -> None:
         first, parts = 0, []
         for part in self._parts:

@@ -175,15 +175,17 @@ def search_run(
     k: int = 1000,
     *,
     threads: int = 1,
+    idf: bool = False,
     max_tokens: int | None = None,
     allowed: Collection[str] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Encode queries, text by id, search, and return the scores by query and document, as `write_run` takes them.
 
-    `max_tokens` cuts the queries to this length in place of the model's own; of `allowed`, see `Index.search`.
+    Of `idf`, `max_tokens` and `allowed`, see `search_texts`.
 
     Raises:
         TypeError: If the model or index is a path, or the queries are not texts by id.
+        ValueError: If idf is asked of an index that does not keep the documents' term weights.
 
     Warns:
         UserWarning: If the index was built with another model, see `search_texts`.
@@ -195,7 +197,7 @@ def search_run(
     )
     texts = listed_queries(list(queries.values()))
     warn_of_another_model(model, index)
-    vectors = _encoded_queries(model, index, texts, max_tokens)
+    vectors = _encoded_queries(model, index, texts, max_tokens, idf)
     hits = index.search(vectors, k, threads, allowed)
     return {query: dict(found) for query, found in zip(queries, hits, strict=True)}
 
@@ -218,6 +220,7 @@ def search_texts(
     *,
     threads: int = 1,
     explain: bool = False,
+    idf: bool = False,
     max_tokens: int | None = None,
     allowed: Collection[str] | None = None,
 ) -> list[Result]:
@@ -230,14 +233,15 @@ def search_texts(
         k: Documents per query.
         threads: CPU threads of the search.
         explain: Fill in each result's `terms`.
+        idf: Multiply the weights of a query's terms by how rare they are in the index, see `DocumentFrequencies.weigh`.
         max_tokens: Length to cut queries to, in place of the model's own.
         allowed: Find none but these documents, by id, see `Index.search`.
 
     Raises:
         TypeError: If the model or index is a path, or the queries are not a list of texts.
-        ValueError: If none of the allowed documents is in the index, an explanation is asked of an index that does not
-            keep the documents' term weights, or the model's vectors are of another kind or have other dimensions than
-            the documents'.
+        ValueError: If none of the allowed documents is in the index, an explanation or idf is asked of an index that
+            does not keep the documents' term weights, or the model's vectors are of another kind or have other
+            dimensions than the documents'.
 
     Warns:
         UserWarning: If the weights are not those that encoded the documents; a Router's query route is exempt.
@@ -247,8 +251,8 @@ def search_texts(
     queries = listed_queries(queries)
     warn_of_another_model(model, index)
     if explain:
-        require_explainable(index)
-    vectors = _encoded_queries(model, index, queries, max_tokens)
+        require_term_weights(index)
+    vectors = _encoded_queries(model, index, queries, max_tokens, idf)
     tokenizer = input_module(model, "query").tokenizer
     results = []
     for row, (query, hits) in enumerate(zip(queries, index.search(vectors, k, threads, allowed), strict=True)):
@@ -261,22 +265,29 @@ def search_texts(
     return results
 
 
-def _encoded_queries(model: Any, index: Index, texts: Sequence[str], max_tokens: int | None) -> Any:
+def _encoded_queries(model: Any, index: Index, texts: Sequence[str], max_tokens: int | None, idf: bool) -> Any:
+    if idf:
+        require_term_weights(index, "idf needs")
     vectors: Any = encode_texts(model, texts, "query", max_tokens=max_tokens)
     if kind_of(vectors) != index.paradigm:
         raise ValueError(
             f"The index holds {index.paradigm} vectors, and {model_name(model)!r} is a {kind_of(vectors)} model: give "
             "the model that encoded its documents, or a query encoder made for it."
         )
-    return vectors
+    return weighed_by_idf(vectors, index) if idf else vectors
 
 
-def require_explainable(index: Index) -> None:
-    """Raise a ValueError if an index does not keep the term weights that explain a score."""
+def weighed_by_idf(queries: Any, index: Any) -> Any:
+    """Sparse queries whose weights are multiplied by how rare their terms are in an index that keeps term weights."""
+    return index.document_frequencies().weigh(queries) if len(index) else queries
+
+
+def require_term_weights(index: Index, purpose: str = "Explanations need") -> None:
+    """Raise a ValueError if an index does not keep the term weights that explain a score, and that idf counts."""
     require_index(index)
     if not hasattr(index, "vectors"):
         raise ValueError(
-            "Explanations need the term weights that the engines 'exact' and 'torch' keep for sparse vectors; this "
+            f"{purpose} the term weights that the engines 'exact' and 'torch' keep for sparse vectors; this "
             f"index is of the engine {index.engine!r} for {index.paradigm} ones."
         )
 

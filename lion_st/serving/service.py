@@ -27,7 +27,7 @@ from lion_st.indexes import Hits, Index, StorageError
 from lion_st.models import paradigm_of
 from lion_st.modules.tokenizing import check_texts
 from lion_st.retrieval.explain import SharedTerm, explain_score
-from lion_st.retrieval.search import require_explainable
+from lion_st.retrieval.search import require_term_weights, weighed_by_idf
 from lion_st.serving.batching import EncodingQueue
 from lion_st.serving.errors import RequestError, invalid, too_large
 from lion_st.serving.live_index import LiveIndex, TextStore
@@ -71,7 +71,7 @@ class Service:
 
     Raises:
         StorageError: If the index holds vectors of another model, or cannot be opened.
-        ValueError: If a prompt leaves no token for a text.
+        ValueError: If a prompt leaves no token for a text, or idf is asked of an index without term weights.
     """
 
     def __init__(
@@ -135,7 +135,12 @@ class Service:
             "prompt_names": {task: list(PROMPT_NAMES[task]) for task in PROMPT_NAMES},
             "index": None
             if index is None
-            else {"engine": index.engine, "paradigm": index.paradigm, "documents": len(index)},
+            else {
+                "engine": index.engine,
+                "paradigm": index.paradigm,
+                "documents": len(index),
+                "idf": settings.idf,
+            },
         }
 
     def dimensions(self, side: Literal["sparse", "dense"]) -> int:
@@ -226,7 +231,7 @@ class Service:
             raise invalid(f"`k` is at most {self.settings.max_k}, got {k}.")
         if reasons:
             try:
-                require_explainable(index)
+                require_term_weights(index)
             except ValueError as error:
                 raise invalid(str(error)) from error
         shown = texts if with_texts else None
@@ -248,6 +253,7 @@ class Service:
     def _search(
         self, index: Index, texts: TextStore | None, vectors: Vectors, k: int, reasons: int
     ) -> list[list[FoundDocument]]:
+        vectors = self._weighed(vectors, index)
         with self.metrics.search.time():
             found = index.search(vectors, k)
         tokenizer = input_module(self.model, "query").tokenizer
@@ -321,8 +327,13 @@ class Service:
                 "in another type: give the model that encoded its documents, or pass allow_other_model=True if one was "
                 "made for the other."
             )
-        if len(index):
-            index.search(self._probe, 1)  # compiles what the first query would wait for
+        if self.settings.idf:
+            require_term_weights(index, "idf needs")
+        if len(index):  # compiles and counts what the first query would wait for
+            index.search(self._weighed(self._probe, index), 1)
+
+    def _weighed(self, vectors: Vectors, index: Index) -> Vectors:
+        return weighed_by_idf(vectors, index) if self.settings.idf else vectors
 
     def _count_batch(self, texts: int, tokens: int) -> None:
         self.metrics.batch_texts.observe(texts)

@@ -36,6 +36,8 @@ class ServerSettings:
         search_threads: Searches at a time in a worker.
         allow_other_model: Search an index that a model of other weights made; its dimensions have to fit all the same.
         verify: Compare the checksums of the whole index when it is opened, and not of its small files alone.
+        idf: Multiply the weights of the terms of what is searched for by how rare they are in the index, see
+            `DocumentFrequencies.weigh`.
         load_options: Further arguments of `load_encoder`: device, dtype, revision, query_top_k, document_top_k.
         index_revision: Commit, tag or branch of an index on the Hub.
 
@@ -62,6 +64,7 @@ class ServerSettings:
     search_threads: int = 1
     allow_other_model: bool = False
     verify: bool = True
+    idf: bool = False
     load_options: Mapping[str, Any] = field(default_factory=dict)
     index_revision: str | None = None
 
@@ -89,3 +92,5 @@ class ServerSettings:
             raise ValueError("corpus is read again with the index, and the standard input only once: give a file.")
         if self.corpus is not None and self.index is None:
             raise ValueError("corpus gives the texts of what a search finds: give an index with it.")
+        if self.idf and self.index is None:
+            raise ValueError("idf weighs the terms of a search by how rare they are in the index: give one with it.")

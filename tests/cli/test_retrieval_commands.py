@@ -126,6 +126,18 @@ def test_a_query_is_answered_with_reasons(models, encoded, tmp_path) -> None:
     assert "Nothing was found for 1 of 1 queries: What is" in result.stderr
 
 
+def test_terms_are_weighed_by_their_rarity_in_an_index_that_has_them(models, encoded, tmp_path) -> None:
+    lion("index", encoded / "corpus", tmp_path / "index")
+    query = QUERIES["q1"]
+    index = load_index(tmp_path / "index")
+    best = search_texts(lion_st.load(models["sparse"]), index, [query], k=1, idf=True)[0]
+    search = ("search", models["sparse"], tmp_path / "index", query, "-k", "1")
+    assert lion(*search, "--idf") == f"1\t{best.score:.4f}\t{best.document}\n" != lion(*search)
+    lion("index", encoded / "corpus", tmp_path / "seismic", "--engine", "seismic", "--sample", "0")
+    search = ("search", models["sparse"], tmp_path / "seismic", query, "--idf", "--quiet")
+    assert "--idf needs the term weights that the engines 'exact' and 'torch' keep" in lion(*search, exit_code=1)
+
+
 def test_texts_stand_beside_the_ids_of_what_was_found(models, data, encoded, tmp_path) -> None:
     lion("index", encoded / "corpus", tmp_path / "index")
     corpus = tmp_path / "corpus.jsonl"  # in which ids repeat: the first of each was encoded

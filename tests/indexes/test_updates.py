@@ -67,6 +67,9 @@ def test_random_updates_leave_what_a_new_index_of_the_rest_finds(
         index.delete([f"d{row}" for row in gone])
         alive = [row for row in alive if row not in gone]
         assert len(index) == len(alive)
+        if paradigm == "sparse":
+            counts = (everything[alive] > 0).sum(axis=0)
+            assert index.document_frequencies().counts.tolist() == counts.tolist()
         if step % 4 == 1:
             index.compact()
             assert index.ids == [f"d{row}" for row in alive]

@@ -15,7 +15,7 @@ from lion_st.encoding import EncodedCorpus, encode_corpus, encode_texts, load_en
 from lion_st.encoding.vectors import keep_top_terms
 from lion_st.evaluation import open_retriever
 from lion_st.indexes import StorageError, create_index
-from lion_st.retrieval import Bm25Retriever, ModelRetriever, search_texts
+from lion_st.retrieval import Bm25Retriever, ModelRetriever, search_run, search_texts
 from lion_st.retrieval import retriever as retriever_module
 from lion_st.training.query_encoders import save_query_encoder, truncated_query_encoder
 
@@ -188,6 +188,10 @@ def test_terms_of_queries_are_weighed_by_their_rarity_in_the_collection(tiny_bac
             assert dict(hits) == pytest.approx({f"d{best}": row[best] for best in np.argsort(-row)[:5]}, rel=1e-4)
     (hits,) = retriever.rerank(TEXTS[:1], [["d1", "d4"]])
     assert dict(hits) == pytest.approx({"d1": scores[0, 1], "d4": scores[0, 4]}, rel=1e-4)
+    assert search_texts(model, retriever.documents, TEXTS[:1], 1, idf=True)[0].score == pytest.approx(max(scores[0]))
+    run = search_run(model, retriever.documents, {"q": TEXTS[0]}, 5, idf=True)
+    assert run["q"] == pytest.approx(dict(found[0]))
+    assert search_texts(model, create_index("exact", "sparse"), TEXTS[:1], idf=True) == []
     assert retriever.fingerprint() != ModelRetriever(model).fingerprint()
     assert open_retriever(model, idf=True).name == f"{open_retriever(model).name}-idf"
     with pytest.raises(ValueError, match=r"idf weighs terms of sparse models, and .* is dense"):

@@ -243,6 +243,20 @@ def test_a_search_takes_texts_or_vectors_and_gives_reasons(sparse, models, index
     assert again[0].keys() == {"id", "score"}
 
 
+def test_terms_of_texts_and_vectors_are_weighed_by_their_rarity_in_the_index(models, index):
+    expected = search_texts(models["sparse"], load_index(index), [TEXTS[0]], k=3, explain=True, idf=True)
+    plain = search_texts(models["sparse"], load_index(index), [TEXTS[0]], k=3)
+    with serving(models["sparse"], index=str(index), idf=True) as running:
+        assert running.client.get("/info").json()["index"]["idf"]
+        vectors = running.post("/embed_sparse", inputs=TEXTS[0], prompt_name="query").json()
+        for asked in ({"inputs": TEXTS[0]}, {"vectors": vectors}):
+            hits = running.post("/search", k=3, reasons=1, **asked).json()[0]
+            assert [hit["id"] for hit in hits] == [result.document for result in expected]
+            assert [hit["score"] for hit in hits] == pytest.approx([result.score for result in expected], rel=1e-4)
+            assert [hit["reasons"][0]["term"] for hit in hits] == [result.terms[0].term for result in expected]
+    assert expected[0].score > plain[0].score
+
+
 def test_a_hybrid_model_answers_with_either_vector_and_searches_by_both(models, tmp_path):
     model = models["hybrid"]
     model[1].fusion_weights = (0.3, 0.7)
@@ -329,7 +343,7 @@ def test_info_health_and_metrics_say_how_the_server_is(sparse, models):
     info = sparse.client.get("/info").json()
     assert info["model_type"] == {"embedding": {"pooling": "splade"}}
     assert (info["model_dtype"], info["max_client_batch_size"], info["max_input_length"]) == ("float32", 8, 24)
-    assert info["index"] == {"engine": "exact", "paradigm": "sparse", "documents": 8}
+    assert info["index"] == {"engine": "exact", "paradigm": "sparse", "documents": 8, "idf": False}
     with httpx.Client(base_url=sparse.url) as anyone:
         assert anyone.get("/health").status_code == 200
         metrics = anyone.get("/metrics").text
@@ -611,6 +625,7 @@ def test_an_index_of_another_model_is_refused(models, index, tiny_backbone):
         {"api_key": ""},
         {"corpus": "documents.jsonl"},
         {"corpus": "-", "index": "index"},
+        {"idf": True},
     ],
 )
 def test_settings_that_make_no_server_are_refused(wrong):
