@@ -25,6 +25,7 @@ from lion_st.encoding.shards import EncodedCorpus
 from lion_st.encoding.vectors import Vectors, active_dims
 from lion_st.errors import require_list, require_type
 from lion_st.indexes import Hits, Index, StorageError, create_index, present_engine
+from lion_st.indexes.base import as_ids
 from lion_st.indexes.frequencies import DocumentFrequencies
 from lion_st.indexes.fusion import convex_fusion, reciprocal_rank_fusion, require_weights
 from lion_st.retrieval.texts import documents_digest, listed_queries, require_documents
@@ -145,6 +146,7 @@ class ModelRetriever:
         self._figures: dict[str, Any] = {}
         self._folder: TemporaryDirectory[str] | None = None
         self._owns_collection = False
+        self._blank: set[str] = set()
         self._index: Index = self._new_index()
 
     def fingerprint(self) -> str:
@@ -170,7 +172,8 @@ class ModelRetriever:
             StorageError: If the vectors to read are of another model or of other documents.
         """
         require_documents(documents)
-        documents = {key: text for key, text in documents.items() if text.strip()}  # a blank one is never found
+        self._blank = {key for key, text in documents.items() if not text.strip()}  # which are never found
+        documents = {key: text for key, text in documents.items() if key not in self._blank}
         if not documents:
             raise ValueError("There is nothing to index: give at least one document with a text.")
         self._figures = {}  # no search finds what a failure leaves
@@ -214,17 +217,18 @@ class ModelRetriever:
             queries: Texts.
             k: Documents per query.
             show_progress: Show a bar while encoding.
-            allowed: Find none but these documents, by id, see `Index.search`.
+            allowed: Find none but these documents, by id, see `Index.search`; a blank one is never found.
 
         Raises:
             TypeError: If the queries are one string, or one of them is not a text.
+            ValueError: If none of the allowed documents was indexed.
             RuntimeError: If nothing was indexed.
         """
         queries = listed_queries(queries)
         self._require_indexed()
         hits: list[Hits] = [[] for _ in queries]
         asked = [row for row, query in enumerate(queries) if query.strip()]
-        if not asked:
+        if not asked or self._are_blank(allowed):
             return hits
         vectors, seconds = self._encoded_queries([queries[row] for row in asked], show_progress)
         if "search_ms_per_query" not in self._figures:  # the first search compiles or builds, outside the timing
@@ -246,16 +250,23 @@ class ModelRetriever:
             show_progress: Show a bar while encoding.
 
         Returns:
-            Q lists. A sparse model's lack candidates that share no term with the query.
+            Q lists. They lack blank candidates, and a sparse model's those that share no term with the query.
 
         Raises:
             TypeError: If the queries are one string, or one of them is not a text.
+            ValueError: If there are not as many lists of candidates as queries, or none of a list was indexed.
             RuntimeError: If nothing was indexed.
             NotImplementedError: If the engine cannot search among some documents alone.
         """
         queries, candidates = listed_queries(queries), list(candidates)
+        if len(queries) != len(candidates):
+            raise ValueError(f"Got {len(candidates)} lists of candidates for {len(queries)} queries: give one a query.")
         hits: list[Hits] = [[] for _ in queries]
-        asked = [row for row, query in enumerate(queries) if query.strip() and len(candidates[row])]
+        asked = [
+            row
+            for row, (query, own) in enumerate(zip(queries, candidates, strict=True))
+            if query.strip() and len(own) and not self._are_blank(own)
+        ]
         if asked:
             self._require_indexed()
             vectors, seconds = self._encoded_queries([queries[row] for row in asked], show_progress)
@@ -272,6 +283,10 @@ class ModelRetriever:
         Encoding that was read back from `encoded_dir` counts with the time of reading it.
         """
         return dict(self._figures)
+
+    def _are_blank(self, allowed: Any) -> bool:
+        """Whether these are ids of documents, all of which were left out for being blank."""
+        return isinstance(allowed, Collection) and len(allowed) > 0 and self._blank.issuperset(as_ids(allowed))
 
     def _require_indexed(self) -> None:
         if "index_bytes" not in self._figures:

@@ -198,6 +198,22 @@ def test_terms_of_queries_are_weighed_by_their_rarity_in_the_collection(tiny_bac
         ModelRetriever(lion_st.build(tiny_backbone(), "dense", device="cpu"), idf=True)
 
 
+def test_blank_documents_are_never_found_and_ids_that_were_never_given_are_an_error(model) -> None:
+    retriever = ModelRetriever(model)
+    retriever.index(DOCUMENTS | {"blank": " ", "empty": ""})
+    one, other = retriever.rerank(TEXTS[:2], [["blank", "empty"], ["d1", "blank"]])
+    assert one == [] and [document for document, _ in other] == ["d1"]
+    assert retriever.search(TEXTS[:2], allowed=["blank"]) == [[], []]
+    for find in (
+        lambda ids: retriever.rerank(TEXTS[:1], [ids]),
+        lambda ids: retriever.search(TEXTS[:1], allowed=ids),
+    ):
+        with pytest.raises(ValueError, match="None of the 2 allowed documents, 'blank' for example, is indexed"):
+            find(["d99", "blank"])
+    with pytest.raises(ValueError, match="Got 1 lists of candidates for 2 queries"):
+        retriever.rerank(TEXTS[:2], [["d1"]])
+
+
 def test_queries_come_in_their_order_whatever_they_are_kept_in(model) -> None:
     pandas = pytest.importorskip("pandas")
     queries, labels = TEXTS[:4], [3, 0, 2, 1]
