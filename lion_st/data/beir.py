@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TypeAlias
@@ -36,7 +36,8 @@ def load_beir(path: str | Path, split: str = "test") -> tuple[Corpus, Queries, Q
 
     Raises:
         FileNotFoundError: If the folder or one of its three files is missing.
-        ValueError: If a line is malformed, an id repeats, or a judgement names an unknown query or contradicts another.
+        ValueError: If a line is malformed, an id repeats, a judged query is blank, or a judgement names an unknown
+            query or contradicts another.
 
     Warns:
         UserWarning: If documents are judged that the corpus lacks: they count as never found.
@@ -50,7 +51,16 @@ def load_beir(path: str | Path, split: str = "test") -> tuple[Corpus, Queries, Q
     texts = read_texts(documents_file)
     corpus: Corpus = {key: {"title": fields.title, "text": fields.text} for key, fields in texts.items()}
     queries: Queries = {key: fields.text for key, fields in read_texts(queries_file, "query").items()}
-    return corpus, queries, read_qrels(qrels_file, queries, corpus)
+    qrels = read_qrels(qrels_file, queries, corpus)
+    require_queries(queries, qrels, queries_file)
+    return corpus, queries, qrels
+
+
+def require_queries(queries: Mapping[str, str], judged: Iterable[str], source: str | Path) -> None:
+    """Refuse judged queries without a text, which nothing encodes."""
+    blank = next((query for query in judged if not queries[query].strip()), None)
+    if blank is not None:
+        raise ValueError(f"{source} has no text for the judged query {blank!r}: fill it in or remove its judgements.")
 
 
 def beir_files(path: str | Path, split: str) -> tuple[Path, Path, Path]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import xxhash
 
+from lion_st.data.beir import require_queries
 from lion_st.encoding.encode import encode_texts
 from lion_st.encoding.fingerprints import model_fingerprint, model_name
 from lion_st.errors import require_list, require_type
@@ -140,7 +141,7 @@ def mine_negatives(
 
     Raises:
         TypeError: If a searcher is not one, but a path for example.
-        ValueError: If a setting is out of range, there is no searcher, or no query is judged.
+        ValueError: If a setting is out of range, there is no searcher, no query is judged, or one that is has no text.
         FileExistsError: If `output` was made with other settings or of other queries.
         StorageError: If an unfinished run had other settings or other queries.
 
@@ -290,6 +291,7 @@ def _judged_queries(
             f"None of the {len(queries):,} queries has a document that is judged relevant: give the judgements of "
             "these queries."
         )
+    require_queries(queries, [query.id for query in asked], "The mapping of queries")
     unknown = [query for query, relevant in positives.items() if relevant and query not in queries]
     if unknown:
         warnings.warn(

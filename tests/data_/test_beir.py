@@ -66,6 +66,14 @@ def test_a_bad_line_is_named(folder, file, line, message):
         load_beir(folder)
 
 
+def test_a_judged_query_without_a_text_is_refused(folder):
+    save_beir(folder, CORPUS, QUERIES | {"q2": " "}, QRELS, overwrite=True)
+    assert load_beir(folder)[1]["q2"] == " "
+    save_beir(folder, CORPUS, QUERIES | {"q2": " "}, QRELS | {"q2": {"d1": 1}}, overwrite=True)
+    with pytest.raises(ValueError, match=r"queries\.jsonl has no text for the judged query 'q2': fill it in or remove"):
+        load_beir(folder)
+
+
 def test_a_missing_file_is_named(folder):
     with pytest.raises(FileNotFoundError, match=r"dev\.tsv does not exist; splits with judgements: \['test'\]"):
         load_beir(folder, split="dev")

@@ -182,6 +182,11 @@ def test_a_judged_positive_is_never_a_negative(tmp_path):
         assert next(document for document, grade in QRELS[query].items() if grade == 0) == negatives[0]
 
 
+def test_a_judged_query_without_a_text_is_refused_before_the_search(tmp_path):
+    with pytest.raises(ValueError, match="no text for the judged query 'blank'"):
+        mine_negatives([Bm25Retriever()], {"q": "lions", "blank": " "}, {"blank": {"a": 1}}, tmp_path / "mined.parquet")
+
+
 @pytest.mark.parametrize("kind", ["bm25", "model"])
 def test_negatives_of_other_documents_are_not_read_back(models, tmp_path, kind):
     searcher = Bm25Retriever() if kind == "bm25" else ModelRetriever(lion_st.load(models["sparse"][0], device="cpu"))
