@@ -45,7 +45,7 @@ def model_fingerprint(model: SentenceTransformer | SparseEncoder) -> str:
     """A digest of everything that decides a model's vectors: weights, module settings, prompts and lengths."""
     require_encoder(model)
     settings: dict[str, Any] = {
-        "modules": [(type(module).__name__, getattr(module, "get_config_dict", dict)()) for module in model],
+        "modules": [(type(module).__name__, _config(module)) for module in model],
         "prompts": dict(model.prompts),
         "max_seq_length": model.max_seq_length,
         "tokenizers": [tokenizer_contract(input_module(model, task).tokenizer) for task in ("query", "document")],
@@ -88,9 +88,41 @@ def weights_fingerprint(model: SentenceTransformer | SparseEncoder) -> str:
     return _digests[model][1]
 
 
-def has_weights(model: SentenceTransformer | SparseEncoder, settings: Mapping[str, Any]) -> bool:
-    """Whether a model has the weights that settings of an encoding name."""
-    return settings.get("weights_xxh3") == weights_fingerprint(model)
+def model_settings(model: SentenceTransformer | SparseEncoder) -> dict[str, Any]:
+    """What decides on vectors besides weights, tokens and limits: attention, pooling and activation, of documents.
+
+    The modules of lion_st are described by the stock ones that compute the same.
+    """
+    first, *heads = _route(model, "document")
+    config: Any = getattr(getattr(first, "model", None), "config", None)
+    text: Any = None if config is None else config.get_text_config()
+    modules: list[Any] = []
+    for head in heads:
+        modules += head.stock_modules() if hasattr(head, "stock_modules") else [head]
+        if hasattr(head, "sparse_head"):  # of a hybrid model
+            modules += head.dense.stock_modules()
+    return {
+        "is_causal": getattr(text, "is_causal", None),
+        "scale": next((head.scale for head in heads if hasattr(head, "scale")), 1.0),
+        "modules": [f"{type(module).__name__} {json.dumps(_config(module), default=str)}" for module in modules],
+    }
+
+
+def _config(module: Any) -> dict[str, Any]:
+    """A module's settings, without a width that a stock one learns of its first text."""
+    config: dict[str, Any] = getattr(module, "get_config_dict", dict)()
+    return config | ({"embedding_dimension": None} if type(module).__name__ == "SpladePooling" else {})
+
+
+def encodes_alike(model: SentenceTransformer | SparseEncoder, settings: Mapping[str, Any]) -> bool:
+    """Whether a model has the weights, attention and head that settings of an encoding name."""
+    return settings.get("weights_xxh3") == weights_fingerprint(model) and not _other_settings(model, settings)
+
+
+def _other_settings(model: SentenceTransformer | SparseEncoder, settings: Mapping[str, Any]) -> list[str]:
+    own = model_settings(model)
+    found = settings.get("model_settings", own)  # which earlier versions did not note
+    return [f"{name} {found.get(name)!r}, not {own[name]!r}" for name in own if found.get(name) != own[name]]
 
 
 def require_same_encoding(
@@ -104,10 +136,15 @@ def require_same_encoding(
         model: The model.
         limit: Tokens to which it cuts documents.
     """
-    if not has_weights(model, settings):
+    if settings.get("weights_xxh3") != weights_fingerprint(model):
         raise StorageError(
             f"{place} was encoded by {settings['model']!r} with other weights or in another type than those of "
             f"{model_name(model)!r}: encode the documents with this model."
+        )
+    if others := _other_settings(model, settings):
+        raise StorageError(
+            f"{place} was encoded with the weights of {model_name(model)!r} and other settings, with "
+            f"{'; '.join(others)}: encode the documents with this model."
         )
     if settings["max_tokens"] != limit:
         raise StorageError(
@@ -161,14 +198,17 @@ def require_encoder(model: Any) -> None:
 
 def input_module(model: SentenceTransformer | SparseEncoder, task: Task) -> Any:
     """The module that tokenizes texts of a kind: the first one, or the first one of a Router's route."""
+    return _route(model, task)[0]
+
+
+def _route(model: SentenceTransformer | SparseEncoder, task: Task) -> list[Any]:
+    """The modules that texts of a kind go through."""
     from sentence_transformers.base.modules import Router
 
     require_encoder(model)
-    first = model[0]
-    if isinstance(first, Router):
-        route: Any = first.sub_modules[task]
-        return route[0]
-    return first
+    first, *others = list(model)
+    route: Any = first.sub_modules[task] if isinstance(first, Router) else [first]
+    return [*route, *others]
 
 
 def text_limit(model: SentenceTransformer | SparseEncoder, task: Task, max_tokens: int | None = None) -> int:

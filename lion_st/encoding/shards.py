@@ -85,6 +85,7 @@ def claim_output(output: Path, settings: dict[str, Any]) -> None:
         raise StorageError(f"{file} cannot be read ({error}): give a new folder.") from error
     expected = json.loads(json.dumps(settings))
     compared = (expected.keys() | found.keys()) - {"tokens_per_batch"}  # which rounds otherwise, and no more
+    compared -= {"model_settings"} - found.keys()  # which model_xxh3 is of too
     different = {key for key in compared if expected.get(key) != found.get(key)}
     if different - set(NAMES):  # one that was moved, or described anew on the Hub, is the same
         changes = "; ".join(f"{key} was {found.get(key)!r}, is {expected.get(key)!r}" for key in sorted(different))
@@ -333,7 +334,7 @@ def encoded_queries(path: str | Path, documents: EncodedCorpus) -> EncodedCorpus
         ValueError: If they were encoded as documents are, or have vectors of another kind or other dimensions.
 
     Warns:
-        UserWarning: If a model of other weights encoded them.
+        UserWarning: If a model of other weights, or with another attention or head, encoded them.
     """
     queries = EncodedCorpus(path)
     settings, others = queries.manifest["settings"], documents.manifest["settings"]
@@ -346,10 +347,12 @@ def encoded_queries(path: str | Path, documents: EncodedCorpus) -> EncodedCorpus
             f"{queries.path} holds {kind} vectors of {width:,} dimensions and {documents.path} {other_kind} ones of "
             f"{other_width:,}: encode both with one model."
         )
-    if settings.get("weights_xxh3") != others.get("weights_xxh3"):
+    noted = [one["model_settings"] for one in (settings, others) if "model_settings" in one]  # not by earlier versions
+    if settings.get("weights_xxh3") != others.get("weights_xxh3") or (len(noted) == 2 and noted[0] != noted[1]):
         warnings.warn(
             f"{queries.path} was encoded by {settings['model']!r} and {documents.path} by {others['model']!r}, whose "
-            "weights or their type differ: unless one was made for the other, the results mean nothing.",
+            "weights, their type, attention or head differ: unless one was made for the other, the results mean "
+            "nothing.",
             stacklevel=3,
         )
     return queries

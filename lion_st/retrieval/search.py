@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from lion_st.encoding.encode import encode_texts
-from lion_st.encoding.fingerprints import has_weights, input_module, model_name
+from lion_st.encoding.fingerprints import encodes_alike, input_module, model_name
 from lion_st.encoding.shards import EncodedCorpus
 from lion_st.encoding.vectors import Vectors, keep_top_terms, kind_of, stack
 from lion_st.errors import require_type
@@ -244,7 +244,8 @@ def search_texts(
             dimensions than the documents'.
 
     Warns:
-        UserWarning: If the weights are not those that encoded the documents; a Router's query route is exempt.
+        UserWarning: If weights, attention or head are not those that encoded the documents; a Router's query route is
+            exempt.
     """
     input_module(model, "query")  # raises for a path
     require_index(index)
@@ -293,14 +294,15 @@ def require_term_weights(index: Index, purpose: str = "Explanations need") -> No
 
 
 def warn_of_another_model(model: SentenceTransformer | SparseEncoder, index: Index) -> None:
-    """Warn if an index holds the vectors of a model with other weights."""
+    """Warn if an index holds the vectors of a model with other weights, attention or head."""
     from sentence_transformers.base.modules import Router
 
     if index.source is None or isinstance(model[0], Router):
         return
-    if not has_weights(model, index.source):
+    if not encodes_alike(model, index.source):
         warnings.warn(
             f"The index was built with {index.source['model']!r} and queries are encoded by {model_name(model)!r}, "
-            "whose weights or their type differ: unless one was made for the other, the results mean nothing.",
+            "whose weights, their type, attention or head differ: unless one was made for the other, the results mean "
+            "nothing.",
             stacklevel=3,
         )

@@ -15,7 +15,7 @@ from lion_st.data.fields import Task
 from lion_st.encoding.batches import BatchEncoder
 from lion_st.encoding.fingerprints import (
     PROMPT_NAMES,
-    has_weights,
+    encodes_alike,
     input_module,
     model_name,
     model_revision,
@@ -321,11 +321,11 @@ class Service:
                 "model that encoded its documents."
             )
         is_exempt = self.settings.allow_other_model or isinstance(self.model[0], Router)
-        if index.source is not None and not is_exempt and not has_weights(self.model, index.source):
+        if index.source is not None and not is_exempt and not encodes_alike(self.model, index.source):
             raise StorageError(
-                f"{place} was built with {index.source['model']!r}, and {self.name!r} has other weights or holds them "
-                "in another type: give the model that encoded its documents, or pass allow_other_model=True if one was "
-                "made for the other."
+                f"{place} was built with {index.source['model']!r}, and {self.name!r} has other weights, holds them in "
+                "another type, or has another attention or head: give the model that encoded its documents, or pass "
+                "allow_other_model=True if one was made for the other."
             )
         if self.settings.idf:
             require_term_weights(index, "idf needs")

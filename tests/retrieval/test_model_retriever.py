@@ -2,6 +2,7 @@
 
 import gc
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,12 @@ from sklearn.feature_extraction.text import TfidfTransformer
 from tiny_models import TEXTS
 
 import lion_st
-from lion_st.encoding import EncodedCorpus, encode_corpus, encode_texts, load_encoder
+from lion_st.encoding import EncodedCorpus, encode_corpus, encode_texts, load_encoder, model_fingerprint
+from lion_st.encoding.shards import encoded_queries
 from lion_st.encoding.vectors import keep_top_terms
 from lion_st.evaluation import open_retriever
 from lion_st.indexes import StorageError, create_index
-from lion_st.retrieval import Bm25Retriever, ModelRetriever, search_run, search_texts
+from lion_st.retrieval import Bm25Retriever, ModelRetriever, index_corpus, search_run, search_texts
 from lion_st.retrieval import retriever as retriever_module
 from lion_st.training.query_encoders import save_query_encoder, truncated_query_encoder
 
@@ -85,6 +87,55 @@ def test_an_encoded_corpus_of_something_else_is_refused(model, tiny_backbone, tm
         ModelRetriever(model, encoded=encoded).index({key: DOCUMENTS[key] for key in list(DOCUMENTS)[1:]})
     with pytest.raises(StorageError, match="from 'd3' on"):
         ModelRetriever(model, encoded=encoded).index(DOCUMENTS | {"d4": "another text"})
+
+
+@pytest.mark.parametrize(
+    ("paradigm", "one", "other", "named"),
+    [
+        ("dense", {}, {"pooling": "last_token"}, "modules .*lasttoken"),
+        ("dense", {}, {"normalize": True}, "modules .*Normalize"),
+        ("dense", {}, {"causal": True}, "is_causal False, not True"),
+        ("sparse", {}, {"activation": "double_log1p"}, "modules .*log1p_relu"),
+        ("sparse", {}, {"scale": 1.0}, "scale 0.42.*, not 1.0"),
+        ("hybrid", {"pooling": "mean"}, {}, "modules .*Normalize"),
+    ],
+)
+def test_documents_encoded_by_the_same_weights_with_another_head_or_attention_are_refused(
+    tiny_backbone, tmp_path, paradigm, one, other, named
+) -> None:
+    model, changed = (lion_st.build(tiny_backbone(), paradigm, device="cpu", **options) for options in (one, other))
+    encoded = encode_corpus(model, RECORDS, tmp_path / "encoded", show_progress=False)
+    ModelRetriever(model, encoded=encoded).index(DOCUMENTS)
+    with pytest.raises(StorageError, match=f"with the weights of .* and other settings, with {named}"):
+        ModelRetriever(changed, encoded=encoded).index(DOCUMENTS)
+    index = index_corpus(encoded, tmp_path / "index").index
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        search_texts(model, index, TEXTS[:1])
+    with pytest.warns(UserWarning, match="attention or head differ"):
+        search_texts(changed, index, TEXTS[:1])
+    queries = encode_corpus(changed, RECORDS, tmp_path / "queries", task="query", show_progress=False)
+    with pytest.warns(UserWarning, match="attention or head differ"):
+        encoded_queries(queries, EncodedCorpus(encoded))
+
+
+def test_encodings_are_read_by_either_class_and_without_what_earlier_versions_did_not_note(model, tmp_path) -> None:
+    lion_st.export(model, tmp_path / "model", model_type="SparseEncoder")
+    encoded = encode_corpus(
+        lion_st.load(tmp_path / "model", device="cpu"), RECORDS, tmp_path / "encoded", show_progress=False
+    )
+    stock = SparseEncoder(str(tmp_path / "model"), device="cpu")
+    ModelRetriever(stock, encoded=encoded).index(DOCUMENTS)
+    stock[1].embedding_dimension = None  # as of most published ones, until their first text
+    before = model_fingerprint(stock)
+    assert stock.encode("a text").shape[0] == stock[1].embedding_dimension and model_fingerprint(stock) == before
+    encoded = encode_corpus(model, RECORDS, tmp_path / "older", show_progress=False)
+    for file in ("settings.json", "manifest.json"):
+        content = json.loads((encoded / file).read_text())
+        content.get("settings", content).pop("model_settings")
+        (encoded / file).write_text(json.dumps(content))
+    encode_corpus(model, RECORDS, encoded, show_progress=False)
+    ModelRetriever(model, encoded=encoded).index(DOCUMENTS)
 
 
 def test_documents_encoded_with_another_limit_of_terms_are_refused(tiny_backbone, tmp_path) -> None:

@@ -169,7 +169,7 @@ def test_an_index_knows_the_weights_it_was_built_with(tmp_path, sparse_model, en
         warnings.simplefilter("error")
         search_texts(sparse_model, index, [TEXTS[0]])
     other = changed(lion_st.build(tiny_backbone(), "sparse"))
-    with pytest.warns(UserWarning, match="weights or their type differ"):
+    with pytest.warns(UserWarning, match="weights, their type, attention or head differ"):
         search_run(other, index, {"q": TEXTS[0]})
 
 

@@ -610,6 +610,9 @@ def test_an_index_of_another_model_is_refused(models, index, tiny_backbone):
         Service(other, ServerSettings("unused", index=str(index)))
     service = Service(other, ServerSettings("unused", index=str(index), allow_other_model=True))
     service.close()
+    for settings in ({"activation": "double_log1p"}, {"causal": True}):  # of the same weights
+        with pytest.raises(StorageError, match="another attention or head"):
+            Service(lion_st.build(tiny_backbone(), "sparse", **settings), ServerSettings("unused", index=str(index)))
     with pytest.raises(StorageError, match=r"holds sparse vectors, and .* is a dense model"):
         Service(models["dense"], ServerSettings("unused", index=str(index)))
 
