@@ -40,11 +40,8 @@ def _scaling(results: Results) -> Finding:
         f"in {signs.count(0)} of {len(signs)}"
         for name, signs in gains.items()
     )
-    verdict = "undecided"
-    if all(sign == 1 for sign in gains["cl"]) and not any(sign == 1 for sign in gains["kd"]):
-        verdict = "holds"
-    elif any(sign == 1 for sign in gains["kd"]) or any(sign == -1 for sign in gains["cl"]):
-        verdict = "does not hold"
+    holds = all(sign == 1 for sign in gains["cl"]) and 1 not in gains["kd"]
+    verdict = _verdict(holds, 1 in gains["kd"] or -1 in gains["cl"])
     return Finding(title, verdict, f"The largest size against the smallest, by paradigm and test set. {said}.")
 
 
@@ -64,20 +61,12 @@ def _sparse_or_dense(results: Results) -> list[Finding]:
             f"{DOMAIN_NAMES[domain]}: better in {own.count(1)}, worse in {own.count(-1)} of {len(own)}, mean "
             f"difference {sum(row['difference'] for row in rows) / len(rows):+.3f}"
         )
-    verdict = "undecided"
-    if all(sign == 1 for sign in signs):
-        verdict = "holds"
-    elif signs.count(-1) and signs.count(-1) >= signs.count(1):
-        verdict = "does not hold"
+    verdict = _verdict(all(sign == 1 for sign in signs), -1 in signs and signs.count(-1) >= signs.count(1))
     first = Finding(title, verdict, "Sparse against dense, by size, objective and test set. " + "; ".join(said) + ".")
     if len(results.domains()) < 2:
         return [first, Finding(further, "undecided", "Test sets in domain and zero-shot are needed.")]
     signs = [_wider(results, row["key_a"], row["key_b"]) for row in found if row["test set"] == results.tests()[0]]
-    verdict = "undecided"
-    if all(sign == 1 for sign in signs):
-        verdict = "holds"
-    elif -1 in signs and 1 not in signs:
-        verdict = "does not hold"
+    verdict = _verdict(all(sign == 1 for sign in signs), -1 in signs and 1 not in signs)
     grounds = (
         f"The difference of sparse and dense is larger zero-shot in {signs.count(1)}, smaller in {signs.count(-1)} of "
         f"{len(signs)} pairs of size and objective, beyond the 95 % interval over queries."
@@ -111,7 +100,8 @@ def _noise(results: Results) -> list[Finding]:
     means = {name: sum(values) / len(values) for name, values in drops.items()}
     said = f"Mean change with more shuffled labels: sparse {means['sparse']:+.3f}, dense {means['dense']:+.3f}."
     clear = any(_sign(row) for row in found)
-    verdict = ("holds" if means["sparse"] > means["dense"] else "does not hold") if clear else "undecided"
+    is_less = means["sparse"] > means["dense"]
+    verdict = _verdict(clear and is_less, clear and not is_less)
     return [Finding(title, verdict, said + ("" if clear else " No change is significant."))]
 
 
@@ -126,14 +116,9 @@ def _joint_objective(results: Results) -> Finding:
     if not found:
         return Finding(title, "undecided", "CL+KD and another objective of the largest size are needed.")
     signs = [_sign(row) if row["key_b"].objective == "cl_kd" else -_sign(row) for row in found]
-    verdict = "undecided"
-    if all(sign == 1 for sign in signs):
-        verdict = "holds"
-    elif -1 in signs:
-        verdict = "does not hold"
     return Finding(
         title,
-        verdict,
+        _verdict(all(sign == 1 for sign in signs), -1 in signs),
         f"CL+KD against CL and against KD, by paradigm and test set: better in {signs.count(1)}, worse in "
         f"{signs.count(-1)}, no significant difference in {signs.count(0)} of {len(signs)}.",
     )
@@ -144,6 +129,10 @@ def _clean(results: Results, question: str) -> list[dict[str, Any]]:
     budget = max(key.budget for key in results.cells)
     plain: Callable[[Key], bool] = lambda key: key.label_noise == 0 and key.budget == budget  # noqa: E731
     return [row for row in results.comparisons if row["question"] == question and plain(row["key_a"])]
+
+
+def _verdict(holds: bool, is_contradicted: bool) -> str:
+    return "holds" if holds else "does not hold" if is_contradicted else "undecided"
 
 
 def _sign(row: dict[str, Any]) -> int:
