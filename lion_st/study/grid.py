@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,25 +129,11 @@ def plan_study(study: Study, processes: int = 1) -> Plan:
     stages = {
         choice.name: _stage(study, choice, shapes[choice.name], processes) for choice in study.backbones if study.mntp
     }
+    grid = product(study.paradigms, study.objectives, study.label_noise, study.flops)
+    axes = product(study.seeds, study.backbones, grid)  # first a whole grid of one seed, to report if cut short
     cells = tuple(
-        _cell(
-            study,
-            choice,
-            shapes[choice.name],
-            stages.get(choice.name),
-            paradigm,
-            objective,
-            seed,
-            noise,
-            budget,
-            processes,
-        )
-        for seed in study.seeds  # first a whole grid of one seed, which a study cut short can report
-        for choice in study.backbones
-        for paradigm in study.paradigms
-        for objective in study.objectives
-        for noise in study.label_noise
-        for budget in study.flops
+        _cell(study, choice, shapes[choice.name], stages.get(choice.name), processes, seed, *others)
+        for seed, choice, others in axes
     )
     return Plan(study, tuple(stages.values()), cells, processes)
 
@@ -193,12 +180,12 @@ def _cell(
     choice: BackboneChoice,
     shape: BackboneShape,
     stage: MntpStage | None,
+    processes: int,
+    seed: int,
     paradigm: str,
     objective: str,
-    seed: int,
     noise: float,
     budget: float,
-    processes: int,
 ) -> Cell:
     from lion_st.training.retriever import resolve_batches, step_memory, step_size, training_cost
 
