@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lion_st.data.fields import Task
 from lion_st.data.files import COMPRESSED, FILE_KINDS, READABLE, TABLES, Rows, file_kind, find_file, open_parquet
-from lion_st.files import LOCAL_FOLDERS
+from lion_st.files import LOCAL_FOLDERS, checksum
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -30,6 +31,7 @@ TEXT_SUBSETS: dict[Task, tuple[str, ...]] = {
 }
 SAVED = ("state.json", "dataset_dict.json")  # what `save_to_disk` of `datasets` writes into a folder
 TOPIC_KINDS = (".xml", ".trec")  # beside tables, a folder's `topics` may be these
+DATA_KINDS = (*FILE_KINDS, *TOPIC_KINDS, ".qrels", ".arrow", ".json")  # of a folder that is read, by `datasets` too
 
 
 @dataclass(frozen=True)
@@ -170,9 +172,7 @@ def choose_subset(source: Source, subsets: Sequence[str], *, only: bool = True) 
     try:
         there = list(get_dataset_config_names(source.place))
     except (DatasetNotFoundError, ConnectionError) as error:
-        raise FileNotFoundError(
-            f"{source} is not a file or folder here, and the Hub has no such data set ({error}); give {SYNTAX}."
-        ) from error
+        raise _not_found(source, error) from error
     wanted = [source.subset] if source.subset is not None else [*subsets, *(there if only and len(there) == 1 else [])]
     found = next((name for name in wanted if name in there), None)
     if found is None:
@@ -190,9 +190,7 @@ def download_folder(source: Source, patterns: Sequence[str]) -> Path:
     try:
         return Path(snapshot_download(source.place, repo_type="dataset", allow_patterns=files)) / inside
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
-        raise FileNotFoundError(
-            f"{source} is not a folder here, and the Hub gives no such data set ({error}); give {SYNTAX}."
-        ) from error
+        raise _not_found(source, error) from error
 
 
 def dataset_commit(source: Source) -> str:
@@ -203,9 +201,40 @@ def dataset_commit(source: Source) -> str:
     try:
         return str(HfApi().dataset_info(source.place).sha)
     except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
-        raise FileNotFoundError(
-            f"{source} is not a file or folder here, and the Hub gives no such data set ({error}); give {SYNTAX}."
-        ) from error
+        raise _not_found(source, error) from error
+
+
+def _not_found(source: Source, error: Exception) -> FileNotFoundError:
+    return FileNotFoundError(
+        f"{source} is not a file or folder here, and the Hub gives no such data set ({error}); give {SYNTAX}."
+    )
+
+
+def files_checksum(sources: Iterable[str | Path], leave_out: Path) -> str | None:
+    """A checksum of the contents of those sources of data that are files or folders here, None if there are none.
+
+    Args:
+        sources: See `parse_source`. Data sets of the Hub are not looked at.
+        leave_out: A folder that is written to, which may lie in one of them.
+    """
+    import xxhash
+
+    found = []
+    for number, source in enumerate(sources):
+        try:
+            path = parse_source(source).path
+        except FileNotFoundError:  # which will be said by who reads it
+            continue
+        if path is not None and path.is_file():
+            found.append((number, path.name, checksum(path)))
+        elif path is not None:
+            files = (file for file in sorted(path.rglob("*")) if file.is_file() and file_kind(file, DATA_KINDS))
+            found += [
+                (number, file.relative_to(path).as_posix(), checksum(file))
+                for file in files
+                if not file.resolve().is_relative_to(leave_out.resolve())
+            ]
+    return None if not found else xxhash.xxh3_128_hexdigest(json.dumps(found).encode())
 
 
 def _open_file(path: Path, split: str | None) -> Path | Dataset:

@@ -16,10 +16,11 @@ import numpy as np
 from lion_st.data.beir import Corpus, Qrels, Queries, load_beir, save_beir
 from lion_st.data.overlap import KnownTexts, TextKeys, normalize
 from lion_st.data.quickstart import QUICKSTART_REPOSITORY, quickstart_data
+from lion_st.data.sources import files_checksum
 from lion_st.data.teachers import COLUMN
 from lion_st.data.text import read_documents
 from lion_st.data.tuples import load_tuples, reader_of
-from lion_st.files import atomic_folder, atomic_write, checksum, read_json
+from lion_st.files import atomic_folder, atomic_write, read_json
 from lion_st.study.grid import digest
 from lion_st.study.settings import DOMAIN_NAMES, HELD_OUT, OWN_TEXTS, Study, TestSet
 
@@ -110,7 +111,8 @@ def prepare_data(study: Study, folder: Path, begun: bool = False) -> StudyData:
         ValueError: If a source cannot be read, or has changed since cells were trained on it.
     """
     made = study.hold_out > 0 or any(study.label_noise) or OWN_TEXTS in _mntp_texts(study)
-    wanted = digest({"format": FORMAT, **study.of_data(), "mntp": _mntp_texts(study), "files": _checksums(study)})
+    files = _data_checksum(study, folder)
+    wanted = digest({"format": FORMAT, **study.of_data(), "mntp": _mntp_texts(study), "files": files})
     manifest = folder / "data.json"
     content = read_json(manifest) if manifest.exists() else {}
     is_changed = content.get("settings") != wanted
@@ -260,22 +262,11 @@ def _reads_scores(study: Study) -> bool:
     return any(objective != "cl" for objective in study.objectives) and not study.training.get("self_distillation")
 
 
-def _checksums(study: Study) -> list[str]:
+def _data_checksum(study: Study, folder: Path) -> str | None:
     """Of the files and folders that the data come from, so that changed ones are read again."""
     named = [study.data[name] for name in ("train", "queries", "documents") if study.data.get(name) is not None]
     sources = [*named, *_mntp_texts(study), *(test.source for test in study.tests), *(study.dev or ())[:1]]
-    paths = [
-        path
-        for source in map(local, dict.fromkeys(map(str, sources)))
-        for path in (Path(source), Path(source.rpartition(":")[0] or source))  # of FOLDER:SUBSET too
-    ]
-    files = [
-        file
-        for path in dict.fromkeys(paths)
-        for file in ([path] if path.is_file() else sorted(path.rglob("*")) if path.is_dir() else [])
-        if file.is_file()
-    ]
-    return [f"{file.name} {checksum(file)}" for file in files]
+    return files_checksum(dict.fromkeys(map(str, sources)), folder)
 
 
 def _make(study: Study, folder: Path, made: bool) -> None:

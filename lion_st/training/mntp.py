@@ -18,7 +18,7 @@ from transformers import TrainerCallback, set_seed
 from transformers.modeling_outputs import ModelOutput
 
 from lion_st.checkpoints import atomic_files_in
-from lion_st.data.sources import parse_source
+from lion_st.data.sources import files_checksum, parse_source
 from lion_st.data.text import token_blocks
 from lion_st.files import require_writable
 from lion_st.modules import LionTransformer
@@ -27,7 +27,7 @@ from lion_st.modules.loading import cast_weights
 from lion_st.training.cost import TrainingCost
 from lion_st.training.progress.callbacks import EpochCallback, SecondsBudget, StopAfter, require_all_steps
 from lion_st.training.progress.checkpoints import checkpoint_to_resume, decided_by_first_rank
-from lion_st.training.progress.record import RunLog, files_checksum
+from lion_st.training.progress.record import RunLog
 from lion_st.training.recipes import BackboneShape
 from lion_st.training.sharding import reading_for_shards, refuse_with_quantization
 from lion_st.training.trainers import GuardedTrainer

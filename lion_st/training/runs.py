@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from accelerate import PartialState
 
 from lion_st.checkpoints import atomic_files_in, unheld_by_stock
-from lion_st.data.sources import parse_source
+from lion_st.data.sources import files_checksum, parse_source
 from lion_st.exporting import export
 from lion_st.files import require_writable
 from lion_st.modules import HybridHead
@@ -19,7 +19,7 @@ from lion_st.training.objectives import uncacheable
 from lion_st.training.options.released_code import require_files
 from lion_st.training.progress.callbacks import require_all_steps
 from lion_st.training.progress.checkpoints import decided_by_first_rank
-from lion_st.training.progress.record import RunLog, files_checksum
+from lion_st.training.progress.record import RunLog
 from lion_st.training.query_encoders import save_query_encoder, table_query_encoder
 from lion_st.training.sharding import described_by_card
 

@@ -12,8 +12,8 @@ from ranks import run_ranks
 from safetensors.torch import load_file
 from tiny_runs import tiny_run
 
+from lion_st.data.sources import files_checksum
 from lion_st.training.progress.checkpoints import CHECKSUMS, checkpoint_damage, checkpoint_to_resume
-from lion_st.training.progress.record import files_checksum
 from lion_st.training.retriever import train_retriever
 
 PARTS = (

@@ -7,7 +7,6 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,10 @@ from sentence_transformers.util import get_rank
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
-from lion_st.data.beir import QRELS_KINDS
-from lion_st.data.files import file_kind
-from lion_st.data.sources import TOPIC_KINDS, parse_source
-from lion_st.files import atomic_write, checksum, read_json
+from lion_st.files import atomic_write, read_json
 
 logger = logging.getLogger(__name__)
 SECONDS_BETWEEN_STATES = 30.0
-DATA_KINDS = (*QRELS_KINDS, *TOPIC_KINDS, ".arrow", ".json")  # of a folder that is read, by `datasets` too
 # How a batch is divided: what may change in a run whose result does not depend on it.
 DIVISION = ("world_size", "per_device_train_batch_size", "gradient_accumulation_steps")
 
@@ -36,7 +31,7 @@ class RunLog(TrainerCallback):
         path: The JSON file, in the run's output folder.
         settings: What determines the result of the run. A folder with other settings is refused; another number of
             processes with the same batch is not, but warned of.
-        data_checksum: Of the data's files, see `files_checksum`. A folder of a run on others is refused.
+        data_checksum: `lion_st.data.sources.files_checksum` of the data. A folder of a run on others is refused.
         tokens_a_step: Tokens of an optimizer step, where all steps have as many.
         accumulates: Whether accumulation steps leave the objective as it is. Where they do not, because the texts of a
             step are each other's negatives, a run keeps their number.
@@ -166,32 +161,3 @@ class RunLog(TrainerCallback):
                 f"{self.folder} holds a run on other data: their {name} was {earlier} and is {found}. Restore them, "
                 "or choose another --output_dir."
             )
-
-
-def files_checksum(sources: Iterable[str | Path], leave_out: Path) -> str | None:
-    """A checksum of the contents of those sources of data that are files or folders here, None if there are none.
-
-    Args:
-        sources: See `lion_st.data.sources.parse_source`. Data sets of the Hub are not looked at.
-        leave_out: The run's output folder, which may lie in one of them.
-    """
-    found = []
-    for number, source in enumerate(sources):
-        try:
-            path = parse_source(source).path
-        except FileNotFoundError:  # which will be said by who reads it
-            continue
-        if path is not None and path.is_file():
-            found.append((number, path.name, checksum(path)))
-        elif path is not None:
-            files = (file for file in sorted(path.rglob("*")) if file.is_file() and file_kind(file, DATA_KINDS))
-            found += [
-                (number, file.relative_to(path).as_posix(), checksum(file))
-                for file in files
-                if not file.resolve().is_relative_to(leave_out.resolve())
-            ]
-    if not found:
-        return None
-    import xxhash
-
-    return xxhash.xxh3_128_hexdigest(json.dumps(found).encode())
