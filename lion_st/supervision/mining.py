@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
@@ -156,6 +155,8 @@ def mine_negatives(
             sparse = IndexSearcher(model, load_index("runs/index"))
             mine_negatives([bm25, sparse], queries, qrels, "mined.parquet", relative_margin=0.05)
     """
+    from tqdm.auto import tqdm
+
     require_list(searchers, "searchers")
     for searcher in searchers:
         require_type(searcher, Searcher, "A searcher", "pass an IndexSearcher(model, index) or a Bm25Retriever()")
@@ -177,11 +178,9 @@ def mine_negatives(
     }
 
     def blocks() -> Iterator[list[_Query]]:
-        rest = iter(asked)
-        while block := list(islice(rest, queries_at_once)):
-            yield block
+        return (asked[start : start + queries_at_once] for start in range(0, len(asked), queries_at_once))
 
-    with _progress(len(asked), show_progress) as progress:
+    with tqdm(total=len(asked), desc="Mine", unit=" queries", disable=not show_progress) as progress:
 
         def compute(block: list[_Query]) -> Any:
             rankings = [searcher.search([query.text for query in block], depth) for searcher in searchers]
@@ -316,12 +315,6 @@ def _require_range(
         raise ValueError(f"absolute_margin is a finite number of at least 0, got {absolute_margin}.")
     if relative_margin is not None and not 0 <= relative_margin < 1:
         raise ValueError(f"relative_margin is at least 0 and below 1, got {relative_margin}.")
-
-
-def _progress(total: int, shown: bool) -> Any:
-    from tqdm.auto import tqdm
-
-    return tqdm(total=total, desc="Mine", unit=" queries", disable=not shown)
 
 
 def _counts(path: Path, asked: int) -> Mined:

@@ -96,6 +96,8 @@ def teach(
             teach("mined.parquet", "scored.parquet", teachers, queries="data", documents="data")
             load_tuples("scored.parquet", teacher_scores=True, teachers=["minilm", "bm25"], queries="data", ...)
     """
+    from tqdm.auto import tqdm
+
     _check_teachers(teachers)
     if rows_at_once < 1:
         raise ValueError(f"rows_at_once is at least 1, got {rows_at_once}.")
@@ -115,7 +117,7 @@ def teach(
         "rows_at_once": rows_at_once,
         **{f"teacher {name}": teacher.settings() for name, teacher in teachers.items()},
     }
-    with _progress(show_progress) as progress:
+    with tqdm(desc="Score", unit=" tuples", disable=not show_progress) as progress:
 
         def compute(rows: list[_Row]) -> Any:
             table = tuples.table(rows, _score(rows, teachers))
@@ -222,12 +224,6 @@ def _check_teachers(teachers: Mapping[str, Teacher]) -> None:
         require_type(teacher, Teacher, "A teacher", remedy)
         if not NAME.fullmatch(name):
             raise ValueError(f"{name!r} is not a name for a teacher: take letters, digits, '_', '-' and '.'.")
-
-
-def _progress(shown: bool) -> Any:
-    from tqdm.auto import tqdm
-
-    return tqdm(desc="Score", unit=" tuples", disable=not shown)
 
 
 def _counts(path: Path, columns: tuple[str, ...]) -> Taught:
