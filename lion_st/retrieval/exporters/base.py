@@ -123,6 +123,18 @@ class Exporter(ABC):
         return select_entries(kept, levels > 0)
 
 
+class IntegerWeights(Exporter):
+    """A form whose weights are integers of the scale, of documents and of queries."""
+
+    keeps = "integer weights"
+
+    def store(self, vectors: sparse.csr_array) -> sparse.csr_array:
+        """Integers of the scale."""
+        return self.rounded(vectors)
+
+    store_queries = store
+
+
 def nine_bits(vectors: sparse.csr_array) -> sparse.csr_array:
     """Weights as Lucene's feature fields keep them: cut to nine significant bits."""
     cut = (vectors.data.astype(np.float32).view(np.uint32) >> np.uint32(15) << np.uint32(15)).view(np.float32)

@@ -14,7 +14,7 @@ from typing import BinaryIO
 import numpy as np
 from scipy import sparse
 
-from lion_st.retrieval.exporters.base import CorpusFacts, Exporter, to_json
+from lion_st.retrieval.exporters.base import CorpusFacts, IntegerWeights, to_json
 
 BMP_LEVELS, BMP_SCORES = 255, 65_535
 BMP_QUERY = 34  # more than it makes of a query's largest weight
@@ -22,21 +22,13 @@ _VARINT, _BYTES = 0, 2  # wire types
 _DOCUMENT, _COUNT, _POSTING = 0x08, 0x10, 0x22  # keys of a posting's two numbers, and of a posting in its list
 
 
-class Ciff(Exporter):
+class Ciff(IntegerWeights):
     """One file `index.ciff`, of integer weights; all postings are in memory until it is written."""
-
-    keeps = "integer weights"
 
     def __init__(self, output: Path, name: str, facts: CorpusFacts, scale: float | None = None) -> None:
         super().__init__(output, name, facts, scale)
         self._ids: list[str] = []
         self._parts: list[sparse.csr_array] = []
-
-    def store(self, vectors: sparse.csr_array) -> sparse.csr_array:
-        """Integers of the scale."""
-        return self.rounded(vectors)
-
-    store_queries = store
 
     def add(self, ids: Sequence[str], stored: sparse.csr_array) -> None:
         """Keep documents until the end."""

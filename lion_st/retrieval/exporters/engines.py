@@ -11,7 +11,17 @@ import numpy as np
 from scipy import sparse
 
 from lion_st.encoding.vectors import keep_top_terms
-from lion_st.retrieval.exporters.base import CorpusFacts, Exporter, JsonLines, decimals, named, nine_bits, rows, to_json
+from lion_st.retrieval.exporters.base import (
+    CorpusFacts,
+    Exporter,
+    IntegerWeights,
+    JsonLines,
+    decimals,
+    named,
+    nine_bits,
+    rows,
+    to_json,
+)
 
 HASHED_TERMS = 65_536  # OpenSearch's sparse_vector counts terms modulo this
 EF_SEARCH = 200  # candidates of pgvector's HNSW, whose 40 lose one in twenty of the best ten, see docs/deploy.md
@@ -19,16 +29,8 @@ POSTGRES_TERMS = 1000  # non-zeros of a vector under pgvector's HNSW
 LEVELS = 255  # of OpenSearch's sparse_vector
 
 
-class Anserini(JsonLines):
+class Anserini(IntegerWeights, JsonLines):
     """Anserini's and Pyserini's JsonVectorCollection, of integer weights."""
-
-    keeps = "integer weights"
-
-    def store(self, vectors: sparse.csr_array) -> sparse.csr_array:
-        """Integers of the scale."""
-        return self.rounded(vectors)
-
-    store_queries = store
 
     def lines(self, one: str, row: int, terms: np.ndarray, weights: np.ndarray) -> list[Any]:
         """See `JsonLines.lines`."""
@@ -170,16 +172,8 @@ class Qdrant(JsonLines):
         )
 
 
-class Vespa(JsonLines):
+class Vespa(IntegerWeights, JsonLines):
     """A Vespa feed of weighted sets, of integer weights, for its `wand` operator."""
-
-    keeps = "integer weights"
-
-    def store(self, vectors: sparse.csr_array) -> sparse.csr_array:
-        """Integers of the scale."""
-        return self.rounded(vectors)
-
-    store_queries = store
 
     def lines(self, one: str, row: int, terms: np.ndarray, weights: np.ndarray) -> list[Any]:
         """See `JsonLines.lines`."""
