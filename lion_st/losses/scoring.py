@@ -67,20 +67,6 @@ def _score_dtype(*operands: Tensor) -> torch.dtype:
     return reduce(torch.promote_types, (operand.dtype for operand in operands), torch.float32)
 
 
-def dot_scores_of_columns(queries: Tensor, columns: Sequence[Tensor], scale: float = 1.0) -> Tensor:
-    """Scores of every query and document, the documents given column by column.
-
-    Args:
-        queries: [N, D] embeddings.
-        columns: 1 + n tensors of embeddings [B, D].
-        scale: Factor on the scores, 1 / temperature.
-
-    Returns:
-        Scores [N, (1 + n) * B], float32 (float64 if an input is), column after column.
-    """
-    return scale * _DotScores.apply(queries, *columns)
-
-
 def dot_scores(queries: Tensor, documents: Tensor, scale: float = 1.0) -> Tensor:
     """Scores s(q, d) = scale * q . d of every query and document, in float32.
 
@@ -97,7 +83,7 @@ def dot_scores(queries: Tensor, documents: Tensor, scale: float = 1.0) -> Tensor
 
             MultipleNegativesRankingLoss(model, scale=100.0, similarity_fct=dot_scores)
     """
-    return dot_scores_of_columns(queries, [documents], scale)
+    return scale * _DotScores.apply(queries, documents)
 
 
 def pairwise_dot_scores(queries: Tensor, documents: Tensor, scale: float = 1.0) -> Tensor:
@@ -133,7 +119,7 @@ def scores_of_columns(queries: Tensor, columns: Sequence[Tensor]) -> Tensor:
         Scores [N, (1 + n) * B], float32 (float64 dot products if an input is), column after column.
     """
     if queries.ndim == 2:
-        return dot_scores_of_columns(queries, columns)
+        return _DotScores.apply(queries, *columns)
     return torch.cat([_max_sim(queries, documents) for documents in columns], dim=1)
 
 

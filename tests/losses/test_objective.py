@@ -175,8 +175,8 @@ def test_scores_and_their_gradients(monkeypatch, embeddings, block):
     monkeypatch.setattr(scoring, "_BLOCK", block)
     queries, *columns = [column.requires_grad_() for column in embeddings]
     torch.testing.assert_close(dot_scores(queries, columns[0], scale=2.0), 2.0 * queries @ columns[0].T)
-    torch.testing.assert_close(scoring.dot_scores_of_columns(queries[:2], columns), queries[:2] @ torch.cat(columns).T)
-    score = lambda queries, *columns: scoring.dot_scores_of_columns(queries, columns)  # noqa: E731
+    torch.testing.assert_close(scoring.scores_of_columns(queries[:2], columns), queries[:2] @ torch.cat(columns).T)
+    score = lambda queries, *columns: scoring.scores_of_columns(queries, columns)  # noqa: E731
     assert torch.autograd.gradcheck(score, (queries, *columns))
     assert torch.autograd.gradcheck(pairwise_dot_scores, (queries, columns[1]))
 
