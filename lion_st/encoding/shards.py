@@ -6,7 +6,7 @@ import json
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -56,17 +56,13 @@ def locked_output(output: Path, rank: int = 0) -> Iterator[None]:
     if output.exists() and not output.is_dir():
         raise FileExistsError(f"{output} is a file: give a folder.")
     name = LOCK if rank == 0 else f"{LOCK}-{rank}"
-    try:
-        lock = lock_folder(output, wait=False, name=name)
-        lock.__enter__()
-    except FolderInUse as error:
-        warnings.warn(f"{error} Waiting for it to end.", stacklevel=3)
-        lock = lock_folder(output, name=name)
-        lock.__enter__()
-    try:
+    with ExitStack() as held:
+        try:
+            held.enter_context(lock_folder(output, wait=False, name=name))
+        except FolderInUse as error:
+            warnings.warn(f"{error} Waiting for it to end.", stacklevel=3)
+            held.enter_context(lock_folder(output, name=name))
         yield
-    finally:
-        lock.__exit__(None, None, None)
 
 
 def claim_output(output: Path, settings: dict[str, Any]) -> None:
