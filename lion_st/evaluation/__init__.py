@@ -19,12 +19,8 @@ if TYPE_CHECKING:
     from lion_st.evaluation.protocols import PROTOCOLS, Protocol
     from lion_st.evaluation.pruning import prune_report, trade_off_figure, write_prune_report
     from lion_st.evaluation.tasks import folder_task, get_task, get_task_groups, trec_task
-    from lion_st.evaluation.trec import (
-        drop_self_matches,
-        hits_to_run,
-        write_qrels,
-        write_run,
-    )
+    from lion_st.evaluation.trec import drop_self_matches, write_qrels, write_run
+    from lion_st.indexes.fusion import hits_to_run
     from lion_st.tables import format_table
 
 # A Hugging Face metric module: evaluate.load(str(METRICS_MODULE))

@@ -12,7 +12,7 @@ from lion_st.evaluation.metrics import Qrels, Run, evaluate_run, require_judgeme
 from lion_st.evaluation.mteb_search import document_text, query_text
 from lion_st.evaluation.tasks import get_task, loaded
 from lion_st.indexes import Hits
-from lion_st.indexes.fusion import convex_fusion, fit_convex_weights, reciprocal_rank_fusion
+from lion_st.indexes.fusion import convex_fusion, fit_convex_weights, hits_to_run, reciprocal_rank_fusion
 from lion_st.retrieval.retriever import HybridRetriever, ModelRetriever, Retriever, require_retriever
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def fuse_runs(
     """
     queries, rankings = _rankings(runs)
     fused = reciprocal_rank_fusion(rankings, k) if weights is None else convex_fusion(rankings, weights, k)
-    return {query: dict(hits) for query, hits in zip(queries, fused, strict=True)}
+    return hits_to_run(queries, fused)
 
 
 def fit_run_weights(runs: Sequence[Run], qrels: Qrels, metric: str = "nDCG@10", k: int = 1000) -> tuple[float, float]:

@@ -8,9 +8,10 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from lion_st.evaluation.mteb_meta import model_meta
-from lion_st.evaluation.trec import drop_self_matches, hits_to_run
+from lion_st.evaluation.trec import drop_self_matches
 from lion_st.indexes import Hits
 from lion_st.indexes.base import CAN_CHANGE
+from lion_st.indexes.fusion import hits_to_run
 from lion_st.retrieval.retriever import HybridRetriever, ModelRetriever, Retriever, require_retriever
 
 if TYPE_CHECKING:

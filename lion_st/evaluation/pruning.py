@@ -13,10 +13,10 @@ from scipy import sparse
 from lion_st.encoding.vectors import active_dims, to_csr
 from lion_st.errors import require_type
 from lion_st.evaluation.metrics import Qrels, evaluate_run, require_metrics
-from lion_st.evaluation.trec import hits_to_run
 from lion_st.extras import require
 from lion_st.files import atomic_file, atomic_write, require_free
 from lion_st.indexes import create_index
+from lion_st.indexes.fusion import hits_to_run
 from lion_st.indexes.pruning import Pruning
 from lion_st.tables import format_table
 

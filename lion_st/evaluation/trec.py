@@ -78,11 +78,6 @@ def check_ids(ids: Iterable[str]) -> str:
     return separator
 
 
-def hits_to_run(queries: Iterable[str], hits: Iterable[list[tuple[str, float]]]) -> dict[str, dict[str, float]]:
-    """Pair query ids with the lists that a search returned."""
-    return {query: dict(found) for query, found in zip(queries, hits, strict=True)}
-
-
 def drop_self_matches(run: Mapping[str, Mapping[str, float]], k: int | None = None) -> dict[str, dict[str, float]]:
     """Remove documents with the id of the query, then keep the k best."""
     result = {}

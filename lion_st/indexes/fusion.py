@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from lion_st.errors import as_weights, require_list, require_type
@@ -91,11 +91,16 @@ def fit_convex_weights(
     for step in range(steps + 1):
         weight = step / steps
         fused = convex_fusion(rankings, (weight, 1 - weight), k)
-        value = measure({query: dict(hits) for query, hits in zip(queries, fused, strict=True)})
+        value = measure(hits_to_run(queries, fused))
         candidate = (value, -abs(weight - 0.5), weight)
         best = candidate if best is None else max(best, candidate)
     assert best is not None
     return (best[2], 1 - best[2]), best[0]
+
+
+def hits_to_run(queries: Iterable[str], hits: Iterable[Hits]) -> dict[str, dict[str, float]]:
+    """Pair query ids with the lists that a search returned."""
+    return {query: dict(found) for query, found in zip(queries, hits, strict=True)}
 
 
 def _require_rankings(rankings: Any) -> None:

@@ -21,6 +21,7 @@ from lion_st.errors import require_type
 from lion_st.files import require_free
 from lion_st.indexes import Hits, Index, StorageError, create_index
 from lion_st.indexes.base import refuse_texts, require_index
+from lion_st.indexes.fusion import hits_to_run
 from lion_st.indexes.pruning import Pruning
 from lion_st.retrieval.explain import SharedTerm, explain_score
 from lion_st.retrieval.texts import listed_queries
@@ -198,8 +199,7 @@ def search_run(
     texts = listed_queries(list(queries.values()))
     warn_of_another_model(model, index)
     vectors = _encoded_queries(model, index, texts, max_tokens, idf)
-    hits = index.search(vectors, k, threads, allowed)
-    return {query: dict(found) for query, found in zip(queries, hits, strict=True)}
+    return hits_to_run(queries, index.search(vectors, k, threads, allowed))
 
 
 class Result(NamedTuple):
