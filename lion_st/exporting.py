@@ -28,6 +28,7 @@ from lion_st.hooks import has_adapter, write_model_card
 from lion_st.model_classes import LionSentenceTransformer, LionSparseEncoder
 from lion_st.models import load, paradigm_of
 from lion_st.modules import HybridHead, LionTransformer, LlamaPooling, MultiVectorHead, SpladeHead
+from lion_st.modules.checks import evaluating
 from lion_st.modules.folding import save_merged
 from lion_st.modules.hybrid_head import without_lm_head
 
@@ -251,16 +252,12 @@ def _verify(model: BaseModel, folder: Path, model_type: str) -> None:
 
 def _probe(model: BaseModel) -> torch.Tensor:
     transformer, *heads = list(model)
-    was_training = model.training
-    model.eval()
     features = batch_to_device(model.preprocess(list(PROBE_TEXTS), task="document"), model.device)
-    features = transformer(features)
-    for head in heads:
-        all_terms = (
-            {"max_active_dims": SpladeHead.get_embedding_dimension(head)} if isinstance(head, SpladeHead) else {}
-        )
-        features = head(features, **all_terms)
-    model.train(was_training)
+    with evaluating(model):
+        features = transformer(features)
+        for head in heads:
+            terms = SpladeHead.get_embedding_dimension(head) if isinstance(head, SpladeHead) else None
+            features = head(features, **({} if terms is None else {"max_active_dims": terms}))  # all of them
     if paradigm_of(model) == "multi_vector":  # the vectors that count, whichever side the padding is on
         return features["token_embeddings"][features["attention_mask"].bool()].float()
     return features["sentence_embedding"].float()

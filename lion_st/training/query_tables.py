@@ -14,6 +14,7 @@ from torch import Tensor
 from lion_st.encoding.fingerprints import text_limit
 from lion_st.errors import UsageError
 from lion_st.losses.regularizers import term_idf
+from lion_st.modules.checks import evaluating
 from lion_st.modules.query_table import QueryTable
 from lion_st.modules.tokenizing import special_ids
 from lion_st.training.validation import require_positive
@@ -106,15 +107,12 @@ def training_idf(model: Any, sources: Iterable[Dataset]) -> Tensor:
 def _token_vectors(model: Any, tokens: int) -> Tensor:
     """What the model makes of each token alone, between the special tokens of a text, [tokens, D] in float32."""
     before, after = special_ids(model.tokenizer)
-    was_training = model.training
-    model.eval()
     parts = []
-    for start in range(0, tokens, TOKENS_AT_ONCE):
-        numbers = range(start, min(start + TOKENS_AT_ONCE, tokens))
-        ids = torch.tensor([[*before, number, *after] for number in numbers])
-        features = {"input_ids": ids.to(model.device), "attention_mask": torch.ones_like(ids, device=model.device)}
-        parts.append(model(features)["sentence_embedding"].float())
-    model.train(was_training)
+    with evaluating(model):
+        for part in torch.arange(tokens).split(TOKENS_AT_ONCE):
+            ids = torch.tensor([[*before, number, *after] for number in part.tolist()], device=model.device)
+            features = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            parts.append(model(features)["sentence_embedding"].float())
     return torch.cat(parts)
 
 
