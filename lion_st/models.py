@@ -364,17 +364,6 @@ def paradigm_of(model: BaseModel) -> Paradigm:
     return "sparse" if sparse else "dense"
 
 
-def as_sparse_encoder(model: BaseModel) -> LionSparseEncoder:
-    """A `SparseEncoder` (sparse tensors out) on the same modules and weights as a sparse Lion model."""
-    _require_paradigm(paradigm_of(model), True)
-    return LionSparseEncoder(
-        modules=list(model),
-        prompts={name: prompt or "" for name, prompt in model.prompts.items()},
-        similarity_fn_name="dot",
-        device=str(model.device),
-    )
-
-
 def _require_paradigm(paradigm: str, as_sparse_encoder: bool) -> None:
     if paradigm not in get_args(Paradigm):
         raise ValueError(f"paradigm must be one of {get_args(Paradigm)}, got {paradigm!r}.")

@@ -10,6 +10,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from sentence_transformers.sparse_encoder.modules import SpladePooling
+from tiny_models import as_sparse_encoder
 from torch.nn.functional import normalize
 from transformers import CodeLlamaTokenizer
 
@@ -73,7 +74,7 @@ def test_the_double_log1p_is_stock_s_over_every_token(tiny_backbone, texts):
     torch.testing.assert_close(model.encode(texts, convert_to_tensor=True), pooled, rtol=0, atol=1e-5)
     assert (once - pooled).max() > 0.1
     model[1].max_active_dims = 5
-    sparse = lion_st.models.as_sparse_encoder(model).encode(texts).to_dense()
+    sparse = as_sparse_encoder(model).encode(texts).to_dense()
     torch.testing.assert_close(sparse, model.encode(texts, convert_to_tensor=True))
 
 

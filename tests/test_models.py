@@ -18,6 +18,7 @@ from sentence_transformers import (
 from sentence_transformers.multi_vector_encoder.losses import MultiVectorMultipleNegativesRankingLoss
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from sentence_transformers.sparse_encoder.losses import SparseMultipleNegativesRankingLoss, SpladeLoss
+from tiny_models import as_sparse_encoder
 
 import lion_st
 from lion_st.modules.adapters import save_adapter
@@ -143,7 +144,7 @@ def test_limits_of_active_terms_come_back(tiny_backbone, texts, tmp_path):
     assert (model.encode_query(texts) == loaded.encode_query(texts).to_dense().numpy()).all()
     assert loaded.encode_query(texts)._nnz() == 3 * len(texts)
     assert loaded.encode_document(texts)._nnz() == 6 * len(texts)
-    lion_st.models.as_sparse_encoder(model).save_pretrained(str(tmp_path / "tensors"))
+    as_sparse_encoder(model).save_pretrained(str(tmp_path / "tensors"))
     for form, stock_class in (("rows", SentenceTransformer), ("tensors", SparseEncoder)):
         assert "lion_st.load(" in (tmp_path / form / "README.md").read_text()
         with pytest.raises(ValueError, match=r"(?s)lion_st.*trust_remote_code"):

@@ -44,6 +44,13 @@ def tiny_tokenizer(bos: bool = True, vocab_size: int = 320):
     )
 
 
+def as_sparse_encoder(model):
+    """A `SparseEncoder` (sparse tensors out) on the same modules and weights as a sparse model of rows."""
+    from lion_st.model_classes import LionSparseEncoder
+
+    return LionSparseEncoder(modules=list(model), prompts=model.prompts, similarity_fn_name="dot", device="cpu")
+
+
 def tiny_config(family: str, tied: bool, **overrides):
     """Configuration of a two-layer decoder of hidden size 32 with grouped-query attention."""
     from transformers import AutoConfig

@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 from peft import LoraConfig
+from tiny_models import as_sparse_encoder
 
 import lion_st
 from lion_st.modules import SpladeHead
@@ -162,8 +163,6 @@ def test_a_scale_is_positive_and_finite(scale):
 
 @pytest.mark.parametrize("batch_size", [1, 3, 32])
 def test_a_sparse_encoder_shares_weights_and_gives_the_same_rows(tiny_backbone, texts, batch_size):
-    from lion_st.models import as_sparse_encoder
-
     model = lion_st.build(tiny_backbone(), "sparse", query_prompt="query: ", device="cpu")
     encoder = as_sparse_encoder(model)
     assert encoder[0] is model[0] and encoder.prompts == model.prompts

@@ -7,6 +7,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
+from tiny_models import as_sparse_encoder
 from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import PreTrainedModel
 
@@ -66,8 +67,6 @@ def test_loading_runs_nothing_that_building_found(tiny_backbone, tmp_path, passe
 
 
 def test_a_model_is_checked_once_in_a_process(tiny_backbone, passes):
-    from lion_st.models import as_sparse_encoder
-
     model = lion_st.build(tiny_backbone(), "sparse", device="cpu")
     passes.clear()
     as_sparse_encoder(model)

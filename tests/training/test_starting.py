@@ -7,6 +7,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from sentence_transformers import SentenceTransformer
+from tiny_models import as_sparse_encoder
 from tiny_runs import tiny_run
 
 import lion_st
@@ -36,7 +37,7 @@ def retrievers(tiny_backbone, tmp_path_factory) -> dict[str, tuple[Path, torch.T
     lora = LoraConfig(r=2, lora_alpha=4, target_modules="all-linear")
     full, adapted = model(), model(lora=lora)
     full.save_pretrained(str(folder / "saved"))
-    lion_st.models.as_sparse_encoder(full).save_pretrained(str(folder / "saved for SparseEncoder"))
+    as_sparse_encoder(full).save_pretrained(str(folder / "saved for SparseEncoder"))
     adapted.save_pretrained(str(folder / "adapter"))
     lion_st.export(full, folder / "export")
     import_released(folder / "adapter", output=folder / "import")
