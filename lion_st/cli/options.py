@@ -99,11 +99,11 @@ def usage_errors() -> Iterator[None]:
         raise UsageError(str(error)) from error
 
 
-def require_number(flag: str, value: float | None, least: float = 0.0, exclusive: bool = False) -> None:
+def require_number(flag: str, value: float | None, exclusive: bool = False) -> None:
     """Refuse a number that is not finite or too small."""
-    if value is None or (math.isfinite(value) and (value > least if exclusive else value >= least)):
+    if value is None or (math.isfinite(value) and (value > 0 if exclusive else value >= 0)):
         return
-    raise UsageError(f"{flag} is a finite number {'above' if exclusive else 'of at least'} {least:g}, got {value}.")
+    raise UsageError(f"{flag} is a finite number {'above' if exclusive else 'of at least'} 0, got {value}.")
 
 
 def engine_parameters(settings: list[str] | None, engines: Sequence[str]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TEXT_FIELDS = ("text", "title", "query", "question", "pos", "positive")
-SPLIT, ROWS_PER_DOCUMENT = "train", 64
+ROWS_PER_DOCUMENT = 64
 BLOCKS_FORMAT = 1  # part of the cache's key: raise it when the same texts shall give other blocks
 FORM = f"text in a table needs a header with one of {', '.join(TEXT_FIELDS)}."
 
@@ -50,15 +50,12 @@ def iter_documents(path: str | Path, lines_per_document: int = 64) -> Iterator[s
         yield "\n".join(parts)
 
 
-def read_documents(
-    sources: Iterable[str | Path], split: str = SPLIT, rows_per_document: int = ROWS_PER_DOCUMENT
-) -> Iterator[str]:
+def read_documents(sources: Iterable[str | Path], rows_per_document: int = ROWS_PER_DOCUMENT) -> Iterator[str]:
     """Yield the documents of files and data sets.
 
     Args:
         sources: Files as `iter_documents` reads them, or data sets of the Hub (or local folders of one) with a column
             `text`, such as "Salesforce/wikitext:wikitext-103-raw-v1"; see `parse_source`.
-        split: Split of a data set.
         rows_per_document: Rows of a data set, empty ones not counted, or lines of a `.txt` file that make one document.
 
     Raises:
@@ -66,7 +63,7 @@ def read_documents(
         ValueError: If a data set has no column `text`.
     """
     for source in sources:
-        yield from _documents(_open(source, split), rows_per_document)
+        yield from _documents(_open(source), rows_per_document)
 
 
 def token_blocks(
@@ -88,7 +85,7 @@ def token_blocks(
         FileNotFoundError: If a source is not there.
         ValueError: If a source cannot be read, or the texts do not fill a single block.
     """
-    opened = [_open(source, SPLIT) for source in sources]
+    opened = list(map(_open, sources))
     identity = {
         "format": BLOCKS_FORMAT,
         "texts": [identity_of(one) for one in opened],
@@ -132,12 +129,12 @@ def iter_blocks(
         raise ValueError(f"The text has {len(rest)} tokens, fewer than one block of {block_size}: give more text.")
 
 
-def _open(source: str | Path, split: str) -> Path | Dataset:
+def _open(source: str | Path) -> Path | Dataset:
     """A file to read line by line, or a table."""
     found = parse_source(source)
     if found.path is not None and found.path.is_file():
         return found.path
-    rows = load_table(found.place, found.subset, split)
+    rows = load_table(found.place, found.subset, "train")
     if "text" not in rows.column_names:
         raise ValueError(f"{source} has the columns {rows.column_names}: it needs a column 'text'.")
     return rows.select_columns(["text"])

@@ -145,12 +145,12 @@ def reasons_of(
     return Reasons(listed, len(rest), sum(share for _, share in rest))
 
 
-def word_reasons(scores: Mapping[str, float], count: int = 8) -> Reasons:
+def word_reasons(scores: Mapping[str, float]) -> Reasons:
     """The reasons of a lexical score, which adds up over the words that a query and a passage share."""
     total = sum(scores.values())
     shared = [SharedTerm(word, 1.0, score, score / total) for word, score in scores.items() if score > 0]
     words = {word.casefold() for word in scores}
-    return reasons_of(shared, words, words, count)
+    return reasons_of(shared, words, words)
 
 
 def mark(text: str, pieces: Iterable[Piece], reasons: Iterable[Reason], read_until: int | None = None) -> list[Segment]:

@@ -50,13 +50,10 @@ def read_ahead(items: Iterable[Item]) -> Iterator[Item]:
 
 
 @contextmanager
-def done_behind(waiting: int = 1) -> Iterator[Callable[..., None]]:
-    """A function that has others called by a thread, one after the other, and waits while too many are to be called.
+def done_behind() -> Iterator[Callable[..., None]]:
+    """A function that has others called by a thread, one after the other, and waits while two are to be called.
 
     What they raise is raised by the next call, or in the end. All have returned when the block is left.
-
-    Args:
-        waiting: Calls that may wait while one is under way.
 
     Example:
         ::
@@ -69,7 +66,7 @@ def done_behind(waiting: int = 1) -> Iterator[Callable[..., None]]:
     with ThreadPoolExecutor(1) as thread:
 
         def behind(function: Callable[..., Any], *arguments: Any) -> None:
-            while calls and (len(calls) > waiting or calls[0].done()):
+            while calls and (len(calls) > 1 or calls[0].done()):
                 calls.popleft().result()
             calls.append(thread.submit(function, *arguments))
 

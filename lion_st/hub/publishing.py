@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -268,7 +268,8 @@ class _Destination:
         versioned: bool = False,
     ) -> Publication:
         """Make revisions hold these contents, or say what would be sent; `versioned` names a new version in a tag."""
-        plan = Publication(self.repo_id, _sizes(contents), card)
+        sizes = {name: {path: _size(one) for path, one in parts.items()} for name, parts in contents.items()}
+        plan = Publication(self.repo_id, sizes, card)
         if self.dry_run:
             return plan
         if self.announce is not None:
@@ -358,10 +359,6 @@ def _for_sparse_encoder(contents: Contents) -> Contents:
         MODULES: json.dumps(with_moved_transformer(read_json(contents[MODULES])), indent=2).encode(),
         "config.json": json.dumps(own_class_alone()).encode(),
     }
-
-
-def _sizes(contents: Mapping[str, Contents]) -> dict[str, dict[str, int]]:
-    return {name: {path: _size(content) for path, content in parts.items()} for name, parts in contents.items()}
 
 
 def _size(content: Path | bytes) -> int:

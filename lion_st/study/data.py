@@ -210,15 +210,14 @@ def part_of(
     return {one: row for one, row in corpus.items() if one in kept}, {one: queries[one] for one in chosen}, chosen
 
 
-def shuffle_labels(rows: list[dict[str, Any]], share: float, seed: int = SEED) -> list[dict[str, Any]]:
+def shuffle_labels(rows: list[dict[str, Any]], share: float) -> list[dict[str, Any]]:
     """Give a share of the queries the documents and scores of another of them.
 
     Args:
         rows: Training tuples with a column `question`; the others go together.
-        share: From 0 to 1.
-        seed: Of the choice. What a smaller share shuffles, a larger one does too.
+        share: From 0 to 1. What a smaller one shuffles, a larger one does too.
     """
-    generator = random.Random(seed)
+    generator = random.Random(SEED)
     order = generator.sample(range(len(rows)), len(rows))
     chosen = sorted(order[: round(share * len(rows))])
     if len(chosen) < 2:

@@ -61,7 +61,8 @@ def _run_job(folder: Path) -> None:
             raise SystemExit(code)
     trained = Path(job["options"]["output_dir"])
     if job["stage"] == "mntp":
-        _remove_checkpoints(folder)
+        for checkpoint in folder.rglob("checkpoint-*"):  # of a finished run, which nobody goes on with
+            shutil.rmtree(checkpoint, ignore_errors=True)
         return
     record = read_json(trained / "training.json")
     rows = evaluate_cell(trained, job, folder)
@@ -247,12 +248,6 @@ def _rows_of(encoded: Any, rows: Mapping[str, int]) -> Any:
         parts.append(vectors[chosen])
         order += [rows[ids[place]] for place in chosen]
     return stack(parts)[np.argsort(order)]
-
-
-def _remove_checkpoints(folder: Path) -> None:
-    """Of a finished run, which nobody goes on with."""
-    for checkpoint in folder.rglob("checkpoint-*"):
-        shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 if __name__ == "__main__":
