@@ -59,6 +59,22 @@ def tiny_backbone(tmp_path_factory) -> Callable[..., str]:
     return make
 
 
+@pytest.fixture(scope="module")
+def sparse_model(tiny_backbone) -> Any:
+    """A sparse model on a tiny backbone."""
+    import lion_st
+
+    return lion_st.build(tiny_backbone(), "sparse", query_length=32, document_length=48)
+
+
+@pytest.fixture(scope="module")
+def dense_model(tiny_backbone) -> Any:
+    """The same of a dense model."""
+    import lion_st
+
+    return lion_st.build(tiny_backbone(), "dense", query_length=32, document_length=48)
+
+
 @pytest.fixture(params=FAMILIES)
 def family(request) -> str:
     """Name of one decoder family; a test that takes it runs once for each."""

@@ -18,7 +18,7 @@ from sentence_transformers import (
 from sentence_transformers.multi_vector_encoder.losses import MultiVectorMultipleNegativesRankingLoss
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from sentence_transformers.sparse_encoder.losses import SparseMultipleNegativesRankingLoss, SpladeLoss
-from tiny_models import as_sparse_encoder
+from tiny_models import as_sparse_encoder, stirred
 
 import lion_st
 from lion_st.modules.adapters import save_adapter
@@ -29,17 +29,6 @@ LORA = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", lora_dropout=0
 @pytest.fixture
 def lora():
     return LORA
-
-
-def stirred(model):
-    """The model with its trainable weights moved, as training would."""
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                noise = torch.randn(parameter.shape, generator=generator) * 0.05
-                parameter.add_(noise.to(parameter.dtype))
-    return model
 
 
 def assert_same_weights(one, other):

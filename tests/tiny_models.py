@@ -44,6 +44,18 @@ def tiny_tokenizer(bos: bool = True, vocab_size: int = 320):
     )
 
 
+def stirred(model, seed: int = 3, size: float = 0.05):
+    """The model with its trainable weights moved, as training would."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_((torch.randn(parameter.shape, generator=generator) * size).to(parameter.dtype))
+    return model
+
+
 def as_sparse_encoder(model):
     """A `SparseEncoder` (sparse tensors out) on the same modules and weights as a sparse model of rows."""
     from lion_st.model_classes import LionSparseEncoder

@@ -39,16 +39,6 @@ from lion_st.retrieval import ModelRetriever, search_texts
 DOCUMENTS = [" ".join([TEXTS[number % len(TEXTS)], str(number)] * (1 + number % 5)) for number in range(60)]
 
 
-@pytest.fixture(scope="module")
-def sparse_model(tiny_backbone):
-    return lion_st.build(tiny_backbone(), "sparse", query_length=32, document_length=48)
-
-
-@pytest.fixture(scope="module")
-def dense_model(tiny_backbone):
-    return lion_st.build(tiny_backbone(), "dense", query_length=32, document_length=48)
-
-
 def write_jsonl(path: Path, rows: list) -> Path:
     lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
     path.write_text("".join(f"{line}\n" for line in lines))

@@ -9,7 +9,6 @@ from mteb.abstasks.retrieval import AbsTaskRetrieval
 from mteb.abstasks.task_metadata import TaskMetadata
 from tiny_models import TEXTS
 
-import lion_st
 from lion_st.encoding import encode_corpus
 from lion_st.evaluation import (
     PROTOCOLS,
@@ -48,16 +47,6 @@ def folder(tmp_path: Path) -> Path:
     lines = [f"{query}\t{doc}\t{grade}\n" for query, docs in QRELS.items() for doc, grade in docs.items()]
     (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(lines))
     return folder
-
-
-@pytest.fixture(scope="module")
-def sparse_model(tiny_backbone):
-    return lion_st.build(tiny_backbone(), "sparse", query_length=32, document_length=48)
-
-
-@pytest.fixture(scope="module")
-def dense_model(tiny_backbone):
-    return lion_st.build(tiny_backbone(), "dense", query_length=32, document_length=48)
 
 
 def old_format_task(

@@ -6,27 +6,18 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer, SparseEncoder
+from tiny_models import FAMILIES, stirred
 
 import lion_st
 from lion_st.hub import merge_backbone
 from lion_st.modules.adapters import save_adapter
 
-FAMILIES = ("llama", "qwen3", "gemma2", "gemma3_text", "mistral")
 TEXTS = [
     "What is the capital of France?",
     "lion",
     "A sparse retriever expands a query with terms that the query does not contain, and an index keeps them " * 3,
 ]
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear")
-
-
-def stirred(model):
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_((torch.randn(parameter.shape, generator=generator) * 0.05).to(parameter.dtype))
-    return model
 
 
 # (family, tied embeddings, LoRA, dtype)

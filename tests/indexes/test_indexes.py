@@ -1,10 +1,12 @@
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from power_law import power_law_vectors
 from scipy import sparse
 
 from lion_st import files
@@ -13,15 +15,7 @@ from lion_st.encoding.vectors import HybridVectors, to_dense
 from lion_st.indexes import StorageError, create_index, exact, load_index
 
 VOCABULARY = 700
-
-
-def sparse_vectors(count: int, terms: int, seed: int) -> sparse.csr_array:
-    """Term weights whose terms follow a power law, as vocabularies do."""
-    rng = np.random.default_rng(seed)
-    share = 1 / np.arange(3, VOCABULARY + 3)
-    columns = rng.choice(VOCABULARY, size=count * terms, p=share / share.sum())
-    weights = rng.lognormal(-0.5, 0.7, count * terms).astype(np.float32)
-    return to_csr(sparse.coo_array((weights, (np.repeat(np.arange(count), terms), columns)), (count, VOCABULARY)))
+sparse_vectors = partial(power_law_vectors, vocabulary=VOCABULARY)
 
 
 def brute_force(documents: sparse.csr_array, queries: sparse.csr_array, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from power_law import power_law_vectors
 from scipy import sparse
 
 from lion_st.encoding import to_csr
@@ -28,14 +29,9 @@ def several_chunks_and_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def sparse_vectors(count: int, terms: int, seed: int) -> sparse.csr_array:
     """Terms by a power law, so that some are frequent and most are not; every tenth text again, for equal scores."""
-    rng = np.random.default_rng(seed)
-    share = 1 / np.arange(3, VOCABULARY + 3)
-    columns = rng.choice(VOCABULARY, size=count * terms, p=share / share.sum())
-    weights = rng.lognormal(-0.5, 0.7, count * terms).astype(np.float32)
-    rows = to_csr(sparse.coo_array((weights, (np.repeat(np.arange(count), terms), columns)), (count, VOCABULARY)))
     order = np.arange(count)
     order[9::10] = order[0:-9:10]
-    return rows[order]
+    return power_law_vectors(count, terms, seed, VOCABULARY)[order]
 
 
 def alike_vectors(count: int, seed: int) -> sparse.csr_array:

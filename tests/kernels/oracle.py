@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lion_st.kernels import splade_pool_reference
+from lion_st.kernels import splade_pool, splade_pool_reference
 
 
 @dataclass
@@ -41,6 +41,11 @@ class Case:
 
     def expected(self) -> Tensor:
         return splade_pool_reference(self.hidden[self.mask.bool()], self.weight, self.bounds, **self.settings)
+
+
+def pooled(case: Case) -> Tensor:
+    """What the kernels make of a case."""
+    return splade_pool(case.hidden, case.weight, case.mask, **case.settings)
 
 
 def make_case(

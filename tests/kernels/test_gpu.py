@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from oracle import Case, make_case, relative_error
+from oracle import Case, make_case, pooled, relative_error
 from torch.utils.checkpoint import checkpoint
 
 from lion_st.kernels import choose_backend, splade_pool
@@ -10,10 +10,6 @@ from lion_st.kernels.gradients import Inputs
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="There is no GPU.")
 LENGTHS = (1, 130, 75, 0, 12, 300, 64, 8)
-
-
-def pooled(case: Case) -> torch.Tensor:
-    return splade_pool(case.hidden, case.weight, case.mask, **case.settings)
 
 
 def gradients(values: torch.Tensor, case: Case) -> list[torch.Tensor]:

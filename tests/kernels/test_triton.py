@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from oracle import Case, make_case, relative_error
+from oracle import Case, make_case, pooled, relative_error
 
 from lion_st.kernels import splade_pool
 from lion_st.kernels.gradients import Inputs
@@ -42,10 +42,6 @@ def poisoned():
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
-
-
-def pooled(case: Case) -> torch.Tensor:
-    return splade_pool(case.hidden, case.weight, case.mask, **case.settings)
 
 
 def gradients(values: torch.Tensor, case: Case) -> list[torch.Tensor]:

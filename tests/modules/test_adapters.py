@@ -1,10 +1,12 @@
 """Adapters of every shape that PEFT makes: on norms, on embeddings, by `get_peft_model`, and several of them."""
 
+from functools import partial
+
 import pytest
-import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from sentence_transformers import SentenceTransformer
+from tiny_models import stirred
 
 import lion_st
 
@@ -13,14 +15,7 @@ def lora(**options) -> LoraConfig:
     return LoraConfig(**({"r": 4, "target_modules": ["q_proj", "v_proj"]} | options))
 
 
-def moved(model, seed: int = 3):
-    """The model with its trainable weights moved, as training would."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
-    return model
+moved = partial(stirred, size=0.2)
 
 
 def saved(model, folder):

@@ -24,16 +24,6 @@ def changed(model):
 
 
 @pytest.fixture(scope="module")
-def sparse_model(tiny_backbone):
-    return lion_st.build(tiny_backbone(), "sparse")
-
-
-@pytest.fixture(scope="module")
-def dense_model(tiny_backbone):
-    return lion_st.build(tiny_backbone(), "dense")
-
-
-@pytest.fixture(scope="module")
 def encoded(tmp_path_factory, sparse_model) -> Path:
     folder = tmp_path_factory.mktemp("sparse")
     return encode_corpus(sparse_model, DOCUMENTS, folder / "encoded", shard_documents=20, show_progress=False)

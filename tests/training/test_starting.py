@@ -7,7 +7,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from sentence_transformers import SentenceTransformer
-from tiny_models import as_sparse_encoder
+from tiny_models import as_sparse_encoder, stirred
 from tiny_runs import tiny_run
 
 import lion_st
@@ -27,12 +27,7 @@ def retrievers(tiny_backbone, tmp_path_factory) -> dict[str, tuple[Path, torch.T
     folder = tmp_path_factory.mktemp("retrievers")
 
     def model(**options):
-        made = lion_st.build(tiny_backbone(), "sparse", device="cpu", **PROMPTS, **options)
-        with torch.no_grad():
-            for parameter in made.parameters():
-                if parameter.requires_grad:
-                    parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.02)
-        return made
+        return stirred(lion_st.build(tiny_backbone(), "sparse", device="cpu", **PROMPTS, **options), size=0.02)
 
     lora = LoraConfig(r=2, lora_alpha=4, target_modules="all-linear")
     full, adapted = model(), model(lora=lora)
