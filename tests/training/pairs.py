@@ -36,7 +36,7 @@ class Case(NamedTuple):
     family: str = "llama"
     learned: bool = False  # thresholds of terms, and how many texts keep
     evaluated: bool = False  # on a share of the data, and the best checkpoint is the result
-    little: bool = False  # one layer, and adapters of one of its projections: less to compile
+    little: bool = False  # one layer, adapters of one of its projections, texts of one length: less to compile
 
 
 class Trainings:
@@ -118,8 +118,9 @@ def options(backbone: str, data: Path, output: Path, case: Case, processes: int,
         regularizer_warmup_ratio=0.5 if case.paradigm in ("sparse", "hybrid") else None,
         lora_dropout=0 if case.peft else None,  # each process draws its own
         self_distillation=True if case.self_distilled else None,
-        lora_target_modules="q_proj" if case.little else None,
     )
+    if case.little:
+        values |= dict(lora_target_modules="q_proj", query_length=8, document_length=8)
     if case.learned:
         values |= dict(learn_thresholds=True, learn_top_k=True, query_top_k=60, document_top_k=90)
     if case.evaluated:

@@ -38,11 +38,11 @@ CASES = {
     "dense cl gemma4": Case("dense", "cl", False, None, True, FSDP, family="gemma4_text"),  # has saved buffers
     "ddp hybrid cl": Case("hybrid", "cl", False, None, True, []),
 }
-WIDE = (40_000, 128)  # vocabulary and hidden size
+WIDE = (24_000, 128)  # vocabulary and hidden size
 MEASURED = {
     f"{division} {objective} {'adapter' if peft else 'all'} {mini}": Case("sparse", objective, peft, mini, False, given)
     for division, given in (("ddp", []), ("fsdp", FSDP))
-    for objective, peft, mini in (("cl_kd", False, None), ("cl", False, 4), ("cl_kd", True, 4))
+    for objective, peft, mini in (("cl_kd", False, None), ("cl", False, 8), ("cl_kd", True, 8))
 }
 RESUMED = ("sparse cl_kd", "sparse cl_kd adapter cached")  # from one process on two, and from two on one
 
