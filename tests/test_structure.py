@@ -1,13 +1,16 @@
-"""Which way the packages import each other, how long files are, and that lazy names are where they are looked for."""
+"""Types, which way the packages import each other, how long files are, and where lazy names are looked for."""
 
 import ast
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "lion_st"
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "lion_st"
 # A package imports its own layer and those above it, inside functions too.
 LAYERS = (
     ("engines", "errors", "extras", "files", "hooks", "lazy", "tables"),
@@ -115,3 +118,9 @@ def test_the_table_of_training_names_its_files():
     named = set(re.findall(r"`(\w+)/?`", ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))))
     files = {file.stem for file in folder.iterdir() if file.suffix == ".py" or (file / "__init__.py").is_file()}
     assert named - {"configs"} == files - {"__init__"}
+
+
+def test_types_fit():
+    pytest.importorskip("mypy")
+    checked = subprocess.run([sys.executable, "-m", "mypy"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
