@@ -122,7 +122,7 @@ def _find_rows(
     while chunk := list(islice(candidates, TUPLES_AT_ONCE)):
         total += len(chunk)
         if source.judged and documents is not None:
-            known = documents.knows([one.positives[0] for one in chunk])
+            known = documents.find([one.positives[0] for one in chunk]) >= 0
             left_out["pairs"] += int((~known).sum())
             chunk = [one for one, there in zip(chunk, known, strict=True) if there]
         yield _batch(chunk, queries, documents, teachers)

@@ -126,25 +126,16 @@ class TextLookup:
 
     def rows(self, ids: Sequence[str]) -> np.ndarray:
         """Row of each id, [ids]."""
-        known, rows = self._find(ids)
-        if not known.all():
+        rows = self.find(ids)
+        if len(unknown := np.flatnonzero(rows < 0)):
             raise ValueError(
-                f"The id {str(ids[int(np.argmin(known))])!r} is not among the {len(self):,} of {self.name}: give the "
+                f"The id {str(ids[int(unknown[0])])!r} is not among the {len(self):,} of {self.name}: give the "
                 "collection that the tuples were made from, or none where they hold texts."
             )
         return rows
 
-    def knows(self, ids: Sequence[str]) -> np.ndarray:
-        """Whether each id is in the table, [ids]."""
-        return self._find(ids)[0]
-
     def find(self, ids: Sequence[str]) -> np.ndarray:
         """Row of each id, -1 where it is not in the table, [ids]."""
-        known, rows = self._find(ids)
-        return np.where(known, rows, -1)
-
-    def _find(self, ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Whether each id is known, and its row if it is."""
         wanted = np.asarray(ids, dtype=str)
         if self.ids.dtype.kind == "i":
             decimal = np.char.isdecimal(wanted) & (np.char.str_len(wanted) <= MAX_DIGITS)
@@ -152,7 +143,7 @@ class TextLookup:
         else:
             keys = wanted
         places = np.minimum(np.searchsorted(self.ids, keys), len(self.ids) - 1)
-        return self.ids[places].astype(str) == wanted, self.rows_by_id[places]
+        return np.where(self.ids[places].astype(str) == wanted, self.rows_by_id[places], -1)
 
 
 def _id_array(table: Dataset, column: str, name: str) -> np.ndarray:
