@@ -10,11 +10,10 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import xxhash
 
-from lion_st.checkpoints import is_exported_pair
+from lion_st.checkpoints import is_exported_pair, read_config
 from lion_st.data.lookup import text_keys_of
 from lion_st.encoding.fingerprints import model_fingerprint, model_name, model_revision
 from lion_st.extras import require
-from lion_st.files import read_json
 
 PROMPT = (
     "Query: {query}\nDocument: {document}\n"
@@ -345,13 +344,8 @@ def _causal_reranker(
 
 def _kind_of(name: str, revision: str | None) -> tuple[str, list[str]]:
     """The kind of a model, and the classes of its modules if it is of sentence-transformers."""
-    from sentence_transformers.util import load_file_path
-
-    found = {}
-    for file in ("config_sentence_transformers.json", "modules.json", "config.json"):
-        path = load_file_path(name, file, revision=revision)
-        found[file] = {} if path is None else read_json(path)
-    stock, modules, config = found.values()
+    files = ("config_sentence_transformers.json", "modules.json", "config.json")
+    stock, modules, config = (read_config(name, file, {"revision": revision}) for file in files)
     classes = [module["type"] for module in modules]
     if stock.get("model_type") in ("CrossEncoder", "SentenceTransformer", "SparseEncoder", "MultiVectorEncoder"):
         return stock["model_type"], classes
