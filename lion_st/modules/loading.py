@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -29,19 +28,15 @@ def awaiting_weights() -> Iterator[None]:
     Of their files the names, types and shapes are read and compared with the configuration as ever. What is in no file,
     such as the frequencies of rotary positions, is computed. GGUF files are read all the same.
     """
+    from accelerate.utils import patch_environment
+
     # In a process that is not a node's first, transformers computes the buffers of a model on the meta device then.
-    variables = {"ACCELERATE_USE_FSDP": "true", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ |= variables
-    token = _awaiting.set(True)
-    try:
-        yield
-    finally:
-        _awaiting.reset(token)
-        for name, value in before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value
+    with patch_environment(ACCELERATE_USE_FSDP="true", FSDP_CPU_RAM_EFFICIENT_LOADING="true"):
+        token = _awaiting.set(True)
+        try:
+            yield
+        finally:
+            _awaiting.reset(token)
 
 
 def read_config(source: str, options: dict[str, Any]) -> PretrainedConfig:

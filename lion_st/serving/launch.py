@@ -84,6 +84,7 @@ def _serve_from_workers(
     address: str,
     announce: Callable[[str], Any],
 ) -> None:
+    from accelerate.utils import patch_environment
     from uvicorn.config import STARTUP_FAILURE
     from uvicorn.supervisors import Multiprocess
 
@@ -91,19 +92,13 @@ def _serve_from_workers(
 
     counted = made / "metrics"
     counted.mkdir()
-    before = os.environ.get(SHARED)
-    os.environ[SHARED] = str(counted)
-    try:
+    with patch_environment(**{SHARED: counted}):
         config = _config(partial(_worker_app, settings, texts), settings)
         config.workers, config.factory = settings.workers, True
         config.timeout_worker_healthcheck = WORKER_SILENCE
         workers = Multiprocess(config, sockets=[listening])
         announce(f"{settings.model} on {address}, {settings.workers} workers of process {os.getpid()}.")
         workers.run()
-    finally:
-        os.environ.pop(SHARED)
-        if before is not None:
-            os.environ[SHARED] = before
     if any(process.exitcode == STARTUP_FAILURE for process in workers.processes):
         raise RuntimeError("A worker could not start; it says above what was wrong.")
 
