@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -75,31 +75,33 @@ def fit_power_law(x: np.ndarray, y: np.ndarray, with_floor: bool = False) -> Pow
     return law
 
 
-def bootstrap_fit(points: Mapping[float, Values], samples: int = 1000, seed: int = 0) -> Fit:
+def bootstrap_fit(points: Sequence[tuple[float, Values]], samples: int = 1000, seed: int = 0) -> Fit:
     """Fit a power law to the means of single queries' values, with a band over queries and seeds.
 
     A bootstrap sample draws the queries of each test set anew, the same ones for all points as all have answered the
     same, and the seeds of each point.
 
     Args:
-        points: Values by x.
+        points: An x and its values; several may have one x, as backbones of the same size.
         samples: Of the bootstrap.
         seed: Of the bootstrap.
 
     References:
         Fang et al., Scaling Laws For Dense Retrieval, SIGIR 2024: https://arxiv.org/abs/2403.18684.
     """
-    xs = np.array(sorted(points), dtype=float)
-    if len(xs) < LEAST_POINTS:
-        return Fit(None, np.nan, np.nan, len(xs), f"{len(xs)} point(s), a fit needs {LEAST_POINTS}")
+    points = sorted(points, key=lambda point: point[0])
+    xs = np.array([x for x, _ in points], dtype=float)
+    different = len(set(xs))
+    if different < LEAST_POINTS:
+        return Fit(None, np.nan, np.nan, different, f"{different} point(s), a fit needs {LEAST_POINTS}")
     if xs[-1] < LEAST_SPAN * xs[0]:
-        return Fit(None, np.nan, np.nan, len(xs), f"x spans a factor of {xs[-1] / xs[0]:.2f} alone")
-    means = np.array([np.mean([values.mean() for values in points[x]]) for x in xs])
+        return Fit(None, np.nan, np.nan, different, f"x spans a factor of {xs[-1] / xs[0]:.2f} alone")
+    means = np.array([np.mean([values.mean() for values in of_point]) for _, of_point in points])
     if not np.all(means > 0):
-        return Fit(None, np.nan, np.nan, len(xs), "a value is 0, of which there is no logarithm")
-    with_floor = len(xs) >= LEAST_POINTS_WITH_FLOOR
+        return Fit(None, np.nan, np.nan, different, "a value is 0, of which there is no logarithm")
+    with_floor = different >= LEAST_POINTS_WITH_FLOOR
     law = fit_power_law(xs, means, with_floor)
-    drawn = _resampled([points[x] for x in xs], samples, np.random.default_rng(seed))
+    drawn = _resampled([of_point for _, of_point in points], samples, np.random.default_rng(seed))
     curves = tuple(_fit(xs, drawn[(drawn > 0).all(axis=1)], with_floor))
     low, high = np.quantile([curve.exponent for curve in curves], [0.025, 0.975])
     doubts = []
@@ -107,7 +109,7 @@ def bootstrap_fit(points: Mapping[float, Values], samples: int = 1000, seed: int
         doubts.append("the exponent's band contains 0")
     if law.r_squared < LEAST_R_SQUARED:
         doubts.append(f"R² is {law.r_squared:.2f}")
-    return Fit(law, float(low), float(high), len(xs), "; ".join(doubts), curves)
+    return Fit(law, float(low), float(high), different, "; ".join(doubts), curves)
 
 
 def _resampled(points: Sequence[Values], samples: int, generator: np.random.Generator) -> np.ndarray:

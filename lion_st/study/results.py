@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -180,8 +180,8 @@ class Results:
     def comparisons(self) -> list[dict[str, Any]]:
         """Paired randomisation tests by the main metric, on values of queries that are means over seeds.
 
-        Compared are sparse and dense, the objectives, and the smallest and the largest size, all else equal. Holm's
-        correction is for all comparisons on a test set.
+        Compared are sparse and dense, the objectives, and the smallest and the largest size, of each backbone that has
+        it, all else equal. Holm's correction is for all comparisons on a test set.
         """
         found: list[dict[str, Any]] = []
         for test in self.tests():
@@ -211,8 +211,10 @@ class Results:
                 yield "label noise", a, b
         for part in dict.fromkeys(key[2:] for key in keys):
             same = [key for key in keys if key[2:] == part]
-            if same[0].size < same[-1].size:
-                yield "size", same[0], same[-1]
+            least, most = same[0].size, same[-1].size
+            if least < most:
+                ends = product(*([key for key in same if key.size == size] for size in (least, most)))
+                yield from (("size", a, b) for a, b in ends)
 
     @cached_property
     def fits(self) -> list[tuple[dict[str, Any], Fit]]:
@@ -242,12 +244,12 @@ class Results:
         points = {key: self._errors(key, domain, metric) for key in keys}
         budgets = sorted({key.budget for key in keys})
         for budget in budgets:
-            sizes: dict[float, Values] = {key.size: points[key] for key in keys if key.budget == budget}
+            sizes = [(float(key.size), points[key]) for key in keys if key.budget == budget]
             yield about | {"against": "non-embedding parameters", "budget": budget}, bootstrap_fit(sizes)
-        best = {}
+        best: list[tuple[float, Values]] = []
         for budget in budgets:
             key = min((key for key in keys if key.budget == budget), key=lambda one: self._mean(points[one]))
-            best[float(np.mean([self._flops(cell) for cell in self.cells[key]]))] = points[key]
+            best.append((float(np.mean([self._flops(cell) for cell in self.cells[key]])), points[key]))
         yield about | {"against": "training FLOPs", "budget": None}, bootstrap_fit(best)
 
     def _errors(self, key: Key, domain: str, metric: str) -> Values:

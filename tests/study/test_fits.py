@@ -26,14 +26,17 @@ def test_a_known_floor_is_found_beside_the_exponent(exponent: float, floor: floa
     assert law.floor == pytest.approx(floor, abs=0.01)
 
 
-def noisy(exponent: float, spread: float, sizes=SIZES, seeds: int = 2) -> dict[float, list[np.ndarray]]:
+def noisy(exponent: float, spread: float, sizes=SIZES, seeds: int = 2) -> list[tuple[float, list[np.ndarray]]]:
     """Values of 300 queries whose mean follows a power law; a query is as hard for every size."""
     generator = np.random.default_rng(1)
     hardness = generator.normal(1, 0.3, size=300)
-    return {
-        size: [np.stack([(1e6 / size) ** exponent * hardness + generator.normal(0, spread, 300) for _ in range(seeds)])]
+    return [
+        (
+            size,
+            [np.stack([(1e6 / size) ** exponent * hardness + generator.normal(0, spread, 300) for _ in range(seeds)])],
+        )
         for size in sizes
-    }
+    ]
 
 
 def test_the_band_of_a_law_holds_its_exponent() -> None:
@@ -42,15 +45,23 @@ def test_the_band_of_a_law_holds_its_exponent() -> None:
     assert fit.doubt == "" and fit.points == 3
 
 
+def test_points_of_one_x_count_each_but_are_one_of_the_points_that_a_fit_needs() -> None:
+    law = noisy(0.3, 0.0, sizes=SIZES[:3])
+    above, below = ([(SIZES[1], [factor * law[1][1][0]])] for factor in (1.2, 1 / 1.2))
+    both = bootstrap_fit([law[0], *above, law[2], *below], samples=10)
+    assert both.law.exponent == pytest.approx(0.3, abs=0.01) and both.points == 3
+    assert bootstrap_fit([*law[:2], *above]).doubt == "2 point(s), a fit needs 3"
+
+
 def test_what_the_data_do_not_bear_out_is_said() -> None:
     flat = bootstrap_fit(noisy(0.0, 0.3), samples=300)
     assert "the exponent's band contains 0" in flat.doubt
     assert bootstrap_fit(noisy(0.3, 0.1, sizes=SIZES[:2])).doubt == "2 point(s), a fit needs 3"
     close = bootstrap_fit(noisy(0.3, 0.1, sizes=np.array([1e6, 1.1e6, 1.2e6])))
     assert close.doubt == "x spans a factor of 1.20 alone" and close.law is None
-    perfect = {size: [np.zeros((1, 5))] for size in SIZES}
+    perfect = [(size, [np.zeros((1, 5))]) for size in SIZES]
     assert "of which there is no logarithm" in bootstrap_fit(perfect).doubt
-    jagged = {size: [np.full((1, 5), value)] for size, value in zip(SIZES, (1.0, 0.2, 0.9, 0.1, 0.8), strict=True)}
+    jagged = [(size, [np.full((1, 5), value)]) for size, value in zip(SIZES, (1.0, 0.2, 0.9, 0.1, 0.8), strict=True)]
     assert "R²" in bootstrap_fit(jagged, samples=20).doubt
 
 

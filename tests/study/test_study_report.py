@@ -22,7 +22,7 @@ def write_cells(folder: Path, ranks: dict[tuple[str, str, str], Any], **changes:
     values: dict[str, Any] = {
         "name": "Written <by> a test",
         "backbones": [{"name": name, "recipe": "micro", "num_layers": layers} for name, layers in
-                      (("one", 1), ("two", 2), ("four", 4)) if any(key[0] == name for key in ranks)],
+                      (("one", 1), ("two", 2), ("four", 4), ("twin", 4)) if any(key[0] == name for key in ranks)],
         "paradigms": list(dict.fromkeys(key[1] for key in ranks)),
         "objectives": list(dict.fromkeys(key[2] for key in ranks)),
         "seeds": [1],
@@ -133,6 +133,16 @@ def test_exponents_are_those_of_the_cells(tmp_path: Path) -> None:
     slope = np.polyfit(np.log([1.0, 2.0, 4.0]), np.log([7 / 8, 3 / 4, 1 / 2]), 1)[0]
     assert fit.law is not None and fit.law.exponent == pytest.approx(-slope)
     assert "needs 3" in fits["contrastive entropy", "training FLOPs"][1].doubt
+
+
+def test_backbones_of_one_size_both_count(tmp_path: Path) -> None:
+    ranks = {(name, "dense", "cl"): at(rank) for name, rank in (("one", 8), ("two", 4), ("four", 2), ("twin", 4))}
+    results = Results(write_cells(tmp_path, ranks), tmp_path)
+    fit = next(fit for about, fit in results.fits if (about["of"], about["domain"]) == ("1 - MRR@10", "in domain"))
+    slope = np.polyfit(np.log([1.0, 2.0, 4.0, 4.0]), np.log([7 / 8, 3 / 4, 1 / 2, 3 / 4]), 1)[0]
+    assert fit.law is not None and fit.law.exponent == pytest.approx(-slope) and fit.points == 3
+    sizes = {(row["a"], row["b"]) for row in results.comparisons if row["question"] == "size"}
+    assert sizes == {("one dense CL", "four dense CL"), ("one dense CL", "twin dense CL")}
 
 
 def test_the_report_of_two_cells_is_whole(tmp_path: Path) -> None:
