@@ -10,7 +10,7 @@ import torch
 from transformers.utils import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from lion_st.files import hub_options
+from lion_st.files import hub_options, read_json
 from lion_st.hooks import mark_adapter
 from lion_st.modules.quantization import dequantized, is_four_bit, on_plain_weights
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import PreTrainedModel
 
+SETTINGS = "sentence_bert_config.json"  # of a transformer module
 TOKENS = ".token_adapter"  # end of the name of a layer that trains some tokens' embeddings, in a wrapper of its own
 
 
@@ -235,6 +236,12 @@ def read_adapter_config(source: str, **hub_options: Any) -> PeftConfig:
     from peft import PeftConfig
 
     return PeftConfig.from_pretrained(source, **hub_options)
+
+
+def layers_of_base(source: str, **hub_options: Any) -> list[int] | None:
+    """Those that an adapter is on, where it was trained on some of its base's alone."""
+    file = cached_file(source, SETTINGS, _raise_exceptions_for_missing_entries=False, **hub_options)
+    return None if file is None else read_json(file).get("layers")
 
 
 def base_with_tokenizer(source: str, base: str | None, options: dict[str, Any]) -> tuple[str, str | None] | None:

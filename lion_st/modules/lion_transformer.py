@@ -20,6 +20,7 @@ from lion_st.modules.adapters import (
     attach_adapter,
     base_with_tokenizer,
     find_adapter_config,
+    layers_of_base,
     load_adapter_weights,
     read_adapter_config,
     save_adapter,
@@ -206,6 +207,8 @@ class LionTransformer(Transformer):
             self.base_revision = None if self.adapter_base else self.adapter_config.revision
             self.adapter_base = self.adapter_base or self.adapter_config.base_model_name_or_path
             config = read_base_config(model_name_or_path, str(self.adapter_base), self.base_revision, config_kwargs)
+            if self.wanted_layers == (None, None):
+                self.wanted_layers = (None, layers_of_base(model_name_or_path, **hub))
         else:
             config = read_config(model_name_or_path, config_kwargs)
         require_decoder_only(config, model_name_or_path)

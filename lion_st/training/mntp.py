@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 import zlib
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from lion_st.data.sources import files_checksum, parse_source
 from lion_st.data.text import token_blocks
 from lion_st.files import require_writable
 from lion_st.modules import LionTransformer
+from lion_st.modules.adapters import SETTINGS
 from lion_st.modules.folding import save_merged
 from lion_st.modules.loading import cast_weights
 from lion_st.training.cost import TrainingCost
@@ -375,6 +377,9 @@ def _save(model: Any, transformer: LionTransformer, arguments: MntpArguments, dt
     with atomic_files_in(output) as folder:
         if arguments.use_peft and not arguments.merge:
             model.save_pretrained(folder)
+            if transformer.kept_layers is not None:  # of a base that has more
+                kept = {"layers": transformer.kept_layers}
+                Path(folder, SETTINGS).write_text(json.dumps(kept), encoding="utf-8")
         else:
             transformer.model = model.get_base_model() if arguments.use_peft else model.to(dtype)
             save_merged(transformer.model, str(folder))

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
-from tiny_runs import interrupted
+from tiny_runs import interrupted, tiny_run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lion_st
@@ -16,8 +16,10 @@ from lion_st.data.text import read_documents
 from lion_st.errors import UsageError
 from lion_st.hub import merge_backbone
 from lion_st.modules import LionTransformer
+from lion_st.training.contract import backbone_config
 from lion_st.training.mntp import MntpCollator, MntpTrainer, adapt_mntp, masked_next_token_forward
 from lion_st.training.options.arguments import MntpArguments, MntpTrainingArguments
+from lion_st.training.starting import build_model
 
 
 def blocks(count: int, length: int, vocab_size: int = 300) -> list[dict]:
@@ -194,6 +196,24 @@ def test_an_adapter_can_be_kept_apart_and_merged_later(tiny_backbone, text_file,
     first, second = (AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (merged, later))
     for name, tensor in first.items():
         torch.testing.assert_close(tensor, second[name], msg=name)
+
+
+@pytest.mark.parametrize("kept", [{"num_layers": 1}, {"layers": [1]}])
+def test_an_adapter_of_some_layers_is_put_on_them_alone(tiny_backbone, text_file, data, tmp_path, kept):
+    settings = dict(use_peft=True, learning_rate=1e-2, max_steps=2, **kept)
+    adapter = adapt_mntp(*arguments(tiny_backbone, text_file, tmp_path / "a", merge=False, **settings))
+    merged = adapt_mntp(*arguments(tiny_backbone, text_file, tmp_path / "b", **settings))
+    expected = lion_st.build(merged, "dense", device="cpu").encode_query("lions")
+    run, _ = tiny_run(str(adapter), data, tmp_path / "run", "dense", "cl")
+    again, _ = tiny_run(str(adapter), data, tmp_path / "again", "dense", "cl", train_adapter=True, **kept)
+    for model in (
+        lion_st.load(adapter, paradigm="dense", device="cpu"),
+        build_model(run, "cpu", tmp_path / "run"),
+        build_model(again, "cpu"),
+    ):
+        assert model[0].config.num_hidden_layers == 1
+        np.testing.assert_allclose(model.encode_query("lions"), expected, atol=1e-5)
+    assert backbone_config(str(adapter)).num_hidden_layers == 1  # which a dry run counts
 
 
 def test_weights_are_trained_in_float32_and_saved_in_the_backbones_dtype(tiny_backbone, text_file, tmp_path):
