@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,6 +13,7 @@ import torch
 from sentence_transformers.base.sampler import DefaultBatchSampler
 
 from lion_st.data.joining import several_positives
+from lion_st.data.lookup import text_keys_of
 from lion_st.data.tuples import TupleReader, reader_of
 
 if TYPE_CHECKING:
@@ -72,6 +74,9 @@ class NoFalseNegativesBatchSampler(DefaultBatchSampler):
 
     Raises:
         ValueError: If the rows do not fill one batch.
+
+    Warns:
+        UserWarning: If a query or positive is that of more rows than an epoch has batches.
     """
 
     def __init__(
@@ -88,6 +93,13 @@ class NoFalseNegativesBatchSampler(DefaultBatchSampler):
         self.rows = _row_reader(dataset, self.valid_label_columns or ())
         if next(self._one_pass(torch.Generator().manual_seed(seed or 0), batch_size), None) is None:
             raise self._too_few()
+        if (left_out := _too_frequent(dataset, self.valid_label_columns or (), len(self))) > 0:
+            warnings.warn(
+                f"At least {left_out:,} of {len(dataset):,} rows are not drawn in an epoch, in each epoch others, and "
+                f"further ones twice in their place: a query or positive is that of more rows than the {len(self):,} "
+                "batches, and a batch takes a text once. A smaller --batch_size draws more of them.",
+                stacklevel=2,
+            )
 
     def __len__(self) -> int:
         return len(self.dataset) // self.batch_size if self.drop_last else -(-len(self.dataset) // self.batch_size)
@@ -136,6 +148,26 @@ class NoFalseNegativesBatchSampler(DefaultBatchSampler):
         )
 
 
+def _too_frequent(dataset: Dataset, labels: Sequence[str], batches: int) -> int:
+    """Rows that so many batches cannot hold, as one query, or one positive, is that of more rows."""
+    import pyarrow.compute as pc
+
+    queries, positives = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    table = dataset.with_format("arrow")
+    if reader_of(dataset) is not None:
+        for part in table.select_columns(["query_key", "keys", "positives"]).iter(100 * ROWS_AT_ONCE):
+            is_only = part["positives"].to_numpy() == 1  # of several one is drawn
+            queries.append(part["query_key"].to_numpy())
+            positives.append(pc.list_element(part["keys"], 0).to_numpy()[is_only])
+    else:
+        pair = _query_and_positive([name for name in dataset.column_names if name not in (*labels, "dataset_name")])
+        for part in table.select_columns(list(dict.fromkeys(pair))).iter(100 * ROWS_AT_ONCE):
+            for name, keys in zip(pair, (queries, positives), strict=True):
+                keys.append(text_keys_of(map(str, part[name].to_pylist())))
+    counts = (np.unique(np.concatenate(keys), return_counts=True)[1] for keys in (queries, positives))
+    return max(int(np.maximum(of_text - batches, 0).sum()) for of_text in counts)
+
+
 def _row_reader(dataset: Dataset, labels: Sequence[str]) -> Any:
     """A function that reads rows of a data set, by number, as `_Row`."""
     reader = reader_of(dataset)
@@ -171,10 +203,13 @@ def _read_candidates(
 
 def _read_texts(dataset: Dataset, labels: frozenset[str], indices: list[int]) -> list[_Row]:
     columns = {name: values for name, values in dataset[indices].items() if name not in labels}
-    names = list(columns)
-    query = "query" if "query" in names else names[0]
-    positive = "positive" if "positive" in names else next((name for name in names if name != query), query)
+    _, positive = _query_and_positive(list(columns))
     return [
         _Row(index, frozenset(str(text).strip() for text in texts), frozenset([str(relevant).strip()]))
         for index, texts, relevant in zip(indices, zip(*columns.values(), strict=True), columns[positive], strict=True)
     ]
+
+
+def _query_and_positive(names: Sequence[str]) -> tuple[str, str]:
+    query = "query" if "query" in names else names[0]
+    return query, "positive" if "positive" in names else next((name for name in names if name != query), query)

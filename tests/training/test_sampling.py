@@ -1,5 +1,7 @@
 """What may stand together in a batch, over all devices."""
 
+import json
+import warnings
 from functools import partial
 from itertools import chain, islice
 
@@ -123,6 +125,26 @@ def test_data_sets_of_texts_are_compared_without_their_labels():
     dataset = Dataset.from_dict(rows)
     for batch in sampler_of(dataset, 4):
         assert len({dataset[index]["positive"] for index in batch}) == 4
+
+
+@pytest.mark.parametrize("layout", ["tuples", "texts"])
+def test_rows_of_a_query_or_passage_that_more_have_than_there_are_batches_are_counted(tmp_path, layout):
+    def sampled(rows):
+        if layout == "texts":
+            return list(sampler_of(Dataset.from_list(rows), 4))
+        (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        return list(sampler_of(load_tuples(tmp_path / "rows.jsonl"), 4))
+
+    rows = [{"query": f"q{n}", "positive": f"p{n}"} for n in range(24)]
+    six = [row | {"positive": "popular"} if n < 6 else row for n, row in enumerate(rows)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sampled(six)  # one for each batch
+    for name in ("positive", "query"):
+        frequent = [row | {name: "frequent"} if n < 9 else row for n, row in enumerate(rows)]
+        with pytest.warns(UserWarning, match="At least 3 of 24 rows are not drawn in an epoch"):
+            batches = sampled(frequent)
+        assert len(set(chain(*batches)) & set(range(9))) <= 6
 
 
 def test_rows_that_fill_no_batch_are_refused_at_once():
