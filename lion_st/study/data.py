@@ -7,13 +7,14 @@ import random
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain, compress, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from lion_st.data.beir import Corpus, Qrels, Queries, load_beir, save_beir
+from lion_st.data.beir import Corpus, Qrels, Queries, load_beir, require_queries, save_beir
+from lion_st.data.layouts import DOCUMENT_LISTS
 from lion_st.data.overlap import KnownTexts, TextKeys, normalize
 from lion_st.data.quickstart import QUICKSTART_REPOSITORY, quickstart_data
 from lion_st.data.sources import files_checksum
@@ -25,7 +26,7 @@ from lion_st.study.grid import digest
 from lion_st.study.settings import DOMAIN_NAMES, HELD_OUT, OWN_TEXTS, Study, TestSet
 
 SEED = 0  # of what is held out and of what is shuffled: the same in every cell
-FORMAT = 1  # of the folder: raise it when the same settings shall give other files
+FORMAT = 2  # of the folder: raise it when the same settings shall give other files
 ROWS_AT_ONCE = 2000
 
 
@@ -181,21 +182,30 @@ def refuse_overlap(study: Study, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def load_test(source: str, split: str) -> tuple[Corpus, Queries, Qrels]:
-    """Documents, queries and judgements of a test set: a folder, a data set with such files, or one of mteb's tasks."""
+    """Documents, queries and judgements of a test set: a folder, a data set with such files, or one of mteb's tasks.
+
+    Raises:
+        ValueError: If the task has several subsets or splits, or a judged query has no text.
+    """
     from lion_st.evaluation.tasks import get_task, loaded
 
     if Path(source).is_dir():
         return load_beir(source, split)
     task = get_task(source, split)
-    corpus: Corpus = {}
-    queries: Queries = {}
-    qrels: Qrels = {}
     with loaded(task) as dataset:
-        parts = (splits[name] for splits in dataset.values() for name in task.eval_splits if name in splits)
-        for part in parts:
-            corpus |= {row["id"]: {"title": row.get("title") or "", "text": row["text"]} for row in part["corpus"]}
-            queries |= {row["id"]: row["text"] for row in part["queries"]}
-            qrels |= {query: dict(grades) for query, grades in part["relevant_docs"].items() if grades}
+        names = [(subset, name) for subset, splits in dataset.items() for name in task.eval_splits if name in splits]
+        if len(names) != 1:
+            listed = ", ".join("/".join(pair) for pair in names[:5])
+            raise ValueError(
+                f"{source} has {len(names)} parts to search on their own ({listed}), and a test set of a study is one: "
+                "write those that are meant as folders with lion_st.data.save_beir, and name these."
+            )
+        ((subset, name),) = names
+        part = dataset[subset][name]
+        corpus = {row["id"]: {"title": row.get("title") or "", "text": row["text"]} for row in part["corpus"]}
+        queries = {row["id"]: row["text"] for row in part["queries"]}
+        qrels = {query: dict(grades) for query, grades in part["relevant_docs"].items() if grades}
+    require_queries(queries, qrels, source)
     return corpus, queries, qrels
 
 
@@ -214,7 +224,7 @@ def shuffle_labels(rows: list[dict[str, Any]], share: float) -> list[dict[str, A
     """Give a share of the queries the documents and scores of another of them.
 
     Args:
-        rows: Training tuples with a column `question`; the others go together.
+        rows: Training tuples with a column `query_text`; the others go together.
         share: From 0 to 1. What a smaller one shuffles, a larger one does too.
     """
     generator = random.Random(SEED)
@@ -226,7 +236,7 @@ def shuffle_labels(rows: list[dict[str, Any]], share: float) -> list[dict[str, A
     cycle = generator.sample(chosen, len(chosen))
     shuffled = list(rows)
     for one, other in zip(cycle, [*cycle[1:], cycle[0]], strict=True):
-        shuffled[one] = {**rows[other], "question": rows[one]["question"]}
+        shuffled[one] = {**rows[other], "query_text": rows[one]["query_text"]}
     return shuffled
 
 
@@ -274,7 +284,7 @@ def _make(study: Study, folder: Path, made: bool) -> None:
         rows, documents = _rows_of(read_training_rows(study.data, _reads_scores(study)))
         if study.hold_out:
             rows, held = _hold_out(rows, documents, study.hold_out)
-        used = {one for row in rows for one in (row["pos_pid"], *row["neg_pids"])}
+        used = {one for row in rows for name in DOCUMENT_LISTS for one in row[name]}
         _write(folder / "documents.parquet", [{"id": one, "text": text} for one, text in documents.items()
                                               if one in used])  # fmt: skip
         for noise in study.label_noise:
@@ -285,14 +295,13 @@ def _make(study: Study, folder: Path, made: bool) -> None:
 
 
 def _rows_of(tuples: Iterable[TrainingRow]) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Tuples with ids in the place of documents, the first positive alone of several, and the documents by id."""
+    """Tuples with ids in the place of documents, and the documents by id."""
     ids: dict[str, str] = {}
     rows = []
     for one in tuples:
-        found = [ids.setdefault(text, f"d{len(ids)}") for text in (one.positives[0], *one.negatives)]
-        row: dict[str, Any] = {"question": one.query, "pos_pid": found[0], "neg_pids": found[1:]}
-        if one.scores:
-            row |= {"pos_score": one.scores[0], "neg_scores": one.scores[len(one.positives) :]}
+        row: dict[str, Any] = {"query_text": one.query} | ({"scores": one.scores} if one.scores else {})
+        for name, texts in zip(DOCUMENT_LISTS, (one.positives, one.negatives), strict=True):
+            row[name] = [ids.setdefault(text, f"d{len(ids)}") for text in texts]
         rows.append(row)
     return rows, {one: text for text, one in ids.items()}
 
@@ -301,7 +310,8 @@ def _hold_out(
     rows: list[dict[str, Any]], documents: Mapping[str, str], count: int
 ) -> tuple[list[dict[str, Any]], tuple[Corpus, Queries, Qrels]]:
     """Take documents and their queries out of the training tuples, and make a test set of them."""
-    answers = list(dict.fromkeys(row["pos_pid"] for row in rows))
+    positive, negative = DOCUMENT_LISTS
+    answers = list(dict.fromkeys(one for row in rows for one in row[positive]))
     if count >= len(answers):
         raise ValueError(
             f"data.hold_out is {count}, and the training data have {len(answers):,} relevant documents: hold out fewer."
@@ -309,20 +319,23 @@ def _hold_out(
     chosen = random.Random(SEED).sample(answers, count)
     held = {normalize(documents[one]) for one in chosen}
     hidden = {one for one, text in documents.items() if normalize(text) in held}  # copies of them too
-    asked = [row for row in rows if row["pos_pid"] in hidden]
-    said = {normalize(row["question"]) for row in asked}
+    asked = [row for row in rows if not hidden.isdisjoint(row[positive])]
+    said = {normalize(row["query_text"]) for row in asked}
     kept = []
     for row in rows:
-        if row["pos_pid"] in hidden or normalize(row["question"]) in said:
+        if normalize(row["query_text"]) in said:
             continue
-        places = [place for place, one in enumerate(row["neg_pids"]) if one not in hidden]
-        row = {**row, "neg_pids": [row["neg_pids"][place] for place in places]}
-        if "neg_scores" in row:
-            row["neg_scores"] = [row["neg_scores"][place] for place in places]
+        stays = [one not in hidden for one in (*row[positive], *row[negative])]
+        row = {**row, negative: [one for one in row[negative] if one not in hidden]}
+        if "scores" in row:
+            row["scores"] = list(compress(row["scores"], stays))
         kept.append(row)
     first = {normalize(documents[one]): one for one in reversed(chosen)}  # of copies one is searched
-    queries: Queries = {f"q{number}": row["question"] for number, row in enumerate(asked)}
-    qrels = {f"q{number}": {first[normalize(documents[row["pos_pid"]])]: 1} for number, row in enumerate(asked)}
+    queries: Queries = {f"q{number}": row["query_text"] for number, row in enumerate(asked)}
+    qrels = {
+        f"q{number}": {first[normalize(documents[one])]: 1 for one in row[positive] if one in hidden}
+        for number, row in enumerate(asked)
+    }
     order = random.Random(SEED).sample(list(qrels), len(qrels))  # the first ones are then of all sources
     return kept, (
         {one: {"title": "", "text": documents[one]} for one in first.values()},
@@ -345,7 +358,7 @@ def _training_texts(study: Study, data: StudyData) -> Iterator[str]:
 
         yield from parquet.read_table(data.texts, columns=["text"])["text"].to_pylist()
         path = data.options[study.label_noise[0]]["train_data"]
-        yield from parquet.read_table(path, columns=["question"])["question"].to_pylist()
+        yield from parquet.read_table(path, columns=["query_text"])["query_text"].to_pylist()
     else:
         for row in read_training_rows(study.data):
             yield from (row.query, *row.positives, *row.negatives)

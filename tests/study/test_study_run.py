@@ -20,11 +20,14 @@ from typer.testing import CliRunner
 
 import lion_st
 from lion_st.cli import app
-from lion_st.data import load_beir
+from lion_st.data import load_beir, load_tuples
+from lion_st.data.layouts import DOCUMENT_LISTS
 from lion_st.data.overlap import normalize
+from lion_st.data.tuples import set_epoch
 from lion_st.encoding import encode_corpus
 from lion_st.errors import INTERRUPTED, UsageError
 from lion_st.evaluation import fit_fusion
+from lion_st.evaluation.tasks import get_task
 from lion_st.exporting import single_models
 from lion_st.files import lock_folder
 from lion_st.study import contrastive_entropies, parse_study, plan_study, run_study
@@ -242,17 +245,37 @@ def test_rows_of_all_numbers_of_candidates_are_trained_on_and_compared_with_test
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     for row in rows[::2]:
         row["neg"], row["neg_scores"] = row["neg"][:1], row["neg_scores"][:1]
-    rows[0] |= {"pos": [*rows[0]["pos"], "Notes about lions, page 0."], "pos_scores": [5.0, 4.0]}
+    several = rows[5]
+    several |= {"pos": [*several["pos"], "Notes about lions, page 0."], "pos_scores": [5.0, 4.0]}
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     values["data"]["overlap"] = "report"
     data = prepare_data(parse_study(values), tmp_path / "data")
     trained = parquet.read_table(data.options[0.0]["train_data"]).to_pylist()
-    assert len(trained) == 32 - 6 and {len(row["neg_pids"]) for row in trained} >= {1, 2}
-    assert all(len(row["neg_pids"]) == len(row["neg_scores"]) for row in trained)
+    candidates = [row["positive_document_ids"] + row["negative_document_ids"] for row in trained]
+    assert len(trained) == 32 - 6 and {len(row["negative_document_ids"]) for row in trained} >= {1, 2}
+    assert list(map(len, candidates)) == [len(row["scores"]) for row in trained]
+    assert {len(row["positive_document_ids"]) for row in trained} == {1, 2}
+    tuples = load_tuples(data.options[0.0]["train_data"], documents=data.texts, negatives=1, teacher_scores=True,
+                         drop_short=True)  # fmt: skip
+    drawn = set()
+    for epoch in range(9):
+        set_epoch(tuples, epoch)
+        drawn |= {(row["positive"], row["label"][0]) for row in tuples if row["query"] == several["query"]}
+    assert drawn == set(zip(several["pos"], several["pos_scores"], strict=True))
     values["data"].pop("hold_out")
     values["evaluation"].pop("in_domain")
     (found,) = prepare_data(parse_study(values), tmp_path / "as they are").overlap
     assert found["documents trained on, exact"] == 1  # the second positive, which training draws too
+
+
+def test_a_test_set_of_several_parts_is_refused_before_training(tmp_path: Path, monkeypatch) -> None:
+    task = get_task(write_test(tmp_path / "parts"))
+    monkeypatch.setattr("lion_st.evaluation.tasks.get_task", lambda *_: task)
+    assert len(load_test("InTwoLanguages", "test")[0]) == 12
+    task.load_data()
+    task.dataset["other"] = task.dataset["default"]
+    with pytest.raises(ValueError, match=r"InTwoLanguages has 2 parts .*\(default/test, other/test\).*save_beir"):
+        load_test("InTwoLanguages", "test")
 
 
 def test_an_objective_that_reads_scores_may_be_added_to_a_study(tmp_path: Path, tiny_backbone) -> None:
@@ -262,7 +285,7 @@ def test_an_objective_that_reads_scores_may_be_added_to_a_study(tmp_path: Path, 
     for objectives in (["cl"], ["cl", "kd"]):
         data = prepare_data(parse_study(values | {"objectives": objectives}), tmp_path / "data", begun=True)
         columns = parquet.read_schema(data.options[0.0]["train_data"]).names
-        assert ("pos_score" in columns) == ("kd" in objectives)
+        assert ("scores" in columns) == ("kd" in objectives)
 
 
 @pytest.mark.parametrize("bf16", [False, True])
@@ -287,12 +310,13 @@ def test_held_out_documents_and_copies_of_them_are_not_trained_on(tmp_path: Path
     assert len(trained) == 32 - 6
     hidden = {normalize(row["text"]) for row in corpus.values()}
     assert hidden.isdisjoint(map(normalize, documents.values()))
-    assert {one for row in trained for one in (row["pos_pid"], *row["neg_pids"])} <= documents.keys()
-    assert set(queries.values()).isdisjoint(row["question"] for row in trained)
+    assert {one for row in trained for name in DOCUMENT_LISTS for one in row[name]} <= documents.keys()
+    assert set(queries.values()).isdisjoint(row["query_text"] for row in trained)
     assert all(row[key] == 0 for row in data.overlap for key in row if "trained on" in key)
     noisy = parquet.read_table(data.options[0.5]["train_data"]).to_pylist()
-    assert sum(a["pos_pid"] != b["pos_pid"] for a, b in zip(trained, noisy, strict=True)) == 13
-    assert sorted(row["pos_pid"] for row in trained) == sorted(row["pos_pid"] for row in noisy)
+    positives, shuffled = ([row["positive_document_ids"] for row in rows] for rows in (trained, noisy))
+    assert sum(one != other for one, other in zip(positives, shuffled, strict=True)) == 13
+    assert sorted(positives) == sorted(shuffled)
 
 
 def test_changed_files_of_the_data_are_read_again_until_a_cell_has_begun(tmp_path: Path, tiny_backbone) -> None:
@@ -343,9 +367,9 @@ def test_a_test_set_that_is_trained_on_is_refused_or_reported(tmp_path: Path, ti
 
 
 def test_a_larger_share_of_noise_shuffles_what_a_smaller_one_does() -> None:
-    rows = [{"question": str(n), "pos_pid": n} for n in range(100)]
+    rows = [{"query_text": str(n), "scores": n} for n in range(100)]
     moved = [
-        {n for n, row in enumerate(shuffle_labels(rows, share)) if row["pos_pid"] != n} for share in (0.1, 0.25, 1.0)
+        {n for n, row in enumerate(shuffle_labels(rows, share)) if row["scores"] != n} for share in (0.1, 0.25, 1.0)
     ]
     assert [len(one) for one in moved] == [10, 25, 100]
     assert moved[0] < moved[1] < moved[2]
