@@ -19,6 +19,11 @@ PAIR_DOCUMENTS = (
     "positive", "answer", "answers", "passage", "document", "document_text", "response", "sentence2",
     *DOCUMENT_ID_FIELDS,
 )  # fmt: skip
+ANSWERS = ("answer", "answers", "response")  # of which a row has a passage besides that may be meant
+PASSAGES = (
+    "passage", "passages", "positive_passages", "document", "document_text", "context", "contexts", "ctxs",
+    "positive_ctxs",
+)  # fmt: skip
 PAIR_SCORES = (*GRADE_FIELDS, "labels", "similarity_score")
 GRADES = ("relevance", "grade", "label", "labels", "rel")  # of which whole numbers are how relevant a document is
 DOCUMENT_LISTS = ("positive_document_ids", "negative_document_ids")
@@ -79,6 +84,7 @@ def detect_layout(row: Row) -> Layout:
     pair = _pair_columns(row)
     if pair is not None:
         query, document = pair
+        _require_one_meant(row, document)
         read = partial(_answers if document == "answers" else _columns, query=query, document=document)
         return Layout("columns", pair, read, query in QUERY_ID_FIELDS or None, document in DOCUMENT_ID_FIELDS or None)
     known = "; ".join(f"{', '.join(layout.columns)} ({layout.name})" for layout in LAYOUTS)
@@ -101,6 +107,7 @@ def scored_pair_fields(row: Row) -> tuple[str, str, str] | None:
     score = next((name for name in PAIR_SCORES if row.get(name) is not None), None)
     if pair is None or score is None or _negatives(row) or any(set(layout.columns) <= set(row) for layout in LAYOUTS):
         return None
+    _require_one_meant(row, pair[1])
     is_one = isinstance(row[pair[1]], (str, int)) and isinstance(row[score], (str, int, float))
     is_list = str(row[score]).startswith("[")  # in a .csv
     return (*pair, score) if is_one and not is_list else None
@@ -208,6 +215,16 @@ def _pair_columns(row: Row) -> tuple[str, str] | None:
         next((name for name in names if row.get(name) is not None), None) for names in (PAIR_QUERIES, PAIR_DOCUMENTS)
     )
     return None if query is None or document is None else (query, document)
+
+
+def _require_one_meant(row: Row, document: str) -> None:
+    """Refuse a row with an answer and its passage, which is mostly what is to be found."""
+    passage = next((name for name in PASSAGES if row.get(name)), None)
+    if document in ANSWERS and passage is not None:
+        raise ValueError(
+            f"The columns {sorted(row)} have {document!r} and {passage!r}: call the one that is to be found "
+            "'positive', a text or a list, or leave the other out."
+        )
 
 
 def _answers(row: Row, *, query: str, document: str) -> Candidates:

@@ -346,6 +346,23 @@ def test_pairs_and_questions_with_answers_are_training_data(tmp_path, name):
     assert load_tuples(write(tmp_path / name, PAIR_FILES[name]))[:] == ONE_PAIR
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": "q", "answers": {"text": ["short"]}, "context": "A passage."},  # SQuAD
+        {"question": "q", "answers": ["short"], "positive_ctxs": [{"text": "A passage."}], "negative_ctxs": []},  # DPR
+        {"query": "q", "answers": ["short"], "passages": {"is_selected": [1], "passage_text": ["A passage."]}},
+        {"question": "q", "answer": "short", "passage": "A passage.", "label": 1},
+    ],
+)
+def test_an_answer_beside_its_passage_is_not_taken_for_what_is_to_be_found(tmp_path, row):
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    with pytest.raises(ValueError, match=r"have 'answers?' and '.*': call the one that is to be found 'positive'"):
+        load_tuples(tmp_path / "rows.jsonl")
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"query": "q", "answer": "short", "positive": "A passage."}))
+    assert load_tuples(tmp_path / "rows.jsonl")[0]["positive"] == "A passage."
+
+
 def test_pairs_with_scores_are_gathered_by_query(tmp_path):
     scored = write(
         tmp_path / "scored.csv", "query,passage,score\na,near,3.5\nb,only,1.25\na,best,7\na,far,-2\na,best,7\n"
