@@ -14,7 +14,8 @@ JUDGED_FIELDS = ("corpus_id", "corpus-id")  # of BEIR's judgements
 DOCUMENT_ID_FIELDS = ("pid", "passage_id", "docid", "doc_id", "document_id", *JUDGED_FIELDS)
 ID_FIELDS = ("_id", "id", *DOCUMENT_ID_FIELDS, *QUERY_ID_FIELDS)
 TEXT_FIELDS = (
-    "text", "contents", "body", "passage", "document", "document_text", "query", "query_text", "question",
+    "text", "contents", "content", "body", "segment", "passage", "document", "document_text", "query", "query_text",
+    "question",
 )  # fmt: skip
 TITLE_FIELD = "title"
 GRADE_FIELDS = ("score", "relevance", "grade", "label", "rel")
@@ -45,6 +46,16 @@ def names_texts(names: Iterable[str]) -> bool:
     """Whether the names of columns include one of an id and one of a text or title."""
     found = set(names)
     return bool(found & set(ID_FIELDS)) and bool(found & {*TEXT_FIELDS, TITLE_FIELD})
+
+
+def require_text_name(row: Row, place: str) -> None:
+    """Refuse a document with a title and no text, where it has further fields, of which one may be the text."""
+    further = row.keys() - {TITLE_FIELD, *ID_FIELDS}
+    if row.get(TITLE_FIELD) is not None and further and further.isdisjoint(TEXT_FIELDS):
+        raise ValueError(
+            f"{place} has a title and no text among its fields {sorted(row)}: accepted are {', '.join(TEXT_FIELDS)}. "
+            "Name the text so, or the title if that is all there is to find."
+        )
 
 
 def check_id(value: Any, place: str, field: str) -> str:

@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-from lion_st.data.fields import Fields, Row, Task, names_texts, read_fields
+from lion_st.data.fields import Fields, Row, Task, names_texts, read_fields, require_text_name
 from lion_st.data.files import Rows, checked, decode_lines, file_kind, json_rows, read_lines, read_rows
 from lion_st.data.sources import parse_source, stream_rows, text_files
 from lion_st.data.trec import is_topics, read_tagged_topics
@@ -60,7 +60,7 @@ def read_corpus(corpus: Corpus, split: str = "train", task: Task = "document") -
     Raises:
         FileNotFoundError: If a path does not exist.
         ValueError: If a file is of an unknown kind, a compressed one ends early or is damaged, or the first record of
-            a file names no id or no text; the message says which names are accepted.
+            a file names no id or no text, or a title and something else; the message says which names are accepted.
     """
     for place, fields in _read_all(corpus, split, task):
         if isinstance(fields, ValueError):
@@ -142,6 +142,8 @@ def _as_fields(rows: Rows, task: Task) -> Iterator[tuple[str, Fields | ValueErro
         return
     if isinstance(first[1], dict) and not names_texts(first[1]):
         read_fields(first[1], first[0], task)  # raises: all other records would be bad, too
+    if isinstance(first[1], dict) and task == "document":
+        require_text_name(first[1], first[0])
     for place, row in chain([first], rows):
         if isinstance(row, ValueError):
             yield place, row

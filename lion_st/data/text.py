@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lion_st.data.cache import cached_table, identity_of
+from lion_st.data.fields import TEXT_FIELDS as NAMES_OF_TEXTS
+from lion_st.data.fields import TITLE_FIELD
 from lion_st.data.files import READABLE, checked, file_kind, read_lines, read_rows
 from lion_st.data.sources import load_table, parse_source
 from lion_st.files import checksum
@@ -20,9 +22,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-TEXT_FIELDS = ("text", "title", "query", "question", "pos", "positive")
+TEXT_FIELDS = tuple(dict.fromkeys(("text", TITLE_FIELD, "query", "question", "pos", "positive", *NAMES_OF_TEXTS)))
 ROWS_PER_DOCUMENT = 64
-BLOCKS_FORMAT = 1  # part of the cache's key: raise it when the same texts shall give other blocks
+BLOCKS_FORMAT = 2  # part of the cache's key: raise it when the same texts shall give other blocks
 FORM = f"text in a table needs a header with one of {', '.join(TEXT_FIELDS)}."
 
 

@@ -201,6 +201,23 @@ def test_nulls_and_passages_of_ms_marco_v2(tmp_path):
     ]
 
 
+def test_a_title_is_not_taken_for_the_document_where_the_text_has_another_name(tmp_path):
+    file, row = tmp_path / "corpus.jsonl", {"docid": "a", "title": "Lions", "abstract": "They hunt at night."}
+    file.write_text(json.dumps(row))
+    with pytest.raises(ValueError, match=r"corpus\.jsonl:1 has a title and no text among its fields \['abstract', "):
+        list(read_corpus(file))
+    for name in ("segment", "content"):  # of TREC RAG, of many
+        row = {"docid": "a", "title": "Lions", name: "They hunt at night.", "url": "https://lions"}
+        file.write_text(json.dumps(row))
+        assert list(read_corpus(file)) == [Record("a", "Lions They hunt at night.")]
+        assert list(iter_documents(file)) == ["Lions\nThey hunt at night."]
+    for row in ({"id": "a", "title": "Lions"}, {"id": "a", "title": "Lions", "text": None, "url": "x"}):
+        assert list(read_corpus([row])) == [Record("a", "Lions")]
+    assert list(read_corpus([{"id": "q", "title": "lions", "desc": "About lions."}], task="query")) == [
+        Record("q", "lions")
+    ]
+
+
 @pytest.mark.parametrize("read", [list, dict], ids=["documents", "queries"])
 def test_unknown_names_are_refused_at_the_first_record_with_those_that_are_known(tmp_path, read):
     (tmp_path / "a.jsonl").write_text('{"key": "a", "text": "x"}\n')
