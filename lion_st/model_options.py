@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, TypedDict
 
 import torch
 
+from lion_st.data.fields import Paradigm
 from lion_st.modules.llama_pooling import PoolingName
 from lion_st.modules.splade_head import Activation
 
 if TYPE_CHECKING:
     from peft import LoraConfig
 
-Paradigm: TypeAlias = Literal["sparse", "dense", "multi_vector", "hybrid"]
 SingleVector: TypeAlias = Literal["sparse", "dense"]
 # Options of `build` that some paradigms alone read.
 READ_BY: dict[str, tuple[Paradigm, ...]] = {

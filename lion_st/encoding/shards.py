@@ -14,6 +14,7 @@ import numpy as np
 import xxhash
 from scipy import sparse
 
+from lion_st.data.fields import Paradigm
 from lion_st.data.records import Record
 from lion_st.encoding.reading import CorpusCounts, records_digest
 from lion_st.encoding.snapshots import download_explained, local_folder
@@ -270,7 +271,7 @@ class EncodedCorpus:
             self.manifest: dict[str, Any] = dict(json.loads((self.path / MANIFEST).read_text(encoding="utf-8")))
             weights = self.manifest["settings"].get("fusion_weights")
             self.fusion_weights: tuple[float, float] | None = None if weights is None else (weights[0], weights[1])
-            self.paradigm: Literal["sparse", "dense", "multi_vector", "hybrid"] = self.manifest["settings"]["paradigm"]
+            self.paradigm: Paradigm = self.manifest["settings"]["paradigm"]
             for shard in self.manifest["shards"]:
                 inside(self.path, shard["file"])
             is_intact = self.manifest["xxh3"] == contents_checksum(self.manifest)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 import numpy as np
 from scipy import sparse
+
+from lion_st.data.fields import Paradigm
 
 if TYPE_CHECKING:
     import torch
@@ -101,7 +103,7 @@ class HybridVectors:
 Vectors: TypeAlias = sparse.csr_array | np.ndarray | TokenVectors | HybridVectors
 
 
-def kind_of(vectors: Vectors) -> Literal["sparse", "dense", "multi_vector", "hybrid"]:
+def kind_of(vectors: Vectors) -> Paradigm:
     """The paradigm whose vectors these are."""
     if isinstance(vectors, HybridVectors):
         return "hybrid"

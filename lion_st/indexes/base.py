@@ -8,10 +8,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
 
+from lion_st.data.fields import Paradigm
 from lion_st.encoding.storage import (
     HEADER,
     StorageError,
@@ -28,7 +29,6 @@ from lion_st.indexes.frequencies import DocumentFrequencies
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-Paradigm: TypeAlias = Literal["sparse", "dense", "multi_vector", "hybrid"]
 Hits: TypeAlias = list[tuple[str, float]]  # (document id, score), best first
 
 KIND = "lion_st index"

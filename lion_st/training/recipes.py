@@ -15,10 +15,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from lion_st.data.fields import Paradigm
 from lion_st.data.quickstart import QUICKSTART_REPOSITORY
 from lion_st.errors import UsageError
 
-Paradigm: TypeAlias = Literal["sparse", "dense", "multi_vector", "hybrid"]
 Objective: TypeAlias = Literal["cl", "kd", "cl_kd", "kl", "margin_mse_kl", "listwise", "rank"]
 PAPER_PARADIGMS: tuple[Paradigm, ...] = ("sparse", "dense")
 PARADIGMS: tuple[Paradigm, ...] = (*PAPER_PARADIGMS, "multi_vector", "hybrid")
