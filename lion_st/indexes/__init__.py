@@ -15,10 +15,12 @@ from lion_st.engines import ENGINES, engine_settings, require_settings
 from lion_st.extras import has_seismic
 from lion_st.files import is_hub_name
 from lion_st.indexes.base import KIND, VERSION, Hits, Index, LocalIndex, Paradigm
+from lion_st.indexes.frequencies import DocumentFrequencies
 from lion_st.indexes.pruning import Pruning
 
 __all__ = [
     "ENGINES",
+    "DocumentFrequencies",
     "Hits",
     "Index",
     "LocalIndex",

@@ -31,9 +31,19 @@ class DocumentFrequencies:
         """Multiply the weights of queries [Q, V] by 1 + ln((N + 1) / (n + 1)), n the documents of N that have the term.
 
         That is the smoothed inverse document frequency of scikit-learn's TfidfTransformer: at least 1, so that no term
-        is lost.
+        is lost. Without documents the weights stay.
+
+        Raises:
+            ValueError: If the documents have another number of terms.
         """
-        idf = 1 + np.log((self.documents + 1) / (self.counts + 1))
         queries = to_csr(queries)
+        if not self.documents:
+            return queries
+        if queries.shape[1] != len(self.counts):
+            raise ValueError(
+                f"The documents have {len(self.counts):,} terms and the queries {queries.shape[1]:,}: encode both with "
+                "one model."
+            )
+        idf = 1 + np.log((self.documents + 1) / (self.counts + 1))
         data = queries.data * idf.astype(queries.dtype)[queries.indices]
         return sparse.csr_array((data, queries.indices, queries.indptr), shape=queries.shape)

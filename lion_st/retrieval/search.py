@@ -280,7 +280,7 @@ def _encoded_queries(model: Any, index: Index, texts: Sequence[str], max_tokens:
 
 def weighed_by_idf(queries: Any, index: Any) -> Any:
     """Sparse queries whose weights are multiplied by how rare their terms are in an index that keeps term weights."""
-    return index.document_frequencies().weigh(queries) if len(index) else queries
+    return index.document_frequencies().weigh(queries)
 
 
 def require_term_weights(index: Index, purpose: str = "Explanations need") -> None:

@@ -70,6 +70,8 @@ def test_random_updates_leave_what_a_new_index_of_the_rest_finds(
         if paradigm == "sparse":
             counts = (everything[alive] > 0).sum(axis=0)
             assert index.document_frequencies().counts.tolist() == counts.tolist()
+            with pytest.raises(ValueError, match=f"{VOCABULARY} terms and the queries 5: encode both with one model"):
+                index.document_frequencies().weigh(np.ones((1, 5)))
         if step % 4 == 1:
             index.compact()
             assert index.ids == [f"d{row}" for row in alive]
