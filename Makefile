@@ -50,11 +50,12 @@ lint: install
 check: lint  ## Lint, formatting, types, the way of imports and the size of files
 	$(BIN)/python -m pytest tests/test_structure.py
 
-# Two processes share the files of the suite; each computes on one thread, as two would wait for each other's.
+# Two processes share the files of the suite; each computes on one thread, as two would wait for each other's. Bytecode
+# is kept, which images of containers forbid: many tests start processes, and each would compile lion_st anew.
 WORKERS ?= 2
 
 test: lint  ## Run the checks and the test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 # The most telling tests, in one process: gold values, exactness, options, errors, readers.
 FAST := tests/test_structure.py tests/test_package.py tests/test_docstrings.py tests/cli/test_app.py \
