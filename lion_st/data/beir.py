@@ -57,8 +57,8 @@ def load_beir(path: str | Path, split: str = "test") -> tuple[Corpus, Queries, Q
 
 
 def require_queries(queries: Mapping[str, str], judged: Iterable[str], source: str | Path) -> None:
-    """Refuse judged queries without a text, which nothing encodes."""
-    blank = next((query for query in judged if not queries[query].strip()), None)
+    """Refuse judged queries that are not there or have no text, which nothing encodes."""
+    blank = next((query for query in judged if not queries.get(query, "").strip()), None)
     if blank is not None:
         raise ValueError(f"{source} has no text for the judged query {blank!r}: fill it in or remove its judgements.")
 

@@ -1,4 +1,4 @@
-"""The names under which files and data sets keep ids, titles, texts and grades."""
+"""The names under which files and data sets keep ids, titles, texts and grades, and the kinds of texts and vectors."""
 
 from __future__ import annotations
 

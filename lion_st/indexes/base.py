@@ -371,7 +371,7 @@ class LocalIndex(Index):
             raise KeyError(f"The document {error.args[0]!r} is not in the index.") from None
 
     def document_frequencies(self) -> DocumentFrequencies:
-        """In how many of the documents each term is active, of an engine that keeps sparse vectors as they are.
+        """In how many of the documents each term is active, of an engine that keeps sparse vectors.
 
         Raises:
             NotImplementedError: Of any other.

@@ -273,6 +273,9 @@ def test_a_test_set_of_several_parts_is_refused_before_training(tmp_path: Path, 
     monkeypatch.setattr("lion_st.evaluation.tasks.get_task", lambda *_: task)
     assert len(load_test("InTwoLanguages", "test")[0]) == 12
     task.load_data()
+    task.dataset["default"]["test"]["relevant_docs"]["gone"] = {"d1": 1}
+    with pytest.raises(ValueError, match="InTwoLanguages has no text for the judged query 'gone'"):
+        load_test("InTwoLanguages", "test")
     task.dataset["other"] = task.dataset["default"]
     with pytest.raises(ValueError, match=r"InTwoLanguages has 2 parts .*\(default/test, other/test\).*save_beir"):
         load_test("InTwoLanguages", "test")
