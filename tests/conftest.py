@@ -23,6 +23,12 @@ GOLDEN = Path(__file__).parent / "data" / "golden"
 GOLDEN_CASES = ("h64_tied_rope_default", "h128_untied_rope_llama32")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Every test, with the fixtures it is the first to ask for, draws the same numbers alone as after any others."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def tiny_backbone(tmp_path_factory) -> Callable[..., str]:
     """`tiny_backbone(family="llama", tied=True, **config)` is a saved random causal LM with its tokenizer."""
