@@ -66,8 +66,10 @@ class CachedContrastiveDistillationLoss(CachedLossMixin, ContrastiveDistillation
     def forward(
         self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """The terms of the loss; the first carries the gradient of all of them."""
+        """The terms of the loss; the first carries the gradient of all of them. Inside MatryoshkaLoss, one for all."""
         total = self.forward_cached(sentence_features, labels)
+        if "calculate_loss" in vars(self):  # MatryoshkaLoss has put its own there, which adds up dimensions
+            return {"matryoshka_loss": total}
         terms = dict(self._terms)
         first = next(iter(terms))
         # The trainer adds the terms up, so the sum must have the total's gradient exactly once.

@@ -19,6 +19,19 @@ from lion_st.losses.scoring import scores_of_columns
 from lion_st.losses.teachers import TeacherTerms
 
 
+class WeightedTerms(dict[str, Tensor]):
+    """Terms of a loss by name, with their weights applied; a weight times them is one times their sum.
+
+    Trainers log the terms one by one and add them up. What weighs a loss as a whole, as MatryoshkaLoss does, gets the
+    sum.
+    """
+
+    def __mul__(self, weight: float) -> Tensor:
+        return weight * torch.stack(list(self.values())).sum()
+
+    __rmul__ = __mul__
+
+
 class ContrastiveDistillationLoss(nn.Module):
     """Learns from labelled positives and from a teacher's scores of the same documents, at once.
 
@@ -161,7 +174,7 @@ class ContrastiveDistillationLoss(nn.Module):
         if gather:
             own = own + get_rank() * own.numel()  # the columns of `scores` that hold each query's own documents
 
-        loss = {}
+        loss = WeightedTerms()
         if self.contrastive_weight > 0:
             contrastive = F.cross_entropy(scores, own[:, 0])
             if self.released_scaling:

@@ -17,10 +17,12 @@ from sentence_transformers import (
     SparseEncoderTrainingArguments,
 )
 from sentence_transformers.base.modules import Transformer
+from sentence_transformers.sentence_transformer.losses import AdaptiveLayerLoss, MatryoshkaLoss
 from sentence_transformers.sentence_transformer.modules import Pooling
 from sentence_transformers.sparse_encoder.callbacks.splade_callbacks import SpladeRegularizerWeightSchedulerCallback
 from sentence_transformers.sparse_encoder.losses import CachedSpladeLoss, SpladeLoss
 from sentence_transformers.sparse_encoder.modules import SpladePooling
+from torch.nn.functional import normalize
 
 from lion_st.losses import (
     CachedContrastiveDistillationLoss,
@@ -129,6 +131,27 @@ def test_dense(dense_model, train, loss_class):
     for line in logs:
         assert line["contrastive_loss"] + line["distillation_loss"] == pytest.approx(line["loss"], abs=2e-4)
     assert any(not torch.equal(before[name], weight) for name, weight in weights(model).items())
+
+
+@pytest.mark.parametrize("loss_class", [ContrastiveDistillationLoss, CachedContrastiveDistillationLoss])
+def test_several_dimensions(dense_model, train, texts, loss_class):
+    model, weights = dense_model(), {32: 1.0, 8: 0.5}
+    whole = ContrastiveDistillationLoss(model)
+    row = four_rows(texts)
+    columns = [model.encode(row[name], convert_to_tensor=True) for name in row.column_names if name != "label"]
+    terms = [
+        weight
+        * whole.compute_loss_from_embeddings([normalize(one[:, :size]) for one in columns], torch.tensor(row["label"]))
+        for size, weight in weights.items()
+    ]
+    (line,) = train(model, MatryoshkaLoss(model, loss_class(model), [*weights], [*weights.values()]), max_steps=1)
+    assert line["loss"] == pytest.approx(sum(terms).item(), rel=1e-4)
+
+
+def test_adaptive_layers(dense_model, train):
+    model = dense_model()
+    logs = train(model, AdaptiveLayerLoss(model, ContrastiveDistillationLoss(model)), max_steps=4, learning_rate=1e-3)
+    assert logs[-1]["loss"] < logs[0]["loss"]
 
 
 @pytest.mark.parametrize("kind", SPARSE_KINDS)
