@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -143,14 +144,14 @@ def test_terms_of_an_opensearch_sparse_vector_are_numbered_anew(converted, vecto
     _, stored = read("opensearch-sparse-vector", folder, len(terms))
     difference = stored.toarray() - vectors.toarray()[:, terms]
     assert np.abs(difference).max() <= vectors.data.max() / 510 + 1e-6
-    facts = CorpusFacts(1, np.arange(128_256) < 65_537)
+    facts = CorpusFacts(1, used := np.arange(128_256) < 65_537, used)
     with pytest.raises(ValueError, match=r"modulo 65,536, and the documents have 65,537 terms"):
         OpenSearchSparseVector(tmp_path, "lions", facts)
 
 
 def test_pgvector_gets_the_thousand_heaviest_terms(tmp_path):
     weights = np.arange(1, 1501, dtype=np.float32)[None]
-    kept = PgVector(tmp_path, "lions", CorpusFacts(1, weights[0])).store(sparse.csr_array(weights))
+    kept = PgVector(tmp_path, "lions", CorpusFacts(1, weights[0], weights[0])).store(sparse.csr_array(weights))
     assert kept.nnz == 1000 and kept.data.min() == 501
 
 
@@ -229,10 +230,27 @@ def test_large_numbers_are_varints(tmp_path):
     rows = sparse.lil_array((20_000, 3), dtype=np.float32)
     for row, weight in ((0, 1), (127, 127), (300, 128), (19_999, 2_000_000)):
         rows[row, 2] = weight
-    exporter = Ciff(tmp_path, "lions", CorpusFacts(20_000, np.ones(3)), scale=1)
-    exporter.add([str(row) for row in range(20_000)], rows.tocsr())
+    exporter = Ciff(tmp_path, "lions", CorpusFacts(20_000, np.ones(3), np.array([0, 0, 4])), scale=1)
+    for part in (slice(0, 200), slice(200, 20_000)):
+        exporter.add([str(row) for row in range(20_000)[part]], rows.tocsr()[part])
     exporter.finish("{}")
     assert same(read_ciff(tmp_path / "index.ciff", 3)[1], rows.tocsr())
+
+
+def test_a_ciff_file_is_written_from_eight_bytes_a_posting(tmp_path):
+    from lion_st.retrieval.exporters.ciff import Ciff
+
+    rows = sparse.csr_array(np.ones((500, 50), dtype=np.float32))
+    exporter = Ciff(tmp_path, "lions", CorpusFacts(20_000, np.ones(50), np.full(50, 20_000)))
+    ids = [str(row) for row in range(20_000)]
+    tracemalloc.start()
+    before = exporter._documents.nbytes + exporter._levels.nbytes
+    for start in range(0, 20_000, 500):
+        exporter.add(ids[start : start + 500], rows)
+    exporter.finish("{}")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert before == 8 * 20_000 * 50 and peak < before  # of one shard, and then of one term
 
 
 def test_no_score_is_beyond_the_sixteen_bits_of_bmp(converted, vectors, queries, encoded, tmp_path):
@@ -332,7 +350,7 @@ def test_milvus_ranks_the_converted_index_as_exact_search(vectors, queries, tmp_
     """By the program that was written; a document without terms, which Milvus does not take, is left out."""
     pytest.importorskip("milvus_lite", reason="Milvus Lite is not installed")
     rows = sparse.vstack([vectors, sparse.csr_array((1, vectors.shape[1]), dtype=np.float32)], format="csr")
-    exporter = Milvus(tmp_path, "lions", CorpusFacts(len(IDS) + 1, vectors.max(axis=0).toarray().ravel()))
+    exporter = Milvus(tmp_path, "lions", CorpusFacts(len(IDS) + 1, *(vectors.max(axis=0).toarray().ravel(),) * 2))
     exporter.add([*IDS, "blank"], rows)
     exporter.finish(exporter.query(queries[[0]].indices, queries[[0]].data))
     command = [sys.executable, "load.py", "lions.db"]
@@ -403,7 +421,7 @@ def test_vespa_keeps_the_weights_of_frequent_terms(converted):
 def test_files_are_no_longer_than_engines_take_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(base, "BULK_TERMS", 25)
     rows = sparse.csr_array(np.ones((7, 10), dtype=np.float32))
-    exporter = Qdrant(tmp_path, "lions", CorpusFacts(7, np.ones(10)))
+    exporter = Qdrant(tmp_path, "lions", CorpusFacts(7, np.ones(10), np.ones(10)))
     exporter.add([str(row) for row in range(7)], rows)
     monkeypatch.setattr(base, "BULK_TERMS", 5)  # fewer than a document has
     exporter.add(["7", "8"], rows[:2])

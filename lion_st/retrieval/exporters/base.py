@@ -29,10 +29,12 @@ class CorpusFacts:
     Attributes:
         documents: Their number.
         upper: Each term's largest weight [V].
+        counts: In how many documents each term is active, int64 [V].
     """
 
     documents: int
     upper: np.ndarray
+    counts: np.ndarray
 
     @property
     def dimensions(self) -> int:

@@ -23,18 +23,29 @@ _DOCUMENT, _COUNT, _POSTING = 0x08, 0x10, 0x22  # keys of a posting's two number
 
 
 class Ciff(IntegerWeights):
-    """One file `index.ciff`, of integer weights; all postings are in memory until it is written."""
+    """One file `index.ciff`, of integer weights; all postings, of 8 bytes each, are in memory until it is written."""
 
     def __init__(self, output: Path, name: str, facts: CorpusFacts, scale: float | None = None) -> None:
         super().__init__(output, name, facts, scale)
         self._ids: list[str] = []
-        self._parts: list[sparse.csr_array] = []
+        self._lengths: list[np.ndarray] = []  # sums of the documents' integers
+        self._starts = np.cumsum(facts.counts) - facts.counts  # of each term's postings, int64 [V]
+        self._ends = self._starts.copy()  # how far they are filled, as weights that round to 0 are left out
+        self._documents = np.empty(int(facts.counts.sum()), dtype=np.int32)
+        self._levels = np.empty_like(self._documents)
 
     def add(self, ids: Sequence[str], stored: sparse.csr_array) -> None:
-        """Keep documents until the end."""
-        self._ids.extend(ids)
+        """Put documents' postings behind those of earlier ones."""
         levels = self.integers(stored.data).astype(np.int32)
-        self._parts.append(sparse.csr_array((levels, stored.indices, stored.indptr), shape=stored.shape))
+        rows = sparse.csr_array((levels, stored.indices, stored.indptr), shape=stored.shape)
+        columns = rows.tocsc()
+        counts = np.diff(columns.indptr)
+        places = np.repeat(self._ends - columns.indptr[:-1], counts) + np.arange(columns.nnz)
+        self._documents[places] = columns.indices + len(self._ids)
+        self._levels[places] = columns.data
+        self._ends += counts
+        self._lengths.append(rows.sum(axis=1, dtype=np.int64))
+        self._ids.extend(ids)
 
     def query(self, terms: np.ndarray, weights: np.ndarray) -> str:
         """Terms and integers, as JSON."""
@@ -43,16 +54,13 @@ class Ciff(IntegerWeights):
 
     def finish(self, example: str) -> str:
         """Write the file; see `Exporter.finish`."""
-        rows = sparse.vstack(self._parts, format="csr")
-        lengths = rows.sum(axis=1, dtype=np.int64)
-        columns = rows.tocsc()
-        used = np.flatnonzero(np.diff(columns.indptr))
-        used = np.array(sorted(used.tolist(), key=str), dtype=np.int64)
+        lengths = np.concatenate(self._lengths)
+        used = sorted(np.flatnonzero(self._ends > self._starts).tolist(), key=str)
         with (self.output / "index.ciff").open("wb") as file:
             _write_message(file, _header(len(used), len(self._ids), int(lengths.sum())))
-            for term in used.tolist():
-                part = slice(columns.indptr[term], columns.indptr[term + 1])
-                _write_message(file, _postings(str(term), columns.indices[part], columns.data[part]))
+            for term in used:
+                part = slice(self._starts[term], self._ends[term])
+                _write_message(file, _postings(str(term), self._documents[part], self._levels[part]))
             for number, (one, length) in enumerate(zip(self._ids, lengths.tolist(), strict=True)):
                 record = _number(1, number) + _text(2, one) + _number(3, length)
                 _write_message(file, record)

@@ -163,12 +163,14 @@ def _require_short(ids: Sequence[str], limit: int | None, to: str) -> None:
 
 def _facts(corpus: EncodedCorpus) -> CorpusFacts:
     upper = np.zeros(int(corpus.manifest["dimensions"]), dtype=np.float32)
+    counts = np.zeros(upper.size, dtype=np.int64)
     for _, vectors in corpus:
         matrix: Any = vectors
         np.maximum.at(upper, matrix.indices, matrix.data)
+        counts += np.bincount(matrix.indices, minlength=counts.size)
     if not upper.any():
         raise ValueError(f"{corpus.path} has no document with a term: check the model that encoded it.")
-    return CorpusFacts(len(corpus), upper)
+    return CorpusFacts(len(corpus), upper, counts)
 
 
 def _recall(corpus: EncodedCorpus, exporter: Exporter, queries: Any) -> float:
