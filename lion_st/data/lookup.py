@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 MAX_DIGITS = 18  # of a decimal number that surely fits 64 bits
+NUMBER = re.compile(rf"(0|[1-9][0-9]{{0,{MAX_DIGITS - 1}}})")
 TEXTS_AT_ONCE = 10_000
 
 
@@ -89,17 +91,14 @@ def text_keys_of(texts: Iterable[str]) -> np.ndarray:
 
     They are hashes of 64 bits: of ten million different texts, two have the same one in 1 of 400,000 collections.
     """
-    import xxhash
-
-    hashes = [xxhash.xxh3_64_intdigest(text.strip().encode()) for text in texts]
-    return np.array(hashes, dtype=np.uint64).view(np.int64)
+    return _hashes(text.strip() for text in texts)
 
 
 class TextLookup:
-    """Rows of texts by their ids: a sorted array of the ids in memory.
+    """Rows of texts by their ids: a sorted array of keys of the ids in memory.
 
-    Ids that are decimal numbers are kept as 64-bit integers, others as fixed-width strings; with the rows they make 16
-    bytes a text, 141 MB for the 8.8 million passages of MS MARCO.
+    Ids that are decimal numbers are their own keys, others have hashes of 64 bits for keys, as texts have; with the
+    rows they make 16 bytes a text, 141 MB for the 8.8 million passages of MS MARCO.
 
     Example:
         >>> table = Dataset.from_dict({"docid": ["7", "9"], "text": ["a lion", "a tiger"]})
@@ -111,18 +110,19 @@ class TextLookup:
     def __init__(self, table: TextTable) -> None:
         self.table = table
         self.name = table.name
-        ids = _id_array(table.table, table.id_column, table.name)
-        self.rows_by_id = np.argsort(ids, kind="stable")
-        self.ids = ids[self.rows_by_id]
-        repeated = np.flatnonzero(self.ids[1:] == self.ids[:-1])
+        keys, self._are_numbers = _id_keys(table.table, table.id_column, table.name)
+        self._rows = np.argsort(keys, kind="stable")
+        self._keys = keys[self._rows]
+        repeated = np.flatnonzero(self._keys[1:] == self._keys[:-1])
         if len(repeated):
+            one, other = self._rows[repeated[0] : repeated[0] + 2]
             raise ValueError(
-                f"{self.name} has the id {str(self.ids[repeated[0]])!r} in rows {self.rows_by_id[repeated[0]]} and "
-                f"{self.rows_by_id[repeated[0] + 1]}: ids must be unique, remove one of the rows."
+                f"{self.name} has the id {table.id_of(one)!r} in rows {one} and {other}: ids must be unique, remove "
+                "one of the rows."
             )
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self._keys)
 
     def rows(self, ids: Sequence[str]) -> np.ndarray:
         """Row of each id, [ids]."""
@@ -136,18 +136,25 @@ class TextLookup:
 
     def find(self, ids: Sequence[str]) -> np.ndarray:
         """Row of each id, -1 where it is not in the table, [ids]."""
-        wanted = np.asarray(ids, dtype=str)
-        if self.ids.dtype.kind == "i":
-            decimal = np.char.isdecimal(wanted) & (np.char.str_len(wanted) <= MAX_DIGITS)
-            keys = np.where(decimal, wanted, "-1").astype(np.int64)
-        else:
-            keys = wanted
-        places = np.minimum(np.searchsorted(self.ids, keys), len(self.ids) - 1)
-        return np.where(self.ids[places].astype(str) == wanted, self.rows_by_id[places], -1)
+        keys = np.array(list(map(_as_number, ids)), np.int64) if self._are_numbers else _hashes(ids)
+        places = np.minimum(np.searchsorted(self._keys, keys), len(self) - 1)
+        return np.where(self._keys[places] == keys, self._rows[places], -1)
 
 
-def _id_array(table: Dataset, column: str, name: str) -> np.ndarray:
-    """The ids as integers where all of them are plain decimal numbers, else as strings."""
+def _as_number(identifier: str) -> int:
+    """The number that an id is, -1 of others and of what has zeros before it."""
+    return int(identifier) if NUMBER.fullmatch(identifier) else -1
+
+
+def _hashes(texts: Iterable[str]) -> np.ndarray:
+    import xxhash
+
+    hashes = [xxhash.xxh3_64_intdigest(text.encode()) for text in texts]
+    return np.array(hashes, dtype=np.uint64).view(np.int64)
+
+
+def _id_keys(table: Dataset, column: str, name: str) -> tuple[np.ndarray, bool]:
+    """The ids as integers where all of them are plain decimal numbers, which is said, else hashes of them."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -159,8 +166,9 @@ def _id_array(table: Dataset, column: str, name: str) -> np.ndarray:
     if pa.types.is_integer(ids.type):
         least, most = pc.min_max(ids).as_py().values()
         if least >= 0 and most < 10**MAX_DIGITS:  # as hashes need not be
-            return ids.cast(pa.int64()).to_numpy()
-    ids = ids.cast(pa.string())
-    if not pc.all(pc.match_substring_regex(ids, rf"^(0|[1-9][0-9]{{0,{MAX_DIGITS - 1}}})$")).as_py():
-        return np.asarray(ids.to_pylist(), dtype=str)
-    return ids.cast(pa.int64()).to_numpy()
+            return ids.cast(pa.int64()).to_numpy(), True
+    ids = ids.cast(pa.large_string())
+    if pc.all(pc.match_substring_regex(ids, f"^{NUMBER.pattern}$")).as_py():
+        return ids.cast(pa.int64()).to_numpy(), True
+    parts = (ids[start : start + TEXTS_AT_ONCE].to_pylist() for start in range(0, len(ids), TEXTS_AT_ONCE))
+    return np.concatenate(list(map(_hashes, parts))), False

@@ -50,7 +50,7 @@ def test_a_second_start_checks_no_row_and_reads_no_text_and_no_id(files, monkeyp
     first = load_tuples(**files)[:]
     monkeypatch.setattr("lion_st.data.tables._tuples", fail)
     monkeypatch.setattr(joining, "_write", fail)
-    monkeypatch.setattr("lion_st.data.lookup._id_array", fail)
+    monkeypatch.setattr("lion_st.data.lookup._id_keys", fail)
     with monkeypatch.context() as patch:
         patch.setattr(TextTable, "read", fail)
         again = load_tuples(**files)

@@ -1,6 +1,7 @@
 """Sampling, margins and lookups of training tuples, and what bad input says."""
 
 import json
+import tracemalloc
 
 import pytest
 from layout_files import TUPLES, read_sample, write_card, write_jsonl, write_parquet, write_tsv
@@ -146,6 +147,20 @@ def test_a_lookup_of_numbers_knows_its_ids_only(missing):
     assert lookup.table.read(lookup.rows(["7", "9", "7"])) == ["seven", "nine", "seven"]
     with pytest.raises(ValueError, match=f"'{missing}' is not among the 2 of the collection"):
         lookup.rows(["7", missing])
+
+
+@pytest.mark.parametrize("name", ["{}", "D{}"])
+def test_a_lookup_takes_a_few_bytes_a_text_however_long_an_id_is(name):
+    from datasets import Dataset
+
+    ids = [name.format(number) for number in range(20_000)]
+    ids[7] *= 18 if name == "{}" else 2000
+    table = TextTable(Dataset.from_dict({"pid": ids, "passage": ids}), "the collection")
+    tracemalloc.start()
+    lookup = TextLookup(table)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100 * len(ids) and lookup.rows([ids[9], ids[7]]).tolist() == [9, 7]
 
 
 def texts_of(sample, folder):
