@@ -15,7 +15,8 @@ from lion_st.data.tuples import TupleReader, reader_of
 if TYPE_CHECKING:
     from datasets import Dataset
 
-ROWS_AT_ONCE = 10_000
+ROWS_AT_ONCE = 10_000  # of integers
+TEXTS_AT_ONCE = 1000  # rows with their texts, whose bytes Arrow counts to 2 GiB
 COLUMNS = ["query_key", "keys", "positives"]
 TEXT_COLUMNS = [*COLUMNS, "query_name", "query_row", "documents"]
 
@@ -108,20 +109,23 @@ class _NormalKeys:
 
     def read(self, tuples: Dataset, reader: TupleReader) -> None:
         """Read all texts of tuples."""
-        for part in tuples.with_format("arrow").select_columns(TEXT_COLUMNS).iter(ROWS_AT_ONCE):
+        rows_at_once = TEXTS_AT_ONCE if reader.documents is None else ROWS_AT_ONCE
+        for part in tuples.with_format("arrow").select_columns(TEXT_COLUMNS).iter(rows_at_once):
             queries = part["query_name"] if reader.queries is None else part["query_row"]
             self._read(part["query_key"].to_numpy(), queries, reader.queries)
             keys, documents = (part[name].combine_chunks().flatten() for name in ("keys", "documents"))
             self._read(keys.to_numpy(), documents, reader.documents)
 
     def _read(self, keys: np.ndarray, texts: Any, table: TextTable | None) -> None:
-        keys, places = np.unique(keys, return_index=True)
-        new = ~np.isin(keys, self._exact)
-        found = texts.take(places[new]).to_pylist()
-        exact = np.concatenate([self._exact, keys[new]])
+        keys, first = np.unique(keys, return_index=True)
+        places = np.searchsorted(self._exact, keys)
+        is_known = places < len(self._exact)
+        is_known[is_known] = self._exact[places[is_known]] == keys[is_known]
+        new = ~is_known
+        found = texts.take(first[new]).to_pylist()
         normal = text_keys_of(map(normalize, found if table is None else table.read(found)))
-        order = np.argsort(exact, kind="stable")
-        self._exact, self._normal = exact[order], np.concatenate([self._normal, normal])[order]
+        self._exact = np.insert(self._exact, places[new], keys[new])
+        self._normal = np.insert(self._normal, places[new], normal)
 
 
 def _parts(tuples: Dataset, normal: _NormalKeys) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
@@ -170,8 +174,9 @@ def _add(
 ) -> None:
     """Add the texts of held-out rows, with their prompts before them and in their ids."""
     before_query, before_document = (prompts.get(task, "") for task in ("query", "document"))
-    for start in range(0, len(rows), ROWS_AT_ONCE):
-        batch = tuples.with_format("arrow").select_columns(TEXT_COLUMNS)[rows[start : start + ROWS_AT_ONCE]].to_pydict()
+    table = tuples.with_format("arrow").select_columns(TEXT_COLUMNS)
+    for start in range(0, len(rows), TEXTS_AT_ONCE):
+        batch = table[rows[start : start + TEXTS_AT_ONCE]].to_pydict()
         queries = batch["query_name"] if reader.queries is None else reader.queries.read(batch["query_row"])
         kept: list[tuple[str, Any]] = []
         for query_key, text, keys, documents, positives in zip(
