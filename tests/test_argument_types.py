@@ -96,7 +96,7 @@ CASES = {
     "fit_run_weights": (lambda g: evaluation.fit_run_weights([RUN, RUN], "path"), READS_QRELS),
     "fit_hybrid": (lambda g: evaluation.fit_hybrid(["a", "b"], "path"), RETRIEVER),
     "MtebSearch": (lambda g: evaluation.MtebSearch("path"), RETRIEVER),
-    "prune_report": (lambda g: evaluation.prune_report("path", (["q"], ROWS), QRELS), r"\.whole\(\) reads them"),
+    "prune_report": (lambda g: evaluation.prune_report("path", (["q"], ROWS), QRELS), "reads them"),
     "write_run": (lambda g: evaluation.write_run("out", "path"), READS_RUN),
     "write_qrels": (lambda g: evaluation.write_qrels("out", "path"), READS_QRELS),
     "evaluate_retrieval": (

@@ -301,7 +301,7 @@ def prune(
     asked = encoded_queries(queries, corpus)
     rows = write_prune_report(
         report,
-        corpus.whole(),
+        corpus,
         asked.whole(),
         read_qrels(qrels),
         overwrite=overwrite,

@@ -10,6 +10,7 @@ from typing import Any
 
 from scipy import sparse
 
+from lion_st.encoding.shards import EncodedCorpus
 from lion_st.encoding.vectors import active_dims, to_csr
 from lion_st.errors import require_type
 from lion_st.evaluation.metrics import Qrels, evaluate_run, require_metrics
@@ -28,7 +29,7 @@ DEFAULT_SETTINGS = (
 
 
 def prune_report(
-    documents: tuple[Sequence[str], sparse.csr_array],
+    documents: EncodedCorpus | tuple[Sequence[str], sparse.csr_array],
     queries: tuple[Sequence[str], sparse.csr_array],
     qrels: Qrels,
     settings: Sequence[Pruning] = DEFAULT_SETTINGS,
@@ -38,7 +39,8 @@ def prune_report(
     """Score, size and latency of the exact index for each pruning of the documents.
 
     Args:
-        documents: Ids and vectors [N, V].
+        documents: An encoded corpus, read shard by shard for each pruning so that memory holds no more than one index;
+            or ids and vectors [N, V].
         queries: Ids and vectors [Q, V].
         qrels: Relevance judgements.
         settings: Prunings of the documents.
@@ -53,16 +55,18 @@ def prune_report(
         ValueError: If a metric is unknown or looks deeper than `k`.
     """
     require_metrics(metrics, k)
-    for what, vectors in (("documents", documents), ("queries", queries)):
-        remedy = "lion_st.encoding.EncodedCorpus(folder).whole() reads them"
-        require_type(vectors, tuple | list, f"Ids and vectors of {what}", remedy)
-    document_ids, document_vectors = list(documents[0]), to_csr(documents[1])
+    remedy = "lion_st.encoding.EncodedCorpus(folder)"
+    require_type(documents, EncodedCorpus | tuple | list, "Ids and vectors of documents", f"{remedy} reads them")
+    require_type(queries, tuple | list, "Ids and vectors of queries", f"{remedy}.whole() reads them")
+    parts: Any = documents if isinstance(documents, EncodedCorpus) else [documents]
     query_ids, query_vectors = list(queries[0]), to_csr(queries[1])
     rows = []
     for pruning in settings:
-        pruned = pruning.apply(document_vectors)
-        index = create_index("exact", "sparse")
-        index.add(document_ids, pruned)
+        index, terms = create_index("exact", "sparse"), 0
+        for ids, vectors in parts:
+            pruned = pruning.apply(vectors)
+            index.add(ids, pruned)
+            terms += pruned.nnz
         index.search(query_vectors[:1], k)  # builds the postings, outside the timing
         started = perf_counter()
         hits = [index.search(query_vectors[[row]], k)[0] for row in range(len(query_ids))]
@@ -70,7 +74,7 @@ def prune_report(
         rows.append(
             {
                 "documents": str(pruning),
-                "document_terms": active_dims(pruned),
+                "document_terms": terms / max(1, len(index)),
                 "query_terms": active_dims(query_vectors),
                 "index_bytes": index.stats()["bytes"],
                 "ms_per_query": 1000 * seconds / len(query_ids),
@@ -82,7 +86,7 @@ def prune_report(
 
 def write_prune_report(
     folder: str | Path,
-    documents: tuple[Sequence[str], sparse.csr_array],
+    documents: EncodedCorpus | tuple[Sequence[str], sparse.csr_array],
     queries: tuple[Sequence[str], sparse.csr_array],
     qrels: Qrels,
     *,
@@ -97,7 +101,7 @@ def write_prune_report(
 
     Args:
         folder: Folder of the files.
-        documents: Ids and vectors [N, V].
+        documents: See `prune_report`.
         queries: Ids and vectors [Q, V].
         qrels: Relevance judgements.
         metrics: See `evaluate_queries`.
