@@ -286,36 +286,39 @@ class EncodedCorpus:
         return int(self.manifest["documents"])
 
     def __iter__(self) -> Iterator[tuple[list[str], Vectors]]:
-        with download_explained(self._place):
-            yield from self._shards()
+        return map(self.read, self.manifest["shards"])
 
-    def _shards(self) -> Iterator[tuple[list[str], Vectors]]:
-        for shard in self.manifest["shards"]:
-            file = self.path / shard["file"]
-            if not file.exists() or file.stat().st_size != shard["bytes"]:
-                raise StorageError(f"{file} is missing or truncated: delete it and run the encoding again.")
-            if self.verify and not has_checksum(file, shard):
-                raise StorageError(f"{file} does not match its checksum: delete it and run the encoding again.")
-            arrays = _read_arrays(file)
-            try:
-                ids = unpack_strings(arrays["ids_bytes"], arrays["ids_offsets"])
-                shape = (len(ids), shard["dimensions"])
-                if self.paradigm == "dense":
-                    vectors: Vectors = to_dense(arrays["vectors"])
-                elif self.paradigm == "multi_vector":
-                    vectors = to_token_vectors(TokenVectors(arrays["vectors"], arrays["offsets"]))
-                else:
-                    parts = (arrays["weights"].astype(np.float32), arrays["terms"], arrays["indptr"])
-                    dense = to_dense(arrays["vectors"]) if self.paradigm == "hybrid" else None
-                    terms = shape[1] - (0 if dense is None else dense.shape[1])
-                    vectors = to_csr(sparse.csr_array(parts, shape=(len(ids), terms)))
-                    if dense is not None:
-                        vectors = HybridVectors(vectors, dense, self.fusion_weights)
-            except (ValueError, KeyError) as error:
-                raise StorageError(f"{file} is damaged ({error}): delete it and run the encoding again.") from error
-            if vectors.shape != shape:
-                raise StorageError(f"{file} holds vectors {vectors.shape} and not {shape}: run the encoding again.")
-            yield ids, vectors
+    def read(self, shard: Mapping[str, Any]) -> tuple[list[str], Vectors]:
+        """Ids and vectors of one of the manifest's shards."""
+        with download_explained(self._place):
+            return self._read(shard)
+
+    def _read(self, shard: Mapping[str, Any]) -> tuple[list[str], Vectors]:
+        file = self.path / shard["file"]
+        if not file.exists() or file.stat().st_size != shard["bytes"]:
+            raise StorageError(f"{file} is missing or truncated: delete it and run the encoding again.")
+        if self.verify and not has_checksum(file, shard):
+            raise StorageError(f"{file} does not match its checksum: delete it and run the encoding again.")
+        arrays = _read_arrays(file)
+        try:
+            ids = unpack_strings(arrays["ids_bytes"], arrays["ids_offsets"])
+            shape = (len(ids), shard["dimensions"])
+            if self.paradigm == "dense":
+                vectors: Vectors = to_dense(arrays["vectors"])
+            elif self.paradigm == "multi_vector":
+                vectors = to_token_vectors(TokenVectors(arrays["vectors"], arrays["offsets"]))
+            else:
+                parts = (arrays["weights"].astype(np.float32), arrays["terms"], arrays["indptr"])
+                dense = to_dense(arrays["vectors"]) if self.paradigm == "hybrid" else None
+                terms = shape[1] - (0 if dense is None else dense.shape[1])
+                vectors = to_csr(sparse.csr_array(parts, shape=(len(ids), terms)))
+                if dense is not None:
+                    vectors = HybridVectors(vectors, dense, self.fusion_weights)
+        except (ValueError, KeyError) as error:
+            raise StorageError(f"{file} is damaged ({error}): delete it and run the encoding again.") from error
+        if vectors.shape != shape:
+            raise StorageError(f"{file} holds vectors {vectors.shape} and not {shape}: run the encoding again.")
+        return ids, vectors
 
     def whole(self) -> tuple[list[str], Vectors]:
         """All ids and all vectors in memory, such as those of queries."""

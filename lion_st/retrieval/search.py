@@ -143,9 +143,10 @@ def sampled_queries(corpus: EncodedCorpus, count: int, terms: int | None = SAMPL
     step = max(1, -(-len(corpus) // count))
     parts: list[Any] = []
     first = 0
-    for ids, vectors in corpus:
-        parts.append(vectors[first::step])
-        first = (first - len(ids)) % step
+    for shard in corpus.manifest["shards"]:
+        if first < shard["documents"]:  # others are not read
+            parts.append(corpus.read(shard)[1][first::step])
+        first = (first - shard["documents"]) % step
     rows = stack(parts)
     return rows if terms is None or corpus.paradigm != "sparse" else keep_top_terms(rows, terms)
 

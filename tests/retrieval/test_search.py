@@ -1,3 +1,4 @@
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from lion_st.encoding import EncodedCorpus, encode_corpus, encode_texts
 from lion_st.indexes import Pruning, StorageError, create_index, load_index
 from lion_st.indexes.seismic import SeismicIndex
 from lion_st.retrieval import ModelRetriever, index_corpus, search_run, search_texts
-from lion_st.retrieval.search import exact_hits
+from lion_st.retrieval.search import exact_hits, sampled_queries
 
 DOCUMENTS = [{"id": f"d{number}", "text": f"{TEXTS[number % 8]} {number}"} for number in range(64)]
 
@@ -94,6 +95,19 @@ def test_exact_hits_of_shards_are_those_of_the_whole(sparse_model, encoded) -> N
     index = create_index("exact", "sparse")
     index.add(*EncodedCorpus(encoded).whole())
     assert exact_hits(EncodedCorpus(encoded), queries, 7) == index.search(queries, 7)
+
+
+def test_shards_without_a_sampled_document_are_not_read(tmp_path, encoded) -> None:
+    _, vectors = EncodedCorpus(encoded).whole()
+    for count in (2, 3, 7, 200):
+        step = -(-64 // count)
+        sample = sampled_queries(EncodedCorpus(encoded), count, None)
+        assert sample.shape[0] == len(range(0, 64, step)) and (sample != vectors[::step]).nnz == 0
+    copy = shutil.copytree(encoded, tmp_path / "copy")
+    (copy / "shard-000003.safetensors").unlink()
+    assert sampled_queries(EncodedCorpus(copy), 2).shape[0] == 2  # of rows 0 and 32
+    with pytest.raises(StorageError, match="shard-000003"):
+        sampled_queries(EncodedCorpus(copy), 7)
 
 
 def test_a_collection_that_holds_other_documents_is_not_added_to(tmp_path, encoded) -> None:
