@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
+from sentence_transformers import MultiVectorEncoder
 from sentence_transformers.base.losses.merged_forward import embed_columns
 from sentence_transformers.util import get_rank
 from torch import Tensor, nn
@@ -64,6 +65,7 @@ class ContrastiveDistillationLoss(nn.Module):
             ranks while that of L_KL is not.
 
     Raises:
+        TypeError: If the model is a MultiVectorEncoder of stock modules.
         ValueError: If a setting is out of range, or a temperature is given that changes nothing; when called, if there
             are too few columns, if columns differ in shape, or if the labels are missing, not of shape [B, 1 + n], not
             finite, or not grades where they should be (on a GPU looked at in the first batch alone, as this waits for
@@ -102,6 +104,12 @@ class ContrastiveDistillationLoss(nn.Module):
         released_scaling: bool = False,
     ) -> None:
         super().__init__()
+        if isinstance(model, MultiVectorEncoder) and type(model[-1]).__module__.startswith("sentence_transformers."):
+            raise TypeError(
+                f"A {type(model).__name__} of stock modules gives no tensor in which tokens that do not count are 0: "
+                "read it with lion_st.load, or take sentence-transformers' MultiVectorMultipleNegativesRankingLoss and "
+                "MultiVectorDistillKLDivLoss."
+            )
         weights = {
             "contrastive_weight": contrastive_weight,
             "distillation_weight": distillation_weight,

@@ -82,6 +82,7 @@ def build_trainer(
     Raises:
         ValueError: If the batch cannot be divided as asked, the data are fewer than one batch, or what to evaluate on
             cannot be read.
+        TypeError: If the data are a stream (IterableDataset).
         FileNotFoundError: If a collection to evaluate on is not there.
     """
     refuse_float16_on_cpus(training_arguments)
@@ -91,6 +92,7 @@ def build_trainer(
     training_arguments = resolve_batches(arguments, training_arguments)
     is_one = not isinstance(train_dataset, dict)
     sources = {" and ".join(arguments.train_data): train_dataset} if is_one else train_dataset
+    _require_datasets(sources)
     training_arguments.require_prompts(sources)
     prompts = source_prompts(arguments, training_arguments.prompts, sources)
     sources, held_out = hold_out_share(sources, training_arguments, prompts)
@@ -136,6 +138,18 @@ def build_trainer(
         trainer.add_callback(EmaCallback(trainer.self_teacher))
     trainer.cost = training_cost(arguments, training_arguments, BackboneShape.from_config(model[0].config))
     return trainer
+
+
+def _require_datasets(sources: dict[str, Dataset]) -> None:
+    """Refuse a stream, whose rows are not there to be drawn from."""
+    from datasets import Dataset
+
+    for name, source in sources.items():
+        if not isinstance(source, Dataset):
+            raise TypeError(
+                f"Batches are chosen among all rows of {name}, of which a {type(source).__name__} has no count: load a "
+                "Dataset, without streaming."
+            )
 
 
 def _require_batches(sources: dict[str, Dataset], training_arguments: RetrieverTrainingArguments) -> None:

@@ -5,6 +5,9 @@ from typing import get_args
 
 import pytest
 import torch
+from sentence_transformers import MultiVectorEncoder
+from sentence_transformers.base.modules import Normalize, Transformer
+from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
 from sentence_transformers.sparse_encoder.losses import FlopsLoss, SpladeLoss
 
 from lion_st.losses import (
@@ -329,3 +332,11 @@ def test_token_vectors_of_other_widths_or_batches_are_refused():
     for wrong in (torch.rand(3, 5, 6), torch.rand(2, 5, 4), torch.rand(3, 4)):
         with pytest.raises(ValueError, match=r"needs embeddings \[B, D\] or \[B, L, D\] of one shape for all columns"):
             terms([tokens[0], wrong], distillation_weight=0.0)
+
+
+def test_a_multi_vector_encoder_of_stock_modules_is_refused(tiny_backbone):
+    modules = [Transformer(tiny_backbone()), MultiVectorMask(), Normalize(module_input_name="token_embeddings")]
+    model = MultiVectorEncoder(modules=modules, device="cpu")
+    for kind in (ContrastiveDistillationLoss, CachedContrastiveDistillationLoss):
+        with pytest.raises(TypeError, match=r"MultiVectorEncoder of stock modules .* read it with lion_st.load"):
+            kind(model)

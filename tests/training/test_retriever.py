@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file
 from sentence_transformers.sentence_transformer.losses import (
     CachedMultipleNegativesRankingLoss,
@@ -362,6 +363,15 @@ def test_data_that_fill_no_batch_are_refused_before_training(tiny_backbone, tmp_
     with pytest.raises(ValueError, match=r"8 rows .* fill no batch of 4 in which no text occurs twice"):
         train_retriever(*run)
     assert not any((tmp_path / "out").rglob("*"))
+
+
+def test_a_stream_is_refused(tiny_backbone, data, tmp_path):
+    arguments, training = tiny_run(tiny_backbone(), data, tmp_path / "out")
+    tuples, model = load_training_tuples(arguments, 0), build_model(arguments, "cpu")
+    stream = Dataset.from_list(list(tuples)).to_iterable_dataset()
+    for streamed in (stream, {"first": tuples, "other": stream}):
+        with pytest.raises(TypeError, match=r"all rows of .* a IterableDataset has no count: load a Dataset, without"):
+            build_trainer(model, arguments, training, streamed)
 
 
 @pytest.mark.parametrize("paradigm", ["sparse", "dense"])
