@@ -312,7 +312,7 @@ class _Evaluation:
         )
         with loaded(task) as dataset:
             for part in (part for splits in dataset.values() for part in splits.values()):
-                for ids in (part["queries"]["id"], part["corpus"]["id"], part["relevant_docs"]):
+                for ids in (part["queries"]["id"][:], part["corpus"]["id"][:], part["relevant_docs"]):
                     check_ids(ids)  # before hours of encoding, and not when the run is written
             (result,) = self._evaluate(search, task).task_results
             rows = [self._part_row(task, subset, part, run, stem) for (_, subset, part), run in search.runs.items()]

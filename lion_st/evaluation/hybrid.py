@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lion_st.encoding.encode import encode_texts
 from lion_st.errors import require_list
 from lion_st.evaluation.metrics import Qrels, Run, evaluate_run, require_judgements, require_metrics, require_run
-from lion_st.evaluation.mteb_search import document_text, query_text
+from lion_st.evaluation.mteb_search import document_texts, query_text
 from lion_st.evaluation.tasks import get_task, loaded
 from lion_st.indexes import Hits
 from lion_st.indexes.fusion import convex_fusion, fit_convex_weights, hits_to_run, reciprocal_rank_fusion
@@ -126,7 +126,7 @@ def _development_set(
         parts = [part for subset in dataset.values() for part in subset.values()]
         if len(parts) != 1:
             raise ValueError(f"{task.metadata.name} has {len(parts)} parts: fit weights on a set of one.")
-        documents = {row["id"]: document_text(row.get("title"), row["text"]) for row in parts[0]["corpus"]}
+        documents = document_texts(parts[0]["corpus"])
         queries = {row["id"]: query_text(row, task.metadata.name) for row in parts[0]["queries"]}
         return documents, queries, parts[0]["relevant_docs"]
 

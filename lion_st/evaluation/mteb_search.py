@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from itertools import islice
+from itertools import islice, repeat
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from lion_st.evaluation.mteb_meta import model_meta
@@ -15,6 +15,7 @@ from lion_st.indexes.fusion import hits_to_run
 from lion_st.retrieval.retriever import HybridRetriever, ModelRetriever, Retriever, require_retriever
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from mteb.abstasks.task_metadata import TaskMetadata
     from mteb.models.model_meta import ModelMeta
 
@@ -22,6 +23,7 @@ SelfMatches: TypeAlias = Literal["task", "keep", "drop_before_cut", "drop_after_
 SELF_MATCHES: tuple[SelfMatches, ...] = ("task", "keep", "drop_before_cut", "drop_after_cut")
 
 
+ROWS_AT_ONCE = 1000
 QUERIES_AT_ONCE = 64  # re-ranked by an engine that cannot search among some documents alone
 
 
@@ -73,7 +75,7 @@ class MtebSearch:
 
     def index(self, corpus: Any, *, task_metadata: TaskMetadata, hf_split: str, hf_subset: str, **kwargs: Any) -> None:
         """Index a task's corpus."""
-        documents = {row["id"]: document_text(row.get("title"), row["text"]) for row in corpus}
+        documents = document_texts(corpus)
         with task_prompts(self.retriever, task_metadata):
             self.retriever.index(documents, show_progress=self.show_progress)
         self._documents = len(documents)
@@ -141,6 +143,15 @@ def task_prompts(retriever: Retriever, task: TaskMetadata) -> Iterator[None]:
                 before.callback(setattr, model, "prompts", model.prompts)
                 model.prompts = {**prompts, **own}
         yield
+
+
+def document_texts(corpus: Dataset) -> dict[str, str]:
+    """The documents of a task by id, read in parts: row by row it takes 20 times as long."""
+    documents: dict[str, str] = {}
+    for part in corpus.iter(ROWS_AT_ONCE):
+        titles = part.get("title", repeat(None))
+        documents.update(zip(part["id"], map(document_text, titles, part["text"]), strict=True))
+    return documents
 
 
 def document_text(title: str | None, text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,9 +20,12 @@ from lion_st.extras import require
 from lion_st.files import checksum
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from mteb import Benchmark
     from mteb.abstasks.aggregated_task import AbsTaskAggregate
     from mteb.abstasks.retrieval import AbsTaskRetrieval
+
+ROWS_AT_ONCE = 10_000  # of a table's part
 
 
 def get_task(source: str | Path | AbsTaskRetrieval, split: str = "test") -> AbsTaskRetrieval:
@@ -146,9 +150,9 @@ def folder_task(folder: str | Path, split: str = "test") -> AbsTaskRetrieval:
     files = beir_files(folder, split)
     name = source.subset or (source.path.resolve().name if source.path is not None else source.place.split("/")[-1])
 
-    def load() -> tuple[list[dict[str, str]], dict[str, str], Qrels]:
+    def load() -> tuple[Iterator[dict[str, str]], dict[str, str], Qrels]:
         corpus, queries, qrels = load_beir(folder, split=split)
-        return [{"id": key, **row} for key, row in corpus.items()], queries, qrels
+        return ({"id": key, **row} for key, row in corpus.items()), queries, qrels
 
     return _local_task(name, files, load, split)
 
@@ -171,10 +175,10 @@ def trec_task(
             topic is missing.
     """
 
-    def load() -> tuple[list[dict[str, str]], dict[str, str], Qrels]:
+    def load() -> tuple[Iterator[dict[str, str]], dict[str, str], Qrels]:
         documents = read_texts(corpus)
         queries = read_topics(topics)
-        rows = [fields._asdict() for fields in documents.values()]
+        rows = (fields._asdict() for fields in documents.values())
         return rows, queries, read_qrels(qrels, queries, documents)
 
     files: list[Path] = []
@@ -193,7 +197,7 @@ def trec_task(
 def _local_task(
     name: str,
     files: Sequence[Path],
-    load: Callable[[], tuple[list[dict[str, str]], dict[str, str], Qrels]],
+    load: Callable[[], tuple[Iterator[dict[str, str]], dict[str, str], Qrels]],
     split: str,
     data_sets: Mapping[str, str] = MappingProxyType({}),
 ) -> AbsTaskRetrieval:
@@ -225,14 +229,13 @@ def _local_task(
         def load_data(self, num_proc: int | None = None, **kwargs: Any) -> None:
             if self.data_loaded:
                 return
-            from datasets import Dataset
-
             documents, queries, qrels = load()
+            judged = ({"id": key, "text": queries[key]} for key in qrels)
             self.dataset = {
                 "default": {
                     split: {
-                        "corpus": Dataset.from_list(documents),
-                        "queries": Dataset.from_list([{"id": key, "text": queries[key]} for key in qrels]),
+                        "corpus": _table(documents),
+                        "queries": _table(judged),
                         "relevant_docs": {query: dict(grades) for query, grades in qrels.items()},
                         "top_ranked": None,
                     }
@@ -241,6 +244,16 @@ def _local_task(
             self.data_loaded = True
 
     return LocalRetrievalTask()
+
+
+def _table(rows: Iterator[dict[str, str]]) -> Dataset:
+    """Rows as a table of parts: Arrow counts the bytes of a column's part to 2 GiB, and MS MARCO's passages have 3."""
+    from datasets import Dataset, concatenate_datasets
+
+    parts = []
+    while part := list(islice(rows, ROWS_AT_ONCE)):
+        parts.append(Dataset.from_list(part))
+    return concatenate_datasets(parts) if parts else Dataset.from_list([])
 
 
 def _digest(text: str) -> str:

@@ -25,7 +25,7 @@ from lion_st.evaluation import (
     write_run,
 )
 from lion_st.evaluation.evaluate import FIGURES, mean_row, table_columns
-from lion_st.evaluation.tasks import TaskGroup
+from lion_st.evaluation.tasks import TaskGroup, folder_task
 from lion_st.retrieval import Bm25Retriever, HybridRetriever, ModelRetriever
 
 CORPUS = {
@@ -374,6 +374,18 @@ def test_trec_files_are_a_test_set(tmp_path, folder) -> None:
     task = trec_task(folder, tmp_path / "topics.tsv", tmp_path / "qrels.txt", "lions-trec")
     with pytest.raises(ValueError, match=r"corpus\.jsonl:33 repeats the id 'd3'"):
         task.load_data()
+
+
+def test_a_test_set_lies_in_parts_below_the_two_gibibytes_that_arrow_counts(tmp_path, folder, monkeypatch) -> None:
+    (whole,) = evaluate_retrieval("bm25", folder, output_dir=tmp_path / "whole")
+    monkeypatch.setattr("lion_st.evaluation.tasks.ROWS_AT_ONCE", 7)
+    task = folder_task(folder)
+    task.load_data()
+    for part in ("corpus", "queries"):
+        texts = task.dataset["default"]["test"][part].data.column("text")
+        assert max(map(len, texts.chunks)) == 7 and texts.num_chunks > 1
+    (row,) = evaluate_retrieval("bm25", folder_task(folder), output_dir=tmp_path / "parts")
+    assert row["documents"] == len(CORPUS) and row["nDCG@10"] == whole["nDCG@10"]
 
 
 def test_a_test_set_of_another_data_set_is_not_read_back(tmp_path) -> None:
