@@ -452,6 +452,11 @@ SECRET_FILES = {
     "server.pem": b"x",
     "notes.md": b"x" * 1_048_570 + b" hf_" + b"Ab1" * 12,  # across two blocks
     "key.txt": b"-----BEGIN OPENSSH PRIVATE KEY-----\nb3Bl\n",
+    "key.asc": b"-----BEGIN PGP PRIVATE KEY BLOCK-----\n",
+    "session.ini": b"PuTTY-User-Key-File-3: ssh-ed25519",
+    **{f"{mark}.txt": mark.encode() + b"a1" * 18 for mark in ("api_org_", "gho_", "ghu_", "ghs_", "ghr_")},
+    "pat.txt": b"github_pat_" + b"a1" * 11,
+    **{f"{mark}.txt": mark.encode() + b"A1" * 8 for mark in ("AKIA", "ASIA")},
     "trace.jsonl": b'{"header": "Bearer ghp_' + b"a1" * 18 + b'"}',
     "model.safetensors": (60).to_bytes(8, "little") + b'{"__metadata__":{"t":"hf_' + b"a" * 30 + b'"}}' + bytes(80),
 }
