@@ -352,7 +352,8 @@ class TupleReader:
         lengths, positives = lists.value_lengths().to_numpy(), table["positives"].to_numpy()
         start, stop = self.ranks
         if not self.has_margins:
-            return np.maximum(0, (lengths - positives).clip(max=stop) - start).astype(np.int64)
+            there = lengths - positives
+            return np.maximum(0, (there if stop is None else np.minimum(there, stop)) - start).astype(np.int64)
         rows = np.repeat(np.arange(len(lengths)), lengths)
         ranks = np.arange(len(rows)) - np.repeat(
             np.cumsum(lengths) - lengths + positives, lengths

@@ -146,14 +146,9 @@ def _in_float32(function: Any, queries: Tensor, documents: Tensor, **masks: Any)
 
 
 def _max_sim(queries: Tensor, documents: Tensor) -> Tensor:
-    """MaxSim [N, B] of queries [N, L, D] and documents [B, L', D], some queries at a time."""
+    """MaxSim [N, B] of queries [N, L, D] and documents [B, L', D], some queries at a time; zeros count as padding."""
     products = queries.shape[1] * documents.shape[0] * documents.shape[1]
     parts = queries.split(max(1, _TOKEN_PRODUCTS // max(1, products)))
     options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
-    scores: list[Any] = [checkpoint(_max_sim_at_once, part, documents, **options) for part in parts]
+    scores: list[Any] = [checkpoint(_in_float32, maxsim, part, documents, **options) for part in parts]
     return torch.cat(scores)
-
-
-def _max_sim_at_once(queries: Tensor, documents: Tensor) -> Tensor:
-    masks = {"a_mask": (queries != 0).any(dim=-1), "b_mask": (documents != 0).any(dim=-1)}
-    return _in_float32(maxsim, queries, documents, **masks)

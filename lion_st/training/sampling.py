@@ -25,11 +25,12 @@ CANDIDATE_COLUMNS = ("query_name", "query_key", "keys", "positives", "teacher_sc
 
 @dataclass(frozen=True)
 class _Row:
-    """A row by keys: `texts` of what the loss would see, `relevant` of all documents judged relevant to its query."""
+    """A row by keys: `texts` of what the loss would see, its positive among them, and `relevant` of all documents that
+    are judged relevant to its query, where these are several."""
 
     index: int
     texts: frozenset[Any]
-    relevant: frozenset[Any]
+    relevant: frozenset[Any] = frozenset()
 
 
 @dataclass
@@ -191,22 +192,18 @@ def _read_candidates(
     table: Dataset, reader: TupleReader, relevant: dict[int, frozenset[int]], indices: list[int]
 ) -> list[_Row]:
     candidates = table[indices]
-    queries, keys, lengths, _ = _arrays(candidates)
-    own = keys[np.cumsum(lengths) - lengths].tolist()  # the only positive, or one of those in `relevant`
+    queries, texts = candidates["query_key"].to_pylist(), reader.keys(candidates).tolist()
     return [
-        _Row(index, frozenset(texts), relevant.get(query) or frozenset([positive]))
-        for index, query, positive, texts in zip(
-            indices, queries.tolist(), own, reader.keys(candidates).tolist(), strict=True
-        )
+        _Row(index, frozenset(own), relevant.get(query, frozenset()))
+        for index, query, own in zip(indices, queries, texts, strict=True)
     ]
 
 
 def _read_texts(dataset: Dataset, labels: frozenset[str], indices: list[int]) -> list[_Row]:
-    columns = {name: values for name, values in dataset[indices].items() if name not in labels}
-    _, positive = _query_and_positive(list(columns))
+    columns = [values for name, values in dataset[indices].items() if name not in labels]
     return [
-        _Row(index, frozenset(str(text).strip() for text in texts), frozenset([str(relevant).strip()]))
-        for index, texts, relevant in zip(indices, zip(*columns.values(), strict=True), columns[positive], strict=True)
+        _Row(index, frozenset(str(text).strip() for text in texts))
+        for index, texts in zip(indices, zip(*columns, strict=True), strict=True)
     ]
 
 

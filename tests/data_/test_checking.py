@@ -168,6 +168,7 @@ def test_words_that_differ_in_a_vowel_sign_are_different():
 
 def test_texts_are_normalized_to_case_letters_and_single_spaces():
     assert normalize(" What, is  a LION? ") == normalize("what is a lion") == "what is a lion"
+    assert normalize("STRASSE_ﬁve") == normalize("Straße five") == "strasse five"
     assert normalize("?!") == "?!"  # and not the same as every other text without letters
 
 

@@ -50,6 +50,28 @@ def test_no_query_and_no_positive_that_is_held_out_trains_in_any_source(tmp_path
     assert left == rows - own - held.left_out > rows / 2
 
 
+def test_each_source_has_held_out_queries_and_all_positives_of_a_row_count(tmp_path):
+    sources = {}
+    for name in ("a", "b"):
+        rows = [
+            {
+                "query": f"{name} {n}",
+                "pos": [f"{name} p{n}", f"{name} r{n}"],
+                "neg": [f"{name} r{(n + 1) % 9}", f"n{n}"],
+            }
+            for n in range(9)
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        sources[name] = load_tuples(tmp_path / f"{name}.jsonl", negatives=1)
+    _, held = hold_out(sources, 0.01)
+    assert sorted(query[0] for query in held.queries.values()) == ["a", "b"]
+    for key, query in held.queries.items():
+        name, number = query.split()
+        assert {held.corpus[one] for one in held.relevant[key]} == {f"{name} p{number}", f"{name} r{number}"}
+    assert len(held.corpus) == 2 * (2 + 1)  # with as many negatives as are drawn
+    assert held.left_out == 2  # the rows whose negative is the second positive of the held-out one
+
+
 def test_the_choice_depends_on_the_seed_and_not_on_the_order_of_the_rows(tmp_path):
     path = write(tmp_path / "a.jsonl", "a")
     backwards = tmp_path / "b.jsonl"

@@ -67,6 +67,8 @@ def test_a_changed_source_or_text_is_joined_anew(files, sample):
     write_tsv(files["documents"], documents)
     after = load_tuples(**files, sampling="first")[0]
     assert after == before | {"positive": before["positive"] + " And more."}
+    write_tsv(files["documents"], dict(reversed(documents.items())))  # ids in other rows
+    assert load_tuples(**files, sampling="first")[0] == after
     lines = files["source"].read_text().splitlines(keepends=True)
     files["source"].write_text("".join(lines[1:]))
     assert len(load_tuples(**files)) == TUPLES - 1
@@ -127,6 +129,7 @@ def test_of_many_processes_one_makes_the_table_and_the_others_wait_for_it(tmp_pa
 
 
 def test_text_keys_are_those_of_the_texts_that_are_drawn(files, monkeypatch):
+    monkeypatch.setattr("lion_st.data.lookup.TEXTS_AT_ONCE", 5)
     for options in ({"negatives": 4}, {"negatives": 2}, {"negatives": 2, "ranks": (1, 3)}, {"sampling": "first"},
                     {"negatives": 1, "absolute_margin": 0.5, "drop_short": True}):  # fmt: skip
         tuples = load_tuples(**files | options)

@@ -32,7 +32,7 @@ def scored(tmp_path, sample):
     return write
 
 
-def test_negatives_are_drawn_anew_each_epoch_and_alike_in_every_run(scored):
+def test_negatives_are_drawn_anew_each_epoch_and_alike_in_every_run(scored, sample):
     path, collection = scored()
 
     def draw(epoch, seed=0):
@@ -44,6 +44,7 @@ def test_negatives_are_drawn_anew_each_epoch_and_alike_in_every_run(scored):
     assert draw(0)["negative_1"] != draw(1)["negative_1"]
     assert draw(0)["negative_1"] != draw(0, seed=1)["negative_1"]
     assert draw(0)["positive"] == draw(1)["positive"]
+    assert {draw(epoch)["negative_1"][0] for epoch in range(20)} == set(sample.texts(0)[2:])  # any of all four
 
 
 def test_a_row_reads_the_same_whatever_batch_it_is_in(scored):
@@ -163,6 +164,25 @@ def test_a_lookup_takes_a_few_bytes_a_text_however_long_an_id_is(name):
     assert peak < 100 * len(ids) and lookup.rows([ids[9], ids[7]]).tolist() == [9, 7]
 
 
+@pytest.mark.parametrize("ids", [[-7, 7], ["007", "7"]])
+def test_ids_with_a_sign_or_leading_zeros_are_found_as_they_are(ids):
+    from datasets import Dataset
+
+    lookup = TextLookup(TextTable(Dataset.from_dict({"pid": ids, "passage": ["a", "b"]}), "the collection"))
+    assert lookup.rows(list(map(str, ids))).tolist() == [0, 1]
+
+
+def test_titles_stand_before_documents_alone_and_a_null_is_none():
+    from datasets import Dataset
+
+    table = Dataset.from_dict({"pid": ["1", "2"], "title": [None, "Cats"], "text": ["a lion", "a tiger"]})
+    documents = TextTable(table, "the collection")
+    assert documents.read([0, 1]) == ["a lion", "Cats a tiger"]
+    assert (
+        documents.read_unchecked([1], with_title=False) == TextTable(table, "queries", "query").read([1]) == ["a tiger"]
+    )
+
+
 def texts_of(sample, folder):
     """Files of the sample's texts, as options of `load_tuples`."""
     return {
@@ -233,6 +253,14 @@ def test_positives_of_other_rows_of_a_query_are_not_its_negatives(tmp_path):
         ("other", "three", "one", [9.0, 1.0]),
         ("q", "four", "three", [9.0, 3.0]),
     ]
+
+
+def test_both_positives_of_a_row_are_negatives_in_no_other_row_of_their_query(tmp_path):
+    rows = [{"query": "q", "pos": ["one", "one ", "two"], "neg": ["x"]}]
+    rows.append({"query": "q", "pos": ["one"], "neg": ["two", "y"]})
+    with pytest.warns(UserWarning, match="left out 1 negatives"):
+        tuples = load_tuples(write_jsonl(tmp_path / "a.jsonl", rows), negatives=1)
+    assert tuples[:]["negative_1"] == ["x", "y"]
 
 
 def test_data_without_negatives_are_said_with_both_ways_to_train(tmp_path):

@@ -18,7 +18,8 @@ from lion_st.losses import (
     pairwise_dot_scores,
     scoring,
 )
-from lion_st.losses.distillation import Distillation
+from lion_st.losses.distillation import Distillation, faulty_grades, ranknet
+from lion_st.losses.teachers import TeacherTerms
 
 BATCH, NEGATIVES, WIDTH = 3, 2, 5
 
@@ -116,6 +117,7 @@ def test_ranknet_term(embeddings):
     settings = dict(scale=0.7, distillation="ranknet", contrastive_weight=0.0, distillation_weight=1.0)
     assert terms(embeddings, teacher, **settings)["distillation_loss"].item() == pytest.approx(expected, rel=1e-12)
     assert terms(embeddings, teacher**3, **settings)["distillation_loss"].item() == pytest.approx(expected, rel=1e-12)
+    assert ranknet(torch.zeros(1, 2), torch.tensor([[1.0, 0.0]])).item() == pytest.approx(math.log(2))  # a single pair
 
 
 @pytest.mark.parametrize("distillation", get_args(Distillation))
@@ -136,6 +138,13 @@ def test_labels_that_are_not_grades(embeddings, row, message):
     grades = torch.tensor([[1.0, 0.0, 0.0], row, [1.0, 0.0, 0.0]])
     with pytest.raises(ValueError, match=f"{message}.*minmax"):
         terms(embeddings, grades, distillation="listwise")
+
+
+def test_the_grades_of_each_teacher_are_looked_at():
+    sound = [[1.0, 0.0], [0.0, 2.0]]
+    assert faulty_grades(torch.tensor([sound, sound])) is None
+    assert faulty_grades(torch.tensor([sound, [[1.0, 0.0], [3.0, -1.0]]])) == (1, "a grade of -1")
+    assert faulty_grades(torch.tensor([sound, [[1.0, 0.0], [0.0, 0.0]]])) == (1, "no grade above 0")
 
 
 def test_a_term_without_weight_is_left_out(embeddings, labels):
@@ -261,9 +270,11 @@ def test_margins_in_place_of_scores(embeddings):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_teacher_scores_that_are_not_finite(embeddings, labels, value):
+    loss = ContrastiveDistillationLoss(None)
+    loss.compute_loss_from_embeddings(embeddings, labels)  # a later batch is looked at too
     labels[1, 2] = value
     with pytest.raises(ValueError, match=rf"row 1, document 2 is {value}.* drop the row"):
-        terms(embeddings, labels)
+        loss.compute_loss_from_embeddings(embeddings, labels)
     assert terms(embeddings, labels, distillation_weight=0.0)["contrastive_loss"].isfinite()
 
 
@@ -295,6 +306,9 @@ def test_model_card_settings():
         "mini_batch_num_tokens": None,
     }
     assert "2502.15526" in loss.citation and "2101.06983" in loss.citation
+    several = ContrastiveDistillationLoss(None, distillation="margin_mse_kl", teachers=TeacherTerms([1.0, 3.0]))
+    assert several.get_config_dict()["margin_mse_weight"] == 0.05
+    assert several.get_config_dict()["teachers"]["weights"] == [0.25, 0.75]
     splade = SpladeLoss(None, ContrastiveDistillationLoss(None), 0.04, 0.05, FlopsRegularizer(None, threshold=100))
     assert splade.get_config_dict()["document_regularizer_threshold"] == 100
 

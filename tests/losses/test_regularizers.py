@@ -67,8 +67,8 @@ def test_idf_flops():
     assert regularizer.compute_loss_from_embeddings(rows()).item() == pytest.approx(expected)
     with pytest.raises(ValueError, match="needs idf for 4 terms, it has none"):
         IdfFlopsRegularizer(None).compute_loss_from_embeddings(rows())
-    with pytest.raises(ValueError, match=r"positive, the smallest is -1\.0"):
-        IdfFlopsRegularizer(None, torch.tensor([1.0, -1.0]))
+    with pytest.raises(ValueError, match=r"positive, the smallest is 0\.0"):
+        IdfFlopsRegularizer(None, torch.tensor([1.0, 0.0]))
 
 
 @pytest.mark.parametrize(
@@ -131,6 +131,14 @@ def test_target():
     many = TargetRegularizer(None, target=0.01, steps=1, multiplier=0.5)
     assert many.compute_loss_from_embeddings(rows()).item() == pytest.approx(0.5 * math.exp(3))
     assert many.multiplier.item() == pytest.approx(0.5 * math.exp(many.rate))
+    few = TargetRegularizer(None, target=1e6, steps=1, multiplier=0.5, bounds=(0.4, 0.6))
+    assert few.compute_loss_from_embeddings(rows()).item() == pytest.approx(0.5 * math.exp(-3))
+    assert few.multiplier.item() == 0.4
+    few.compute_loss_from_embeddings(torch.ones(4, 4, requires_grad=True))
+    assert few.get_state()["mean"] == pytest.approx(0.9 * active + 0.1 * 4)
+    few = TargetRegularizer(None, target=1e6, steps=1, multiplier=0.5)
+    few.compute_loss_from_embeddings(rows())
+    assert few.multiplier.item() == pytest.approx(0.5 * math.exp(-few.rate))
     empty = TargetRegularizer(None, target=5.0)
     assert empty.compute_loss_from_embeddings(torch.zeros(3, 4, requires_grad=True)).item() == 0.0
 
@@ -143,6 +151,7 @@ def test_target():
         (lambda: TargetRegularizer(None, target=0.0), "target must be .* got 0.0"),
         (lambda: TargetRegularizer(None, target=9.0, steps=0), "steps must be .* got 0"),
         (lambda: TargetRegularizer(None, target=9.0, multiplier=1e5), "bounds must .* 100000.0"),
+        (lambda: TargetRegularizer(None, target=9.0, bounds=(0.0, 1.0)), r"bounds must .* got \(0.0, 1.0\)"),
     ],
 )
 def test_settings_out_of_range(make, message):

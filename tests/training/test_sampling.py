@@ -121,10 +121,26 @@ def test_equal_texts_under_two_ids_are_kept_apart(tmp_path):
 
 
 def test_data_sets_of_texts_are_compared_without_their_labels():
-    rows = {"anchor": [f"q{n}" for n in range(8)], "positive": [f"p{n // 2}" for n in range(8)], "label": [1.0] * 8}
-    dataset = Dataset.from_dict(rows)
-    for batch in sampler_of(dataset, 4):
-        assert len({dataset[index]["positive"] for index in batch}) == 4
+    rows = {"anchor": [f"q{n}" for n in range(8)], "positive": [f"p{n // 2}{' ' * (n % 2)}" for n in range(8)]}
+    dataset = Dataset.from_dict(rows | {"label": [1.0] * 8, "dataset_name": ["the same"] * 8})
+    for epoch in range(8):
+        batches = list(sampler_of(dataset, 4, epoch=epoch))
+        for batch in batches:
+            assert len({dataset[index]["positive"].strip() for index in batch}) == 4
+        assert sorted(chain(*batches)) == list(range(8))  # what did not fit the first stands in the second
+
+
+def test_rows_that_wait_for_longer_than_a_batch_are_not_lost():
+    negatives = {f"negative_{n}": [f"p{n}", *(f"n{n} {row}" for row in range(1, 6))] for n in range(1, 4)}
+    texts = {name: [f"{name}{row}" for row in range(6)] for name in ("query", "p")}
+    dataset = Dataset.from_dict({"query": texts["query"], "positive": texts["p"]} | negatives)
+    met = 0
+    for epoch in range(30):
+        batches = list(sampler_of(dataset, 2, epoch=epoch))
+        if 0 in batches[0]:  # it keeps the rows 1, 2 and 3 out, and the others keep none out
+            met += 1
+            assert sorted(chain(*batches)) == list(range(6))
+    assert met > 5
 
 
 @pytest.mark.parametrize("layout", ["tuples", "texts"])
@@ -135,13 +151,15 @@ def test_rows_of_a_query_or_passage_that_more_have_than_there_are_batches_are_co
         (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
         return list(sampler_of(load_tuples(tmp_path / "rows.jsonl"), 4))
 
-    rows = [{"query": f"q{n}", "positive": f"p{n}"} for n in range(24)]
+    rows = [{"positive": f"p{n}", "query": f"q{n}"} for n in range(24)]
     six = [row | {"positive": "popular"} if n < 6 else row for n, row in enumerate(rows)]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         sampled(six)  # one for each batch
-    for name in ("positive", "query"):
-        frequent = [row | {name: "frequent"} if n < 9 else row for n, row in enumerate(rows)]
+        if layout == "tuples":  # of several positives one is drawn
+            sampled([{"query": f"q{n}", "pos": ["popular", f"p{n}"] if n < 9 else [f"p{n}"]} for n in range(24)])
+    for changed in ({"positive": "same"}, {"query": "same"}, {"positive": "the same", "query": "same"}):
+        frequent = [row | changed if n < 9 else row for n, row in enumerate(rows)]
         with pytest.warns(UserWarning, match="At least 3 of 24 rows are not drawn in an epoch"):
             batches = sampled(frequent)
         assert len(set(chain(*batches)) & set(range(9))) <= 6
@@ -163,6 +181,25 @@ def test_a_batch_of_several_sources_is_of_one_on_all_devices(tmp_path):
     steps = list(zip(*shards, strict=True))
     assert len(steps) == 18
     assert all(len({index >= 24 for part in parts for index in part}) == 1 for parts in steps)
+
+
+def test_shares_add_up_to_the_batches_of_an_epoch_and_come_in_an_order_of_its_own(tmp_path):
+    sources = [load_tuples(write_tuples(tmp_path / f"{n}.jsonl", 12 * (n + 1)), negatives=1) for n in range(2)]
+
+    def mixed(*weights, epoch=0):
+        sampler = WeightedBatchSampler(
+            ConcatDataset(sources), weights, batch_samplers=[sampler_of(one, 4) for one in sources]
+        )
+        sampler.set_epoch(epoch)
+        return sampler
+
+    assert [mixed(*weights).batches() for weights in ((2, 1), (1, 1), (1, 7))] == [[6, 3], [5, 4], [1, 8]]
+    is_first = [batch[0] < 12 for batch in mixed(2, 1)]
+    assert is_first not in (sorted(is_first), sorted(is_first)[::-1])
+    assert is_first != [batch[0] < 12 for batch in mixed(2, 1, epoch=1)]
+    for weights in ((1, 0), (1,)):
+        with pytest.raises(ValueError, match="2 sources need as many positive weights, got"):
+            mixed(*weights)
 
 
 def test_a_run_that_resumes_in_a_later_epoch_mixes_random_batches_alike():
