@@ -91,9 +91,20 @@ class LionModel(BaseModel):
         return super().preprocess(inputs, prompt=prompt, **kwargs)
 
     def forward(self, input: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        """Run the modules; all heads take the states of packed texts, which are never padded again."""
-        table = self.query_table
-        if table is not None and (kwargs.get("task") or input.get("task")) == "query":
+        """Run the modules; all heads take the states of packed texts, which are never padded again.
+
+        Raises:
+            ValueError: If it trains, has a table for queries or learns limits of terms, and no task is named.
+        """
+        table, task = self.query_table, kwargs.get("task") or input.get("task")
+        learns_limits = getattr(self[-1], "log_top_k", None) is not None
+        tells_tasks_apart = self.training and torch.is_grad_enabled() and (table is not None or learns_limits)
+        if tells_tasks_apart and task not in ("query", "document"):
+            raise ValueError(
+                f"This model treats queries otherwise than documents, and trains on a text of the task {task!r}: name "
+                "the task of each column with router_mapping of the training arguments."
+            )
+        if table is not None and task == "query":
             vectors = table(input["input_ids"], input["attention_mask"])
             if kwargs.get("max_active_dims") is not None:
                 vectors = select_max_active_dims(vectors, max_active_dims=kwargs["max_active_dims"])

@@ -1,14 +1,23 @@
 """Limits and thresholds that are learned: their definitions, their gradients, and where they are saved."""
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
-from sentence_transformers import SentenceTransformer, SparseEncoder
+from datasets import Dataset
+from sentence_transformers import (
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+    SparseEncoder,
+)
 
 import lion_st
 from lion_st.encoding import encode_texts, load_encoder, model_fingerprint
 from lion_st.hub import render_card
+from lion_st.losses import ContrastiveDistillationLoss
+from lion_st.modules.query_table import QueryTable
 from lion_st.modules.soft_top_k import hard_k, soft_top_k
 from lion_st.training.query_encoders import save_query_encoder, static_query_encoder
 
@@ -142,3 +151,23 @@ def test_training_reads_all_terms_only_where_the_average_teaches(tiny_backbone):
     assert (model[1].thresholds.grad < 0).sum() >= 31 and (model[1].thresholds.grad <= 0).all()
     model[1].prunes = False
     assert ((model(dict(features), task="document")["sentence_embedding"] != 0).sum(1) > 31).all()
+
+
+@pytest.mark.parametrize("learned", ["limits", "table"])
+def test_training_needs_to_know_which_texts_are_queries(tiny_backbone, tmp_path, learned):
+    model = lion_st.build(tiny_backbone(), "sparse", dtype="float32", device="cpu")
+    if learned == "limits":
+        model[1].learn_top_k(9, 31)
+    else:
+        model[1].query_table = QueryTable(torch.ones(model.get_embedding_dimension()))
+    row = {"query": "what do lions eat", "positive": "Lions prey on zebras.", "negative_1": "Lions sleep."}
+    options = dict(output_dir=str(tmp_path), max_steps=1, use_cpu=True, report_to="none", save_strategy="no")
+    for given, fails in ((None, True), ({"query": "query", "positive": "document", "negative_1": "document"}, False)):
+        trainer = SentenceTransformerTrainer(
+            model=model,
+            args=SentenceTransformerTrainingArguments(router_mapping=given, **options),
+            train_dataset=Dataset.from_list([row, row]),
+            loss=ContrastiveDistillationLoss(model, distillation_weight=0.0),
+        )
+        with pytest.raises(ValueError, match=r"of the task None.* router_mapping") if fails else nullcontext():
+            trainer.train()
