@@ -247,7 +247,7 @@ def search(
     if run is not None:
         from lion_st.evaluation import write_run
 
-        found = search_run(encoder, loaded, asked, k, **options)
+        found = search_run(encoder, loaded, asked, k, **options, show_progress=not quiet)
         write_run(run, found, Path(index).resolve().name, overwrite)
         typer.echo(f"{run}: {sum(map(len, found.values())):,} documents for {len(found):,} queries.")
     elif asked or query is not None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from lion_st.data.fields import check_id
 from lion_st.evaluation.metrics import Qrels, Run, require_ids, require_judgements, require_run, whole_grades
-from lion_st.files import atomic_write, require_free
+from lion_st.files import atomic_file, require_free
 
 
 def write_run(path: str | Path, run: Run, tag: str = "lion_st", overwrite: bool = False) -> Path:
@@ -31,14 +31,7 @@ def write_run(path: str | Path, run: Run, tag: str = "lion_st", overwrite: bool 
     require_free(path, overwrite)
     separator = check_ids([*run, *{document for hits in run.values() for document in hits}])
     tag = re.sub(r"\s", "_", tag) or "lion_st"
-    lines = []
-    for query, hits in run.items():
-        ranked = sorted(hits.items(), key=lambda hit: (hit[1], hit[0]), reverse=True)
-        for rank, (document, score) in enumerate(ranked, 1):
-            if not math.isfinite(score):
-                raise ValueError(f"Document {document!r} has the score {score} for query {query!r}: scores are finite.")
-            lines.append(separator.join([query, "Q0", document, str(rank), f"{score:.9g}", tag]))
-    return _write_lines(path, lines)
+    return _write_lines(path, (separator.join([*columns, tag]) for columns in _ranked(run)))
 
 
 def write_qrels(path: str | Path, qrels: Qrels, overwrite: bool = False) -> Path:
@@ -87,8 +80,18 @@ def drop_self_matches(run: Mapping[str, Mapping[str, float]], k: int | None = No
     return result
 
 
+def _ranked(run: Run) -> Iterator[tuple[str, str, str, str, str]]:
+    for query, hits in run.items():
+        ranked = sorted(hits.items(), key=lambda hit: (hit[1], hit[0]), reverse=True)
+        for rank, (document, score) in enumerate(ranked, 1):
+            if not math.isfinite(score):
+                raise ValueError(f"Document {document!r} has the score {score} for query {query!r}: scores are finite.")
+            yield query, "Q0", document, str(rank), f"{score:.9g}"
+
+
 def _write_lines(path: str | Path, lines: Iterable[str]) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, "".join(f"{line}\n" for line in lines))
+    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        file.writelines(f"{line}\n" for line in lines)
     return path

@@ -29,6 +29,7 @@ from lion_st.retrieval.texts import listed_queries
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer, SparseEncoder
 
+QUERIES_AT_ONCE = 4096  # of a run
 SAMPLE_TERMS = 32  # heaviest terms of a document that stand for a query when recall is sampled
 
 
@@ -180,10 +181,11 @@ def search_run(
     idf: bool = False,
     max_tokens: int | None = None,
     allowed: Collection[str] | None = None,
+    show_progress: bool = False,
 ) -> dict[str, dict[str, float]]:
     """Encode queries, text by id, search, and return the scores by query and document, as `write_run` takes them.
 
-    Of `idf`, `max_tokens` and `allowed`, see `search_texts`.
+    Of `idf`, `max_tokens` and `allowed`, see `search_texts`; `show_progress` shows the time left.
 
     Raises:
         TypeError: If the model or index is a path, or the queries are not texts by id.
@@ -192,6 +194,8 @@ def search_run(
     Warns:
         UserWarning: If the index was built with another model, see `search_texts`.
     """
+    from tqdm.auto import tqdm
+
     input_module(model, "query")  # raises for a path
     require_index(index)
     require_type(
@@ -199,8 +203,15 @@ def search_run(
     )
     texts = listed_queries(list(queries.values()))
     warn_of_another_model(model, index)
-    vectors = _encoded_queries(model, index, texts, max_tokens, idf)
-    return hits_to_run(queries, index.search(vectors, k, threads, allowed))
+    keys = list(queries)
+    run: dict[str, dict[str, float]] = {}
+    with tqdm(total=len(texts), desc="Search", unit=" queries", disable=not show_progress) as progress:
+        for start in range(0, max(1, len(texts)), QUERIES_AT_ONCE):
+            part = slice(start, start + QUERIES_AT_ONCE)
+            vectors = _encoded_queries(model, index, texts[part], max_tokens, idf)
+            run |= hits_to_run(keys[part], index.search(vectors, k, threads, allowed))
+            progress.update(vectors.shape[0])
+    return run
 
 
 class Result(NamedTuple):

@@ -90,6 +90,17 @@ def test_queries_are_cut_to_a_length_of_choice(tmp_path, sparse_model, encoded) 
     assert [(result.document, result.score) for result in results] == cut
 
 
+def test_a_run_of_many_queries_is_searched_in_blocks(tmp_path, sparse_model, encoded, monkeypatch) -> None:
+    index = index_corpus(encoded, tmp_path / "index").index
+    queries = {f"q{number}": text for number, text in enumerate(TEXTS)}
+    whole = search_run(sparse_model, index, queries, 5)
+    monkeypatch.setattr("lion_st.retrieval.search.QUERIES_AT_ONCE", 3)
+    parts = search_run(sparse_model, index, queries, 5)
+    assert list(parts) == list(queries)
+    for query, hits in whole.items():
+        assert parts[query] == pytest.approx(hits, rel=1e-5)
+
+
 def test_exact_hits_of_shards_are_those_of_the_whole(sparse_model, encoded) -> None:
     queries = encode_texts(sparse_model, TEXTS[:3], "query")
     index = create_index("exact", "sparse")
