@@ -91,7 +91,7 @@ def text_keys_of(texts: Iterable[str]) -> np.ndarray:
 
     They are hashes of 64 bits: of ten million different texts, two have the same one in 1 of 400,000 collections.
     """
-    return _hashes(text.strip() for text in texts)
+    return hashes_of(text.strip() for text in texts)
 
 
 class TextLookup:
@@ -136,7 +136,7 @@ class TextLookup:
 
     def find(self, ids: Sequence[str]) -> np.ndarray:
         """Row of each id, -1 where it is not in the table, [ids]."""
-        keys = np.array(list(map(_as_number, ids)), np.int64) if self._are_numbers else _hashes(ids)
+        keys = np.array(list(map(_as_number, ids)), np.int64) if self._are_numbers else hashes_of(ids)
         places = np.minimum(np.searchsorted(self._keys, keys), len(self) - 1)
         return np.where(self._keys[places] == keys, self._rows[places], -1)
 
@@ -146,7 +146,8 @@ def _as_number(identifier: str) -> int:
     return int(identifier) if NUMBER.fullmatch(identifier) else -1
 
 
-def _hashes(texts: Iterable[str]) -> np.ndarray:
+def hashes_of(texts: Iterable[str]) -> np.ndarray:
+    """Hashes of strings, int64 [strings]."""
     import xxhash
 
     hashes = [xxhash.xxh3_64_intdigest(text.encode()) for text in texts]
@@ -171,4 +172,4 @@ def _id_keys(table: Dataset, column: str, name: str) -> tuple[np.ndarray, bool]:
     if pc.all(pc.match_substring_regex(ids, f"^{NUMBER.pattern}$")).as_py():
         return ids.cast(pa.int64()).to_numpy(), True
     parts = (ids[start : start + TEXTS_AT_ONCE].to_pylist() for start in range(0, len(ids), TEXTS_AT_ONCE))
-    return np.concatenate(list(map(_hashes, parts))), False
+    return np.concatenate(list(map(hashes_of, parts))), False

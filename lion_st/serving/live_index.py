@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from lion_st.data.lookup import hashes_of
 from lion_st.data.records import Record, read_corpus
 from lion_st.encoding.storage import HEADER, read_array
 from lion_st.files import atomic_folder, lock_folder
 from lion_st.indexes import Index, StorageError, load_index
+
+ARRAYS = ("keys", "starts", "ends")  # of the texts, by rising hashes of the ids
 
 
 class LiveIndex:
@@ -87,7 +89,7 @@ def _header(path: Path) -> bytes | None:
 
 
 class TextStore:
-    """Texts by document id, in files that processes share by memory mapping.
+    """Texts by document id, in files that processes share by memory mapping: ids are found by their hashes.
 
     Args:
         folder: What `TextStore.write` wrote.
@@ -96,17 +98,15 @@ class TextStore:
     def __init__(self, folder: str | Path) -> None:
         self.folder = folder = Path(folder)
         self._texts = np.memmap(folder / "texts.bin", mode="r") if (folder / "texts.bin").stat().st_size else b""
-        self._ends = read_array(folder, "ends", memory_map=True)
-        with (folder / "ids.json").open(encoding="utf-8") as file:
-            self._rows = {one: row for row, one in enumerate(json.load(file))}
+        self._keys, self._starts, self._ends = (read_array(folder, name, memory_map=True) for name in ARRAYS)
 
     def get(self, document: str) -> str | None:
         """A document's text; None if there is none."""
-        row = self._rows.get(document)
-        if row is None:
+        (key,) = hashes_of([document])
+        place = int(np.searchsorted(self._keys, key))
+        if place == len(self._keys) or self._keys[place] != key:
             return None
-        start = int(self._ends[row - 1]) if row else 0
-        return bytes(self._texts[start : int(self._ends[row])]).decode()
+        return bytes(self._texts[int(self._starts[place]) : int(self._ends[place])]).decode()
 
     @classmethod
     def of_index(cls, corpus: str, index: Path, shared: str | Path) -> TextStore:
@@ -140,16 +140,17 @@ class TextStore:
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        ids: dict[str, None] = {}  # in their order
-        ends, end = [], 0
+        ends: dict[str, int] = {}  # of the texts by id, in their order
+        end = 0
         with (folder / "texts.bin").open("wb") as file:
             for record in read_corpus(corpus):
-                if isinstance(record, Record) and record.id not in ids:
+                if isinstance(record, Record) and record.id not in ends:
                     end += file.write(record.text.encode("utf-8", "replace"))
-                    ids[record.id] = None
-                    ends.append(end)
-        if not ids:
+                    ends[record.id] = end
+        if not ends:
             raise StorageError(f"{corpus} holds no texts: give the documents that were encoded.")
-        np.save(folder / "ends.npy", np.array(ends, dtype=np.int64), allow_pickle=False)
-        (folder / "ids.json").write_text(json.dumps(list(ids)), encoding="utf-8")
+        keys, stops = hashes_of(ends), np.fromiter(ends.values(), np.int64, len(ends))
+        order = np.argsort(keys)
+        for name, array in zip(ARRAYS, (keys, np.concatenate([[0], stops[:-1]]), stops), strict=True):
+            np.save(folder / f"{name}.npy", array[order], allow_pickle=False)
         return folder
