@@ -259,14 +259,13 @@ class LocalIndex(Index):
         super().__init__(paradigm)
         self.ids: list[str] = []
         self.dimensions: int | None = None
-        self._known: set[str] = set()
+        self._rows: dict[str, int] | None = {}  # of the documents by id, see `_row_by_id`
         self._alive: np.ndarray | None = None  # bool [len(ids)], once documents were deleted
-        self._rows: dict[str, int] | None = None  # of the documents by id, filled in by `_rows_of`
         self._frequencies: DocumentFrequencies | None = None  # counted when first asked for
         self._lock = threading.RLock()  # held while the structure changes, which a first search may do
 
     def __len__(self) -> int:
-        return len(self._known)
+        return len(self.ids) if self._alive is None else int(np.count_nonzero(self._alive))
 
     def add(self, ids: Sequence[str], vectors: Any) -> None:
         """Add documents whose ids are new; see `Index.add`."""
@@ -276,17 +275,16 @@ class LocalIndex(Index):
             matrix = self._check(vectors)
             if len(ids) != matrix.shape[0]:
                 raise ValueError(f"Got {len(ids)} ids for {matrix.shape[0]} vectors: give one id per row.")
-            if len(fresh) < len(ids) or not fresh.isdisjoint(self._known):
-                seen = set(self._known)
+            rows = self._row_by_id()
+            if len(fresh) < len(ids) or not rows.keys().isdisjoint(fresh):
+                seen = set(rows)
                 duplicate = next(one for one in ids if one in seen or seen.add(one))  # type: ignore[func-returns-value]
                 raise ValueError(f"The document id {duplicate!r} occurs twice: ids must be unique in an index.")
             self._add(matrix)
             self._frequencies = None
             self.dimensions = matrix.shape[1]
-            if self._rows is not None:
-                self._rows.update(zip(ids, range(len(self.ids), len(self.ids) + len(ids)), strict=True))
+            rows.update(zip(ids, range(len(self.ids), len(self.ids) + len(ids)), strict=True))
             self.ids.extend(ids)
-            self._known |= fresh
             if self._alive is not None:
                 self._alive = np.concatenate([self._alive, np.ones(len(ids), dtype=np.bool_)])
 
@@ -297,14 +295,12 @@ class LocalIndex(Index):
         ids = as_ids(ids)
         with self._lock:
             rows = self._rows_of(ids)
-            assert self._rows is not None
             if self._alive is None:
                 self._alive = np.ones(len(self.ids), dtype=np.bool_)
             self._alive[rows] = False
             self._frequencies = None
-            self._known.difference_update(ids)
             for one in ids:
-                self._rows.pop(one, None)
+                self._row_by_id().pop(one, None)
 
     def compact(self) -> None:
         """Free what deleted documents take up; the others keep their order."""
@@ -353,22 +349,28 @@ class LocalIndex(Index):
             )
         require_type(allowed, Collection, "Ids of the allowed documents", "pass a list or a set")
         wanted = set(as_ids(allowed))
-        known = wanted & self._known
-        if wanted and self._known and not known:
+        rows = self._row_by_id()
+        found = [rows[one] for one in wanted if one in rows]
+        if wanted and rows and not found:
             raise ValueError(f"None of the {len(wanted):,} allowed documents, {min(wanted)!r} for example, is indexed.")
         mask = np.zeros(len(self.ids), dtype=np.bool_)
-        mask[self._rows_of(known)] = True
+        mask[found] = True
         return mask
 
     def _rows_of(self, ids: Collection[str]) -> list[int]:
         """Places of documents in `ids`; raises a KeyError for one that is not in the index."""
+        rows = self._row_by_id()
+        try:
+            return [rows[one] for one in ids]
+        except KeyError as error:
+            raise KeyError(f"The document {error.args[0]!r} is not in the index.") from None
+
+    def _row_by_id(self) -> dict[str, int]:
+        """Places in `ids` of the documents that are not deleted; an index that was loaded makes it when first asked."""
         with self._lock:
             if self._rows is None:
                 self._rows = {one: row for row, one in enumerate(self.ids)}
-        try:
-            return [self._rows[one] for one in ids]
-        except KeyError as error:
-            raise KeyError(f"The document {error.args[0]!r} is not in the index.") from None
+            return self._rows
 
     def document_frequencies(self) -> DocumentFrequencies:
         """In how many of the documents each term is active, of an engine that keeps sparse vectors.
@@ -395,10 +397,9 @@ class LocalIndex(Index):
 
         def read(metadata: dict[str, Any], data: Path) -> LocalIndex:
             index = cls._opened(path, metadata)
-            index.ids = arrays_to_strings(data, "ids")
-            index._known = set(index.ids)
+            index.ids, index._rows = arrays_to_strings(data, "ids"), None
             index.dimensions = metadata.get("dimensions")
-            if len(index) != metadata.get("documents") or len(index._known) < len(index):
+            if len(index) != metadata.get("documents") or len(set(index.ids)) < len(index):
                 raise StorageError(f"The ids of {path} are damaged: build the index again.")
             if index.ids:
                 if not isinstance(index.dimensions, int) or index.dimensions < 1:

@@ -125,6 +125,8 @@ class HybridIndex(Index):
                 or len(index) != metadata["documents"]
             ):
                 raise StorageError(f"The two sides of {path} do not fit each other: build the index again.")
+            dense: Any = index.sides[1]
+            dense.ids = list(ids[0] or ())  # the same strings, once in memory
             return index
 
         return read_folder(path, KIND, VERSION, read, verify)
