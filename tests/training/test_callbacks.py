@@ -4,8 +4,10 @@ import time
 
 import pytest
 import torch
+import torch.distributed as dist
+from ranks import run_ranks
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lion_st.training.options.arguments import MntpTrainingArguments, RetrieverTrainingArguments
 from lion_st.training.progress.callbacks import SecondsBudget
@@ -97,6 +99,30 @@ def test_a_run_within_its_budget_is_left_alone(tmp_path):
     steps, rates = train(tmp_path, seconds=600, steps=30, pause=0)
     assert steps == 30
     assert rates[-1] == 0
+
+
+def steps_by_an_own_clock(seconds: float) -> tuple[int, int]:
+    """Steps that a rank takes and last planned; a step of rank r takes 0.1 + 0.03 r seconds by its clock."""
+    now = 0.0
+    state, control = TrainerState(max_steps=1000), TrainerControl()
+    scheduler = torch.optim.lr_scheduler.LambdaLR(torch.optim.SGD([nn.Parameter(torch.ones(1))]), lambda step: 1.0)
+    budget = SecondsBudget(seconds)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "monotonic", lambda: now)
+        budget.on_train_begin(None, state, control, scheduler)
+        while state.global_step < state.max_steps and not control.should_training_stop:
+            state.global_step += 1
+            now += 0.1 + 0.03 * dist.get_rank()
+            budget.on_step_end(None, state, control, scheduler)
+    return state.global_step, state.max_steps
+
+
+@pytest.mark.parametrize("seconds", [1.0, 20.0])
+def test_processes_whose_clocks_differ_end_at_the_same_step(seconds):
+    """Else those that go on would wait for the others until NCCL's time is over."""
+    first, second = run_ranks(2, steps_by_an_own_clock, seconds)
+    assert first == second
+    assert abs(first[0] - 10 * seconds) <= 5
 
 
 def test_a_budget_is_positive():

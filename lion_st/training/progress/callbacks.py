@@ -9,7 +9,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from sentence_transformers.util import get_world_size
 from transformers import TrainerCallback, TrainerState, TrainingArguments
+
+from lion_st.training.progress.checkpoints import decided_by_first_rank
 
 
 class EpochCallback(TrainerCallback):
@@ -42,6 +45,9 @@ class SecondsBudget(TrainerCallback):
     The pace is measured again as the run goes on, slower or faster, and steps, learning rate and the ramp of
     regularizers follow it. What stands at the end is a run whose schedule came to its end, not one that was cut off.
 
+    Several processes go by the clock of the first one, at every fifth step: by their own, one would take its last step
+    before the others, which would wait for it.
+
     Args:
         seconds: From the start of training in this process, without loading before and saving after it.
         ramp: Callback with `total_steps`, `warmup_steps` and `warmup_ratio`, such as sentence-transformers' of SPLADE.
@@ -61,7 +67,8 @@ class SecondsBudget(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: Any, lr_scheduler: Any = None, **kwargs: Any
     ) -> None:
         """Start the clock."""
-        self._start = self._warm = time.monotonic()
+        self._start = time.monotonic()
+        self._warm = 0.0  # seconds after the start
         self._first = state.global_step
         self._planned = state.max_steps
         scheduler = getattr(lr_scheduler, "scheduler", lr_scheduler)  # accelerate wraps it
@@ -71,15 +78,18 @@ class SecondsBudget(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: Any, lr_scheduler: Any = None, **kwargs: Any
     ) -> None:
         """Measure the pace since the last time and fit what is left."""
-        now, done = time.monotonic(), state.global_step - self._first
+        done = state.global_step - self._first
+        if get_world_size() > 1 and done % self.WARM:
+            return
+        now = decided_by_first_rank(lambda: time.monotonic() - self._start)
         if done == self.WARM:
             self._warm, self._measured = now, done
         if done in self.MEASURED_AT:
             pace = (now - self._warm) / (done - self._measured)
             self._warm, self._measured = now, done
-            steps = state.global_step + max(1, int((self._start + self.seconds - now) / pace))
+            steps = state.global_step + max(1, int((self.seconds - now) / pace))
             self._fit(min(steps, self._planned), state, lr_scheduler)
-        if now - self._start > self.seconds:
+        if now > self.seconds:
             self.is_over = control.should_training_stop = True
 
     def _fit(self, steps: int, state: TrainerState, lr_scheduler: Any) -> None:
