@@ -142,9 +142,7 @@ class ContrastiveDistillationLoss(nn.Module):
         self.teachers = teachers
         self.gather_across_devices = gather_across_devices
         self.released_scaling = released_scaling
-        # Checks that wait for the GPU are made at the first step, and that of shapes again whenever they change.
-        self._compared_shape: tuple[int, ...] | None = None
-        self._labels_were_finite = False
+        self._labels_were_finite = False  # looked at in the first step, as this waits for the GPU
 
     def forward(
         self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None
@@ -171,13 +169,7 @@ class ContrastiveDistillationLoss(nn.Module):
             several = () if self.teachers is None else (len(self.teachers.weights),)
             self._check_labels(labels, (len(queries), *several, len(columns)))
         gather = self.gather_across_devices and self.contrastive_weight > 0
-        shape = (len(queries), queries.shape[-1], len(columns))
-        if gather:
-            scores = scores_of_all_documents(queries, columns, compare_shapes=shape != self._compared_shape)
-            self._compared_shape = shape
-        else:
-            scores = scores_of_columns(queries, columns)
-        scores = self.scale * scores
+        scores = self.scale * (scores_of_all_documents if gather else scores_of_columns)(queries, columns)
         own = torch.arange(len(columns) * len(queries), device=scores.device).view(len(columns), -1).T  # [B, 1 + n]
         if gather:
             own = own + get_rank() * own.numel()  # the columns of `scores` that hold each query's own documents

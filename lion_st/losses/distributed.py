@@ -82,7 +82,7 @@ def mean_across_ranks(value: Tensor, shrink_gradient: bool = False) -> Tensor:
     return mean
 
 
-def scores_of_all_documents(queries: Tensor, columns: Sequence[Tensor], compare_shapes: bool = True) -> Tensor:
+def scores_of_all_documents(queries: Tensor, columns: Sequence[Tensor]) -> Tensor:
     """Scores of this rank's queries against the documents of all ranks.
 
     The queries travel, and the scores come back: each rank scores everybody's queries against its own documents. What
@@ -92,19 +92,17 @@ def scores_of_all_documents(queries: Tensor, columns: Sequence[Tensor], compare_
     Args:
         queries: [B, D], the rank's own; or [B, L, D], see `scores_of_columns`, of any length L on each rank.
         columns: 1 + n tensors [B, D] or [B, L', D], the rank's own documents.
-        compare_shapes: Ask the other ranks for their shapes first, which is one more collective and waits for the GPU.
 
     Returns:
         Scores [B, W * (1 + n) * B] in float32: rank after rank, and for each of them column after column.
 
     Raises:
-        ValueError: If shapes are compared and the ranks do not hold the same ones.
+        ValueError: If the ranks do not hold the same shapes.
     """
     world_size = get_world_size()
     if world_size == 1:
         return scores_of_columns(queries, columns)
-    if compare_shapes:
-        _check_same_shapes(queries, columns)
+    _check_same_shapes(queries, columns)
     if queries.ndim == 3:
         queries = pad(queries, (0, 0, 0, _longest(queries) - queries.shape[1]))
     scores = scores_of_columns(_AllGather.apply(queries), columns)  # [W * B, (1 + n) * B]
@@ -120,7 +118,8 @@ def _longest(queries: Tensor) -> int:
 
 
 def _check_same_shapes(queries: Tensor, columns: Sequence[Tensor]) -> None:
-    # Collectives of unequal shapes hang or return garbage, so a few bytes are spent on an error that explains it.
+    # Collectives of unequal shapes hang or return garbage, so a few bytes and a wait are spent on an error.
+    # In every step: a rank whose own shapes are those of the step before cannot know that another's are not.
     own = torch.tensor([len(queries), queries.shape[-1], len(columns)], device=queries.device)
     shapes = own.new_empty(get_world_size() * len(own))
     dist.all_gather_into_tensor(shapes, own)
