@@ -8,7 +8,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from time import perf_counter
+from traceback import clear_frames
 from typing import NamedTuple
+
+import torch
 
 from lion_st.encoding.batches import MAX_TEXTS_PER_BATCH, BatchEncoder, TokenizedTexts
 from lion_st.encoding.vectors import Vectors
@@ -50,6 +53,7 @@ class EncodingQueue:
         self._jobs: deque[_Job] = deque()
         self._changed = threading.Condition()
         self._is_closed = False
+        self._gpu_is_lost = False
         self._thread = threading.Thread(target=self._work, name="lion-st-encoding", daemon=True)
         self._thread.start()
 
@@ -60,8 +64,8 @@ class EncodingQueue:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the thread that encodes is there."""
-        return self._thread.is_alive()
+        """Whether the thread that encodes is there, and its GPU."""
+        return self._thread.is_alive() and not self._gpu_is_lost
 
     def submit(self, encoder: BatchEncoder, texts: Sequence[str], tokenized: TokenizedTexts) -> Future[Encoded]:
         """Have texts encoded; cancelling the future before its turn takes them out of the queue.
@@ -92,8 +96,9 @@ class EncodingQueue:
                 self._encode(jobs, started)
             except Exception as error:
                 if len(jobs) == 1:
-                    jobs[0].future.set_exception(error)
+                    self._fail(jobs[0], error)
                     continue
+                _let_go_of_tensors(error)
                 for job in jobs:  # what one request does to the model is no error of the others
                     self._encode_alone(job)
 
@@ -101,7 +106,12 @@ class EncodingQueue:
         try:
             self._encode([job], perf_counter())
         except Exception as error:
-            job.future.set_exception(error)
+            self._fail(job, error)
+
+    def _fail(self, job: _Job, error: Exception) -> None:
+        _let_go_of_tensors(error)
+        self._gpu_is_lost = is_lost(job.encoder.model.device)
+        job.future.set_exception(error)
 
     def _next_batch(self) -> list[_Job]:
         """The jobs to encode together, once there are any; none once the queue is closed and empty."""
@@ -140,3 +150,19 @@ class EncodingQueue:
             rows = vectors[first : first + len(job.texts)]
             job.future.set_result(Encoded(rows, started - job.submitted, seconds))
             first += len(job.texts)
+
+
+def is_lost(device: torch.device) -> bool:
+    """Whether a GPU fails at all that it is asked, as after an illegal access: it is of use to a new process alone."""
+    if device.type != "cuda":
+        return False
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError:
+        return True
+    return False
+
+
+def _let_go_of_tensors(error: Exception) -> None:
+    """Free what an error's traceback holds, which is memory that the next pass may need."""
+    clear_frames(error.__traceback__)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -18,6 +19,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import torch
 from tiny_models import TEXTS
 
 pytest.importorskip("uvicorn")
@@ -32,7 +34,7 @@ import lion_st
 from lion_st.encoding import encode_corpus, encode_texts, to_csr
 from lion_st.indexes import StorageError, create_index, load_index
 from lion_st.retrieval import index_corpus, search_texts
-from lion_st.serving import ServerSettings, Service, create_app
+from lion_st.serving import ServerSettings, Service, batching, create_app
 from lion_st.serving.launch import _bound_socket, _config
 from lion_st.serving.live_index import TextStore
 
@@ -504,10 +506,14 @@ def test_one_request_that_the_model_fails_on_is_no_error_of_the_others(models):
     model = models["sparse"]
     with serving(model) as running, held(model) as (_, holding, release):
         hold = model.forward
+        failed: list[Any] = []
+        held_on_to: list[bool] = []  # whether vectors of a failed pass still take memory when the next one begins
 
         def fail_on_long(features: dict[str, Any], **options: Any) -> Any:
+            held_on_to.append(any(one() is not None for one in failed))
             out = hold(features, **options)
             if features["input_ids"].numel() > 40:
+                failed.append(weakref.ref(out["sentence_embedding"]))
                 raise RuntimeError("out of memory")
             return out
 
@@ -521,7 +527,24 @@ def test_one_request_that_the_model_fails_on_is_no_error_of_the_others(models):
             release.set()
             assert [first.result().status_code, small.result().status_code] == [200, 200]
             assert large.result().status_code == 424 and "out of memory" in large.result().json()["error"]
+        assert len(failed) == 2 and held_on_to == [False] * 4
         assert running.client.get("/health").status_code == 200
+
+
+def test_a_server_whose_gpu_fails_at_everything_is_not_healthy(models, monkeypatch):
+    def illegal_access(device: torch.device) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", illegal_access)
+    assert batching.is_lost(torch.device("cuda:1")) and not batching.is_lost(torch.device("cpu"))
+    model = models["dense"]
+    with serving(model) as running, held(model):
+        model.forward = lambda *_, **__: illegal_access(torch.device("cuda"))
+        assert running.post("/embed", inputs="a").status_code == 424
+        assert running.client.get("/health").status_code == 200  # the next request may go well
+        monkeypatch.setattr(batching, "is_lost", lambda device: True)
+        assert running.post("/embed", inputs="a").status_code == 424
+        assert running.client.get("/health").status_code == 503  # so that the server is started anew
 
 
 def test_a_request_that_takes_too_long_ends_and_leaves_the_queue(models):
