@@ -56,7 +56,8 @@ class TorchIndex(LocalIndex):
 
     Args:
         paradigm: "sparse" or "dense".
-        device: Torch device, "cuda:1" for example; None takes the GPU, or the CPU where there is none.
+        device: Torch device, "cuda:1" for example; None takes the GPU, under torchrun each process its own, or the CPU
+            where there is none.
         memory_gb: Gigabytes (1e9 bytes) of the GPU's memory that documents may take; None leaves 15 % of it free. What
             does not fit stays in main memory and is copied to the GPU by each search, of any number of queries.
 
@@ -121,7 +122,7 @@ class TorchIndex(LocalIndex):
 
     def _ready(self) -> list[Any]:
         """All chunks, once what was added last has its own."""
-        place = _usable(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        place = _usable(self.device or _default_device())
         if place != self._place:
             if place.type == "cpu" and self.device is None:
                 logger.warning("There is no GPU: the engine 'torch' searches on the CPU, where 'exact' is faster.")
@@ -272,6 +273,12 @@ def _in_main_memory(chunk: Any) -> Any:
     torch.cuda.synchronize()  # of the current GPU, on which the chunk was made
     tensors = {name: one.pin_memory() for name, one in there._asdict().items() if isinstance(one, Tensor)}
     return there._replace(**tensors)
+
+
+def _default_device() -> str:
+    if not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"  # torchrun's
 
 
 def _usable(name: str) -> torch.device:

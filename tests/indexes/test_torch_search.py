@@ -214,6 +214,17 @@ def test_what_a_folder_holds_is_checked_before_it_is_searched(tmp_path: Path) ->
                 load_index(tmp_path / name)
 
 
+def test_each_process_of_torchrun_searches_on_a_gpu_of_its_own(monkeypatch) -> None:
+    """As its model runs there, and not all on the first one."""
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    index = create_index("torch", "dense")
+    index.add(["a"], np.ones((1, 4), np.float32))
+    with pytest.raises(ValueError, match="device='cuda:1' is not there, torch sees 1 GPUs"):
+        index.search_rows(np.ones((1, 4), np.float32), 1)
+
+
 def test_a_device_that_is_not_there_is_named(caplog) -> None:
     with pytest.raises(ValueError, match="such as 'cuda' or 'cuda:1', got 'gpu'"):
         create_index("torch", "sparse", device="gpu")
