@@ -79,6 +79,11 @@ def describe_error(error: BaseException, flags: Mapping[str, str] | None = None)
         message = re.sub(rf"\b{name}=(?=[\w'\"])", f"{flag} ", message)
         if "_" in name:
             message = re.sub(rf"(?<![\w./'\"-]){name}(?![\w(/]|\.\w)", flag, message)
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
+        message += (
+            " Lower --mini_batch_size (training) or --tokens-per-batch (encoding); the same command then goes on where "
+            "it stopped."
+        )
     from_safetensors = type(error).__name__ == "SafetensorError"  # such as of a full disk; the class has no other base
     if not isinstance(error, EXPECTED) and not from_safetensors:
         message = f"unexpected {type(error).__name__}: {message} ({SHOW_TRACEBACK}=1 shows where)"

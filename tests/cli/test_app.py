@@ -10,6 +10,7 @@ import zlib
 from importlib.metadata import version
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from lion_st.cli import app
@@ -93,6 +94,8 @@ def test_errors_name_the_flags_of_the_command_line() -> None:
         assert describe_error(ValueError(message), flags) == line
     assert describe_error(KeyError("shards")) == "unexpected KeyError: 'shards' (LION_ST_TRACEBACK=1 shows where)"
     assert describe_error(OSError(28, "No space left on device", "/x/y")) == "No space left on device: /x/y"
+    line = describe_error(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
+    assert line.startswith("CUDA out of memory. Tried to allocate 2.00 GiB. Lower --mini_batch_size (training) or ")
 
 
 @pytest.mark.parametrize(
