@@ -94,6 +94,14 @@ def test_ranks_and_margins_choose_among_the_negatives(scored, sample):
             assert negative <= positive - (margin if name == "absolute_margin" else margin * positive) + 1e-5
 
 
+def test_margins_are_below_the_lowest_positive_and_by_the_size_of_its_score(tmp_path):
+    row = {"query": "q", "pos": ["a", "b"], "pos_scores": [4.0, -2.0], "neg": ["c", "d"], "neg_scores": [-2.5, -3.0]}
+    path = write_jsonl(tmp_path / "a.jsonl", [row])
+    assert load_tuples(path, negatives=1, sampling="first", relative_margin=0.5)[0]["negative_1"] == "d"
+    with pytest.raises(ValueError, match="has 1 negatives to choose from, 2 are needed"):
+        load_tuples(path, negatives=2, relative_margin=0.5)
+
+
 def test_a_data_loader_with_workers_reads_the_same_rows(scored):
     from torch.utils.data import DataLoader
 
