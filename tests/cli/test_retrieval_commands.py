@@ -316,10 +316,10 @@ def test_evaluated_runs_are_compared_by_the_judgements_beside_them(models, data,
 
 def test_trec_files_are_a_test_set(data, tmp_path) -> None:
     (tmp_path / "topics.tsv").write_text("".join(f"{query}\t{text}\n" for query, text in QUERIES.items()))
-    (tmp_path / "qrels.txt").write_text("".join(f"{query} 0 d{query[1:]} 2\n" for query in QUERIES))
+    (tmp_path / "qrels.txt").write_text("".join(f"{query} 0 d{query[1:]} 1\n" for query in QUERIES))
     files = (data / "corpus.jsonl", tmp_path / "topics.tsv", tmp_path / "qrels.txt")
     shown = lion("evaluate", "bm25", "--trec", *files, "--protocol", "trec-dl", "--output", tmp_path / "out", "--quiet")
-    assert "| bm25 | topics |" in shown
+    assert "| bm25 | topics | 0.908 | 0.000 | 0.000 | 0.000 |" in shown  # grades of 1 count for nDCG alone
 
 
 def test_queries_need_ids_and_texts_of_their_own(models, encoded, tmp_path) -> None:

@@ -25,6 +25,13 @@ def test_capped_recall_divides_by_the_cut_when_more_is_relevant() -> None:
     assert evaluate_run(qrels, run, ["R_cap@10", "Recall@10"]) == pytest.approx({"R_cap@10": 0.5, "Recall@10": 0.1})
 
 
+def test_grades_below_the_level_count_for_ndcg_alone() -> None:
+    found = evaluate_run(
+        {"q": {"a": 1, "b": 2}}, {"q": {"a": 2.0, "b": 1.0}}, ["MRR@10", "P@1", "R_cap@2", "nDCG@1"], relevance_level=2
+    )
+    assert found == pytest.approx({"MRR@10": 0.5, "P@1": 0.0, "R_cap@2": 1.0, "nDCG@1": 0.5})
+
+
 def test_equal_scores_are_ordered_by_falling_id_as_in_trec_eval() -> None:
     assert evaluate_run({"q": {"a": 1}}, {"q": {"a": 1.0, "b": 1.0}}, ["MRR@10", "nDCG@1"]) == {
         "MRR@10": 0.5,

@@ -116,6 +116,8 @@ def test_runs_are_compared_with_wins_losses_and_the_queries_behind_them() -> Non
     three = compare_runs(qrels, {"poor": poor, "better": better, "same": poor}, ["MRR@10"], baseline="poor")
     assert [(one.a, one.b) for one in three] == [("poor", "better"), ("poor", "same")]
     assert three[0].p_holm == pytest.approx(2 * three[0].p_value)
+    (graded,) = compare_runs(qrels, {"poor": poor, "better": better}, ["MRR@10"], permutations=10, relevance_level=2)
+    assert graded.mean_a == graded.mean_b == 0.0  # no grade is as high
     with pytest.raises(ValueError, match="'none'"):
         compare_runs(qrels, {"poor": poor, "better": better}, baseline="none")
     with pytest.warns(UserWarning, match="'part' lacks 19 of the 20 judged queries, such as 'q1'"):

@@ -69,6 +69,7 @@ def test_reciprocal_rank_fusion_sums_inverse_ranks() -> None:
     assert [doc for doc, _ in fused[0]] == ["c", "b", "a"]
     assert fused[0][1][1] == pytest.approx(2 / 62)
     assert fused[1] == [("a", pytest.approx(1 / 61))]
+    assert [doc for doc, _ in reciprocal_rank_fusion([[[("b", 1.0)]], [[("a", 1.0)]]])[0]] == ["a", "b"]  # tied
 
 
 def test_convex_fusion_weighs_normalised_scores() -> None:
@@ -76,6 +77,7 @@ def test_convex_fusion_weighs_normalised_scores() -> None:
     half = dict(convex_fusion([SPARSE, DENSE], (2, 2))[0])
     assert {type(score) for score in half.values()} == {float}
     assert half == pytest.approx({"a": 0.5, "b": 0.5 * 7 / 8 + 0.5 * 7 / 8, "c": 0.5, "d": 0.0})
+    assert convex_fusion([SPARSE, DENSE], (1, 3))[1] == [("a", 0.75)]  # the only hit is the best there is
     with pytest.raises(ValueError, match="one finite weight"):
         convex_fusion([SPARSE, DENSE], (1,))
     with pytest.raises(ValueError, match="same queries"):
