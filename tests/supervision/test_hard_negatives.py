@@ -14,10 +14,11 @@ from commands import lion
 import lion_st
 from lion_st.data import load_tuples, save_beir
 from lion_st.encoding import encode_corpus, encode_texts
-from lion_st.indexes import StorageError, load_index
+from lion_st.indexes import StorageError, create_index, load_index
 from lion_st.retrieval import Bm25Retriever, ModelRetriever, index_corpus
 from lion_st.supervision import IndexSearcher, mine_negatives
 from lion_st.supervision.blocks import read_settings
+from lion_st.supervision.mining import hard_negatives
 
 TOPICS = ("lions", "zebras", "rivers", "storms", "bridges", "engines", "poems", "planets")
 VERBS = ("rest", "move", "grow", "end", "begin", "shine")
@@ -198,6 +199,23 @@ def test_negatives_of_other_documents_are_not_read_back(models, tmp_path, kind):
     searcher.index({**documents, "b": "no animal at all"})
     with pytest.raises(FileExistsError, match="overwrite=True"):
         mine_negatives(*asked, negatives=1, show_progress=False)
+
+
+def test_a_margin_is_that_of_a_rankings_own_positive_and_of_the_size_of_its_score():
+    rankings = [[("a", 2.0), ("b", 1.9), ("c", 1.0)], [("d", 9.0), ("c", 8.0)]]
+    assert hard_negatives(rankings, ["a"], 4) == ["b", "d", "c"]
+    assert hard_negatives(rankings, ["a"], 4, absolute_margin=1.0) == ["c"]
+    negative = [[("a", -2.0), ("b", -2.5), ("c", -3.0)]]  # logits
+    assert hard_negatives(negative, ["a"], 4, relative_margin=0.5) == ["c"]
+
+
+def test_a_search_changes_no_fingerprint(models):
+    model, index = lion_st.load(models["dense"][0], device="cpu"), create_index("torch", "dense", device="cpu")
+    index.add(["a"], encode_texts(model, ["a lion"], "document"))
+    searcher = IndexSearcher(model, index)
+    before = searcher.fingerprint()
+    searcher.search(["a cat"])
+    assert index.stats()["bytes"] and searcher.fingerprint() == before
 
 
 def test_judged_documents_that_are_not_there_are_left_out(models, folder, tmp_path):
