@@ -189,13 +189,17 @@ def test_a_judged_query_without_a_text_is_refused_before_the_search(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["bm25", "model"])
-def test_negatives_of_other_documents_are_not_read_back(models, tmp_path, kind):
+def test_negatives_of_other_documents_or_options_are_not_read_back(models, tmp_path, kind):
     searcher = Bm25Retriever() if kind == "bm25" else ModelRetriever(lion_st.load(models["sparse"][0], device="cpu"))
     asked = ([searcher], {"q": "lions hunt"}, {"q": {"a": 1}}, tmp_path / "mined.parquet")
     documents = {"a": "lions hunt", "b": "lions hunt at night", "c": "lions hunt zebras by day"}
     searcher.index(documents)
     mined = mine_negatives(*asked, negatives=1, show_progress=False)
     assert mine_negatives(*asked, negatives=1, show_progress=False) == mined
+    options = ({"negatives": 2}, {"ranks": (0, 9)}, {"absolute_margin": 0.1}, {"relative_margin": 0.1})
+    for changed in (*options, {"queries_at_once": 2}):
+        with pytest.raises(FileExistsError, match="overwrite=True"):
+            mine_negatives(*asked, **{"negatives": 1, **changed})
     searcher.index({**documents, "b": "no animal at all"})
     with pytest.raises(FileExistsError, match="overwrite=True"):
         mine_negatives(*asked, negatives=1, show_progress=False)
