@@ -45,6 +45,16 @@ def test_the_band_of_a_law_holds_its_exponent() -> None:
     assert fit.doubt == "" and fit.points == 3
 
 
+def test_a_sample_has_the_same_queries_at_all_points_and_counts_each_test_set_as_much() -> None:
+    fit = bootstrap_fit(noisy(0.3, 0.0, sizes=SIZES[:3]), samples=50)  # harder or easier queries move all points
+    assert (fit.low, fit.high) == pytest.approx((0.3, 0.3))
+    heights = (4e5 / SIZES[:4]) ** 0.5 + 0.2
+    two = [(x, [np.full((1, 2), 0.5 * y), np.full((1, 8), 1.5 * y)]) for x, y in zip(SIZES, heights, strict=False)]
+    law = bootstrap_fit(two, samples=5).law
+    np.testing.assert_allclose(law(SIZES[:4]), heights, rtol=0.01)
+    assert law.floor == pytest.approx(0.2, abs=0.01)  # of four points
+
+
 def test_points_of_one_x_count_each_but_are_one_of_the_points_that_a_fit_needs() -> None:
     law = noisy(0.3, 0.0, sizes=SIZES[:3])
     above, below = ([(SIZES[1], [factor * law[1][1][0]])] for factor in (1.2, 1 / 1.2))
