@@ -171,6 +171,7 @@ def index(
         sample=sample,
         overwrite=overwrite,
         revision=revision,
+        show_progress=not quiet,
     )
     stats = report.index.stats()
     size = "" if stats["bytes"] is None else f", {stats['bytes'] / 1e6:,.1f} MB"
@@ -342,6 +343,7 @@ def convert_index(
     sample: Annotated[int, typer.Option(min=0, help="Queries to measure the loss with; 0 measures none.")] = 200,
     revision: Annotated[str | None, typer.Option(help="Hub revision of the encoded corpus.")] = None,
     overwrite: Overwrite = False,
+    quiet: Quiet = False,
 ) -> None:
     """Write an encoded corpus for another search engine: bulk files, mapping, a query, commands, and what is lost."""
     require_number("--scale", scale, exclusive=True)
@@ -361,6 +363,7 @@ def convert_index(
         sample=sample,
         overwrite=overwrite,
         revision=revision,
+        show_progress=not quiet,
     )
     lost = "every weight as it is"
     if not done.is_exact:

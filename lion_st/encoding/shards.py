@@ -288,6 +288,15 @@ class EncodedCorpus:
     def __iter__(self) -> Iterator[tuple[list[str], Vectors]]:
         return map(self.read, self.manifest["shards"])
 
+    def shown(self, doing: str, show: bool = True) -> Iterator[tuple[list[str], Vectors]]:
+        """All shards, with a progress bar over their documents that says what is done with them."""
+        from tqdm.auto import tqdm
+
+        with tqdm(total=len(self), desc=doing, unit="doc", disable=not show) as progress:
+            for ids, vectors in self:
+                yield ids, vectors
+                progress.update(len(ids))
+
     def read(self, shard: Mapping[str, Any]) -> tuple[list[str], Vectors]:
         """Ids and vectors of one of the manifest's shards."""
         with download_explained(self._place):

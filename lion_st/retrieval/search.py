@@ -54,6 +54,7 @@ def index_corpus(
     sample: int = 200,
     overwrite: bool = False,
     revision: str | None = None,
+    show_progress: bool = False,
 ) -> IndexReport:
     """Build an index from the shards of `encode_corpus` and save it.
 
@@ -73,6 +74,7 @@ def index_corpus(
         sample: Queries to measure recall with, at most; 0 measures nothing.
         overwrite: Replace an index in `output`, once the new one stands.
         revision: Commit, tag or branch of an encoded corpus on the Hub.
+        show_progress: Show the documents that were read, and those that recall was measured on.
 
     Returns:
         The index, the seconds it took, and its recall.
@@ -104,7 +106,7 @@ def index_corpus(
         "corpus_sha256": hashlib.sha256(json.dumps(shard_digests).encode()).hexdigest(),
         "pruning": str(pruning or Pruning()),
     }
-    for ids, vectors in corpus:
+    for ids, vectors in corpus.shown("Index", show_progress):
         index.add(ids, vectors if pruning is None else pruning.apply(vectors))
     if len(index) > len(corpus):
         raise StorageError(
@@ -116,7 +118,7 @@ def index_corpus(
     if sample == 0 or corpus.paradigm == "hybrid" or (pruning is None and _is_exact(index)):
         return IndexReport(index, seconds, {})
     queries = sampled_queries(corpus, sample) if queries is None else queries[:sample]
-    true = exact_hits(corpus, queries, max(recall_at))
+    true = exact_hits(corpus.shown("Measure", show_progress), queries, max(recall_at))
     return IndexReport(index, seconds, _recalls(true, index.search(queries, max(recall_at)), recall_at))
 
 

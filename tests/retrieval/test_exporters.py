@@ -18,6 +18,7 @@ from tiny_models import TEXTS
 import lion_st
 from lion_st.encoding import EncodedCorpus, encode_corpus
 from lion_st.indexes import create_index
+from lion_st.retrieval import index_corpus
 from lion_st.retrieval.exporters import FORMATS, base, convert_index
 from lion_st.retrieval.exporters.base import CorpusFacts, nine_bits
 from lion_st.retrieval.exporters.engines import Milvus, OpenSearchSparseVector, PgVector, Qdrant
@@ -445,6 +446,17 @@ def test_ids_and_integers_that_an_engine_does_not_take_are_named(encoded, tmp_pa
         with pytest.raises(ValueError, match=r"An id for .* has at most 512 bytes, and 'https://example.*has 1,020"):
             convert_index(long, tmp_path / to, to)
     convert_index(long, tmp_path / "qdrant", "qdrant")
+
+
+def test_long_work_shows_how_far_it_is_when_asked(encoded, tmp_path, capsys):
+    convert_index(encoded["documents"], tmp_path / "quiet", "anserini")
+    index_corpus(encoded["documents"], tmp_path / "quiet_index")
+    assert capsys.readouterr().err == ""
+    convert_index(encoded["documents"], tmp_path / "shown", "anserini", show_progress=True)
+    index_corpus(encoded["documents"], tmp_path / "index", show_progress=True)
+    shown = capsys.readouterr().err
+    for doing in ("Read", "Write", "Measure", "Measure what is kept", "Index"):
+        assert re.search(rf"{doing}: 100%\S* 40/40", shown), shown
 
 
 def test_the_command_says_what_is_lost_and_refuses_what_cannot_be_converted(encoded, tmp_path):

@@ -78,6 +78,7 @@ def convert_index(
     sample: int = 200,
     overwrite: bool = False,
     revision: str | None = None,
+    show_progress: bool = False,
 ) -> Conversion:
     """Write a sparse encoded corpus in the form that another engine reads, with its mapping, a query and commands.
 
@@ -96,6 +97,7 @@ def convert_index(
         sample: Queries to measure with, at most; 0 measures none.
         overwrite: Replace what is in `output`.
         revision: Commit, tag or branch of an encoded corpus on the Hub.
+        show_progress: Show the documents that were read, written, and searched for what was lost.
 
     Raises:
         ValueError: If the format is unknown, the corpus is dense or empty, or does not fit the engine (an id is too
@@ -115,7 +117,7 @@ def convert_index(
             f"{corpus.path} was encoded by a {corpus.paradigm} model: what is converted are sparse vectors."
         )
     asked = None if queries is None else encoded_queries(queries, corpus)
-    facts = _facts(corpus)
+    facts = _facts(corpus, show_progress)
     with atomic_folder(output, replace=overwrite) as folder:
         exporter = FORMATS[to](folder, name, facts, scale)
         query_ids, found = (None, sampled_queries(corpus, LONGEST, None)) if asked is None else asked.whole()
@@ -123,7 +125,7 @@ def convert_index(
         exporter.fit(query_vectors)
         terms, kept, change, largest, total = 0, 0, 0.0, 0.0, 0.0
         example: Any = None
-        for ids, encoded_part in corpus:
+        for ids, encoded_part in corpus.shown("Write", show_progress):
             vectors: Any = encoded_part
             _require_short(ids, exporter.id_bytes, to)
             stored = exporter.store(vectors)
@@ -144,7 +146,7 @@ def convert_index(
     recall = None
     if sample and largest > 0:
         measured = sampled_queries(corpus, sample) if asked is None else query_vectors[:sample]
-        recall = _recall(corpus, exporter, measured)
+        recall = _recall(corpus, exporter, measured, show_progress)
     share = change / total if total else 0.0
     return Conversion(
         Path(output), len(corpus), terms, terms - kept, largest, share, recall, exporter.keeps, exporter.scale
@@ -161,10 +163,10 @@ def _require_short(ids: Sequence[str], limit: int | None, to: str) -> None:
         )
 
 
-def _facts(corpus: EncodedCorpus) -> CorpusFacts:
+def _facts(corpus: EncodedCorpus, show_progress: bool) -> CorpusFacts:
     upper = np.zeros(int(corpus.manifest["dimensions"]), dtype=np.float32)
     counts = np.zeros(upper.size, dtype=np.int64)
-    for _, vectors in corpus:
+    for _, vectors in corpus.shown("Read", show_progress):
         matrix: Any = vectors
         np.maximum.at(upper, matrix.indices, matrix.data)
         counts += np.bincount(matrix.indices, minlength=counts.size)
@@ -173,13 +175,13 @@ def _facts(corpus: EncodedCorpus) -> CorpusFacts:
     return CorpusFacts(len(corpus), upper, counts)
 
 
-def _recall(corpus: EncodedCorpus, exporter: Exporter, queries: Any) -> float:
+def _recall(corpus: EncodedCorpus, exporter: Exporter, queries: Any, show_progress: bool) -> float:
     def stored() -> Iterator[tuple[list[str], Any]]:
-        for ids, vectors in corpus:
+        for ids, vectors in corpus.shown("Measure what is kept", show_progress):
             matrix: Any = vectors
             yield ids, exporter.store(matrix)
 
-    true = exact_hits(corpus, queries, RECALL_AT)
+    true = exact_hits(corpus.shown("Measure", show_progress), queries, RECALL_AT)
     found = exact_hits(stored(), exporter.store_queries(sparse.csr_array(queries)), RECALL_AT)
     return float(np.mean([overlap(one, other) for one, other in zip(true, found, strict=True) if one]))
 
