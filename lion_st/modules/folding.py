@@ -77,7 +77,7 @@ def scaled_norm(norm: Any, scale: float) -> dict[str, torch.Tensor]:
     scaled = {}
     for name, parameter in norm.named_parameters():
         shift = offset if name == "weight" else 0.0
-        exact = ((parameter.double() + shift) * scale - shift).float().cpu()
+        exact = ((parameter.cpu().double() + shift) * scale - shift).float()  # Apple's GPUs have no float64
         rounded = exact.to(parameter.dtype)
         scaled[name] = rounded if torch.equal(rounded.float(), exact) else exact
     return scaled

@@ -347,8 +347,8 @@ class RetrieverTrainerMixin(GuardedTrainer, BaseTrainer):
             seen["peak_memory_gib"] = round(figures[:, 1].max().item(), 3)
         for task, uses in sorted(statistics.take_uses().items()):
             *_, texts = counts = self._of_all_ranks(uses[None]).sum(dim=0)
-            seen[f"{task}_dead_terms"] = round((counts[:-1] == 0).double().mean().item(), 4)
-            seen[f"{task}_always_active_terms"] = round((counts[:-1] == texts).double().mean().item(), 4)
+            seen[f"{task}_dead_terms"] = round((counts[:-1] == 0).float().mean().item(), 4)
+            seen[f"{task}_always_active_terms"] = round((counts[:-1] == texts).float().mean().item(), 4)
         return seen
 
     def _of_all_ranks(self, row: Tensor) -> Tensor:

@@ -20,13 +20,12 @@ class Throughput:
 
     def __init__(self) -> None:
         self._texts = 0
-        self._sums: Tensor | None = None  # float64 [2]: tokens, and squared lengths of texts
+        self._sums: Tensor | None = None  # int64 [2]: tokens, and squared lengths of texts
         self._tokens = 0.0  # since `tokens_per_second` was last asked for
         self._start = time.monotonic()
 
     def add(self, lengths: Tensor) -> None:
-        """Count a batch: tokens of each text, [N]."""
-        lengths = lengths.double()
+        """Count a batch: tokens of each text, int64 [N]."""
         sums = torch.stack([lengths.sum(), lengths.square().sum()])
         self._texts += len(lengths)
         self._sums = sums if self._sums is None else self._sums + sums
@@ -35,7 +34,7 @@ class Throughput:
         """Texts, tokens and squared lengths since this was last called; waits for the device."""
         if self._sums is None:
             return 0, 0.0, 0.0
-        texts, (tokens, squares) = self._texts, self._sums.tolist()
+        texts, (tokens, squares) = self._texts, map(float, self._sums.tolist())
         self._texts, self._sums = 0, None
         self._tokens += tokens
         return texts, tokens, squares
