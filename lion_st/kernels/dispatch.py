@@ -73,7 +73,9 @@ def _why_not_triton(device: str, interpreted: bool) -> str | None:
         return None
     if device != "cuda":
         return f"the tensors are on {device!r}, and triton needs a GPU (or TRITON_INTERPRET=1)"
+    if torch.version.hip:  # whose GPUs torch calls "cuda" too
+        return "the kernels are made for NVIDIA's GPUs"
     capability = torch.cuda.get_device_capability()
-    if torch.version.cuda and capability < (8, 0):
+    if capability < (8, 0):
         return f"the GPU has compute capability {capability[0]}.{capability[1]}, and the kernels need 8.0"
     return None

@@ -1,8 +1,7 @@
 """The sparse head on GPUs, in Triton: no logits in memory, no work for padding, no atomics.
 
 float32 is multiplied in TF32 where torch allows that (`torch.set_float32_matmul_precision`), else as three products in
-TF32 on NVIDIA's tensor cores, which keeps float32's accuracy, or exactly on others. float64, which is for checks, is
-left to the blockwise backend.
+TF32, which keeps float32's accuracy. float64, which is for checks, is left to the blockwise backend.
 """
 
 from __future__ import annotations
@@ -212,33 +211,27 @@ def _configuration(hidden: Tensor, weight: Tensor) -> Configuration:
     if interpreted():
         return INTERPRETED
     limit = triton.runtime.driver.active.utils.get_device_properties(hidden.device.index)["max_shared_mem"]
-    major = torch.cuda.get_device_capability(hidden.device)[0] if torch.version.hip is None else None
-    found = fitting(limit, major, hidden.element_size(), TensorDescriptor is not None and _is_aligned(hidden, weight))
-    if found is None:
-        raise RuntimeError(
-            f"The sparse head's kernels need more shared memory than the {limit:,} bytes of "
-            f"{torch.cuda.get_device_name(hidden.device)}: set LION_ST_KERNEL=blockwise."
-        )
-    return found
+    major, _ = torch.cuda.get_device_capability(hidden.device)
+    return fitting(limit, major, hidden.element_size(), TensorDescriptor is not None and _is_aligned(hidden, weight))
 
 
-def fitting(shared_bytes: int, major: int | None, element_bytes: int, is_aligned: bool) -> Configuration | None:
-    """The first configuration that a GPU can run, None if there is none.
+def fitting(shared_bytes: int, major: int, element_bytes: int, is_aligned: bool) -> Configuration:
+    """The first configuration that a GPU can run; the last one runs on all that `dispatch` lets through.
 
     Args:
         shared_bytes: Shared memory that a program may have.
-        major: Of NVIDIA's compute capability, None for another maker's GPU.
+        major: Of its compute capability.
         element_bytes: Of a hidden state's number.
         is_aligned: Whether TMA can read hidden states and LM head.
     """
     # Compute capability 9 and 10 multiply from shared memory; others, and float32, need registers for the operands.
-    few_logits = major is not None and (major not in (9, 10) or element_bytes > 2)
-    for configuration in CONFIGURATIONS:
-        is_possible = not configuration.descriptors or (is_aligned and major is not None and major >= 9)
+    few_logits = major not in (9, 10) or element_bytes > 2
+    for configuration in CONFIGURATIONS[:-1]:
+        is_possible = not configuration.descriptors or (is_aligned and major >= 9)
         has_registers = configuration.logits_per_thread <= 64 or not few_logits
         if is_possible and has_registers and configuration.shared_bytes <= shared_bytes:
             return configuration
-    return None
+    return CONFIGURATIONS[-1]
 
 
 def _is_aligned(hidden: Tensor, weight: Tensor) -> bool:
@@ -253,7 +246,7 @@ def float32_precision(tensor: Tensor) -> str:
     """How Triton multiplies float32."""
     if torch.get_float32_matmul_precision() != "highest":
         return "tf32"
-    return "tf32x3" if tensor.is_cuda and torch.version.hip is None else "ieee"
+    return "tf32x3" if tensor.is_cuda else "ieee"
 
 
 def _slab_terms(tiles: int, weight: Tensor, dtype: torch.dtype, with_positions: bool) -> int:

@@ -4,7 +4,7 @@ import torch
 from oracle import make_case, relative_error
 from torch.utils.checkpoint import checkpoint
 
-from lion_st.kernels import blockwise, cpu, screening, splade_pool, splade_pool_reference
+from lion_st.kernels import blockwise, choose_backend, cpu, screening, splade_pool, splade_pool_reference
 from lion_st.kernels.gradients import Inputs
 
 SHAPES = {
@@ -379,6 +379,21 @@ def test_the_choice_is_said_once(monkeypatch, caplog):
         for _ in range(3):
             splade_pool(torch.randn(1, 2, 4), torch.randn(9, 4), scale=1.0)
     assert [record.message for record in caplog.records] == ["Sparse head on cpu: blockwise, the fastest there."]
+
+
+def test_a_gpu_of_amd_has_the_backend_that_runs_there(monkeypatch, caplog):
+    pytest.importorskip("triton")
+    from lion_st.kernels import dispatch
+
+    monkeypatch.delenv("LION_ST_KERNEL", raising=False)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(torch.version, "hip", "7.1")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 4))
+    dispatch._choose.cache_clear()
+    with caplog.at_level("WARNING", logger="lion_st.kernels"):
+        assert choose_backend(torch.device("cuda")) == "blockwise"
+    assert "slower than triton: the kernels are made for NVIDIA's GPUs" in caplog.text
+    dispatch._choose.cache_clear()
 
 
 @pytest.mark.parametrize(
