@@ -15,7 +15,7 @@ from lion_st.training.options.arguments import retriever_arguments
 from lion_st.training.options.command_line import parse_retriever_arguments
 from lion_st.training.recipes import get_recipe
 from lion_st.training.retriever import build_loss, build_model, build_trainer, load_training_tuples
-from lion_st.training.teacher import describe_teacher, teacher_statistics
+from lion_st.training.teacher import TeacherArguments, describe_teacher, teacher_statistics
 
 pytestmark = pytest.mark.usefixtures("datasets_cache")
 
@@ -141,3 +141,11 @@ def test_what_a_recipe_does_with_its_teacher_is_not_done_with_other_data():
 def test_the_entropy_of_a_uniform_teacher_is_its_greatest():
     found = teacher_statistics(Dataset.from_dict({"label": [[0.0] * 17]}))
     assert found.entropy == pytest.approx(math.log(17)) and found.relative_entropy == pytest.approx(1)
+
+
+def test_teachers_that_are_weighed_by_agreement_are_still_combined_unless_asked_for_apart():
+    names = ["a", "b:3"]
+    assert TeacherArguments(names).teacher_terms() is None
+    for combine, separate in (("zscore", False), ("separate", True)):
+        terms = TeacherArguments(names, combine=combine, weight_by_agreement=True).teacher_terms()
+        assert (terms.weights, terms.separate, terms.by_agreement) == ([0.25, 0.75], separate, True)
