@@ -63,7 +63,12 @@ def runs() -> list[dict[str, Any]]:
         found.append({"method": method, "name": f"{method} x {factor:g}", "options": options, "paradigm": "sparse"})
 
     thresholds = {"learn_thresholds": True, "threshold_learning_rate": 0.05}
-    limits = {"learn_top_k": True, "query_top_k": 32, "document_top_k": 128, "threshold_learning_rate": 0.05}
+    limits = {
+        "learn_top_k": True,
+        "query_max_active_dims": 32,
+        "document_max_active_dims": 128,
+        "threshold_learning_rate": 0.05,
+    }
     for factor in (1, 3, 10):
         add("flops", factor)
     for factor in (1, 3, 10):

@@ -13,6 +13,7 @@ from lion_st.cli.options import (
     Quiet,
     Revision,
     Weights,
+    load_options,
     require_folder,
     require_model,
     require_published,
@@ -66,7 +67,6 @@ def demo(
         require_published(index, "what `lion-st index` wrote")
     from lion_st.demo import build_page, launch, load_explorer
 
-    options = {"device": device, "dtype": weights, "revision": revision}
     explorer = load_explorer(
         model,
         data,
@@ -74,7 +74,7 @@ def demo(
         encoded=encoded,
         index=index,
         index_revision=index_revision,
-        load_options=options,
+        load_options=load_options(device, weights, revision),
         show_progress=not quiet,
     )
     launch(build_page(explorer), host, port)

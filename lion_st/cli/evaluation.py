@@ -10,17 +10,18 @@ import typer
 
 from lion_st.cli.options import (
     Device,
-    DocumentTopK,
+    DocumentMaxActiveDims,
     EngineSettings,
     Idf,
     Overwrite,
-    QueryTopK,
+    QueryMaxActiveDims,
     Quiet,
     Revision,
     TableStyle,
     Threads,
     Weights,
     engine_parameters,
+    load_options,
     require_file,
     require_folder,
     require_model,
@@ -65,8 +66,8 @@ def evaluate(
     query_model: Annotated[
         str | None, typer.Option(help="Encode queries with this checkpoint, such as a small query encoder.")
     ] = None,
-    query_top_k: QueryTopK = None,
-    document_top_k: DocumentTopK = None,
+    query_max_active_dims: QueryMaxActiveDims = None,
+    document_max_active_dims: DocumentMaxActiveDims = None,
     idf: Idf = False,
     engine: Annotated[
         list[str] | None,
@@ -83,7 +84,9 @@ def evaluate(
         Literal["task", "keep", "drop_before_cut", "drop_after_cut"] | None,
         typer.Option(help="What becomes of a document with its query's id, in place of the protocol's rule."),
     ] = None,
-    top_k: Annotated[int | None, typer.Option(min=1, help="Documents per query, in place of the protocol's.")] = None,
+    top_k: Annotated[
+        int | None, typer.Option("-k", min=1, help="Documents per query, in place of the protocol's.")
+    ] = None,
     metric: Annotated[list[str] | None, typer.Option(help="Metrics in place of the protocol's; repeatable.")] = None,
     split: Annotated[str, typer.Option(help="Split of BEIR folders.")] = "test",
     output: Annotated[
@@ -141,8 +144,6 @@ def evaluate(
     sources: list[Any] = list(data or [])
     if trec is not None:
         sources.append(trec_task(*trec, name=Path(trec[1]).name.partition(".")[0]))
-    load_options: dict[str, Any] = {"device": device, "dtype": weights, "revision": revision}
-    load_options |= {"query_top_k": query_top_k, "document_top_k": document_top_k}
     rules = adjusted_protocol(protocol, top_k, self_matches, metric)
     retriever_settings: dict[str, Any] = {
         "engine_parameters": parameters,
@@ -152,7 +153,7 @@ def evaluate(
         "encoded_dir": output / "encoded" if keep_encoded or hybrid else None,
         "idf": idf,
         "query_model": query_model,
-        "load_options": load_options,
+        "load_options": load_options(device, weights, revision, query_max_active_dims, document_max_active_dims),
     }
     candidates: list[Any] = [*(["bm25"] if bm25 and "bm25" not in models else []), *models]
     names = _distinct_names(models, "" if query_model is None else f"+{Path(query_model).name}")

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 import typer
 
 from lion_st.cli.options import (
-    DocumentTopK,
+    DocumentMaxActiveDims,
     Overwrite,
-    QueryTopK,
+    QueryMaxActiveDims,
     Quiet,
     Revision,
     Weights,
@@ -63,8 +63,8 @@ def export(
     sparse_encoder: AsSparseEncoder = False,
     paradigm: ParadigmOption = None,
     base: Base = None,
-    query_top_k: QueryTopK = None,
-    document_top_k: DocumentTopK = None,
+    query_max_active_dims: QueryMaxActiveDims = None,
+    document_max_active_dims: DocumentMaxActiveDims = None,
     all_terms: Annotated[
         bool, typer.Option("--all-terms", help="Leave out the checkpoint's own limits of terms.")
     ] = False,
@@ -87,12 +87,15 @@ def export(
 ) -> None:
     """Write a checkpoint that sentence-transformers loads without lion_st: adapters merged, scale folded in.
 
-    --query-top-k and --document-top-k are kept in it. --sparse-encoder holds one number for both; two need
-    --with-limits, and lion_st to load. Of a hybrid model two checkpoints are written, sparse and dense, beside
+    --query-max-active-dims and --document-max-active-dims are kept in it. --sparse-encoder holds one number for both;
+    two need --with-limits, and lion_st to load. Of a hybrid model two checkpoints are written, sparse and dense, beside
     hybrid.json with the weights of their scores; lion_st.load opens the folder of both.
     """
-    if all_terms and (query_top_k or document_top_k or with_limits):
-        raise UsageError("--all-terms leaves limits out: give no --query-top-k, --document-top-k or --with-limits.")
+    if all_terms and (query_max_active_dims or document_max_active_dims or with_limits):
+        raise UsageError(
+            "--all-terms leaves limits out: give no --query-max-active-dims, --document-max-active-dims or "
+            "--with-limits."
+        )
     require_model(model)
     require_new(output, overwrite)
     if dev is not None:
@@ -102,8 +105,8 @@ def export(
     from lion_st.models import load
 
     loaded = load(model, paradigm=paradigm, base=base, dtype=weights, revision=revision)
-    if all_terms or query_top_k or document_top_k:
-        limit_terms(loaded, model, query_top_k, document_top_k, only_these=all_terms)
+    if all_terms or query_max_active_dims or document_max_active_dims:
+        limit_terms(loaded, model, query_max_active_dims, document_max_active_dims, only_these=all_terms)
     if dev is not None:
         from lion_st.evaluation import fit_fusion
 

@@ -39,13 +39,13 @@ Weights: TypeAlias = Annotated[
 Overwrite: TypeAlias = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 Revision: TypeAlias = Annotated[str | None, typer.Option(help="Hub revision of the model.")]
 IndexRevision: TypeAlias = Annotated[str | None, typer.Option(help="Hub revision of the index.")]
-QueryTopK: TypeAlias = Annotated[
+QueryMaxActiveDims: TypeAlias = Annotated[
     int | None,
     typer.Option(
         min=1, help="Keep so many of a query's heaviest terms, in place of the sparse checkpoint's own limit."
     ),
 ]
-DocumentTopK: TypeAlias = Annotated[int | None, typer.Option(min=1, help="The same for documents.")]
+DocumentMaxActiveDims: TypeAlias = Annotated[int | None, typer.Option(min=1, help="The same for documents.")]
 Threads: TypeAlias = Annotated[int, typer.Option(min=1, help="CPU threads of the search.")]
 Idf: TypeAlias = Annotated[
     bool,
@@ -83,6 +83,24 @@ def _hush(context: typer.Context, quiet: bool) -> bool:
     if before[1]:
         context.call_on_close(logging.enable_progress_bar)
     return quiet
+
+
+def load_options(
+    device: str | None,
+    weights: str,
+    revision: str | None = None,
+    query_max_active_dims: int | None = None,
+    document_max_active_dims: int | None = None,
+) -> dict[str, Any]:
+    """What the command line says of a model, as arguments of `load_encoder` and, without limits, of `lion_st.load`."""
+    given: dict[str, Any] = {
+        "device": device,
+        "dtype": weights,
+        "revision": revision,
+        "query_max_active_dims": query_max_active_dims,
+        "document_max_active_dims": document_max_active_dims,
+    }
+    return {name: value for name, value in given.items() if value is not None}
 
 
 Quiet: TypeAlias = Annotated[

@@ -13,18 +13,19 @@ import typer
 
 from lion_st.cli.options import (
     Device,
-    DocumentTopK,
+    DocumentMaxActiveDims,
     Engine,
     EngineSettings,
     Idf,
     IndexRevision,
     Overwrite,
-    QueryTopK,
+    QueryMaxActiveDims,
     Quiet,
     Revision,
     TableStyle,
     Threads,
     Weights,
+    load_options,
     require_file,
     require_folder,
     require_model,
@@ -62,8 +63,8 @@ def encode(
     max_tokens: Annotated[
         int | None, typer.Option(min=1, help="Cut texts here; by default at the model's limit.")
     ] = None,
-    query_top_k: QueryTopK = None,
-    document_top_k: DocumentTopK = None,
+    query_max_active_dims: QueryMaxActiveDims = None,
+    document_max_active_dims: DocumentMaxActiveDims = None,
     vector_dtype: Annotated[Literal["float32", "float16"], typer.Option(help="How vectors are stored.")] = "float32",
     shard_documents: Annotated[int, typer.Option(min=1, help="Documents per shard.")] = 4096,
     tokens_per_batch: Annotated[int, typer.Option(min=1, help="Padded tokens per batch.")] = 16_384,
@@ -88,9 +89,9 @@ def encode(
     require_number("--cpus-per-worker", cpus_per_worker, exclusive=True)
     if not ray and workers is not None:
         raise UsageError("--workers are actors of Ray: give --ray with it.")
-    unread = document_top_k if task == "query" else query_top_k
+    unread = document_max_active_dims if task == "query" else query_max_active_dims
     if unread is not None:
-        flag = "--document-top-k" if task == "query" else "--query-top-k"
+        flag = "--document-max-active-dims" if task == "query" else "--query-max-active-dims"
         raise UsageError(f"{flag} {unread} limits nothing where all texts are of --task {task}: give the other one.")
     require_model(model)
     require_source(corpus)
@@ -100,8 +101,7 @@ def encode(
 
     if overwrite and int(os.environ.get("RANK", 0)) == 0:
         _remove_shards(output)
-    load_options: dict[str, Any] = {"dtype": weights, "device": device, "revision": revision}
-    load_options |= {"query_top_k": query_top_k, "document_top_k": document_top_k}
+    opening = load_options(device, weights, revision, query_max_active_dims, document_max_active_dims)
     settings: dict[str, Any] = {
         "task": task,
         "split": split,
@@ -113,10 +113,10 @@ def encode(
         "show_progress": not quiet,
     }
     if ray:
-        settings |= {"workers": workers, "cpus_per_worker": cpus_per_worker, "load_options": load_options}
+        settings |= {"workers": workers, "cpus_per_worker": cpus_per_worker, "load_options": opening}
         encode_corpus_on_ray(model, corpus, output, **settings)
     else:
-        encode_corpus(load_encoder(model, **load_options), corpus, output, **settings)
+        encode_corpus(load_encoder(model, **opening), corpus, output, **settings)
     if not is_complete(output):  # the process that ends last of several will say it
         return
     manifest = EncodedCorpus(output).manifest
@@ -197,7 +197,7 @@ def search(
     max_tokens: Annotated[
         int | None, typer.Option(min=1, help="Cut queries here; by default at the model's limit.")
     ] = None,
-    query_top_k: QueryTopK = None,
+    query_max_active_dims: QueryMaxActiveDims = None,
     verify: Annotated[
         bool, typer.Option(help="Compare the checksums of the whole index first, and not of its small files alone.")
     ] = True,
@@ -243,7 +243,7 @@ def search(
         require_term_weights(loaded)
     if idf:
         require_term_weights(loaded, "--idf needs")
-    encoder = load_encoder(model, query_top_k=query_top_k, device=device, dtype=weights, revision=revision)
+    encoder = load_encoder(model, **load_options(device, weights, revision, query_max_active_dims))
     options: dict[str, Any] = {"threads": threads, "idf": idf, "max_tokens": max_tokens, "allowed": among}
     if run is not None:
         from lion_st.evaluation import write_run

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from lion_st.cli.options import (
     Device,
-    DocumentTopK,
+    DocumentMaxActiveDims,
     Idf,
     IndexRevision,
-    QueryTopK,
+    QueryMaxActiveDims,
     Quiet,
     Revision,
     Threads,
     Weights,
+    load_options,
     require_model,
     require_published,
     require_source,
@@ -68,8 +69,8 @@ def serve(
     verify: Annotated[
         bool, typer.Option(help="Compare the checksums of the whole index first, and not of its small files alone.")
     ] = True,
-    query_top_k: QueryTopK = None,
-    document_top_k: DocumentTopK = None,
+    query_max_active_dims: QueryMaxActiveDims = None,
+    document_max_active_dims: DocumentMaxActiveDims = None,
     idf: Idf = False,
     threads: Threads = 1,
     device: Device = None,
@@ -87,8 +88,6 @@ def serve(
     require_source(corpus)
     from lion_st.serving.settings import ServerSettings
 
-    load_options: dict[str, Any] = {"device": device, "dtype": weights, "revision": revision}
-    load_options |= {"query_top_k": query_top_k, "document_top_k": document_top_k}
     with usage_errors():
         settings = ServerSettings(
             model,
@@ -110,7 +109,7 @@ def serve(
             allow_other_model=allow_other_model,
             verify=verify,
             idf=idf,
-            load_options=load_options,
+            load_options=load_options(device, weights, revision, query_max_active_dims, document_max_active_dims),
             index_revision=index_revision,
         )
     from lion_st.serving import serve as run

@@ -14,6 +14,7 @@ from lion_st.cli.options import (
     Quiet,
     Threads,
     Weights,
+    load_options,
     require_file,
     require_model,
     require_number,
@@ -89,9 +90,8 @@ def mine(
     from lion_st.supervision import mine_negatives
 
     judgements = read_qrels(qrels if qrels is not None else beir_files(corpus, split)[2])
-    options: dict[str, Any] = {"device": device, "dtype": weights}
     mined = mine_negatives(
-        _searchers(search, corpus, threads, options, not quiet),
+        _searchers(search, corpus, threads, load_options(device, weights), not quiet),
         read_topics(queries),
         judgements,
         output,

@@ -155,7 +155,7 @@ def require_same_encoding(
     if kept != terms:
         raise StorageError(
             f"{place} holds {kept or 'all'} terms of a text, and the model keeps {terms or 'all'}: encode them "
-            "with this limit, or ask for that one (--document-top-k)."
+            "with this limit, or ask for that one (--document-max-active-dims)."
         )
     prompt = prompt_for(model, "document")
     if settings["prompt"] != prompt:

@@ -10,14 +10,18 @@ if TYPE_CHECKING:
 
 
 def load_encoder(
-    source: str | Path, *, query_top_k: int | None = None, document_top_k: int | None = None, **options: Any
+    source: str | Path,
+    *,
+    query_max_active_dims: int | None = None,
+    document_max_active_dims: int | None = None,
+    **options: Any,
 ) -> SentenceTransformer | SparseEncoder:
     """Load a checkpoint to encode with: by `lion_st.load`, or with stock modules if it is a Router.
 
     Args:
         source: Folder or Hub repository.
-        query_top_k: Keep this many of the heaviest terms of a query, in place of the checkpoint's own limit.
-        document_top_k: The same for documents.
+        query_max_active_dims: Keep this many of the heaviest terms of a query, in place of the checkpoint's own limit.
+        document_max_active_dims: The same for documents.
         options: Further arguments of `lion_st.load`; a Router takes `device`, `dtype`, `revision`, `token` and
             `local_files_only` of them.
 
@@ -31,7 +35,7 @@ def load_encoder(
 
     options = {key: value for key, value in options.items() if value is not None}
     hub: dict[str, Any] = {key: options[key] for key in ("revision", "token", "local_files_only") if key in options}
-    limits = query_top_k, document_top_k
+    limits = query_max_active_dims, document_max_active_dims
     if not is_router(str(source), hub):
         model = load(source, **options)
         if limits != (None, None):
@@ -56,15 +60,19 @@ def load_encoder(
 
 
 def limit_terms(
-    model: Any, source: str, query_top_k: int | None, document_top_k: int | None, only_these: bool = False
+    model: Any,
+    source: str,
+    query_max_active_dims: int | None,
+    document_max_active_dims: int | None,
+    only_these: bool = False,
 ) -> None:
     """Have a sparse model keep so many terms of a text when it encodes; part of its fingerprint, and of what it saves.
 
     Args:
         model: Of `lion_st.load`.
         source: Its name, for errors.
-        query_top_k: Heaviest terms of a query; None leaves the model's own limit.
-        document_top_k: The same for documents.
+        query_max_active_dims: Heaviest terms of a query; None leaves the model's own limit.
+        document_max_active_dims: The same for documents.
         only_these: Remove the model's own limits.
     """
     from lion_st.models import paradigm_of
@@ -72,13 +80,18 @@ def limit_terms(
 
     head = model[1]
     if not isinstance(head, SpladeHead):
-        raise ValueError(f"{source} is a {paradigm_of(model)} model, which has no terms to limit: leave out the top-k.")
-    if query_top_k is not None and model.query_table is not None:
+        raise ValueError(
+            f"{source} is a {paradigm_of(model)} model, which has no terms to limit: leave out max_active_dims."
+        )
+    if query_max_active_dims is not None and model.query_table is not None:
         raise ValueError(f"A table encodes the queries of {source} and adds no terms to them: leave out the query's.")
     head.freeze_top_k()
     if only_these:
         head.max_active_dims = head.query_max_active_dims = head.document_max_active_dims = None
-    for name, limit in (("query_max_active_dims", query_top_k), ("document_max_active_dims", document_top_k)):
+    for name, limit in (
+        ("query_max_active_dims", query_max_active_dims),
+        ("document_max_active_dims", document_max_active_dims),
+    ):
         if limit is not None and limit < 1:
             raise ValueError(f"A text keeps one term at least, got {limit}.")
         if limit is not None:

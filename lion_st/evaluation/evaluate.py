@@ -175,7 +175,7 @@ def open_retriever(
     encoder, found_name = _opened(model, options)
     query_encoder = commit = None
     if query_model is None and isinstance(model, str) and options.get("dtype") in (None, "auto"):
-        limited = options.get("query_top_k") or options.get("document_top_k")
+        limited = options.get("query_max_active_dims") or options.get("document_max_active_dims")
         commit = None if limited else model_revision(encoder)
     if query_model is not None:
         query_encoder, query_name = _opened(query_model, options | {"revision": None})
@@ -207,7 +207,11 @@ def _opened(model: Any, options: Mapping[str, Any]) -> tuple[Any, str]:
     if not isinstance(model, str | Path):
         return model, model_name(model)
     name = Path(model).resolve().name if Path(model).exists() else str(model)
-    limits = [f"{task[0]}{options[f'{task}_top_k']}" for task in ("query", "document") if options.get(f"{task}_top_k")]
+    limits = [
+        f"{task[0]}{options[f'{task}_max_active_dims']}"
+        for task in ("query", "document")
+        if options.get(f"{task}_max_active_dims")
+    ]
     return load_encoder(model, **options), "-".join([name, *limits])
 
 
@@ -281,8 +285,8 @@ class _Evaluation:
         settings = {"engine": retriever.engine, "top_k": protocol.top_k, "self_matches": protocol.self_matches}
         if isinstance(retriever, ModelRetriever):
             limits = {
-                "query_top_k": term_limit(retriever.query_model, "query"),
-                "document_top_k": term_limit(retriever.model, "document"),
+                "query_max_active_dims": term_limit(retriever.query_model, "query"),
+                "document_max_active_dims": term_limit(retriever.model, "document"),
             }
             settings |= {name: limit for name, limit in limits.items() if limit is not None}
             settings |= {"idf": True} if retriever.idf else {}

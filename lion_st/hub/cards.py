@@ -153,7 +153,10 @@ def render_card(
 
 def _require_own_limits(model: Any, scores: Sequence[TaskScores]) -> None:
     """Refuse scores that were measured with fewer terms of a text than the model keeps."""
-    own = {"query_top_k": term_limit(model, "query"), "document_top_k": term_limit(model, "document")}
+    own = {
+        "query_max_active_dims": term_limit(model, "query"),
+        "document_max_active_dims": term_limit(model, "document"),
+    }
     for entry in scores:
         other = {name: entry.settings[name] for name in own if entry.settings.get(name) not in (None, own[name])}
         if other:

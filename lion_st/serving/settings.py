@@ -38,7 +38,8 @@ class ServerSettings:
         verify: Compare the checksums of the whole index when it is opened, and not of its small files alone.
         idf: Multiply the weights of the terms of what is searched for by how rare they are in the index, see
             `DocumentFrequencies.weigh`.
-        load_options: Further arguments of `load_encoder`: device, dtype, revision, query_top_k, document_top_k.
+        load_options: Further arguments of `load_encoder`: device, dtype, revision, query_max_active_dims,
+            document_max_active_dims.
         index_revision: Commit, tag or branch of an index on the Hub.
 
     Raises:

@@ -26,8 +26,8 @@ class LearnedSparsityArguments:
     )  # fmt: skip
     learn_top_k: bool = field(
         default=False,
-        metadata={"help": "Sparse: learn how many terms queries and documents keep, from --query_top_k and "
-                  "--document_top_k."},
+        metadata={"help": "Sparse: learn how many terms queries and documents keep, from --query_max_active_dims and "
+                  "--document_max_active_dims."},
     )  # fmt: skip
     threshold_learning_rate: float = field(
         default=1e-2, metadata={"help": "Learning rate of thresholds, and of ln k of --learn_top_k."}
@@ -45,8 +45,10 @@ class LearnedSparsityArguments:
             raise UsageError(f"{asked[0]} has no place in the Router of --query_encoder {self.query_encoder}.")
         if self.preset is not None:
             raise UsageError(f"--preset {self.preset} is the released code, without {asked[0]}: leave it out.")
-        if self.learn_top_k and not (self.query_top_k and self.document_top_k):
-            raise UsageError("--learn_top_k begins with --query_top_k and --document_top_k: give both.")
+        if self.learn_top_k and not (self.query_max_active_dims and self.document_max_active_dims):
+            raise UsageError(
+                "--learn_top_k begins with --query_max_active_dims and --document_max_active_dims: give both."
+            )
 
 
 def attach_learned_sparsity(model: Any, arguments: RetrieverArguments) -> dict[str, float]:
@@ -63,7 +65,7 @@ def attach_learned_sparsity(model: Any, arguments: RetrieverArguments) -> dict[s
     elif head.thresholds is not None:
         head.thresholds.requires_grad_(False)
     if arguments.learn_top_k:
-        head.learn_top_k(int(arguments.query_top_k or 1), int(arguments.document_top_k or 1))
+        head.learn_top_k(int(arguments.query_max_active_dims or 1), int(arguments.document_max_active_dims or 1))
     else:
         head.freeze_top_k()
     learns = arguments.learn_thresholds or arguments.learn_top_k

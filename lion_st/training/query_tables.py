@@ -58,12 +58,14 @@ class QueryEncoderArguments:
             raise UsageError("--query_encoder idf weighs the terms of a sparse model: --paradigm sparse, or static.")
         if self.preset is not None:
             raise UsageError(f"--preset {self.preset} is the released code, which encodes queries: leave it out.")
-        if self.query_top_k is not None:
-            raise UsageError("--query_top_k limits what a network adds to a query: leave it out, a table adds nothing.")
-        if self.document_top_k is not None and self.document_top_k < self.query_length:
+        if self.query_max_active_dims is not None:
             raise UsageError(
-                f"--document_top_k {self.document_top_k} would be the Router's limit of queries too, which have up to "
-                f"--query_length {self.query_length} terms: keep as many of a document at least."
+                "--query_max_active_dims limits what a network adds to a query: leave it out, a table adds nothing."
+            )
+        if self.document_max_active_dims is not None and self.document_max_active_dims < self.query_length:
+            raise UsageError(
+                f"--document_max_active_dims {self.document_max_active_dims} would be the Router's limit of queries "
+                f"too, which have up to --query_length {self.query_length} terms: keep as many of a document at least."
             )
 
 

@@ -75,8 +75,8 @@ def build_model(
         activation=arguments.activation or "log1p",
         pooling=arguments.pooling or "mean_normalized",
         normalize=bool(arguments.normalize),
-        query_max_active_dims=arguments.query_top_k,
-        document_max_active_dims=arguments.document_top_k,
+        query_max_active_dims=arguments.query_max_active_dims,
+        document_max_active_dims=arguments.document_max_active_dims,
         token_dimension=arguments.token_dimension or TOKEN_DIMENSION,
         query_prompt=arguments.query_prompt,
         document_prompt=arguments.document_prompt,
@@ -146,8 +146,8 @@ def _train_on(arguments: RetrieverArguments, device: str | torch.device | None, 
     transformer: Any = model[0]
     transformer.query_length, transformer.document_length = arguments.query_length, arguments.document_length
     transformer.tokenizer.model_max_length = max(arguments.query_length, arguments.document_length)
-    if arguments.query_top_k or arguments.document_top_k:
-        limit_terms(model, source, arguments.query_top_k, arguments.document_top_k)
+    if arguments.query_max_active_dims or arguments.document_max_active_dims:
+        limit_terms(model, source, arguments.query_max_active_dims, arguments.document_max_active_dims)
     model.prompts |= {"query": arguments.query_prompt or "", "document": arguments.document_prompt or ""}
     if not Path(arguments.model).exists():
         model.model_card_data.base_model = arguments.model

@@ -28,7 +28,14 @@ _SHARDING_VARIABLES = {
 _READ_BY = {
     **dict.fromkeys(
         (
-            *("scale", "activation", "query_top_k", "document_top_k", "regularizer", "regularizer_warmup_ratio"),
+            *(
+                "scale",
+                "activation",
+                "query_max_active_dims",
+                "document_max_active_dims",
+                "regularizer",
+                "regularizer_warmup_ratio",
+            ),
             *("query_regularizer_weight", "document_regularizer_weight"),
         ),
         ("--paradigm sparse or hybrid", lambda values: values["paradigm"] in ("sparse", "hybrid")),

@@ -273,14 +273,22 @@ def test_a_query_encoder_takes_the_place_of_the_full_models_queries(models, data
 
 
 def test_terms_are_limited_by_task(models, data, encoded, tmp_path) -> None:
-    lion("encode", models["sparse"], data / "corpus.jsonl", tmp_path / "five", "--document-top-k", "5", "--quiet")
+    lion(
+        "encode",
+        models["sparse"],
+        data / "corpus.jsonl",
+        tmp_path / "five",
+        "--document-max-active-dims",
+        "5",
+        "--quiet",
+    )
     vectors = EncodedCorpus(tmp_path / "five").whole()[1]
     assert vectors.nnz == 5 * vectors.shape[0]
-    refused = lion("encode", models["sparse"], data, tmp_path / "other", "--query-top-k", "5", exit_code=2)
+    refused = lion("encode", models["sparse"], data, tmp_path / "other", "--query-max-active-dims", "5", exit_code=2)
     assert "limits nothing" in refused and not (tmp_path / "other").exists()
     lion("index", encoded / "corpus", tmp_path / "index")
     question = ("search", models["sparse"], tmp_path / "index", QUERIES["q2"], "-k", "1", "--explain")
-    few = lion(*question, "--query-top-k", "2")
+    few = lion(*question, "--query-max-active-dims", "2")
     assert "more" in lion(*question) and len(few.splitlines()[1].split(",")) == 2
 
 

@@ -317,7 +317,9 @@ def test_tied_weights_are_counted_once(tiny_backbone):
 def test_scores_of_fewer_terms_than_the_model_keeps_are_refused(checkpoint, tmp_path):
     documents = {f"d{row}": {"title": "", "text": text} for row, text in enumerate(SAMPLE_DOCUMENTS)}
     data = save_beir(tmp_path / "data", documents, {"q0": EXPANDED_QUERY}, {"q0": {"d0": 1}})
-    options = {"device": "cpu", "query_top_k": 2}
+    options = {"device": "cpu", "query_max_active_dims": 2}
     evaluate_retrieval(checkpoint, data, output_dir=tmp_path / "few", load_options=options)
-    with pytest.raises(ValueError, match=r"was measured with query_top_k=2, limits of terms that the model does not"):
+    with pytest.raises(
+        ValueError, match=r"was measured with query_max_active_dims=2, limits of terms that the model does not"
+    ):
         render_card(lion_st.load(checkpoint, device="cpu"), results=[tmp_path / "few" / "results"], offline=True)

@@ -21,7 +21,7 @@ def test_a_checkpoint_goes_from_import_over_export_to_its_card(tiny_backbone, te
 
 
 def test_limits_of_terms_are_set_and_left_out_in_an_export(tiny_backbone, texts, tmp_path):
-    limits = ("--query-top-k", 3, "--document-top-k", 6)
+    limits = ("--query-max-active-dims", 3, "--document-max-active-dims", 6)
     lion_st.build(tiny_backbone(), "sparse", device="cpu").save_pretrained(str(tmp_path / "model"))
     export = ("export", tmp_path / "model", tmp_path / "out", *limits)
     refused = lion(*export, exit_code=1)

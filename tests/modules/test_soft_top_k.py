@@ -120,7 +120,7 @@ def test_thresholds_and_limits_are_those_of_their_definition_wherever_the_model_
     assert exported[1].log_top_k is None
     assert (exported[1].query_max_active_dims, exported[1].document_max_active_dims) == (7, 31)
     assert_same(exported)
-    limited = load_encoder(tmp_path / "saved", document_top_k=5, device="cpu")
+    limited = load_encoder(tmp_path / "saved", document_max_active_dims=5, device="cpu")
     assert encode_texts(limited, DOCUMENTS, "document").nnz == 5 * len(DOCUMENTS)
     assert encode_texts(limited, QUERIES, "query").nnz == 7 * len(QUERIES)
     student = static_query_encoder(model, torch.ones(model[1].get_embedding_dimension()))

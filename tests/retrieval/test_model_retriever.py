@@ -142,7 +142,9 @@ def test_documents_encoded_with_another_limit_of_terms_are_refused(tiny_backbone
     model = lion_st.build(tiny_backbone(), "sparse", document_length=32, device="cpu")
     whole = encode_corpus(model, RECORDS, tmp_path / "whole", show_progress=False)
     model[1].document_max_active_dims = 3
-    with pytest.raises(StorageError, match=r"holds all terms of a text, and the model keeps 3: .*--document-top-k"):
+    with pytest.raises(
+        StorageError, match=r"holds all terms of a text, and the model keeps 3: .*--document-max-active-dims"
+    ):
         ModelRetriever(model, encoded=whole).index(DOCUMENTS)
     few = encode_corpus(model, RECORDS, tmp_path / "few", show_progress=False)
     retriever = ModelRetriever(model, encoded=few)
@@ -205,7 +207,7 @@ def test_a_collection_with_documents_is_not_emptied(model, tmp_path) -> None:
 
 def test_terms_are_limited_by_task_when_a_checkpoint_is_opened(tiny_backbone, model, tmp_path) -> None:
     model.save_pretrained(str(tmp_path / "sparse"), create_model_card=False)
-    limited = load_encoder(tmp_path / "sparse", query_top_k=3, document_top_k=7)
+    limited = load_encoder(tmp_path / "sparse", query_max_active_dims=3, document_max_active_dims=7)
     whole = load_encoder(tmp_path / "sparse")
     for task, count in (("query", 3), ("document", 7)):
         vectors = encode_texts(limited, TEXTS, task)
@@ -213,7 +215,8 @@ def test_terms_are_limited_by_task_when_a_checkpoint_is_opened(tiny_backbone, mo
         heaviest = keep_top_terms(encode_texts(whole, TEXTS, task), count)
         assert abs(vectors - heaviest).max() < 1e-6
     retriever = open_retriever(
-        str(tmp_path / "sparse"), load_options={"query_top_k": 3, "document_top_k": 7, "device": "cpu"}
+        str(tmp_path / "sparse"),
+        load_options={"query_max_active_dims": 3, "document_max_active_dims": 7, "device": "cpu"},
     )
     assert retriever.name == "sparse-q3-d7" and retriever.fingerprint() != ModelRetriever(whole).fingerprint()
     search(retriever)
@@ -221,9 +224,9 @@ def test_terms_are_limited_by_task_when_a_checkpoint_is_opened(tiny_backbone, mo
     dense = lion_st.build(tiny_backbone(), "dense", device="cpu")
     dense.save_pretrained(str(tmp_path / "dense"), create_model_card=False)
     with pytest.raises(ValueError, match="dense model, which has no terms to limit"):
-        load_encoder(tmp_path / "dense", query_top_k=3)
+        load_encoder(tmp_path / "dense", query_max_active_dims=3)
     with pytest.raises(ValueError, match="one term at least, got 0"):
-        load_encoder(tmp_path / "sparse", document_top_k=0)
+        load_encoder(tmp_path / "sparse", document_max_active_dims=0)
 
 
 def test_terms_of_queries_are_weighed_by_their_rarity_in_the_collection(tiny_backbone, model, monkeypatch):

@@ -122,7 +122,7 @@ def options(backbone: str, data: Path, output: Path, case: Case, processes: int,
     if case.little:
         values |= dict(lora_target_modules="q_proj", query_length=8, document_length=8)
     if case.learned:
-        values |= dict(learn_thresholds=True, learn_top_k=True, query_top_k=60, document_top_k=90)
+        values |= dict(learn_thresholds=True, learn_top_k=True, query_max_active_dims=60, document_max_active_dims=90)
     if case.evaluated:
         values |= dict(eval_share=0.3, load_best_model_at_end=True)
     values = tiny_options(backbone, data, output, **(values | more))

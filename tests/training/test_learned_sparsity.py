@@ -15,7 +15,13 @@ from lion_st.modules.splade_head import LEARNED_FILE
 from lion_st.training.retriever import build_trainer, load_training_tuples, train_retriever
 from lion_st.training.starting import build_model
 
-LEARNED = dict(learn_thresholds=True, learn_top_k=True, query_top_k=60, document_top_k=90, save_total_limit=None)
+LEARNED = dict(
+    learn_thresholds=True,
+    learn_top_k=True,
+    query_max_active_dims=60,
+    document_max_active_dims=90,
+    save_total_limit=None,
+)
 
 
 def test_a_killed_run_goes_on_to_the_bit_and_ends_with_whole_numbers(tiny_backbone, data, tmp_path, caplog):
@@ -82,7 +88,7 @@ def test_a_run_that_learns_neither_keeps_what_was_learned(tiny_backbone, data, t
     ("paradigm", "options", "message"),
     [
         ("dense", {"learn_thresholds": True}, "--learn_thresholds is read with --paradigm sparse"),
-        ("sparse", {"learn_top_k": True, "query_top_k": 9}, "give both"),
+        ("sparse", {"learn_top_k": True, "query_max_active_dims": 9}, "give both"),
         ("sparse", {"learn_thresholds": True, "query_encoder": "static"}, "has no place in the Router"),
         ("sparse", {"learn_thresholds": True, "threshold_learning_rate": 0.0}, "threshold_learning_rate must be"),
         ("sparse", {"threshold_learning_rate": 0.1}, "is read with --learn_thresholds or --learn_top_k alone"),

@@ -40,7 +40,7 @@ def with_table(backbone, data, folder, paradigm="sparse", **options):
     ("paradigm", "kind", "options"),
     [
         ("sparse", "static", {"use_peft": True, "query_prompt": "query: ", "mini_batch_size": 2}),
-        ("sparse", "idf", {"document_top_k": 40}),
+        ("sparse", "idf", {"document_max_active_dims": 40}),
         ("dense", "static", {"objective": "cl"}),
         ("sparse", "static", {"bf16": True}),
     ],
@@ -121,8 +121,8 @@ def test_a_table_gives_a_query_the_weights_of_its_own_tokens(tiny_backbone, data
     with pytest.raises(ValueError, match="A table encodes this model's queries"):
         lion_st.export(model, tmp_path / "out")
     with pytest.raises(ValueError, match=r"A table encodes the queries of .* leave out the query's"):
-        load_encoder(tmp_path / "saved", query_top_k=2, device="cpu")
-    loaded = load_encoder(tmp_path / "saved", document_top_k=9, device="cpu")
+        load_encoder(tmp_path / "saved", query_max_active_dims=2, device="cpu")
+    loaded = load_encoder(tmp_path / "saved", document_max_active_dims=9, device="cpu")
     assert encode_texts(loaded, QUERIES, "document").nnz == 9 * len(QUERIES)
     loaded = lion_st.load(tmp_path / "saved", device="cpu")
     with pytest.raises(ValueError, match=r"A card says how to load .* queries are looked up in a table"):
@@ -154,8 +154,16 @@ def test_a_dense_table_begins_with_the_models_vector_of_each_token(tiny_backbone
     [
         ("multi_vector", {"query_encoder": "static"}, "is of sparse and dense models"),
         ("dense", {"query_encoder": "idf"}, "weighs the terms of a sparse model"),
-        ("sparse", {"query_encoder": "static", "query_top_k": 4}, "--query_top_k limits what a network adds"),
-        ("sparse", {"query_encoder": "static", "document_top_k": 9, "query_length": 10}, "--document_top_k 9 would"),
+        (
+            "sparse",
+            {"query_encoder": "static", "query_max_active_dims": 4},
+            "--query_max_active_dims limits what a network adds",
+        ),
+        (
+            "sparse",
+            {"query_encoder": "static", "document_max_active_dims": 9, "query_length": 10},
+            "--document_max_active_dims 9 would",
+        ),
         ("sparse", {"query_encoder_learning_rate": 0.1}, "is read with --query_encoder static alone"),
         ("sparse", {"query_encoder": "static", "query_encoder_learning_rate": 0.0}, "query_encoder_learning_rate"),
     ],

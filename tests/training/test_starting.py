@@ -144,7 +144,7 @@ def test_a_backbone_is_made_what_the_options_say(tiny_backbone, data, tmp_path):
 
 
 def test_limits_of_terms_are_kept_in_the_result_and_trained_on(tiny_backbone, data, tmp_path):
-    limits = dict(max_steps=1, save_steps=1, query_top_k=3, document_top_k=6)
+    limits = dict(max_steps=1, save_steps=1, query_max_active_dims=3, document_max_active_dims=6)
     arguments, training = tiny_run(tiny_backbone(), data, tmp_path / "run", use_peft=True, **limits)
     folder = train_retriever(arguments, training)
     texts = ["lions do this and that on day 3", "zebras rest"]
@@ -153,8 +153,8 @@ def test_limits_of_terms_are_kept_in_the_result_and_trained_on(tiny_backbone, da
         assert model.encode_query(texts)._nnz() == 3 * 2 and model.encode_document(texts)._nnz() == 6 * 2
     with pytest.raises(ValueError, match="trust_remote_code"):
         SentenceTransformer(str(folder), device="cpu")
-    arguments, _ = tiny_run(str(folder / "checkpoint-1"), data, tmp_path / "on", use_peft=True, query_top_k=4)
+    arguments, _ = tiny_run(str(folder / "checkpoint-1"), data, tmp_path / "on", use_peft=True, query_max_active_dims=4)
     model = build_model(arguments, "cpu", tmp_path / "on")
     assert model.encode_query(texts)._nnz() == 4 * 2 and model.encode_document(texts)._nnz() == 6 * 2
-    with pytest.raises(UsageError, match="--query_top_k is read with --paradigm sparse"):
-        tiny_run(tiny_backbone(), data, tmp_path / "dense", "dense", query_top_k=3)
+    with pytest.raises(UsageError, match="--query_max_active_dims is read with --paradigm sparse"):
+        tiny_run(tiny_backbone(), data, tmp_path / "dense", "dense", query_max_active_dims=3)

@@ -277,7 +277,7 @@ class RetrieverArguments(
             self.mini_batch_size = None
         require_positive(self, "batch_size", "query_length", "document_length", "mini_batch_size", "dry_run_devices")
         require_positive(self, "temperature", "dense_temperature", "teacher_temperature")
-        require_positive(self, "query_top_k", "document_top_k")
+        require_positive(self, "query_max_active_dims", "document_max_active_dims")
         require_positive(self, "token_dimension")
         self.require_teachers()
         require_at_least_0(self, "query_regularizer_weight", "document_regularizer_weight", "negatives")

@@ -79,14 +79,14 @@ class ModelArguments(LoraArguments):
     activation: Activation | None = field(
         default=None, metadata={"help": "Sparse: log1p (the default) or double_log1p; see lion_st.SpladeHead."}
     )
-    query_top_k: int | None = field(
+    query_max_active_dims: int | None = field(
         default=None,
         metadata={
             "help": "Sparse: keep so many of a query's heaviest terms when encoding, in evaluations and in the result, "
             "which lion_st.load alone then reads; training itself sees all."
         },
     )
-    document_top_k: int | None = field(default=None, metadata={"help": "Sparse: the same for documents."})
+    document_max_active_dims: int | None = field(default=None, metadata={"help": "Sparse: the same for documents."})
     pooling: PoolingName | None = field(
         default=None, metadata={"help": "Dense: mean_normalized (the default), mean or last_token."}
     )
