@@ -10,8 +10,8 @@ from typing import Any
 
 from lion_st.encoding.shards import MANIFEST, SETTINGS, EncodedCorpus
 from lion_st.encoding.storage import HEADER, StorageError, contents_checksum, read_folder
-from lion_st.indexes import require_portable
 from lion_st.indexes.base import KIND, VERSION
+from lion_st.indexes.factory import require_portable
 
 LOAD_INDEX = """\
 ```python

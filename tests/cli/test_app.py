@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from lion_st.cli import app
 from lion_st.engines import ENGINES, engine_settings
 from lion_st.errors import describe_error
-from lion_st.indexes import _engine_class
+from lion_st.indexes.factory import engine_class
 
 runner = CliRunner()
 
@@ -173,7 +173,7 @@ def test_help_lists_the_settings_that_engines_have() -> None:
     for engine, paradigms in ENGINES.items():
         for paradigm in paradigms:
             with contextlib.suppress(ImportError):
-                taken = inspect.signature(_engine_class(engine, paradigm)).parameters.values()
+                taken = inspect.signature(engine_class(engine, paradigm)).parameters.values()
                 names = {one.name for one in taken if one.kind is not one.VAR_KEYWORD}  # those of its two indexes
                 assert names - {"paradigm"} == set(engine_settings(engine, paradigm))
         assert f"{engine}: {engine_settings(engine)[0]}" in shown

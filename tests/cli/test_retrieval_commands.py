@@ -66,7 +66,7 @@ def encoded(models, data, tmp_path_factory) -> Path:
 
 
 def test_the_engine_that_took_the_place_of_another_is_said_and_written(monkeypatch, encoded, tmp_path) -> None:
-    monkeypatch.setattr("lion_st.indexes.find_spec", lambda package: None)
+    monkeypatch.setattr("lion_st.indexes.factory.find_spec", lambda package: None)
     monkeypatch.setattr("platform.libc_ver", lambda: ("glibc", "2.17"))
     with pytest.warns(UserWarning, match="'exact' takes its place"):
         shown = lion("index", encoded / "corpus", tmp_path / "index", "--engine", "seismic", "--set", "query_cut=5")

@@ -370,7 +370,7 @@ def test_milvus_refuses_what_it_cannot_store(tmp_path: Path, documents) -> None:
 
 
 def test_exact_takes_the_place_of_seismic_where_it_has_no_package(monkeypatch, documents, queries, exact_hits) -> None:
-    monkeypatch.setattr(indexes, "find_spec", lambda package: None)
+    monkeypatch.setattr("lion_st.indexes.factory.find_spec", lambda package: None)
     monkeypatch.setattr("platform.libc_ver", lambda: ("glibc", "2.17"))
     with pytest.warns(UserWarning, match="no package for this platform .*: the engine 'exact' takes its place"):
         index = create_index("seismic", "sparse", query_cut=5)
