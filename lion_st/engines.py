@@ -7,8 +7,8 @@ from collections.abc import Iterable
 # engine -> (kind of vectors -> class in lion_st.indexes)
 ENGINES: dict[str, dict[str, str]] = {
     "exact": {
-        "sparse": "exact.ExactSparseIndex",
-        "dense": "exact.ExactDenseIndex",
+        "sparse": "exact_sparse.ExactSparseIndex",
+        "dense": "exact_dense.ExactDenseIndex",
         "multi_vector": "exact_multi_vector.ExactMultiVectorIndex",
         "hybrid": "hybrid.HybridIndex",
     },
@@ -22,8 +22,8 @@ ENGINES: dict[str, dict[str, str]] = {
     "milvus": dict.fromkeys(("sparse", "dense", "hybrid"), "milvus.MilvusIndex"),
 }
 _BY_CLASS = {
-    "exact.ExactSparseIndex": ("quantization",),
-    "exact.ExactDenseIndex": ("dtype",),
+    "exact_sparse.ExactSparseIndex": ("quantization",),
+    "exact_dense.ExactDenseIndex": ("dtype",),
     "exact_multi_vector.ExactMultiVectorIndex": ("dtype",),
     "hybrid.HybridIndex": ("weights", "candidates"),
     "hybrid.TorchHybridIndex": ("weights", "candidates", "device", "memory_gb"),

@@ -9,7 +9,8 @@ import numpy as np
 
 from lion_st.encoding.storage import read_array, require_sound, write_joined
 from lion_st.encoding.vectors import TokenVectors, max_sim, stack, stored
-from lion_st.indexes.exact import FOLDED, BlockIndex, folded
+from lion_st.indexes.exact_dense import BlockIndex
+from lion_st.indexes.merging import merged
 
 QUERY_TOKENS = 512  # are compared at a time
 DOCUMENT_TOKENS = 32_768  # with so many of the documents, 64 MiB of products
@@ -30,7 +31,7 @@ class ExactMultiVectorIndex(BlockIndex):
 
     def _add(self, vectors: TokenVectors) -> None:
         blocks = [*self._blocks, TokenVectors(stored(vectors.values, self.dtype), vectors.offsets.copy())]
-        self._blocks = folded(blocks, lambda *both: stack(both), len, FOLDED)
+        self._blocks = merged(blocks, lambda *both: stack(both), len)
 
     def _query_parts(self, queries: TokenVectors) -> Iterator[slice]:
         return _windows(queries, QUERY_TOKENS)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lion_st.encoding.storage import read_array, require_sound, write_joined
 from lion_st.indexes import torch_search
-from lion_st.indexes.exact import FOLDED, folded
+from lion_st.indexes.merging import merged
 from lion_st.indexes.torch_search import ADDING, Approximation, TorchIndex, padded
 from lion_st.kernels.pair_scores import dense_pair_scores
 
@@ -61,7 +61,7 @@ class TorchDenseIndex(TorchIndex):
 
     def _add(self, vectors: np.ndarray) -> None:
         if len(vectors):
-            self._parts = folded([*self._parts, vectors.copy()], lambda *both: np.concatenate(both), len, FOLDED)
+            self._parts = merged([*self._parts, vectors.copy()], lambda *both: np.concatenate(both), len)
 
     def _make_chunk(self, first: int, stop: int, device: torch.device) -> _Chunk:
         assert self.dimensions is not None

@@ -14,7 +14,7 @@ from torch import Tensor
 from lion_st.encoding.storage import read_array, require_sound, write_joined
 from lion_st.indexes import torch_search
 from lion_st.indexes.base import as_ids
-from lion_st.indexes.exact import FOLDED, folded
+from lion_st.indexes.merging import merged
 from lion_st.indexes.torch_search import ADDING, ROUNDING, Approximation, TorchIndex, padded
 from lion_st.kernels.pair_scores import sparse_pair_scores
 from lion_st.kernels.postings import Postings, add_postings
@@ -97,7 +97,7 @@ class TorchSparseIndex(TorchIndex):
         if vectors.shape[0]:
             starts, terms = vectors.indptr.astype(np.int64), vectors.indices.astype(np.int32)
             parts = [*self._parts, _Rows(starts, terms, vectors.data.copy())]
-            self._parts = folded(parts, lambda *both: _joined(both), lambda part: part.size, FOLDED)
+            self._parts = merged(parts, lambda *both: _joined(both), lambda part: part.size)
 
     def _between(self, start: int, stop: int) -> _Rows:
         """The documents of some rows."""

@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_info
 from lion_st.encoding import to_csr
 from lion_st.encoding.storage import HEADER, contents_checksum
 from lion_st.files import checksum
-from lion_st.indexes import StorageError, create_index, exact, inverted, load_index
+from lion_st.indexes import StorageError, create_index, exact_sparse, inverted, load_index
 
 VOCABULARY = 300
 
@@ -186,7 +186,7 @@ def test_an_index_says_what_it_is() -> None:
 
 @pytest.mark.parametrize("how", ["add", "search", "save"])
 def test_what_interrupts_an_index_leaves_it_as_it_was(monkeypatch, tmp_path: Path, how: str) -> None:
-    monkeypatch.setattr(exact, "WINDOW", 1000 if how == "search" else 20)
+    monkeypatch.setattr(exact_sparse, "WINDOW", 1000 if how == "search" else 20)
     documents, ids = sparse_vectors(90, 3), [f"d{row}" for row in range(90)]
     index, whole = create_index("exact", "sparse"), create_index("exact", "sparse")
     whole.add(ids, documents)
@@ -200,7 +200,7 @@ def test_what_interrupts_an_index_leaves_it_as_it_was(monkeypatch, tmp_path: Pat
     if how == "save":
         for one in (index, whole):
             one.delete(ids[::3])
-    monkeypatch.setattr(exact, "WINDOW", 20)
+    monkeypatch.setattr(exact_sparse, "WINDOW", 20)
     owner, name = (inverted, "keep") if how == "save" else (inverted, "count_postings")
     original, calls_left = getattr(owner, name), iter([True, True])
 

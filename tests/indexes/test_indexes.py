@@ -12,7 +12,7 @@ from scipy import sparse
 from lion_st import files
 from lion_st.encoding import storage, to_csr
 from lion_st.encoding.vectors import HybridVectors, to_dense
-from lion_st.indexes import StorageError, create_index, exact, load_index
+from lion_st.indexes import StorageError, create_index, exact_sparse, load_index
 
 VOCABULARY = 700
 sparse_vectors = partial(power_law_vectors, vocabulary=VOCABULARY)
@@ -27,7 +27,7 @@ def brute_force(documents: sparse.csr_array, queries: sparse.csr_array, k: int) 
 
 @pytest.fixture
 def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exact, "WINDOW", 128)
+    monkeypatch.setattr(exact_sparse, "WINDOW", 128)
 
 
 @pytest.mark.parametrize("k", [1, 10, 300])
@@ -109,7 +109,7 @@ def test_numbers_that_float16_cannot_hold_are_refused_and_nothing_is_added():
 
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-6), ("float16", 2e-3)])
 def test_exact_dense_search_equals_brute_force(monkeypatch: pytest.MonkeyPatch, dtype: str, tolerance: float) -> None:
-    monkeypatch.setattr(exact, "WINDOW", 64)
+    monkeypatch.setattr(exact_sparse, "WINDOW", 64)
     rng = np.random.default_rng(12)
     documents = rng.standard_normal((300, 16), dtype=np.float32)
     queries = rng.standard_normal((7, 16), dtype=np.float32)

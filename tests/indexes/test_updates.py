@@ -9,7 +9,7 @@ from scipy import sparse
 
 from lion_st.encoding import to_csr
 from lion_st.encoding.vectors import TokenVectors
-from lion_st.indexes import create_index, exact, load_index, torch_search
+from lion_st.indexes import create_index, exact_sparse, load_index, torch_search
 
 VOCABULARY = 120
 
@@ -45,7 +45,7 @@ CASES = [
 
 @pytest.fixture(autouse=True)
 def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exact, "WINDOW", 64)
+    monkeypatch.setattr(exact_sparse, "WINDOW", 64)
     monkeypatch.setattr(torch_search, "DOCUMENTS", 64)
 
 
@@ -198,7 +198,7 @@ def test_no_window_has_more_postings_than_its_numbers_count(monkeypatch) -> None
     whole, index = create_index("exact", "sparse"), create_index("exact", "sparse")
     whole.add(range(100), rows)
     expected = whole.search(queries, 9)
-    monkeypatch.setattr(exact, "POSTINGS", 200)  # about ten documents
+    monkeypatch.setattr(exact_sparse, "POSTINGS", 200)  # about ten documents
     for start in range(0, 100, 5):
         index.add(range(start, start + 5), rows[start : start + 5])
         index.search(queries, 1)

@@ -1,31 +1,25 @@
-"""Exact search: an inverted index for sparse vectors, a matrix product for dense ones."""
+"""Exact search of sparse vectors by an inverted index."""
 
 from __future__ import annotations
 
 import os
 import threading
-from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple
 
 import numpy as np
 from scipy import sparse
 
 from lion_st.encoding.storage import read_array, require_sound, write_joined
-from lion_st.encoding.vectors import stored
 from lion_st.indexes.base import LocalIndex, Paradigm, as_ids
+from lion_st.indexes.merging import merged
 
 BLOCK = 64  # queries that a thread searches at a time
 WINDOW = WINDOW_LIMIT = 65_536  # documents whose number fits 16 bits
 POSTINGS = 2**31 - 1  # of a window, whose lists begin at numbers of 32 bits
-FOLDED = 4096  # documents of what small additions of dense vectors are joined to
 LEVELS = {"uint8": 255, "uint16": 65_535}
-
-
-Part = TypeVar("Part")
 
 
 class _Window(NamedTuple):
@@ -101,12 +95,12 @@ class ExactSparseIndex(LocalIndex):
         parts = [rows[start : min(start + WINDOW, stop)] for start in range(0, stop, WINDOW)]
         windows = [window for part in parts for window in self._inverted(part)]
         rest = [rows[stop:].copy()] if stop < rows.shape[0] else []
-        windows = self._folded(self._windows + windows)
+        windows = self._merged(self._windows + windows)
         self._windows, self._pending, self._pending_rows = windows, rest, rows.shape[0] - stop
 
-    def _folded(self, windows: list[_Window]) -> list[_Window]:
-        """See `folded`; weights that were quantised by the largest of their window stay there."""
-        return windows if self.quantization else folded(windows, _joined, _fill, WINDOW)
+    def _merged(self, windows: list[_Window]) -> list[_Window]:
+        """See `merged`; weights that were quantised by the largest of their window stay there."""
+        return windows if self.quantization else merged(windows, _joined, _fill, WINDOW)
 
     def _inverted(self, rows: sparse.csr_array) -> list[_Window]:
         """Windows of at most `WINDOW` documents: several where they have more postings than 32 bits count."""
@@ -236,7 +230,7 @@ class ExactSparseIndex(LocalIndex):
             elif own.any():
                 indptr, documents, values = inverted.keep(window.indptr, window.documents, window.values, own)
                 left.append(_Window(indptr, documents, values, window.upper, int(own.sum())))
-        self._windows = self._folded(left)
+        self._windows = self._merged(left)
 
     def _bytes(self) -> int:
         return sum(part.nbytes for window in self._ready() for part in window[:4])
@@ -278,171 +272,3 @@ class ExactSparseIndex(LocalIndex):
             self._windows.append(window)
             start = stop
         require_sound(data, start == documents.size)
-
-
-class BlockIndex(LocalIndex):
-    """Exact search by the products of all queries with all documents, whose vectors lie in blocks.
-
-    Args:
-        paradigm: What the engine searches.
-        dtype: "float32" or "float16": how vectors are stored. Products are taken in float32.
-    """
-
-    engine = "exact"
-    parameters = ("dtype",)
-
-    def __init__(self, paradigm: Paradigm, dtype: Literal["float32", "float16"] = "float32") -> None:
-        super().__init__(paradigm)
-        if dtype not in ("float32", "float16"):
-            raise ValueError(f"dtype is 'float32' or 'float16', got {dtype!r}.")
-        self.dtype = dtype
-        self._blocks: list[Any] = []
-
-    def _search(self, queries: Any, k: int, threads: int, allowed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        rows = np.full((len(queries), k), -1, dtype=np.int64)
-        scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
-        parts = [(part, queries[part]) for part in self._query_parts(queries)]
-        first_row = 0
-        with blas_threads(threads):
-            for block in list(self._blocks):
-                for window in self._windows(block):
-                    documents = self._read(block[window])
-                    start = first_row + window.start
-                    for part, own in parts:
-                        products = self._products(own, documents)
-                        if allowed is not None:
-                            products[:, ~allowed[start : start + len(documents)]] = -np.inf
-                        rows[part], scores[part] = merge_best(rows[part], scores[part], products, start)
-                first_row += len(block)
-        rows[scores == -np.inf] = -1
-        scores[rows < 0] = 0.0
-        return rows, scores
-
-    @abstractmethod
-    def _query_parts(self, queries: Any) -> Iterator[slice]:
-        """Queries that are searched at a time."""
-
-    @abstractmethod
-    def _windows(self, block: Any) -> Iterator[slice]:
-        """Documents of a block that are compared at a time."""
-
-    def _read(self, documents: Any) -> Any:
-        """Documents as `_products` takes them."""
-        return documents
-
-    @abstractmethod
-    def _products(self, queries: Any, documents: Any) -> np.ndarray:
-        """Scores, float32 [Q, N]."""
-
-    def _keep(self, kept: np.ndarray) -> None:
-        parts = np.split(kept, np.cumsum([len(block) for block in self._blocks])[:-1])
-        self._blocks = [block[own] for block, own in zip(self._blocks, parts, strict=True) if own.any()]
-
-    def _bytes(self) -> int:
-        return sum(block.nbytes for block in self._blocks)
-
-
-class ExactDenseIndex(BlockIndex):
-    """Exact inner-product search over dense vectors by blocked matrix products.
-
-    Args:
-        paradigm: "dense".
-        dtype: "float32" or "float16": how vectors are stored. Products are taken in float32.
-    """
-
-    paradigms = ("dense",)
-
-    def _add(self, vectors: np.ndarray) -> None:
-        blocks = [*self._blocks, stored(vectors, self.dtype)]
-        self._blocks = folded(blocks, lambda *both: np.concatenate(both), len, FOLDED)
-
-    def _query_parts(self, queries: np.ndarray) -> Iterator[slice]:
-        return (slice(start, start + 256) for start in range(0, len(queries), 256))
-
-    def _windows(self, block: np.ndarray) -> Iterator[slice]:
-        return (slice(start, start + WINDOW) for start in range(0, len(block), WINDOW))
-
-    def _read(self, documents: np.ndarray) -> np.ndarray:
-        return documents.astype(np.float32, copy=False)
-
-    def _products(self, queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
-        return queries @ documents.T
-
-    def _save_files(self, data: Path) -> None:
-        write_joined(data, "vectors", self._blocks)
-
-    def _load(self, data: Path, memory_map: bool, verify: bool) -> None:
-        vectors = read_array(data, "vectors", memory_map)
-        require_sound(data, vectors.dtype == self.dtype, vectors.shape == (len(self.ids), self.dimensions))
-        self._blocks = [vectors]
-
-
-def folded(parts: list[Part], join: Callable[[Part, Part], Part], size: Callable[[Part], int], most: int) -> list[Part]:
-    """Parts of an index, the last ones joined until each is larger than the next: many small additions leave few.
-
-    Args:
-        parts: In the order of their documents.
-        join: Makes one of two.
-        size: Documents of one.
-        most: Documents of what is joined, at most.
-    """
-    found: list[Part] = []
-    for part in parts:
-        found.append(part)
-        while len(found) > 1 and size(found[-2]) <= size(found[-1]) and size(found[-2]) + size(found[-1]) <= most:
-            found[-2:] = [join(*found[-2:])]
-    return found
-
-
-class _BlasThreads:
-    """The number of threads of BLAS, a setting of the whole process, while searches are under way.
-
-    Searches at the same time share the number of the first one; the last one puts back what was there before.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._searches = 0
-        self._controller: Any = None  # looking for the libraries takes a millisecond
-        self._limit: Any = None
-
-    @contextmanager
-    def __call__(self, threads: int) -> Iterator[None]:
-        with self._lock:
-            if self._controller is None:
-                from threadpoolctl import ThreadpoolController
-
-                self._controller = ThreadpoolController()
-            if not self._searches:
-                self._limit = self._controller.limit(limits=threads, user_api="blas")
-            self._searches += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._searches -= 1
-                if not self._searches:
-                    self._limit.restore_original_limits()
-
-
-blas_threads = _BlasThreads()
-
-
-def merge_best(
-    rows: np.ndarray, scores: np.ndarray, block_scores: np.ndarray, first_row: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Merge the scores [Q, N] of a block of documents into the k best so far, equal scores by rising row."""
-    k = rows.shape[1]
-    if block_scores.shape[1] > k:
-        # Everything not below the k-th score: argpartition alone would keep any of several equal scores.
-        floors = -np.partition(-block_scores, k - 1, axis=1)[:, k - 1]
-        block_rows = np.empty((len(block_scores), k), dtype=np.int64)
-        for query, floor in enumerate(floors):
-            best = np.flatnonzero(block_scores[query] >= floor)
-            block_rows[query] = best[np.argsort(-block_scores[query, best], kind="stable")[:k]]
-    else:
-        block_rows = np.broadcast_to(np.arange(block_scores.shape[1]), block_scores.shape)
-    merged_scores = np.concatenate([scores, np.take_along_axis(block_scores, block_rows, axis=1)], axis=1)
-    merged_rows = np.concatenate([rows, block_rows + first_row], axis=1)
-    order = np.argsort(-merged_scores, axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(merged_rows, order, axis=1), np.take_along_axis(merged_scores, order, axis=1)
