@@ -34,8 +34,7 @@ from common import RESULTS, machine_name
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
-from lion_st.data import load_beir, load_tuples, quickstart_data
-from lion_st.data.quickstart import quickstart_test_sets
+from lion_st.data import load_beir, load_tuples, quickstart_data, quickstart_test_sets
 from lion_st.encoding import encode_texts
 from lion_st.evaluation import evaluate_run, format_table, hits_to_run, prune_report, trade_off_figure
 from lion_st.evaluation.mteb_search import document_text

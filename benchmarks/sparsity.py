@@ -27,8 +27,7 @@ from objectives import BUNDLED, FLOPS, ROOT, prepare_tuples, train
 from transformers.utils import logging as transformers_logging
 
 import lion_st
-from lion_st.data import load_beir
-from lion_st.data.quickstart import quickstart_test_sets
+from lion_st.data import load_beir, quickstart_test_sets
 from lion_st.encoding import encode_texts
 from lion_st.evaluation import format_table, prune_report
 from lion_st.evaluation.mteb_search import document_text

@@ -43,7 +43,7 @@ from trl import TrlParser
 
 import lion_st
 from lion_st.data import load_beir, save_beir
-from lion_st.data.quickstart import quickstart_test_sets
+from lion_st.data.beir import quickstart_test_sets
 from lion_st.evaluation import evaluate_retrieval, format_table, fuse_runs, open_retriever, read_run, write_run
 from lion_st.evaluation.mteb_search import model_meta
 from lion_st.files import atomic_write

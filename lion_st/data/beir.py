@@ -10,9 +10,11 @@ from typing import TypeAlias
 
 from lion_st.data.fields import check_id
 from lion_st.data.files import FILE_KINDS, find_file
+from lion_st.data.quickstart import TEST_SETS, quickstart_data
 from lion_st.data.records import read_texts
 from lion_st.data.sources import TEXT_STEMS, download_folder, parse_source
 from lion_st.data.trec import read_qrels
+from lion_st.extras import require
 from lion_st.files import atomic_file, require_free
 
 Corpus: TypeAlias = dict[str, dict[str, str]]  # document id -> {"title", "text"}
@@ -129,3 +131,33 @@ def save_beir(
             with complete.enter_context(atomic_file(file)).open("w", encoding="utf-8") as out:
                 out.writelines(f"{line}\n" for line in lines)
     return root
+
+
+def quickstart_test_sets(folder: str | Path) -> dict[str, Path]:
+    """Write the test sets of the bundled data set as BEIR folders, unless they are there.
+
+    Args:
+        folder: Where to write them, each in a folder of its name.
+
+    Returns:
+        Folder of each test set, by name: squad_dev and scifact.
+    """
+    parquet = require("pyarrow.parquet")
+    data = quickstart_data()
+    written = {name: Path(folder) / name for name in TEST_SETS}
+    for name, target in written.items():
+        if (target / "qrels" / "test.tsv").exists():
+            continue
+        corpus, queries, judgements = (
+            parquet.read_table(data / name / f"{part}.parquet").to_pylist() for part in ("corpus", "queries", "qrels")
+        )
+        qrels: Qrels = {}
+        for row in judgements:
+            qrels.setdefault(row["query-id"], {})[row["corpus-id"]] = row["score"]
+        save_beir(
+            target,
+            {row["_id"]: {"title": row["title"], "text": row["text"]} for row in corpus},
+            {row["_id"]: row["text"] for row in queries},
+            qrels,
+        )
+    return written

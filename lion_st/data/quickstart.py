@@ -1,16 +1,13 @@
-"""The bundled data set: training tuples with teacher scores, and two test sets."""
+"""Where the bundled data set is: training tuples with teacher scores, and two test sets."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from lion_st.data.beir import Qrels, save_beir
-from lion_st.extras import require
-
 QUICKSTART_REPOSITORY = "lion-st/lion-quickstart"
 QUICKSTART_VARIABLE = "LION_ST_QUICKSTART"
-TEST_SETS = ("squad_dev", "scifact")
+TEST_SETS = ("squad_dev", "scifact")  # see `lion_st.data.beir.quickstart_test_sets`
 
 
 def quickstart_data() -> Path:
@@ -36,34 +33,3 @@ def quickstart_data() -> Path:
     from huggingface_hub import snapshot_download
 
     return Path(snapshot_download(QUICKSTART_REPOSITORY, repo_type="dataset"))
-
-
-def quickstart_test_sets(folder: str | Path) -> dict[str, Path]:
-    """Write the test sets of the data set as BEIR folders, unless they are there.
-
-    Args:
-        folder: Where to write them, each in a folder of its name.
-
-    Returns:
-        Folder of each test set, by name: squad_dev and scifact.
-    """
-    parquet = require("pyarrow.parquet")
-
-    data = quickstart_data()
-    written = {name: Path(folder) / name for name in TEST_SETS}
-    for name, target in written.items():
-        if (target / "qrels" / "test.tsv").exists():
-            continue
-        corpus, queries, judgements = (
-            parquet.read_table(data / name / f"{part}.parquet").to_pylist() for part in ("corpus", "queries", "qrels")
-        )
-        qrels: Qrels = {}
-        for row in judgements:
-            qrels.setdefault(row["query-id"], {})[row["corpus-id"]] = row["score"]
-        save_beir(
-            target,
-            {row["_id"]: {"title": row["title"], "text": row["text"]} for row in corpus},
-            {row["_id"]: row["text"] for row in queries},
-            qrels,
-        )
-    return written

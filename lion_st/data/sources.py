@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from lion_st.data.fields import Task
 from lion_st.data.files import COMPRESSED, FILE_KINDS, READABLE, TABLES, Rows, file_kind, find_file, open_parquet
+from lion_st.data.quickstart import QUICKSTART_REPOSITORY, quickstart_data
 from lion_st.files import LOCAL_FOLDERS, checksum
 
 if TYPE_CHECKING:
@@ -82,8 +83,6 @@ def _may_be_of_the_hub(name: str) -> bool:
 
 
 def _of_repository(repository: str, subset: str | None) -> Source:
-    from lion_st.data.quickstart import QUICKSTART_REPOSITORY, quickstart_data
-
     if repository != QUICKSTART_REPOSITORY:
         return Source(None, repository, subset)
     return Source(quickstart_data(), None, subset)

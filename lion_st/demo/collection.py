@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from lion_st.data.beir import beir_files, load_beir
+from lion_st.data.beir import beir_files, load_beir, quickstart_test_sets
 from lion_st.data.fields import Fields
-from lion_st.data.quickstart import quickstart_test_sets
 from lion_st.data.records import read_texts
 
 
