@@ -22,8 +22,7 @@ from lion_st.data.teachers import COLUMN
 from lion_st.data.text import read_documents
 from lion_st.data.tuples import load_tuples, reader_of
 from lion_st.files import atomic_folder, atomic_write, read_json
-from lion_st.study.grid import digest
-from lion_st.study.settings import DOMAIN_NAMES, HELD_OUT, OWN_TEXTS, Study, TestSet
+from lion_st.study.settings import DOMAIN_NAMES, HELD_OUT, OWN_TEXTS, Study, TestSet, digest
 
 SEED = 0  # of what is held out and of what is shuffled: the same in every cell
 FORMAT = 2  # of the folder: raise it when the same settings shall give other files

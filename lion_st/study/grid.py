@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lion_st.errors import UsageError
-from lion_st.study.settings import BackboneChoice, Study
+from lion_st.study.settings import BackboneChoice, Study, digest
 from lion_st.training.cost import Lengths
 from lion_st.training.recipes import BACKBONES, MNTP_RECIPES, BackboneShape, adapted_backbone
 
@@ -291,14 +291,6 @@ def read_mntp_options(options: Mapping[str, Any], name: str) -> tuple[MntpArgume
         return parse_mntp_arguments(words_of(options), "mntp")
     except ValueError as error:
         raise UsageError(f"{name} cannot be run: {error}") from None
-
-
-def digest(value: Any) -> str:
-    """Twelve hexadecimal digits that change with a value of JSON."""
-    import hashlib
-
-    text = json.dumps(value, sort_keys=True, default=lambda one: asdict(one))
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _lengths(study: Study, choice: BackboneChoice, arguments: RetrieverArguments) -> Lengths:

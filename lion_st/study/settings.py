@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -138,6 +140,12 @@ class Study:
         names = ("metrics", "top_k", "entropy_negatives", "engine", "dtype")
         dev = {} if self.dev is None else {"dev": list(self.dev)}
         return {"tests": [asdict(test) for test in self.tests]} | {name: getattr(self, name) for name in names} | dev
+
+
+def digest(value: Any) -> str:
+    """Twelve hexadecimal digits that change with a value of JSON."""
+    text = json.dumps(value, sort_keys=True, default=lambda one: asdict(one))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def read_study(path: str | Path) -> Study:
