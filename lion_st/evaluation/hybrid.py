@@ -13,7 +13,8 @@ from lion_st.evaluation.mteb_search import document_texts, query_text
 from lion_st.evaluation.tasks import get_task, loaded
 from lion_st.indexes import Hits
 from lion_st.indexes.fusion import convex_fusion, fit_convex_weights, hits_to_run, reciprocal_rank_fusion
-from lion_st.retrieval.retriever import HybridRetriever, ModelRetriever, Retriever, require_retriever
+from lion_st.retrieval.hybrid import HybridRetriever
+from lion_st.retrieval.retriever import ModelRetriever, Retriever, require_retriever
 
 if TYPE_CHECKING:
     from mteb.abstasks.retrieval import AbsTaskRetrieval

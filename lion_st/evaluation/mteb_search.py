@@ -12,7 +12,8 @@ from lion_st.evaluation.trec import drop_self_matches
 from lion_st.indexes import Hits
 from lion_st.indexes.base import CAN_CHANGE
 from lion_st.indexes.fusion import hits_to_run
-from lion_st.retrieval.retriever import HybridRetriever, ModelRetriever, Retriever, require_retriever
+from lion_st.retrieval.hybrid import HybridRetriever
+from lion_st.retrieval.retriever import ModelRetriever, Retriever, require_retriever
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from lion_st.indexes.fusion import convex_fusion, fit_convex_weights, reciprocal_rank_fusion
     from lion_st.retrieval.bm25 import Bm25Retriever
     from lion_st.retrieval.explain import explain_score, top_terms
-    from lion_st.retrieval.retriever import HybridRetriever, ModelRetriever, Retriever
+    from lion_st.retrieval.hybrid import HybridRetriever
+    from lion_st.retrieval.retriever import ModelRetriever, Retriever
     from lion_st.retrieval.search import index_corpus, search_run, search_texts
 
 __all__ = [
