@@ -51,10 +51,9 @@ from lion_st.training import (
     get_recipe,
     retriever_arguments,
 )
+from lion_st.training.query_distillation import distill_query_encoder, make_distillation_targets
 from lion_st.training.query_encoders import (
-    distill_query_encoder,
     idf_weights,
-    make_distillation_targets,
     static_query_encoder,
 )
 from lion_st.training.retriever import load_training_tuples

@@ -24,10 +24,9 @@ from lion_st.encoding import encode_texts
 from lion_st.evaluation import evaluate_run, hits_to_run
 from lion_st.evaluation.mteb_search import document_text
 from lion_st.indexes import create_index
+from lion_st.training.query_distillation import distill_query_encoder, make_distillation_targets
 from lion_st.training.query_encoders import (
-    distill_query_encoder,
     idf_weights,
-    make_distillation_targets,
     static_query_encoder,
     truncated_query_encoder,
 )

@@ -62,10 +62,9 @@ def query_encoder(
     import lion_st
     from lion_st.data import load_tuples
     from lion_st.encoding.encode import encode_texts
+    from lion_st.training.query_distillation import distill_query_encoder, make_distillation_targets
     from lion_st.training.query_encoders import (
-        distill_query_encoder,
         idf_weights,
-        make_distillation_targets,
         save_query_encoder,
         static_query_encoder,
         truncated_query_encoder,
@@ -120,5 +119,7 @@ def _layers(text: str) -> int | list[int]:
 
 def _documents(tuples: Dataset) -> list[str]:
     """The documents of tuples, each once."""
-    columns = [name for name in tuples[0] if name == "positive" or name.startswith("negative")]
+    from lion_st.training.query_distillation import document_columns
+
+    columns = document_columns(tuples)
     return list(dict.fromkeys(row[name] for row in tuples for name in columns))

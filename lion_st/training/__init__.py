@@ -6,7 +6,7 @@
 | options: dataclasses, YAML and command line, `--preset released` | `options/`, with `validation` and `prompts` |
 | a run, from data to checkpoint | `retriever`, `starting` (the model), `contract`, `trainers`, `runs` (the result) |
 | what is learned from what | `objectives`, `regularizers`, `learned_sparsity`, `teacher`, `self_distillation` |
-| queries without a network | `query_tables` (trained along), `query_encoders` (distilled afterwards) |
+| queries without a network | `query_tables` (trained along), `query_encoders`, `query_distillation` (afterwards) |
 | batches | `sampling`, `mixing` |
 | evaluation meanwhile | `evaluation`, `hybrid_evaluation` |
 | several GPUs, memory, speed | `sharding` (FSDP2), `zero` (DeepSpeed), `divided` (both), `speed`, `cost`, `dry_run` |
@@ -22,6 +22,7 @@ from lion_st.lazy import attach
 
 if TYPE_CHECKING:
     from lion_st.training.mntp import adapt_mntp
+    from lion_st.training.objectives import build_loss
     from lion_st.training.options.arguments import (
         MntpArguments,
         MntpTrainingArguments,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
         retriever_arguments,
     )
     from lion_st.training.recipes import MntpRecipe, RetrieverRecipe, get_recipe, recipes_table
-    from lion_st.training.retriever import build_loss, build_trainer, train_retriever
+    from lion_st.training.retriever import build_trainer, train_retriever
 
 __all__ = [
     "MntpArguments",

@@ -172,7 +172,7 @@ def test_what_is_there_is_replaced_on_request_alone(models, data, encoded, tmp_p
 
 def test_a_query_encoder_is_refused_before_anything_is_encoded(models, data, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("lion_st.encoding.encode.encode_texts", None)
-    monkeypatch.setattr("lion_st.training.query_encoders.make_distillation_targets", None)
+    monkeypatch.setattr("lion_st.training.query_distillation.make_distillation_targets", None)
     dense = ("query-encoder", models["dense"], data, tmp_path / "q", "--split", "test", "--negatives", "0")
     assert "--kind truncated" in lion(*dense, "--kind", "static", exit_code=2)
     assert "layers" in lion(*dense, "--kind", "truncated", "--layers", "99", exit_code=1)

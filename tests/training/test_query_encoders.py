@@ -12,13 +12,16 @@ import lion_st
 from lion_st.encoding import encode_texts, load_encoder, model_fingerprint
 from lion_st.indexes import create_index
 from lion_st.retrieval import ModelRetriever
-from lion_st.training.options.arguments import DenseDistillationArguments, SparseDistillationArguments
 from lion_st.training.progress.collapse import TrainingCollapsed
-from lion_st.training.query_encoders import (
+from lion_st.training.query_distillation import (
+    DenseDistillationArguments,
     QueryDistillationLoss,
+    SparseDistillationArguments,
     distill_query_encoder,
-    idf_weights,
     make_distillation_targets,
+)
+from lion_st.training.query_encoders import (
+    idf_weights,
     save_query_encoder,
     static_query_encoder,
     truncated_query_encoder,

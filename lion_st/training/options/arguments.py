@@ -397,18 +397,3 @@ def _settings(arguments: TrainingArguments, kind: type) -> dict[str, Any]:
             if value not in (default, None) and value != {}:
                 settings[item.name] = value
     return settings
-
-
-class _OneGpu:
-    @property
-    def n_gpu(self) -> int:
-        """At most 1: transformers would copy the model to the others, and what it learns from is on the first."""
-        return min(1, super().n_gpu)  # type: ignore[misc]
-
-
-class SparseDistillationArguments(_OneGpu, SparseEncoderTrainingArguments):
-    """sentence-transformers' arguments for a `SparseEncoder` that learns queries, with one GPU at most."""
-
-
-class DenseDistillationArguments(_OneGpu, SentenceTransformerTrainingArguments):
-    """sentence-transformers' arguments for a `SentenceTransformer` that learns queries, with one GPU at most."""
