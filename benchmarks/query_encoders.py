@@ -74,7 +74,7 @@ def main() -> None:
     tuples = load_tuples(source, split=options.split, negatives=options.negatives, sampling="first", drop_short=True)
     if len(tuples) > options.max_tuples:
         tuples = tuples.shuffle(seed=0).select(range(options.max_tuples))
-    targets = make_distillation_targets(full, tuples, progress=True)
+    targets = make_distillation_targets(full, tuples, show_progress=True)
     idf = idf_weights([([], documents)])
     students = {"full": full, "idf": static_query_encoder(full, idf)}
     learners = {"static": static_query_encoder(full, idf)}

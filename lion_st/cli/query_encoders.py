@@ -96,7 +96,7 @@ def query_encoder(
         vectors = encode_texts(full, _documents(tuples), "document", show_progress=not quiet)
         student = static_query_encoder(full, idf_weights([([], vectors)]))
     else:
-        targets = make_distillation_targets(full, tuples, progress=not quiet)
+        targets = make_distillation_targets(full, tuples, show_progress=not quiet)
         if kind == "static":
             student = static_query_encoder(full, idf_weights([([], targets.document_vectors)]))
         settings: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}

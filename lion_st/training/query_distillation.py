@@ -46,7 +46,11 @@ def document_columns(tuples: Dataset) -> list[str]:
 
 
 def make_distillation_targets(
-    model: SentenceTransformer | SparseEncoder, tuples: Dataset, *, tokens_per_batch: int = 8192, progress: bool = False
+    model: SentenceTransformer | SparseEncoder,
+    tuples: Dataset,
+    *,
+    tokens_per_batch: int = 8192,
+    show_progress: bool = False,
 ) -> DistillationTargets:
     """Encode training tuples with the full model, each document once.
 
@@ -54,7 +58,7 @@ def make_distillation_targets(
         model: Full model.
         tuples: As `lion_st.data.load_tuples` makes them: `query`, `positive` and any `negative_1` ... `negative_n`.
         tokens_per_batch: Padded tokens per batch.
-        progress: Show progress bars.
+        show_progress: Show progress bars.
 
     Raises:
         ValueError: If there is no tuple, or a column is missing.
@@ -69,7 +73,7 @@ def make_distillation_targets(
         row = tuples[number]
         queries.append(row["query"])
         candidates[number] = [rows.setdefault(row[name], len(rows)) for name in columns]
-    options: dict[str, Any] = {"tokens_per_batch": tokens_per_batch, "show_progress": progress}
+    options: dict[str, Any] = {"tokens_per_batch": tokens_per_batch, "show_progress": show_progress}
     return DistillationTargets(
         queries,
         encode_texts(model, queries, "query", **options),
