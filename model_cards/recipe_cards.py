@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from lion_st.hub.card_data import BaseModelData
-from lion_st.hub.cards import (
+from lion_st.hub.card_text import (
     ACTIVATION,
     POOLING,
     card_frame,
-    card_metadata,
     hub_link,
     render,
     setting_value,
     vector_description,
 )
+from lion_st.hub.cards import card_metadata
 from lion_st.training.cost import TrainingCost
 from lion_st.training.recipes import BACKBONES, MNTP_RECIPES, PAPER_PARADIGMS, Paradigm, get_recipe
 
