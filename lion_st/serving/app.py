@@ -4,115 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import hmac
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from time import perf_counter
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
-import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy import sparse
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lion_st.encoding.vectors import HybridVectors, Vectors, to_csr, to_token_vectors
+from lion_st.serving.bodies import (
+    BothVectors,
+    EmbedRequest,
+    EmbedSparseRequest,
+    OpenAIRequest,
+    SearchRequest,
+    SparseValue,
+    Texts,
+)
 from lion_st.serving.errors import RequestError, invalid, too_large, wrong_model
+from lion_st.serving.gate import Gate, as_json, error_response, json_response
 from lion_st.serving.service import EncodedRequest, FoundDocument, Service
 
-PUBLIC = ("/health", "/metrics")  # what probes and Prometheus ask for, without a key
-METHODS = {"/": "embed", "/embed": "embed", "/embed_sparse": "embed_sparse", "/embed_all": "embed_all"}
-METHODS |= {"/v1/embeddings": "openai", "/search": "search"}
 ROUTES = {"sparse": "/embed_sparse", "dense": "/embed", "multi_vector": "/embed_all", "hybrid": "/embed"}
-Texts = str | list[str]
 LOOKS = {
     "sparse": '[[{"index": 5, "value": 0.5}, ...], ...]',
     "dense": "[[0.5, ...], ...]",
     "multi_vector": "[[[0.5, ...], ...], ...]",
     "hybrid": '[{"sparse": [{"index": 5, "value": 0.5}, ...], "dense": [0.5, ...]}, ...]',
 }  # vectors of a request
-LARGEST = 1e15  # of a number in a vector: sums of products of two such are far from the end of float32
-Weight = Annotated[float, Field(ge=0, le=LARGEST)]
-Coordinate = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
-
-
-class Body(BaseModel):
-    """JSON whose values are of the types that are asked for: "5" is not a number."""
-
-    model_config = ConfigDict(strict=True)
-
-
-class EmbedSparseRequest(Body):
-    """Body of `/embed_sparse` and `/embed_all`."""
-
-    inputs: Texts
-    truncate: bool | None = None
-    truncation_direction: str | None = None
-    prompt_name: str | None = None
-
-    @model_validator(mode="after")
-    def _cut_at_the_end(self) -> EmbedSparseRequest:
-        if (self.truncation_direction or "right").lower() != "right":
-            raise ValueError(f"texts are cut at the right alone, got truncation_direction={self.truncation_direction}")
-        return self
-
-
-class EmbedRequest(EmbedSparseRequest):
-    """Body of `/embed`."""
-
-    normalize: bool | None = None
-    dimensions: int | None = None
-
-
-class OpenAIRequest(Body):
-    """Body of `/v1/embeddings`; `prompt_name` is not OpenAI's, whose clients send it as `extra_body`."""
-
-    input: Texts
-    prompt_name: str | None = None
-    model: str | None = None
-    user: str | None = None
-    encoding_format: Literal["float", "base64"] | None = None
-    dimensions: int | None = None
-
-
-class SparseValue(Body):
-    """A term of a sparse vector, as `/embed_sparse` answers with it."""
-
-    index: Annotated[int, Field(ge=0, lt=2**31)]
-    value: Weight
-
-
-class BothVectors(Body):
-    """Both vectors of a text, for an index of a hybrid model."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    sparse: list[SparseValue]
-    dense: list[Coordinate]
-
-
-class SearchRequest(Body):
-    """Body of `/search`: texts, or vectors as `/embed`, `/embed_sparse` and `/embed_all` answer with them."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    inputs: Texts | None = None
-    vectors: (
-        list[list[SparseValue]] | list[list[Coordinate]] | list[list[list[Coordinate]]] | list[BothVectors] | None
-    ) = None
-    k: Annotated[int, Field(ge=1)] = 10
-    reasons: Annotated[int, Field(ge=0, le=1000)] = 0
-    texts: bool = True
-    truncate: bool | None = None
-
-    @model_validator(mode="after")
-    def _one_of_both(self) -> SearchRequest:
-        if (self.inputs is None) == (self.vectors is None):
-            raise ValueError("give inputs or vectors, one of both")
-        return self
 
 
 def create_app(service: Service) -> FastAPI:
@@ -136,13 +59,14 @@ def create_app(service: Service) -> FastAPI:
     from lion_st import __version__
 
     app = FastAPI(title="lion_st", version=__version__, lifespan=lifespan)
-    app.add_middleware(_Gate, service=service)
+    app.add_middleware(Gate, service=service)
     _answer_errors(app, service)
-    _add_routes(app, service)
+    add_routes(app, service)
     return app
 
 
-def _add_routes(app: FastAPI, service: Service) -> None:
+def add_routes(app: FastAPI, service: Service) -> None:
+    """Add what a server answers to, by the kind of its model's vectors."""
     own_route = ROUTES[service.paradigm]
 
     def require(*paradigms: str) -> None:
@@ -202,9 +126,9 @@ def _add_routes(app: FastAPI, service: Service) -> None:
                 rows = [base64.b64encode(row.astype("<f4").tobytes()).decode() for row in rows]
             data = [{"object": "embedding", "index": place, "embedding": row} for place, row in enumerate(rows)]
             usage = {"prompt_tokens": encoded.tokens, "total_tokens": encoded.tokens}
-            return _json({"object": "list", "data": data, "model": service.name, "usage": usage})
+            return as_json({"object": "list", "data": data, "model": service.name, "usage": usage})
 
-        return _response(await service.in_thread(body))
+        return json_response(await service.in_thread(body))
 
     @app.post("/search")
     async def search(request: SearchRequest) -> Response:
@@ -214,15 +138,17 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         else:
             vectors = _given_vectors(service, request.vectors or [])
         found = await service.search(vectors, request.k, request.reasons, request.texts)
-        return _response(await service.in_thread(lambda: _json([[_shown(one) for one in hits] for hits in found])))
+        return json_response(
+            await service.in_thread(lambda: as_json([[_shown(one) for one in hits] for hits in found]))
+        )
 
 
 async def _embed(service: Service, request: EmbedSparseRequest, rows: Any) -> Response:
     started = perf_counter()
     texts = _listed(request.inputs)
     encoded = await service.encode(texts, service.task_of(request.prompt_name), request.truncate)
-    content = await service.in_thread(lambda: _json(rows(encoded.vectors)))
-    return _response(content, _costs(texts, encoded, perf_counter() - started))
+    content = await service.in_thread(lambda: as_json(rows(encoded.vectors)))
+    return json_response(content, _costs(texts, encoded, perf_counter() - started))
 
 
 def _costs(texts: Sequence[str], encoded: EncodedRequest, seconds: float) -> dict[str, str]:
@@ -332,17 +258,9 @@ def _shown(found: FoundDocument) -> dict[str, Any]:
     return shown
 
 
-def _json(content: Any) -> bytes:
-    return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
-
-
-def _response(content: bytes, headers: dict[str, str] | None = None) -> Response:
-    return Response(content, headers=headers, media_type="application/json")
-
-
 def _answer_errors(app: FastAPI, service: Service) -> None:
     def answer(request: Request, error: RequestError) -> Response:
-        return _error_response(service, request.url.path, error)
+        return error_response(service, request.url.path, error)
 
     @app.exception_handler(RequestError)
     async def refused(request: Request, error: RequestError) -> Response:
@@ -377,68 +295,3 @@ def _answer_errors(app: FastAPI, service: Service) -> None:
         return answer(
             request, RequestError(500, "Backend", f"Unexpected {type(error).__name__}: see the server's log.")
         )
-
-
-def _error_response(service: Service, path: str, error: RequestError) -> Response:
-    service.metrics.failures.labels(error.kind.lower()).inc()
-    content = _json(error.body(path.startswith("/v1/")))
-    return Response(content, error.status, error.headers, media_type="application/json")
-
-
-class _Gate:
-    """Asks for the key, stops bodies that are too long, and counts requests."""
-
-    def __init__(self, app: ASGIApp, service: Service) -> None:
-        self.app = app
-        self.service = service
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        path = scope["path"]
-        headers = {name.lower(): value for name, value in scope["headers"]}
-        refusal = self._refusal(path, headers)
-        if refusal is not None:
-            await _error_response(self.service, path, refusal)(scope, receive, send)
-            return
-        limit, taken = self.service.settings.payload_limit, 0
-
-        async def limited() -> Message:
-            nonlocal taken
-            message = await receive()
-            taken += len(message.get("body", b""))
-            if taken > limit:
-                raise HTTPException(413, _too_long(limit))
-            return message
-
-        method = METHODS.get(path)
-        if method is None:
-            await self.app(scope, limited, send)
-            return
-        metrics, started = self.service.metrics, perf_counter()
-        metrics.requests.labels(method).inc()
-
-        async def counted(message: Message) -> None:
-            if message["type"] == "http.response.start" and message["status"] < 400:
-                metrics.successes.labels(method).inc()
-                metrics.duration.observe(perf_counter() - started)
-            await send(message)
-
-        await self.app(scope, limited, counted)
-
-    def _refusal(self, path: str, headers: dict[bytes, bytes]) -> RequestError | None:
-        settings = self.service.settings
-        if settings.api_key is not None and path not in PUBLIC:
-            expected = f"Bearer {settings.api_key}".encode()
-            if not hmac.compare_digest(headers.get(b"authorization", b""), expected):
-                challenge = {"WWW-Authenticate": "Bearer"}
-                return RequestError(401, "Unauthorized", "Send `Authorization: Bearer KEY` with the key.", challenge)
-        length = headers.get(b"content-length", b"0")
-        if length.isdigit() and int(length) > settings.payload_limit:
-            return too_large(_too_long(settings.payload_limit))
-        return None
-
-
-def _too_long(limit: int) -> str:
-    return f"A request has at most {limit:,} bytes: send fewer texts at a time."

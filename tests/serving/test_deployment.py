@@ -22,7 +22,8 @@ from lion_st.serving.launch import GRACE
 fastapi = pytest.importorskip("fastapi")
 pytest.importorskip("prometheus_client")
 
-from lion_st.serving.app import PUBLIC, _add_routes  # noqa: E402
+from lion_st.serving.app import add_routes  # noqa: E402
+from lion_st.serving.gate import PUBLIC  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
@@ -108,7 +109,7 @@ def test_the_kubernetes_example_fits_the_server():
     (container,) = spec["containers"]
     assert deployment["spec"]["selector"]["matchLabels"] == deployment["spec"]["template"]["metadata"]["labels"]
     api = fastapi.FastAPI()
-    _add_routes(api, type("Any", (), {"paradigm": "sparse"})())
+    add_routes(api, type("Any", (), {"paradigm": "sparse"})())
     routes = {route.path for route in api.routes}
     for name in ("startupProbe", "readinessProbe", "livenessProbe"):
         asked = container[name]["httpGet"]
