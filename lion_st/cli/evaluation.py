@@ -109,16 +109,10 @@ def evaluate(
 ) -> None:
     """Score models on retrieval test sets; results are mteb's, and resume."""
     parameters = engine_parameters(settings, engine or ["exact"])
-    if hybrid == "convex" and dev is None:
-        raise UsageError("The weights of --hybrid convex are fitted on a development set: give it as --dev.")
-    if dev is not None and hybrid != "convex":
-        raise UsageError("--dev is for the weights of --hybrid convex: give both, or neither.")
-    fused = [model for model in models if not Path(model).is_file()]
-    if hybrid is not None and (len(fused) < 2 or (hybrid == "convex" and len(fused) > 2)):
-        how = "two models" if hybrid == "convex" else "two models or more"
-        raise UsageError(f"--hybrid {hybrid} fuses {how}, got {len(fused)}.")
-    for model in [*models, *filter(None, [query_model])]:
-        if model != "bm25" and not Path(model).is_file():
+    searching = [model for model in models if not Path(model).is_file()]  # the others are runs
+    _require_fusion(searching, hybrid, dev)
+    for model in (*searching, *([query_model] if query_model is not None else [])):
+        if model != "bm25":
             require_model(model)
     for source in (*(data or []), *map(str, trec or ()), *([dev] if dev else [])):
         require_source(source)
@@ -128,15 +122,13 @@ def evaluate(
         raise UsageError("There is nothing to evaluate on: give --data or --trec.")
     if bm25_stemmer is not None and not (bm25 or "bm25" in models):
         raise UsageError(f"--bm25-stemmer {bm25_stemmer} is of BM25: add --bm25.")
-    if idf and not set(fused) - {"bm25"}:
+    if idf and not set(searching) - {"bm25"}:
         raise UsageError("--idf weighs the terms of sparse models' queries: give such a model, or leave it out.")
     require_writable(output)
-    from lion_st.evaluation.metrics import metric_depth
+    _require_metrics(metric)
     from lion_st.retrieval import Bm25Retriever
 
     with usage_errors():
-        for name in metric or ():
-            metric_depth(name)
         lexical = Bm25Retriever(stemmer=bm25_stemmer)
     from lion_st.evaluation import evaluate_retrieval, format_table, open_retriever, trec_task
     from lion_st.evaluation.evaluate import adjusted_protocol, table_columns
@@ -145,6 +137,7 @@ def evaluate(
     if trec is not None:
         sources.append(trec_task(*trec, name=Path(trec[1]).name.partition(".")[0]))
     rules = adjusted_protocol(protocol, top_k, self_matches, metric)
+    names = _distinct_names(models, "" if query_model is None else f"+{Path(query_model).name}")
     retriever_settings: dict[str, Any] = {
         "engine_parameters": parameters,
         "tokens_per_batch": tokens_per_batch,
@@ -155,24 +148,23 @@ def evaluate(
         "query_model": query_model,
         "load_options": load_options(device, weights, revision, query_max_active_dims, document_max_active_dims),
     }
-    candidates: list[Any] = [*(["bm25"] if bm25 and "bm25" not in models else []), *models]
-    names = _distinct_names(models, "" if query_model is None else f"+{Path(query_model).name}")
-    opened: Iterable[Any] = (
-        model
-        if Path(model).is_file()
-        else lexical
-        if model == "bm25"
-        else open_retriever(model, engine or "exact", rules, name=names.get(model), **retriever_settings)
-        for model in candidates
-    )
+
+    def opened(model: str) -> Any:
+        """A retriever, or the path of a run."""
+        if Path(model).is_file():
+            return model
+        if model == "bm25":
+            return lexical
+        return open_retriever(model, engine or "exact", rules, name=names.get(model), **retriever_settings)
+
+    evaluated = [*(["bm25"] if bm25 and "bm25" not in models else []), *models]
+    retrievers: Iterable[Any] = map(opened, evaluated)  # one after the other, so that one model is in memory
     if hybrid is not None:
-        opened = list(opened)
-        parts = [
-            one for name, one in zip(candidates, opened, strict=True) if name in models and not isinstance(one, str)
-        ]
-        opened.append(_fused(parts, dev, dev_split, rules.top_k, hybrid, quiet))
+        retrievers = list(retrievers)
+        parts = [one for name, one in zip(evaluated, retrievers, strict=True) if name in searching]
+        retrievers.append(_fused(parts, dev, dev_split, rules.top_k, not quiet))
     rows = []
-    for retriever in opened:
+    for retriever in retrievers:
         rows += evaluate_retrieval(
             retriever,
             sources,
@@ -206,11 +198,7 @@ def compare(
         raise UsageError(f"A comparison needs two runs or more, got {len(names)}.")
     if baseline is not None and baseline not in names:
         raise UsageError(f"--baseline {baseline} is not among the runs {', '.join(names)}.")
-    from lion_st.evaluation.metrics import metric_depth
-
-    with usage_errors():
-        for name in metric or ():
-            metric_depth(name)
+    _require_metrics(metric)
     from lion_st.evaluation import compare_runs, format_table, read_qrels, read_run
 
     comparisons = compare_runs(
@@ -295,13 +283,33 @@ def _distinct_names(models: Sequence[str], ending: str) -> dict[str, str]:
     return names
 
 
+def _require_metrics(names: Sequence[str] | None) -> None:
+    """Refuse a metric that there is not."""
+    from lion_st.evaluation.metrics import metric_depth
+
+    with usage_errors():
+        for name in names or ():
+            metric_depth(name)
+
+
+def _require_fusion(models: Sequence[str], how: str | None, dev: str | None) -> None:
+    """Refuse a fusion of too few or too many models, and weights without what they are fitted on."""
+    if how == "convex" and dev is None:
+        raise UsageError("The weights of --hybrid convex are fitted on a development set: give it as --dev.")
+    if dev is not None and how != "convex":
+        raise UsageError("--dev is for the weights of --hybrid convex: give both, or neither.")
+    if how is not None and (len(models) < 2 or (how == "convex" and len(models) > 2)):
+        count = "two models" if how == "convex" else "two models or more"
+        raise UsageError(f"--hybrid {how} fuses {count}, got {len(models)}.")
+
+
 def _fused(
-    retrievers: Sequence[Retriever], dev: str | None, dev_split: str, depth: int, how: str, quiet: bool
+    retrievers: Sequence[Retriever], dev: str | None, dev_split: str, depth: int, show_progress: bool
 ) -> Retriever:
+    """The fusion of retrievers, by weights fitted on a development set or, without one, by reciprocal ranks."""
     from lion_st.evaluation import fit_hybrid
     from lion_st.retrieval import HybridRetriever
 
-    if how == "rrf":
+    if dev is None:
         return HybridRetriever(retrievers, depth=depth)
-    assert dev is not None
-    return fit_hybrid(retrievers, dev, dev_split, depth=depth, show_progress=not quiet)
+    return fit_hybrid(retrievers, dev, dev_split, depth=depth, show_progress=show_progress)
