@@ -105,6 +105,105 @@ def join(indptr, documents, values, rows, other_indptr, other_documents, other_v
     return starts, joined, weights
 
 
+@compiled(nogil=True)
+def rank_terms(query_terms, query_weights, upper, levels):
+    """A query's terms by falling bound of what each can add to a score.
+
+    Returns:
+        Terms; their factors on stored values, float64; their bounds, float64; and remaining, float64 [terms + 1], where
+        remaining[i] is what the terms i, i + 1, ... can add together at most.
+    """
+    count = query_terms.size
+    bounds = np.empty(count, dtype=np.float64)
+    factors = np.empty(count, dtype=np.float64)
+    for position in range(count):
+        largest = np.float64(upper[query_terms[position]])
+        factors[position] = np.float64(query_weights[position])
+        bounds[position] = factors[position] * largest
+        if levels:
+            factors[position] *= largest / levels
+    order = np.argsort(-bounds, kind="mergesort")
+    remaining = np.zeros(count + 1, dtype=np.float64)
+    for rank in range(count - 1, -1, -1):
+        remaining[rank] = remaining[rank + 1] + bounds[order[rank]]
+    return query_terms[order], factors[order], bounds[order], remaining
+
+
+@compiled(nogil=True)
+def score_all(indptr, documents, values, terms, factors, floor, accumulators, touched):
+    """Add the postings of terms, and list the documents whose sum is above a floor; returns how many these are."""
+    for rank in range(terms.size):
+        factor = factors[rank]
+        for position in range(indptr[terms[rank]], indptr[terms[rank] + 1]):
+            accumulators[documents[position]] += factor * np.float64(values[position])
+    seen = 0
+    for document in range(accumulators.size):
+        if accumulators[document] > floor:
+            touched[seen] = document
+            seen += 1
+    return seen
+
+
+@compiled(nogil=True)
+def score_few(indptr, documents, values, terms, factors, accumulators, touched):
+    """Add the postings of terms, and list the documents that have one as they are met; returns how many these are."""
+    seen = 0
+    for rank in range(terms.size):
+        factor = factors[rank]
+        for position in range(indptr[terms[rank]], indptr[terms[rank] + 1]):
+            document = documents[position]
+            if accumulators[document] == 0.0:
+                touched[seen] = document
+                seen += 1
+            accumulators[document] += factor * np.float64(values[position])
+    return seen
+
+
+@compiled(nogil=True)
+def still_able(remaining, threshold, accumulators, touched, alive):
+    """Move the documents that can still reach the threshold to the front of a list; returns how many these are."""
+    kept = 0
+    for candidate in range(alive):
+        document = touched[candidate]
+        if accumulators[document] + remaining > threshold:
+            touched[candidate] = touched[kept]
+            touched[kept] = document
+            kept += 1
+    return kept
+
+
+@compiled(nogil=True)
+def complete(
+    indptr, documents, values, terms, factors, bounds, remaining, essential, threshold, accumulators, touched, seen
+):  # fmt: skip
+    """Add the postings of the terms from `essential` on to documents seen alone; returns how many of them are left.
+
+    Those that are left, which can reach the threshold, stand at the front of `touched`.
+    """
+    alive = seen
+    work = seen  # since the candidates were last looked through, which costs as much as there are
+    for rank in range(essential, terms.size):
+        if bounds[rank] <= 0.0:
+            break
+        if work >= alive:
+            work = 0
+            alive = still_able(remaining[rank], threshold, accumulators, touched, alive)
+            if alive == 0:
+                break
+        factor, low, high = factors[rank], indptr[terms[rank]], indptr[terms[rank] + 1]
+        work += min(alive * 16, high - low)
+        if alive * 16 > high - low:
+            for position in range(low, high):
+                if accumulators[documents[position]] != 0.0:
+                    accumulators[documents[position]] += factor * np.float64(values[position])
+        else:
+            for candidate in range(alive):
+                position = low + np.searchsorted(documents[low:high], np.uint16(touched[candidate]))
+                if position < high and documents[position] == touched[candidate]:
+                    accumulators[touched[candidate]] += factor * np.float64(values[position])
+    return alive
+
+
 @compiled(nogil=True, inline="always")
 def sift_down(heap, place, key):
     """Put a key into a min-heap from `place` downwards."""
@@ -119,6 +218,20 @@ def sift_down(heap, place, key):
         heap[place] = heap[child]
         place = child
     heap[place] = key
+
+
+@compiled(nogil=True, inline="always")
+def put(heap, size, key):
+    """Add a key, in place of the smallest once there is no room, from when on it is a heap; returns how many it has."""
+    if size < heap.size:
+        heap[size] = key
+        size += 1
+        if size == heap.size:
+            for place in range(size // 2 - 1, -1, -1):
+                sift_down(heap, place, heap[place])
+    else:
+        sift_down(heap, 0, key)
+    return size
 
 
 @compiled(nogil=True)
@@ -145,91 +258,37 @@ def search_window(
         accumulators: float64 zeros, one for each of the window's documents; left as zeros.
         touched: int32, as long.
     """
-    k = best.shape[1]
     score_of = np.empty(1, dtype=np.float32)
     bits_of = score_of.view(np.uint32)
     for query in range(query_starts.size - 1):
         heap = best[query]
         start, end = query_starts[query], query_starts[query + 1]
-        bounds = np.empty(end - start, dtype=np.float64)
-        for position in range(start, end):
-            bounds[position - start] = np.float64(query_weights[position]) * np.float64(upper[query_terms[position]])
-        order = np.argsort(-bounds, kind="mergesort")
-        count = end - start
-        remaining = np.zeros(count + 1, dtype=np.float64)  # remaining[i]: what terms i, i+1, ... can add at most
-        for rank in range(count - 1, -1, -1):
-            remaining[rank] = remaining[rank + 1] + bounds[order[rank]]
+        terms, factors, bounds, remaining = rank_terms(query_terms[start:end], query_weights[start:end], upper, levels)
         threshold = 0.0
-        if sizes[query] == k:
+        if sizes[query] == heap.size:
             bits_of[0] = np.uint32(heap[0] >> np.uint64(32))
             threshold = np.float64(score_of[0]) * (1.0 - 1e-6)
         if remaining[0] <= threshold:
             continue
 
-        essential = 0
+        essential = 0  # terms that can lift a new document above the threshold
         postings = 0
-        while essential < count and remaining[essential] > threshold:
-            term = query_terms[start + order[essential]]
-            postings += indptr[term + 1] - indptr[term]
+        while essential < terms.size and remaining[essential] > threshold:
+            postings += indptr[terms[essential] + 1] - indptr[terms[essential]]
             essential += 1
+        first, weights = terms[:essential], factors[:essential]
         dense = postings * 4 > accumulators.size  # then a pass over all documents is cheaper than a list of those seen
-
-        seen = 0
-        for rank in range(essential):
-            term = query_terms[start + order[rank]]
-            weight = np.float64(query_weights[start + order[rank]])
-            if levels:
-                weight *= np.float64(upper[term]) / levels
-            if dense:
-                for position in range(indptr[term], indptr[term + 1]):
-                    accumulators[documents[position]] += weight * np.float64(values[position])
-            else:
-                for position in range(indptr[term], indptr[term + 1]):
-                    document = documents[position]
-                    if accumulators[document] == 0.0:
-                        touched[seen] = document
-                        seen += 1
-                    accumulators[document] += weight * np.float64(values[position])
         if dense:
             floor = max(threshold - remaining[essential], 0.0)
-            for document in range(accumulators.size):
-                if accumulators[document] > floor:
-                    touched[seen] = document
-                    seen += 1
+            seen = score_all(indptr, documents, values, first, weights, floor, accumulators, touched)
+        else:
+            seen = score_few(indptr, documents, values, first, weights, accumulators, touched)
+        alive = complete(
+            indptr, documents, values, terms, factors, bounds, remaining, essential, threshold, accumulators, touched,
+            seen,
+        )  # fmt: skip
 
-        rank = essential
-        alive = seen
-        work = seen  # since the candidates were last looked through, which costs as much as there are
-        while rank < count and bounds[order[rank]] > 0.0:
-            if work >= alive:
-                work = 0
-                kept = 0
-                for candidate in range(alive):
-                    document = touched[candidate]
-                    if accumulators[document] + remaining[rank] > threshold:
-                        touched[candidate] = touched[kept]
-                        touched[kept] = document
-                        kept += 1
-                alive = kept
-                if alive == 0:
-                    break
-            term = query_terms[start + order[rank]]
-            weight = np.float64(query_weights[start + order[rank]])
-            if levels:
-                weight *= np.float64(upper[term]) / levels
-            low, high = indptr[term], indptr[term + 1]
-            work += min(alive * 16, high - low)
-            if alive * 16 > high - low:
-                for position in range(low, high):
-                    if accumulators[documents[position]] != 0.0:
-                        accumulators[documents[position]] += weight * np.float64(values[position])
-            else:
-                for candidate in range(alive):
-                    position = low + np.searchsorted(documents[low:high], np.uint16(touched[candidate]))
-                    if position < high and documents[position] == touched[candidate]:
-                        accumulators[touched[candidate]] += weight * np.float64(values[position])
-            rank += 1
-
+        size = sizes[query]
         for candidate in range(alive):
             document = touched[candidate]
             if allowed.size and not allowed[document]:
@@ -237,14 +296,9 @@ def search_window(
             score_of[0] = accumulators[document]
             row = np.uint64(first_row + document)
             key = (np.uint64(bits_of[0]) << np.uint64(32)) | (np.uint64(0xFFFFFFFF) - row)
-            if sizes[query] < k:
-                heap[sizes[query]] = key
-                sizes[query] += 1
-                if sizes[query] == k:
-                    for place in range(k // 2 - 1, -1, -1):
-                        sift_down(heap, place, heap[place])
-            elif key > heap[0]:
-                sift_down(heap, 0, key)
+            if size < heap.size or key > heap[0]:
+                size = put(heap, size, key)
+        sizes[query] = size
         if dense:
             accumulators[:] = 0.0
         else:
