@@ -39,26 +39,35 @@ def format_table(
         columns = list(dict.fromkeys(key for row in rows for key in row))
     cells = [[_text(row.get(column)) for column in columns] for row in rows]
     is_number = [all(isinstance(row.get(column), int | float | None) for row in rows) for column in columns]
-    if style == "markdown":
-        head = "| " + " | ".join(columns) + " |"
-        rule = "|" + "|".join("---:" if number else "---" for number in is_number) + "|"
-        body = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in cells]
-        return "\n".join([head, rule, *body])
-    if style == "html":
-        aligned = [' style="text-align: right"' if number else "" for number in is_number]
-        head = "".join(f"<th{align}>{escape(column)}</th>" for align, column in zip(aligned, columns, strict=True))
-        lines = [
-            "".join(f"<td{align}>{escape(cell)}</td>" for align, cell in zip(aligned, line, strict=True))
-            for line in cells
-        ]
-        body = [f"<tr>{line}</tr>" for line in lines]
-        return "\n".join(["<table>", f"<thead><tr>{head}</tr></thead>", "<tbody>", *body, "</tbody>", "</table>"])
-    if style == "latex":
-        alignment = "".join("r" if number else "l" for number in is_number)
-        lines = [" & ".join(_latex(cell) for cell in line) + r" \\" for line in [list(columns), *cells]]
-        begin, end = f"\\begin{{tabular}}{{{alignment}}}", r"\end{tabular}"
-        return "\n".join([begin, r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule", end])
-    raise ValueError(f"style is markdown, html or latex, got {style!r}.")
+    if style not in _LAYOUTS:
+        raise ValueError(f"style is markdown, html or latex, got {style!r}.")
+    return _LAYOUTS[style](list(columns), cells, is_number)
+
+
+def _markdown(columns: list[str], cells: list[list[str]], is_number: list[bool]) -> str:
+    head = "| " + " | ".join(columns) + " |"
+    rule = "|" + "|".join("---:" if number else "---" for number in is_number) + "|"
+    body = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in cells]
+    return "\n".join([head, rule, *body])
+
+
+def _html(columns: list[str], cells: list[list[str]], is_number: list[bool]) -> str:
+    aligned = [' style="text-align: right"' if number else "" for number in is_number]
+
+    def row(tag: str, texts: list[str]) -> str:
+        return "".join(f"<{tag}{align}>{escape(text)}</{tag}>" for align, text in zip(aligned, texts, strict=True))
+
+    body = [f"<tr>{row('td', line)}</tr>" for line in cells]
+    return "\n".join(
+        ["<table>", f"<thead><tr>{row('th', columns)}</tr></thead>", "<tbody>", *body, "</tbody>", "</table>"]
+    )
+
+
+def _booktabs(columns: list[str], cells: list[list[str]], is_number: list[bool]) -> str:
+    alignment = "".join("r" if number else "l" for number in is_number)
+    head, *body = (" & ".join(map(_latex, line)) + r" \\" for line in (columns, *cells))
+    begin, end = f"\\begin{{tabular}}{{{alignment}}}", r"\end{tabular}"
+    return "\n".join([begin, r"\toprule", head, r"\midrule", *body, r"\bottomrule", end])
 
 
 def _text(value: Any) -> str:
@@ -73,3 +82,6 @@ def _text(value: Any) -> str:
 
 def _latex(text: str) -> str:
     return "".join(_LATEX_SPECIAL.get(character, character) for character in text)
+
+
+_LAYOUTS = {"markdown": _markdown, "html": _html, "latex": _booktabs}
