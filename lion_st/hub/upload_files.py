@@ -117,15 +117,9 @@ def _is_pickled(stream: IO[bytes], depth: int = 0) -> bool:
     if head.startswith(b"\x93NUMPY"):
         return re.search(rb"'descr': *[^}]*'\|?O", head) is not None
     if depth < 3:
-        for magic, open_compressed in COMPRESSIONS.items():
-            if head.startswith(magic):
-                try:
-                    with open_compressed(stream) as inner:
-                        found = _is_pickled(io.BytesIO(inner.read(BLOCK)), depth + 1)
-                except (OSError, EOFError, lzma.LZMAError):
-                    found = False
-                stream.seek(0)
-                return found
+        open_compressed = next((COMPRESSIONS[magic] for magic in COMPRESSIONS if head.startswith(magic)), None)
+        if open_compressed is not None:
+            return _compressed_is_pickled(stream, open_compressed, depth)
         if head.startswith(b"PK\x03\x04") and zipfile.is_zipfile(stream):
             return _archive_is_pickled(stream, depth)
         if head[257:262] == b"ustar":
@@ -133,6 +127,16 @@ def _is_pickled(stream: IO[bytes], depth: int = 0) -> bool:
     found = _runs_code(stream)
     stream.seek(0)
     return found
+
+
+def _compressed_is_pickled(stream: IO[bytes], open_compressed: Callable[[IO[bytes]], Any], depth: int) -> bool:
+    try:
+        with open_compressed(stream) as inner:
+            return _is_pickled(io.BytesIO(inner.read(BLOCK)), depth + 1)
+    except (OSError, EOFError, lzma.LZMAError):
+        return False
+    finally:
+        stream.seek(0)
 
 
 def _archive_is_pickled(stream: IO[bytes], depth: int) -> bool:
