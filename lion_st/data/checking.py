@@ -93,12 +93,13 @@ def check_tuples(
         text.read_used(findings, normalized=len(evaluation.queries) > 0)
     checker.check(evaluation)
     checker.compare_rows(negatives)
-    limits: dict[str, int | None] = {"queries": query_length, "documents": document_length}
     measure = _words if tokenizer is None else partial(_tokens, tokenizer)
-    for name, text, prompt in zip(limits, texts, (query_prompt, document_prompt), strict=True):
+    for name, text, prompt, length in (
+        ("queries", texts[0], query_prompt, query_length),
+        ("documents", texts[1], document_prompt, document_length),
+    ):
         if text.sample:
-            limit = None if tokenizer is None else limits[name]
-            unit = "words" if tokenizer is None else "tokens"
+            limit, unit = (None, "words") if tokenizer is None else (length, "tokens")
             lengths = Lengths.of(name, unit, list(measure([prompt + one for one in text.sample])), limit)
             report.lengths.append(lengths)
             if lengths.cut_share is not None and lengths.cut_share > CUT:
@@ -323,44 +324,52 @@ class _Keys:
             self._size = len(self._parts[0])
 
 
+@dataclass
+class _TeacherScores:
+    """Of the rows with negatives that one teacher has scored: how many there are, and how many are odd."""
+
+    rows: int = 0
+    reversed: int = 0  # the best positive is below the mean of the negatives
+    constant: int = 0
+    first_reversed: str = ""
+
+
 class _Scores:
     """Looks at the order of each teacher's scores."""
 
     def __init__(self) -> None:
-        self.teachers: list[str] = []
-        self._rows: dict[str, int] = {}
-        self._reversed: dict[str, list[str]] = {}
-        self._counts: dict[str, list[int]] = {}  # rows with reversed, and with constant scores
+        self._found: dict[str, _TeacherScores] = {}
+
+    @property
+    def teachers(self) -> list[str]:
+        """Names of the teachers with scores."""
+        return list(self._found)
 
     def add(self, rows: Sequence[Candidates], places: Sequence[str], findings: Findings) -> None:
         for row, place in zip(rows, places, strict=True):
             for teacher, scores in (row.scores or {}).items():
-                if teacher not in self._rows:
-                    self.teachers.append(teacher)
-                    self._rows[teacher], self._counts[teacher], self._reversed[teacher] = 0, [0, 0], []
+                found = self._found.setdefault(teacher, _TeacherScores())
                 positives, negatives = scores[: len(row.positives)], scores[len(row.positives) :]
                 if not negatives:
                     continue
-                self._rows[teacher] += 1
+                found.rows += 1
                 best = max(positives)
                 if best < sum(negatives) / len(negatives):
-                    self._counts[teacher][0] += 1
-                    self._reversed[teacher] = [*self._reversed[teacher], place][:1]
-                if max(scores) == min(scores):
-                    self._counts[teacher][1] += 1
+                    found.reversed += 1
+                    found.first_reversed = found.first_reversed or place
+                found.constant += max(scores) == min(scores)
                 if best < max(negatives):
                     of_teacher = f" by {teacher}" if teacher else ""
                     findings.add("positive_below_negative", f"{place}: {best:g} and {max(negatives):g}{of_teacher}")
 
     def report(self, findings: Findings) -> None:
         """Say what most rows of a teacher are like."""
-        for teacher, rows in self._rows.items():
-            reverse, constant = self._counts[teacher]
+        for teacher, found in self._found.items():
             name = f"teacher {teacher or 'without a name'}"
-            if rows and reverse > MOST * rows:
-                findings.add("reversed_scores", f"{name}, first at {self._reversed[teacher][0]}", reverse)
-            if rows and constant == rows:
-                findings.add("constant_scores", f"all {rows:,} rows of the {name}", constant)
+            if found.rows and found.reversed > MOST * found.rows:
+                findings.add("reversed_scores", f"{name}, first at {found.first_reversed}", found.reversed)
+            if found.rows and found.constant == found.rows:
+                findings.add("constant_scores", f"all {found.rows:,} rows of the {name}", found.constant)
 
 
 class _Evaluation:
