@@ -312,22 +312,25 @@ class EncodedCorpus:
         try:
             ids = unpack_strings(arrays["ids_bytes"], arrays["ids_offsets"])
             shape = (len(ids), shard["dimensions"])
-            if self.paradigm == "dense":
-                vectors: Vectors = to_dense(arrays["vectors"])
-            elif self.paradigm == "multi_vector":
-                vectors = to_token_vectors(TokenVectors(arrays["vectors"], arrays["offsets"]))
-            else:
-                parts = (arrays["weights"].astype(np.float32), arrays["terms"], arrays["indptr"])
-                dense = to_dense(arrays["vectors"]) if self.paradigm == "hybrid" else None
-                terms = shape[1] - (0 if dense is None else dense.shape[1])
-                vectors = to_csr(sparse.csr_array(parts, shape=(len(ids), terms)))
-                if dense is not None:
-                    vectors = HybridVectors(vectors, dense, self.fusion_weights)
+            vectors = self._vectors(arrays, shape)
         except (ValueError, KeyError) as error:
             raise StorageError(f"{file} is damaged ({error}): delete it and run the encoding again.") from error
         if vectors.shape != shape:
             raise StorageError(f"{file} holds vectors {vectors.shape} and not {shape}: run the encoding again.")
         return ids, vectors
+
+    def _vectors(self, arrays: dict[str, np.ndarray], shape: tuple[int, int]) -> Vectors:
+        """The vectors of a shard; a hybrid one's shape has the dimensions of both."""
+        if self.paradigm == "dense":
+            return to_dense(arrays["vectors"])
+        if self.paradigm == "multi_vector":
+            return to_token_vectors(TokenVectors(arrays["vectors"], arrays["offsets"]))
+        parts = (arrays["weights"].astype(np.float32), arrays["terms"], arrays["indptr"])
+        if self.paradigm == "sparse":
+            return to_csr(sparse.csr_array(parts, shape=shape))
+        dense = to_dense(arrays["vectors"])
+        terms = to_csr(sparse.csr_array(parts, shape=(shape[0], shape[1] - dense.shape[1])))
+        return HybridVectors(terms, dense, self.fusion_weights)
 
     def whole(self) -> tuple[list[str], Vectors]:
         """All ids and all vectors in memory, such as those of queries."""
