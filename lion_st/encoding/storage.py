@@ -108,11 +108,11 @@ def read_folder(
     """
     path = Path(path)
     for _ in range(ATTEMPTS):
-        header = _stamp(path)
+        header = folder_stamp(path)
         try:
             return read(*read_header(path, kind, version, verify))
         except Exception:
-            if _stamp(path) == header:
+            if folder_stamp(path) == header:
                 raise
     raise StorageError(f"{path} was written anew {ATTEMPTS} times while it was read: wait until it is complete.")
 
@@ -206,7 +206,8 @@ def _is_intact(file: Path, facts: Any) -> bool:
         return False
 
 
-def _stamp(path: Path) -> bytes | None:
+def folder_stamp(path: Path) -> bytes | None:
+    """Bytes that change whenever a folder is written anew; None if there is nothing in it."""
     try:
         return (path / HEADER).read_bytes()
     except OSError:

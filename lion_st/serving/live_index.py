@@ -12,7 +12,7 @@ import numpy as np
 
 from lion_st.data.lookup import hashes_of
 from lion_st.data.records import Record, read_corpus
-from lion_st.encoding.storage import HEADER, read_array
+from lion_st.encoding.storage import folder_stamp, read_array
 from lion_st.files import atomic_folder, lock_folder
 from lion_st.indexes import Index, StorageError, load_index
 
@@ -64,7 +64,7 @@ class LiveIndex:
             StorageError, ValueError, OSError: If what is there cannot be searched, or its texts cannot be read. The old
                 ones stay; the same folder is not tried again before it is written anew.
         """
-        if _header(self.path) == self._stamp:
+        if folder_stamp(self.path) == self._stamp:
             return False
         earlier = self.opened[1]
         self.opened = self._open()
@@ -73,19 +73,12 @@ class LiveIndex:
         return True
 
     def _open(self) -> tuple[Index, TextStore | None]:
-        self._stamp = _header(self.path)
+        self._stamp = folder_stamp(self.path)
         index = load_index(self.path, memory_map=True, verify=self._verify)
         self._check(index)
         if self._corpus is None or self._texts is None:
             return index, None
         return index, TextStore.of_index(self._corpus, self.path, self._texts)
-
-
-def _header(path: Path) -> bytes | None:
-    try:
-        return (path / HEADER).read_bytes()
-    except OSError:
-        return None
 
 
 class TextStore:
@@ -117,7 +110,7 @@ class TextStore:
             index: Folder of the index.
             shared: Folder of the texts.
         """
-        folder = Path(shared) / hashlib.sha256(_header(index) or b"").hexdigest()[:16]
+        folder = Path(shared) / hashlib.sha256(folder_stamp(index) or b"").hexdigest()[:16]
         with lock_folder(Path(shared)):
             if not folder.exists():
                 with atomic_folder(folder) as staging:
