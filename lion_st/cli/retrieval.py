@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
@@ -97,9 +96,9 @@ def encode(
     require_source(corpus)
     require_new(output, overwrite=overwrite or (output / "settings.json").is_file())
     from lion_st.encoding import EncodedCorpus, encode_corpus, encode_corpus_on_ray, load_encoder
-    from lion_st.encoding.shards import is_complete
+    from lion_st.encoding.shards import is_complete, launched_processes
 
-    if overwrite and int(os.environ.get("RANK", 0)) == 0:
+    if overwrite and launched_processes()[0] == 0:
         _remove_shards(output)
     opening = load_options(device, weights, revision, query_max_active_dims, document_max_active_dims)
     settings: dict[str, Any] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,6 +27,7 @@ from lion_st.encoding.shards import (
     claim_output,
     finish_output,
     is_finished,
+    launched_processes,
     locked_output,
     write_shard,
 )
@@ -140,7 +140,7 @@ def encode_corpus(
     from lion_st.encoding.pipeline import computed_ahead, done_behind, read_ahead
 
     output = Path(output)
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world_size = launched_processes()
     options = EncodingOptions(task, split, max_tokens, dtype, shard_documents, tokens_per_batch, on_bad_record)
     settings = corpus_settings(model, options)
     reader = ShardReader(corpus, options)

@@ -224,11 +224,16 @@ def finish_output(output: Path, settings: dict[str, Any], counts: CorpusCounts) 
             stacklevel=3,
         )
     atomic_write(output / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
-    is_alone = int(os.environ.get("WORLD_SIZE", 1)) == 1  # else another process may be writing the same manifest
+    is_alone = launched_processes()[1] == 1  # else another process may be writing the same manifest
     if is_alone:
         remove_leftovers(output)
     for leftover in output.glob("*.tmp" if is_alone else "shard-*.tmp"):
         leftover.unlink(missing_ok=True)
+
+
+def launched_processes() -> tuple[int, int]:
+    """The rank of this process and the number of those that torchrun or accelerate launched; (0, 1) of one alone."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def is_complete(output: str | Path) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, TypeVar
 
 import xxhash
 
+from lion_st.encoding.shards import launched_processes
 from lion_st.encoding.storage import StorageError
 from lion_st.extras import require
 from lion_st.files import atomic_file, atomic_write, lock_file, require_free
@@ -67,7 +67,7 @@ def write_in_blocks(
             _remove_leftovers(output, parts)
             return output
         require_free(output, overwrite)
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world_size = launched_processes()
     _claim(parts, settings)
     count = 0
     for number, block in enumerate(blocks()):
