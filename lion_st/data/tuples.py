@@ -143,8 +143,7 @@ def load_tuples(
     """
     if negatives is not None and negatives < 0:
         raise ValueError(f"negatives is {negatives}: give 0 or more, or None for all.")
-    if ranks[0] < 0 or (ranks[1] is not None and ranks[1] <= ranks[0]):
-        raise ValueError(f"ranks are [start, stop) with 0 <= start < stop, got {ranks[0]} and {ranks[1]}.")
+    require_ranks(ranks)
     if teacher_normalization not in get_args(Normalization):
         raise ValueError(
             f"teacher_normalization is {teacher_normalization!r}: choose one of {', '.join(get_args(Normalization))}."
@@ -158,21 +157,28 @@ def load_tuples(
         source, subset, split, queries_given=queries is not None, documents_given=documents is not None
     )
     reader = TupleReader(
-        load_texts(source, queries, "query") if opened.query_ids else None,
-        load_texts(source, documents, "document") if opened.document_ids else None,
-        negatives,
-        teacher_scores,
-        teacher_normalization,
-        sampling,
-        ranks,
-        absolute_margin,
-        relative_margin,
-        seed,
+        queries=load_texts(source, queries, "query") if opened.query_ids else None,
+        documents=load_texts(source, documents, "document") if opened.document_ids else None,
+        negatives=negatives,
+        scored=teacher_scores,
+        normalization=teacher_normalization,
+        sampling=sampling,
+        ranks=ranks,
+        absolute_margin=absolute_margin,
+        relative_margin=relative_margin,
+        seed=seed,
     )
     table = join_tuples(opened, reader.queries, reader.documents)
     if teacher_scores or reader.has_margins:
         table = _with_teachers(table, reader, str(source), teachers, combine, teachers_apart)
     return reader.check(table, str(source), drop_short).with_transform(reader)
+
+
+def require_ranks(ranks: tuple[int, int | None]) -> None:
+    """Refuse ranks to take negatives from that are not [start, stop)."""
+    start, stop = ranks
+    if start < 0 or (stop is not None and stop <= start):
+        raise ValueError(f"ranks are [start, stop) with 0 <= start < stop, got {start} and {stop}.")
 
 
 def _with_teachers(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 import xxhash
 
 from lion_st.data.beir import require_queries
+from lion_st.data.tuples import require_ranks
 from lion_st.encoding.encode import encode_texts
 from lion_st.encoding.fingerprints import model_fingerprint, model_name
 from lion_st.errors import require_list, require_type
@@ -309,8 +310,7 @@ def _require_range(
     for name, count in (("negatives", negatives), ("queries_at_once", queries_at_once)):
         if count < 1:
             raise ValueError(f"{name} is at least 1, got {count}.")
-    if not 0 <= ranks[0] < ranks[1]:
-        raise ValueError(f"ranks are [start, stop) with 0 <= start < stop, got {ranks[0]} and {ranks[1]}.")
+    require_ranks(ranks)
     if absolute_margin is not None and not 0 <= absolute_margin < float("inf"):
         raise ValueError(f"absolute_margin is a finite number of at least 0, got {absolute_margin}.")
     if relative_margin is not None and not 0 <= relative_margin < 1:
