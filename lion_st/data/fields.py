@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 Row: TypeAlias = Mapping[str, Any]
 Task: TypeAlias = Literal["document", "query"]
 Paradigm: TypeAlias = Literal["sparse", "dense", "multi_vector", "hybrid"]
+TASKS: tuple[Task, ...] = ("query", "document")
 
 # Of several that are present and not null, the first counts. A passage of MS MARCO v2 has its document's `docid` too.
 QUERY_ID_FIELDS = ("query_id", "query-id", "qid")

@@ -11,7 +11,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lion_st.data.fields import Fields, Task
+from lion_st.data.fields import TASKS, Fields, Task
 from lion_st.demo.collection import Collection, quickstart_collection, read_collection
 from lion_st.demo.given_index import open_index
 from lion_st.demo.terms import (
@@ -230,7 +230,7 @@ class Explorer:
         return input_module(self.model, task).tokenizer
 
     def _check_offsets(self) -> None:
-        for task in ("query", "document"):
+        for task in TASKS:
             tokenizer = self._tokenizer(task)
             if not tokenizer.is_fast:
                 raise ValueError(

@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 
 import xxhash
 
-from lion_st.data.fields import Task
+from lion_st.data.fields import TASKS, Task
 from lion_st.encoding.storage import StorageError
 from lion_st.hooks import hub_commit, times_written
 
@@ -48,7 +48,7 @@ def model_fingerprint(model: SentenceTransformer | SparseEncoder) -> str:
         "modules": [(type(module).__name__, _config(module)) for module in model],
         "prompts": dict(model.prompts),
         "max_seq_length": model.max_seq_length,
-        "tokenizers": [tokenizer_contract(input_module(model, task).tokenizer) for task in ("query", "document")],
+        "tokenizers": [tokenizer_contract(input_module(model, task).tokenizer) for task in TASKS],
     }
     if getattr(input_module(model, "document"), "causal", False):  # which the same weights need not be
         settings["causal"] = True

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from operator import index
-from typing import Literal, get_args
+from typing import Literal
 
-from lion_st.data.fields import Task
+from lion_st.data.fields import TASKS, Task
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class EncodingOptions:
     on_bad_record: Literal["skip", "raise"] = "skip"
 
     def __post_init__(self) -> None:
-        if self.task not in get_args(Task):
+        if self.task not in TASKS:
             raise ValueError(f"task is 'query' or 'document', got {self.task!r}.")
         if self.dtype not in ("float32", "float16"):
             raise ValueError(f"dtype is 'float32' or 'float16', got {self.dtype!r}.")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from lion_st.data.fields import TASKS
 from lion_st.data.trec import read_run
 from lion_st.encoding.fingerprints import model_name, model_revision, term_limit
 from lion_st.engines import engine_settings, require_settings
@@ -208,9 +209,7 @@ def _opened(model: Any, options: Mapping[str, Any]) -> tuple[Any, str]:
         return model, model_name(model)
     name = Path(model).resolve().name if Path(model).exists() else str(model)
     limits = [
-        f"{task[0]}{options[f'{task}_max_active_dims']}"
-        for task in ("query", "document")
-        if options.get(f"{task}_max_active_dims")
+        f"{task[0]}{options[f'{task}_max_active_dims']}" for task in TASKS if options.get(f"{task}_max_active_dims")
     ]
     return load_encoder(model, **options), "-".join([name, *limits])
 

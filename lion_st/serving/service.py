@@ -9,9 +9,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
-from lion_st.data.fields import Task
+from lion_st.data.fields import TASKS, Task
 from lion_st.encoding.batches import BatchEncoder
 from lion_st.encoding.fingerprints import (
     PROMPT_NAMES,
@@ -84,8 +84,7 @@ class Service:
         self.fusion_weights = getattr(list(model)[-1], "fusion_weights", None)  # of a hybrid model
         self.metrics = Metrics()
         self.encoders = {
-            task: BatchEncoder(model, task, text_limit(model, task), settings.max_batch_tokens)
-            for task in get_args(Task)
+            task: BatchEncoder(model, task, text_limit(model, task), settings.max_batch_tokens) for task in TASKS
         }
         self.live: LiveIndex | None = None
         if settings.index is not None:

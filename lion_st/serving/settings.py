@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lion_st.data.fields import Task
+from lion_st.data.fields import TASKS, Task
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class ServerSettings:
             raise ValueError(f"timeout is a finite number of seconds above 0, got {self.timeout}.")
         if not 0 <= self.reload_seconds < math.inf:
             raise ValueError(f"reload_seconds is a finite number of at least 0, got {self.reload_seconds}.")
-        if self.default_task not in ("query", "document"):
+        if self.default_task not in TASKS:
             raise ValueError(f"default_task is 'query' or 'document', got {self.default_task!r}.")
         if self.max_client_batch_size > self.max_concurrent_requests:
             raise ValueError(

@@ -6,14 +6,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from lion_st.data.fields import Task
+from lion_st.data.fields import TASKS
 from lion_st.errors import UsageError
 from lion_st.modules.tokenizing import require_room
 
 if TYPE_CHECKING:
     from lion_st.training.options.arguments import RetrieverArguments
 
-TASKS: tuple[Task, ...] = ("query", "document")
 TaskPrompts: TypeAlias = dict[str, str]  # "query" and "document" -> what stands in front, perhaps nothing
 
 

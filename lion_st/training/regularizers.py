@@ -11,6 +11,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from lion_st.data.fields import TASKS
 from lion_st.errors import UsageError
 from lion_st.losses import FlopsRegularizer
 from lion_st.losses.hybrid import regularizer_of
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 MISSED = 0.2  # share of a target by which the last batches may be off before it is said
-TASKS = ("query", "document")
 
 
 @dataclass

@@ -15,6 +15,7 @@ from sentence_transformers.sparse_encoder.losses import SpladeLoss
 from torch import nn
 from transformers import TrainerCallback, set_seed
 
+from lion_st.data.fields import TASKS
 from lion_st.data.tuples import load_tuples, reader_of, set_epoch
 from lion_st.losses import MicroBatchRegularizerWeightSchedulerCallback
 from lion_st.modules.multi_vector_head import TOKEN_DIMENSION
@@ -179,7 +180,7 @@ def _column_tasks(router_mapping: Any, sources: dict[str, Dataset]) -> dict[str,
         tasks |= {first: "query"} | dict.fromkeys(others, "document")
     given = dict(router_mapping or {})
     for column, task in given.items():
-        if column not in tasks or task not in ("query", "document"):
+        if column not in tasks or task not in TASKS:
             raise ValueError(
                 f"--router_mapping says {column!r} is {task!r}: it maps columns, {', '.join(tasks)}, to 'query' or "
                 "'document'."

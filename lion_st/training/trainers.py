@@ -20,6 +20,7 @@ from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints, sort_checkpoints
 
+from lion_st.data.fields import TASKS
 from lion_st.files import LOCK, lock_folder
 from lion_st.hooks import without_message
 from lion_st.training.cost import TrainingCost
@@ -358,7 +359,7 @@ class RetrieverTrainerMixin(GuardedTrainer, BaseTrainer):
     def _flops(self) -> dict[str, Tensor]:
         """FLOPS of queries and documents as the regularizers saw them, before their weights."""
         found = {}
-        for task in ("query", "document"):
+        for task in TASKS:
             last = getattr(getattr(self.loss, f"{task}_regularizer", None), "last", None)
             if last is not None:
                 found[f"{task}_flops"] = last
