@@ -179,27 +179,20 @@ def build(
         processor_kwargs={"token": token, "revision": revision},
         config_kwargs={"token": token, "revision": revision},
     )
-    if train_adapter and (lora is not None or not has_adapter(transformer.model)):
-        problem = "lora= is another adapter" if lora is not None else f"{backbone!r} has no adapter"
-        raise ValueError(f"train_adapter=True trains the backbone's own adapter on, but {problem}: leave one out.")
-    if has_adapter(transformer.model) and not train_adapter:
-        if lora is not None:
-            raise ValueError(
-                f"{backbone!r} is an adapter, and a new adapter cannot name its merged weights as its base. Save them "
-                "first: lion_st.hub.merge_backbone(adapter, folder), then build on the folder."
-            )
-        adapters.merge_adapter(transformer.model, transformer.awaits_weights)
-        transformer.model.requires_grad_(True)
-    if lora is not None:
-        adapters.attach_adapter(transformer.model, lora, revision=revision)
-    head: Module
+    _resolve_adapter(transformer, backbone, lora, train_adapter, revision)
+    of_terms: dict[str, Any] = {
+        "scale": scale,
+        "max_active_dims": max_active_dims,
+        "query_max_active_dims": query_max_active_dims,
+        "document_max_active_dims": document_max_active_dims,
+        "activation": activation,
+    }
     width = transformer.get_embedding_dimension()
-    of_terms: Any = (scale, max_active_dims, query_max_active_dims, document_max_active_dims, activation)
+    head: Module
     if paradigm == "sparse":
-        head = SpladeHead(*of_terms)
+        head = SpladeHead(**of_terms)
     elif paradigm == "hybrid":
-        sparse = dict(zip(SpladeHead.config_keys, of_terms, strict=True))
-        head = HybridHead(width, pooling, normalize, **sparse)
+        head = HybridHead(width, pooling, normalize, **of_terms)
     elif paradigm == "dense":
         head = LlamaPooling(width, pooling, normalize)
     else:
@@ -380,6 +373,25 @@ def _require_read_options(paradigm: str, given: Mapping[str, Any]) -> None:
                 f"{name}={given[name]!r} changes nothing of a {paradigm} model, it is for {' and '.join(paradigms)} "
                 "ones: leave it out."
             )
+
+
+def _resolve_adapter(
+    transformer: LionTransformer, backbone: str, lora: LoraConfig | None, train_adapter: bool, revision: str | None
+) -> None:
+    """Merge the adapter that a backbone comes with, unless that is what trains, and attach a new one."""
+    if train_adapter and (lora is not None or not has_adapter(transformer.model)):
+        problem = "lora= is another adapter" if lora is not None else f"{backbone!r} has no adapter"
+        raise ValueError(f"train_adapter=True trains the backbone's own adapter on, but {problem}: leave one out.")
+    if has_adapter(transformer.model) and not train_adapter:
+        if lora is not None:
+            raise ValueError(
+                f"{backbone!r} is an adapter, and a new adapter cannot name its merged weights as its base. Save them "
+                "first: lion_st.hub.merge_backbone(adapter, folder), then build on the folder."
+            )
+        adapters.merge_adapter(transformer.model, transformer.awaits_weights)
+        transformer.model.requires_grad_(True)
+    if lora is not None:
+        adapters.attach_adapter(transformer.model, lora, revision=revision)
 
 
 def _model_class(kind: str | None, as_sparse_encoder: bool) -> tuple[type[Any], str]:
