@@ -81,8 +81,8 @@ def export(
     ] = None,
     dev_split: Annotated[str, typer.Option(help="Split of the development set, if it is a folder.")] = "dev",
     weights: Weights = "auto",
-    overwrite: Overwrite = False,
     revision: Revision = None,
+    overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
     """Write a checkpoint that sentence-transformers loads without lion_st: adapters merged, scale folded in.
@@ -127,7 +127,7 @@ def card(
     overwrite: Overwrite = False,
 ) -> None:
     """Write a model card: what the model and the files beside it say, and nothing else."""
-    require_results(results)
+    _require_results(results)
     require_new(output, overwrite)
     require_model(model)
     from lion_st.files import atomic_write
@@ -164,7 +164,7 @@ def publish(
 ) -> None:
     """Publish a model on the Hub: a stock checkpoint with its card, and a revision for SparseEncoder."""
     require_model(model)
-    require_results(results)
+    _require_results(results)
     if folder and (base_model or license or results):
         raise UsageError("--folder uploads a folder as it is: leave --base-model, --license and --results out.")
     if repo_type is not None and not folder:
@@ -172,7 +172,7 @@ def publish(
     from lion_st.hub import publish as publish_model
     from lion_st.hub import publish_folder
 
-    options = _options(private, revision, create_pr, dry_run, tag)
+    options = _publish_options(private, revision, create_pr, dry_run, tag)
     if folder:
         done = publish_folder(model, repo_id, repo_type=repo_type, **options)
     else:
@@ -204,17 +204,68 @@ def publish_index(
         raise UsageError("Give the --license of the index, which that of the documents has to allow.")
     from lion_st.hub import publish_index as publish_vectors
 
-    options = _options(private, revision, create_pr, dry_run, tag)
+    options = _publish_options(private, revision, create_pr, dry_run, tag)
     done = publish_vectors(folder, repo_id, license=license, model=model, **options)
     _report(done, "all other files")
 
 
-def _options(private: bool, revision: str | None, create_pr: bool, dry_run: bool, tag: str | None) -> PublishOptions:
-    return {"private": private or None, "revision": revision, "create_pr": create_pr, "dry_run": dry_run, "tag": tag,
-            "announce": _list_files}  # fmt: skip
+def import_released(
+    source: Annotated[str, typer.Argument(help="Released adapter or merged checkpoint: Hub repository or folder.")],
+    output: Annotated[Path | None, typer.Argument(help="Folder to make; by default of its name in runs/.")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Where an adapter's base model is, or a merged checkpoint's tokenizer.")
+    ] = None,
+    paradigm: ParadigmOption = None,
+    contract: Annotated[
+        Literal["lion", "laconic", "repllama"] | None,
+        typer.Option(help="How a checkpoint that does not say reads texts: scale, prompts, special tokens, lengths."),
+    ] = None,
+    sparse_encoder: AsSparseEncoder = False,
+    weights: Weights = "auto",
+    license: Annotated[
+        str | None,
+        typer.Option("--license", help="Its licence; by default that which the card of its base or its own names."),
+    ] = None,
+    revision: Revision = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make a stock checkpoint of a released retriever: the paper's adapters, or merged ones such as LACONIC."""
+    require_model(source)
+    require_new(output if output is not None else Path("runs") / Path(source).name, overwrite)
+    from lion_st.hub import import_released as convert
+
+    typer.echo(
+        convert(
+            source,
+            base,
+            output,
+            paradigm=paradigm,
+            contract=contract,
+            model_type="SparseEncoder" if sparse_encoder else "SentenceTransformer",
+            dtype=weights,
+            license=license,
+            overwrite=overwrite,
+            revision=revision,
+        )
+    )
 
 
-def require_results(results: list[Path] | None) -> None:
+def _publish_options(
+    private: bool, revision: str | None, create_pr: bool, dry_run: bool, tag: str | None
+) -> PublishOptions:
+    """What all commands that publish share; without --private the owner's setting holds, which may be private too."""
+    return {
+        "private": private or None,
+        "revision": revision,
+        "create_pr": create_pr,
+        "dry_run": dry_run,
+        "tag": tag,
+        "announce": _list_files,
+    }
+
+
+def _require_results(results: list[Path] | None) -> None:
     """Refuse result files and folders that are not there."""
     for path in results or ():
         if not path.exists():
@@ -249,45 +300,3 @@ def _size(size: float) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.2f} GB"
-
-
-def import_released(
-    source: Annotated[str, typer.Argument(help="Released adapter or merged checkpoint: Hub repository or folder.")],
-    output: Annotated[Path | None, typer.Argument(help="Folder to make; by default of its name in runs/.")] = None,
-    base: Annotated[
-        str | None, typer.Option(help="Where an adapter's base model is, or a merged checkpoint's tokenizer.")
-    ] = None,
-    paradigm: ParadigmOption = None,
-    contract: Annotated[
-        Literal["lion", "laconic", "repllama"] | None,
-        typer.Option(help="How a checkpoint that does not say reads texts: scale, prompts, special tokens, lengths."),
-    ] = None,
-    sparse_encoder: AsSparseEncoder = False,
-    weights: Weights = "auto",
-    license: Annotated[
-        str | None,
-        typer.Option("--license", help="Its licence; by default that which the card of its base or its own names."),
-    ] = None,
-    overwrite: Overwrite = False,
-    revision: Revision = None,
-    quiet: Quiet = False,
-) -> None:
-    """Make a stock checkpoint of a released retriever: the paper's adapters, or merged ones such as LACONIC."""
-    require_model(source)
-    require_new(output if output is not None else Path("runs") / Path(source).name, overwrite)
-    from lion_st.hub import import_released as convert
-
-    typer.echo(
-        convert(
-            source,
-            base,
-            output,
-            paradigm=paradigm,
-            contract=contract,
-            model_type="SparseEncoder" if sparse_encoder else "SentenceTransformer",
-            dtype=weights,
-            license=license,
-            overwrite=overwrite,
-            revision=revision,
-        )
-    )
