@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from lion_st.data.fields import TASKS
+from lion_st.data.fields import TASKS, Task
 from lion_st.errors import UsageError
 from lion_st.losses import FlopsRegularizer
 from lion_st.losses.hybrid import regularizer_of
@@ -120,7 +121,7 @@ class TargetCallback(TrainerCallback, ExportableState):
         ramp: Share of the run's steps after which the number should be reached.
     """
 
-    def __init__(self, targets: dict[str, TargetRegularizer], ramp: float) -> None:
+    def __init__(self, targets: Mapping[Task, TargetRegularizer], ramp: float) -> None:
         self.targets = targets
         self.ramp = ramp
 
