@@ -192,11 +192,7 @@ def _cell(
     noisy = f"-noise{noise:g}" if len(study.label_noise) > 1 or noise else ""
     budgeted = f"-flops{budget:g}" if len(study.flops) > 1 else ""
     name = f"{choice.name}-{paradigm}-{objective}{noisy}{budgeted}-seed{seed}"
-    options: dict[str, Any] = {"backbone": choice.recipe, "paradigm": paradigm, "objective": objective, "seed": seed}
-    options |= study.training
-    for condition in study.where:
-        if condition.holds(choice.name, paradigm, objective):
-            options |= condition.options
+    options = _options(study, choice, paradigm, objective, seed)
     if stage is None:
         options |= {"num_layers": choice.num_layers, "layers": choice.layers}
     # A recipe's way with the teacher's scores is for its own data.
@@ -206,13 +202,7 @@ def _cell(
     texts, tokens, squared = step_size(arguments, lengths)
     each = cost.flops(texts, tokens, squared)
     spent = stage.flops if stage is not None else 0.0
-    steps = int((budget - (spent if study.includes_mntp else 0.0)) // each)
-    if steps < 1:
-        taken = f" less the {spent:.3g} of its MNTP stage" if study.includes_mntp and spent else ""
-        raise UsageError(
-            f"The budget of {budget:.3g} FLOPs{taken} does not buy a step of {name}, which takes {each:.3g}: "
-            "raise budget.flops, or lower training's batch_size, negatives or document_length."
-        )
+    steps = _steps(name, budget, spent if study.includes_mntp else 0.0, each)
     for one, default in (("teacher_normalization", "none"), ("teacher_temperature", 1.0)):
         if getattr(arguments, one) != default:  # said here, as the study's copy of these data has another name
             options[one] = getattr(arguments, one)
@@ -246,6 +236,28 @@ def _cell(
         dense_temperature=arguments.dense_temperature,
         configuration=digest(decides),
     )
+
+
+def _options(study: Study, choice: BackboneChoice, paradigm: str, objective: str, seed: int) -> dict[str, Any]:
+    """What the study says of the training of a cell, by conditions too."""
+    options: dict[str, Any] = {"backbone": choice.recipe, "paradigm": paradigm, "objective": objective, "seed": seed}
+    options |= study.training
+    for condition in study.where:
+        if condition.holds(choice.name, paradigm, objective):
+            options |= condition.options
+    return options
+
+
+def _steps(name: str, budget: float, spent: float, each: float) -> int:
+    """The steps that a budget of FLOPs buys, less what the MNTP stage has spent of it."""
+    steps = int((budget - spent) // each)
+    if steps < 1:
+        taken = f" less the {spent:.3g} of its MNTP stage" if spent else ""
+        raise UsageError(
+            f"The budget of {budget:.3g} FLOPs{taken} does not buy a step of {name}, which takes {each:.3g}: "
+            "raise budget.flops, or lower training's batch_size, negatives or document_length."
+        )
+    return steps
 
 
 def _stage(study: Study, choice: BackboneChoice, shape: BackboneShape, processes: int) -> MntpStage:
