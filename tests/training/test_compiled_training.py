@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_runs import tiny_run, write_tuples
+from tiny_runs import tiny_run, write_sentences, write_tuples
 from torch._dynamo.eval_frame import OptimizedModule
 from torch._dynamo.utils import counters
 
@@ -24,8 +24,7 @@ def test_compiled_layers_train_what_others_do(tiny_backbone, tmp_path, monkeypat
         pytest.importorskip("bitsandbytes")
     backbone = tiny_backbone(num_hidden_layers=1, hidden_size=64, intermediate_size=128, head_dim=16)
     data = write_tuples(tmp_path / "tuples.jsonl")
-    text = tmp_path / "text.txt"
-    text.write_text("".join(f"Lions number {n} rest in place {n * 7 % 13}, at night {n}.\n" for n in range(99)))
+    text = write_sentences(tmp_path / "text.txt")
     shared = dict(max_steps=2, learning_rate=1e-3, adam_epsilon=1e-3, bf16=False, save_strategy="no")
     torch._dynamo.reset()
     counters.clear()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_runs import interrupted, tiny_options, tiny_run, write_tuples
+from tiny_runs import interrupted, tiny_options, tiny_run, write_sentences, write_tuples
 from transformers import AutoModelForCausalLM, Trainer
 
 import lion_st
@@ -88,8 +88,7 @@ def test_a_retriever_with_an_adapter_is_merged_unrounded_below_a_new_one(tiny_ba
 
 def test_a_backbone_is_adapted_and_merged(tiny_backbone, tmp_path):
     pytest.importorskip("bitsandbytes")
-    text = tmp_path / "text.txt"
-    text.write_text("".join(f"Lions number {n} rest in place {n * 7 % 13}, at night {n}.\n" for n in range(99)))
+    text = write_sentences(tmp_path / "text.txt")
     output = adapt_mntp(
         MntpArguments(backbone=tiny_backbone(**SHAPE), texts=[str(text)], block_size=16, eval_blocks=8, **FOUR_BITS),
         MntpTrainingArguments(

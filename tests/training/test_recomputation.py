@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_runs import tiny_run, write_tuples
+from tiny_runs import tiny_run, write_sentences, write_tuples
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from lion_st.training.mntp import adapt_mntp
@@ -17,8 +17,7 @@ from lion_st.training.retriever import train_retriever
 @pytest.mark.parametrize("stage", ["train", "adapt"])
 def test_layers_compute_once_more_and_train_the_same_without_a_warning(tiny_backbone, tmp_path, stage):
     data = write_tuples(tmp_path / "tuples.jsonl")
-    text = tmp_path / "text.txt"
-    text.write_text("".join(f"Lions number {n} rest in place {n * 7 % 13}, at night {n}.\n" for n in range(99)))
+    text = write_sentences(tmp_path / "text.txt")
     backbone, results, calls = tiny_backbone(num_hidden_layers=1), [], []
     for recomputed in (False, True):
         output = str(tmp_path / f"{recomputed}")

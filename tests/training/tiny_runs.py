@@ -15,6 +15,12 @@ from lion_st.training.recipes import get_recipe
 TOPICS = ("lions", "zebras", "rivers", "storms", "bridges", "engines", "poems", "planets")
 
 
+def write_sentences(path: Path) -> Path:
+    """A text for MNTP, a sentence a line."""
+    path.write_text("".join(f"Lions number {n} rest in place {n * 7 % 13}, at night {n}.\n" for n in range(99)))
+    return path
+
+
 def write_tuples(path: Path, rows: int = 24, negatives: int = 4, shared: bool = False) -> Path:
     """Pairs with scored negatives, each text once, or with a negative that is the positive of the row after next."""
     lines = []
