@@ -161,18 +161,19 @@ def card_metadata(
 
     tags = ["sentence-transformers", "feature-extraction", "text-retrieval", "lion-st", *TAGS[paradigm]]
     results = [result for entry in scores if not entry.is_bm25 for result in _evaluation_results(entry)]
-    names = base.names if base else ()
-    further: dict[str, Any] = {"base_model_relation": "finetune"} if names else {}
+    base = base or BaseModelData(())
+    has_base_license = license in (None, base.license)
+    further: dict[str, Any] = {"base_model_relation": "finetune"} if base.names else {}
     if emissions:
         further["co2_eq_emissions"] = dict(emissions)
     return ModelCardData(
         model_name=repo_id.split("/")[-1] if results else None,
-        base_model=list(names) if len(names) > 1 else next(iter(names), None),
-        language=list(languages or (base.languages if base else ())) or None,
+        base_model=list(base.names) if len(base.names) > 1 else next(iter(base.names), None),
+        language=list(languages or base.languages) or None,
         library_name="sentence-transformers",
-        license=license or (base.license if base else None),
-        license_name=base.license_name if base and license in (None, base.license) else None,
-        license_link=base.license_link if base and license in (None, base.license) else None,
+        license=license or base.license,
+        license_name=base.license_name if has_base_license else None,
+        license_link=base.license_link if has_base_license else None,
         pipeline_tag="feature-extraction" if paradigm in ("sparse", "multi_vector") else "sentence-similarity",
         tags=tags,
         datasets=list(datasets) if datasets else None,
