@@ -67,6 +67,25 @@ class Conversion:
         return self.dropped == 0 and self.largest_change == 0
 
 
+@dataclass
+class _Loss:
+    """Sums over the documents so far: of weights, and of how what is stored differs from them."""
+
+    terms: int = 0
+    kept: int = 0
+    total: float = 0.0
+    change: float = 0.0
+    largest: float = 0.0
+
+    def add(self, vectors: Any, stored: Any) -> None:
+        difference = abs(vectors - stored)
+        self.terms += vectors.nnz
+        self.kept += stored.nnz
+        self.total += float(vectors.sum(dtype=np.float64))
+        self.change += float(difference.sum(dtype=np.float64))
+        self.largest = max(self.largest, float(difference.max()) if difference.nnz else 0.0)
+
+
 def convert_index(
     encoded: str | Path,
     output: str | Path,
@@ -123,18 +142,14 @@ def convert_index(
         query_ids, found = (None, sampled_queries(corpus, LONGEST, None)) if asked is None else asked.whole()
         query_vectors = sparse.csr_array(found)
         exporter.fit(query_vectors)
-        terms, kept, change, largest, total = 0, 0, 0.0, 0.0, 0.0
+        loss = _Loss()
         example: Any = None
         for ids, encoded_part in corpus.shown("Write", show_progress):
             vectors: Any = encoded_part
             _require_short(ids, exporter.id_bytes, to)
             stored = exporter.store(vectors)
             exporter.add(ids, stored)
-            difference = abs(vectors - stored)
-            terms, kept = terms + vectors.nnz, kept + stored.nnz
-            total += float(vectors.sum(dtype=np.float64))
-            change += float(difference.sum(dtype=np.float64))
-            largest = max(largest, float(difference.max()) if difference.nnz else 0.0)
+            loss.add(vectors, stored)
             if example is None and vectors.nnz:
                 example = keep_top_terms(vectors[[int(np.argmax(np.diff(vectors.indptr)))]], EXAMPLE_TERMS)
         if query_ids is not None:
@@ -144,12 +159,19 @@ def convert_index(
         commands = exporter.finish(exporter.query(example.indices, example.data))
         _write_readme(folder, to, exporter, facts, commands)
     recall = None
-    if sample and largest > 0:
+    if sample and loss.largest > 0:
         measured = sampled_queries(corpus, sample) if asked is None else query_vectors[:sample]
         recall = _recall(corpus, exporter, measured, show_progress)
-    share = change / total if total else 0.0
     return Conversion(
-        Path(output), len(corpus), terms, terms - kept, largest, share, recall, exporter.keeps, exporter.scale
+        output=Path(output),
+        documents=len(corpus),
+        terms=loss.terms,
+        dropped=loss.terms - loss.kept,
+        largest_change=loss.largest,
+        mean_change=loss.change / loss.total if loss.total else 0.0,
+        recall=recall,
+        keeps=exporter.keeps,
+        scale=exporter.scale,
     )
 
 
