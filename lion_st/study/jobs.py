@@ -93,61 +93,71 @@ def train(job: Mapping[str, Any]) -> None:
 
 def evaluate_cell(model: Path, job: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
     """A row for each test set and metric; runs and values of single queries are left in the cell's folder."""
-    from lion_st.evaluation.evaluate import evaluate_retrieval, open_retriever
-    from lion_st.study.data import load_test
-
     settings = job["evaluation"]
     weights: tuple[float, float] | None = None
     rows: list[dict[str, Any]] = []
     for test in (TestSet(**values) for values in settings["tests"]):
-        source, output = job["tests"][test.name], folder / "evaluation" / test.name
-        done = output / ROWS
-        if not done.exists():
-            encoded = output / "encoded"
+        output = folder / "evaluation" / test.name
+        if not (output / ROWS).exists():
             shutil.rmtree(output, ignore_errors=True)
-            retriever: Any = open_retriever(
-                model,
-                settings["engine"],
-                encoded_dir=encoded,
-                name=job["name"],
-                load_options={"dtype": settings["dtype"]},
-            )
+            retriever = _retriever(model, job, output / "encoded")
             if retriever.paradigm == "hybrid" and settings.get("dev") is not None:
                 weights = weights or _fitted(retriever.model, settings["dev"], folder / "evaluation")
                 retriever.model[1].fusion_weights = weights
-            (figures,) = evaluate_retrieval(
-                retriever,
-                source,
-                output_dir=output,
-                split=test.split,
-                top_k=settings["top_k"],
-                metrics=settings["metrics"],
-            )
-            entropies = contrastive_entropies(
-                retriever.model,
-                next(encoded.iterdir()),
-                *load_test(source, test.split),
-                negatives=settings["entropy_negatives"],
-                temperature=job["temperature"],
-                dense_temperature=job["dense_temperature"],
-            )
-            shutil.rmtree(encoded)
-            atomic_write(output / "entropies.json", json.dumps(entropies) + "\n")
-            places = {name: Path(figures[name]).relative_to(folder).as_posix() for name in ("run", "qrels")}
-            shared = {
-                "test_set": test.name,
-                "domain": test.domain,
-                "documents": figures["documents"],
-                "queries": figures["queries"],
-                **{name: figures.get(name) for name in FIGURES},
-                **places,
-            }
-            values = {metric: figures[metric] for metric in settings["metrics"]}
-            values[ENTROPY] = float(np.mean(list(entropies.values())))
-            found = [{**shared, "metric": metric, "value": value} for metric, value in values.items()]
-            atomic_write(done, json.dumps(found, indent=1) + "\n")
-        rows += read_json(done)
+            found = _evaluated(retriever, test, job, folder)
+            atomic_write(output / ROWS, json.dumps(found, indent=1) + "\n")
+        rows += read_json(output / ROWS)
     return rows
+
+
+def _retriever(model: Path, job: Mapping[str, Any], encoded: Path) -> Any:
+    from lion_st.evaluation.evaluate import open_retriever
+
+    settings = job["evaluation"]
+    return open_retriever(
+        model,
+        settings["engine"],
+        encoded_dir=encoded,
+        name=job["name"],
+        load_options={"dtype": settings["dtype"]},
+    )
+
+
+def _evaluated(retriever: Any, test: TestSet, job: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
+    """The rows of one test set; the vectors of its documents are removed once they have been used."""
+    from lion_st.evaluation.evaluate import evaluate_retrieval
+    from lion_st.study.data import load_test
+
+    settings, source, output = job["evaluation"], job["tests"][test.name], folder / "evaluation" / test.name
+    (figures,) = evaluate_retrieval(
+        retriever,
+        source,
+        output_dir=output,
+        split=test.split,
+        top_k=settings["top_k"],
+        metrics=settings["metrics"],
+    )
+    entropies = contrastive_entropies(
+        retriever.model,
+        next((output / "encoded").iterdir()),
+        *load_test(source, test.split),
+        negatives=settings["entropy_negatives"],
+        temperature=job["temperature"],
+        dense_temperature=job["dense_temperature"],
+    )
+    shutil.rmtree(output / "encoded")
+    atomic_write(output / "entropies.json", json.dumps(entropies) + "\n")
+    shared = {
+        "test_set": test.name,
+        "domain": test.domain,
+        "documents": figures["documents"],
+        "queries": figures["queries"],
+        **{name: figures.get(name) for name in FIGURES},
+        **{name: Path(figures[name]).relative_to(folder).as_posix() for name in ("run", "qrels")},
+    }
+    values = {metric: figures[metric] for metric in settings["metrics"]}
+    values[ENTROPY] = float(np.mean(list(entropies.values())))
+    return [{**shared, "metric": metric, "value": value} for metric, value in values.items()]
 
 
 def _fitted(model: Any, dev: Sequence[str], folder: Path) -> tuple[float, float]:
