@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -37,32 +38,39 @@ if TYPE_CHECKING:
     from lion_st.retrieval import Retriever
 
 
+# Options of `evaluate`, as its help groups them.
+test_set_option = partial(typer.Option, rich_help_panel="Test sets")
+baseline_option = partial(typer.Option, rich_help_panel="BM25 and fusion")
+protocol_option = partial(typer.Option, rich_help_panel="Protocol")
+file_option = partial(typer.Option, rich_help_panel="Files")
+
+
 def evaluate(
     models: Annotated[list[str], typer.Argument(help="Checkpoints, TREC run files, or bm25.")],
     data: Annotated[
         list[str] | None,
-        typer.Option(
+        test_set_option(
             help="BEIR folder, Hub data set with such files (mteb/scifact), mteb task (SciFact, TRECDL2019) or "
             "benchmark (BEIR, NanoBEIR, 'MTEB(eng, v2)'); repeatable."
         ),
     ] = None,
     trec: Annotated[
         tuple[str, str, Path] | None,
-        typer.Option(
+        test_set_option(
             metavar="CORPUS TOPICS QRELS", help="A test set: documents and queries as encode takes, and qrels."
         ),
     ] = None,
-    bm25: Annotated[bool, typer.Option("--bm25", help="Add a row for BM25.")] = False,
+    bm25: Annotated[bool, baseline_option("--bm25", help="Add a row for BM25.")] = False,
     bm25_stemmer: Annotated[
         str | None,
-        typer.Option(help="Stem BM25's words: porter, as Anserini does, english or another algorithm of PyStemmer."),
+        baseline_option(help="Stem BM25's words: porter, as Anserini does, english or another algorithm of PyStemmer."),
     ] = None,
     hybrid: Annotated[
         Literal["rrf", "convex"] | None,
-        typer.Option(help="Add a row that fuses the models, by reciprocal ranks or by weights fitted on --dev."),
+        baseline_option(help="Add a row that fuses the models, by reciprocal ranks or by weights fitted on --dev."),
     ] = None,
-    dev: Annotated[str | None, typer.Option(help="Development set for the weights of --hybrid convex.")] = None,
-    dev_split: Annotated[str, typer.Option(help="Split of the development set, if it is a folder.")] = "dev",
+    dev: Annotated[str | None, baseline_option(help="Development set for the weights of --hybrid convex.")] = None,
+    dev_split: Annotated[str, baseline_option(help="Split of the development set, if it is a folder.")] = "dev",
     query_model: Annotated[
         str | None, typer.Option(help="Encode queries with this checkpoint, such as a small query encoder.")
     ] = None,
@@ -78,27 +86,28 @@ def evaluate(
     ] = None,
     settings: EngineSettings = None,
     protocol: Annotated[
-        Literal["model", "msmarco", "trec-dl", "beir"], typer.Option(help="Lengths, depth, metrics and self-matches.")
+        Literal["model", "msmarco", "trec-dl", "beir"],
+        protocol_option(help="Lengths, depth, metrics and self-matches."),
     ] = "model",
     self_matches: Annotated[
         Literal["task", "keep", "drop_before_cut", "drop_after_cut"] | None,
-        typer.Option(help="What becomes of a document with its query's id, in place of the protocol's rule."),
+        protocol_option(help="What becomes of a document with its query's id, in place of the protocol's rule."),
     ] = None,
     top_k: Annotated[
-        int | None, typer.Option("-k", min=1, help="Documents per query, in place of the protocol's.")
+        int | None, protocol_option("-k", min=1, help="Documents per query, in place of the protocol's.")
     ] = None,
-    metric: Annotated[list[str] | None, typer.Option(help="Metrics in place of the protocol's; repeatable.")] = None,
-    split: Annotated[str, typer.Option(help="Split of BEIR folders.")] = "test",
+    metric: Annotated[list[str] | None, protocol_option(help="Metrics in place of the protocol's; repeatable.")] = None,
+    split: Annotated[str, test_set_option(help="Split of BEIR folders.")] = "test",
     output: Annotated[
-        Path, typer.Option(help="Folder of results, runs and rows; what is there is read back, not run again.")
+        Path, file_option(help="Folder of results, runs and rows; what is there is read back, not run again.")
     ] = Path("results"),
     encoded: Annotated[
-        Path | None, typer.Option(help="Vectors of the test set's documents, as lion-st encode wrote them.")
+        Path | None, file_option(help="Vectors of the test set's documents, as lion-st encode wrote them.")
     ] = None,
     keep_encoded: Annotated[
-        bool, typer.Option("--keep-encoded", help="Keep encoded corpora for other engines and for interrupted runs.")
+        bool, file_option("--keep-encoded", help="Keep encoded corpora for other engines and for interrupted runs.")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Run again what is there.")] = False,
+    overwrite: Annotated[bool, file_option("--overwrite", help="Run again what is there.")] = False,
     threads: Threads = 1,
     tokens_per_batch: Annotated[int, typer.Option(min=1, help="Padded tokens per batch.")] = 8192,
     device: Device = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Literal
 
 import typer
@@ -23,51 +24,56 @@ from lion_st.cli.options import (
     usage_errors,
 )
 
+# Options of `serve`, as its help groups them.
+index_option = partial(typer.Option, rich_help_panel="Index")
+server_option = partial(typer.Option, rich_help_panel="Server")
+limit_option = partial(typer.Option, rich_help_panel="Limits of requests")
+
 
 def serve(
     model: Annotated[str, typer.Argument(help="Checkpoint: a folder or a Hub repository.")],
     index: Annotated[
         str | None,
-        typer.Option(
+        index_option(
             help="Index for /search: a folder, which is read again when it is built anew, or a data set on the Hub."
         ),
     ] = None,
     index_revision: IndexRevision = None,
     corpus: Annotated[
-        str | None, typer.Option(help="The documents, whose texts /search answers with; read again with the index.")
+        str | None, index_option(help="The documents, whose texts /search answers with; read again with the index.")
     ] = None,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; 0.0.0.0 for all of the machine's, best with a key.")
+        str, server_option(help="Address to listen on; 0.0.0.0 for all of the machine's, best with a key.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65_535, help="Port to listen on; 0 takes a free one.")] = 8080,
+    port: Annotated[int, server_option(min=0, max=65_535, help="Port to listen on; 0 takes a free one.")] = 8080,
     workers: Annotated[
-        int, typer.Option(min=1, help="Processes, each with the model; they share the memory of the index.")
+        int, server_option(min=1, help="Processes, each with the model; they share the memory of the index.")
     ] = 1,
     api_key: Annotated[
         str | None,
-        typer.Option(envvar="LION_ST_API_KEY", show_envvar=True, help="Bearer token that requests have to send."),
+        server_option(envvar="LION_ST_API_KEY", show_envvar=True, help="Bearer token that requests have to send."),
     ] = None,
     default_task: Annotated[
         Literal["query", "document"], typer.Option(help="What texts are where a request names no prompt.")
     ] = "document",
     auto_truncate: Annotated[
-        bool, typer.Option(help="Cut long texts where a request does not say; else refuse them.")
+        bool, limit_option(help="Cut long texts where a request does not say; else refuse them.")
     ] = True,
-    max_batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a forward pass.")] = 16_384,
-    max_client_batch_size: Annotated[int, typer.Option(min=1, help="Texts of a request.")] = 32,
+    max_batch_tokens: Annotated[int, limit_option(min=1, help="Tokens of a forward pass.")] = 16_384,
+    max_client_batch_size: Annotated[int, limit_option(min=1, help="Texts of a request.")] = 32,
     max_concurrent_requests: Annotated[
-        int, typer.Option(min=1, help="Texts that a worker holds at a time; further ones get 429.")
+        int, limit_option(min=1, help="Texts that a worker holds at a time; further ones get 429.")
     ] = 512,
-    payload_limit: Annotated[int, typer.Option(min=1, help="Bytes of a request; longer ones get 413.")] = 2_000_000,
-    timeout: Annotated[float, typer.Option(help="Seconds from which a request gets 504.")] = 60.0,
+    payload_limit: Annotated[int, limit_option(min=1, help="Bytes of a request; longer ones get 413.")] = 2_000_000,
+    timeout: Annotated[float, limit_option(help="Seconds from which a request gets 504.")] = 60.0,
     reload_seconds: Annotated[
-        float, typer.Option(help="How often to look whether the index was built anew; 0 never does.")
+        float, index_option(help="How often to look whether the index was built anew; 0 never does.")
     ] = 5.0,
     allow_other_model: Annotated[
-        bool, typer.Option("--allow-other-model", help="Search an index that a model of other weights made.")
+        bool, index_option("--allow-other-model", help="Search an index that a model of other weights made.")
     ] = False,
     verify: Annotated[
-        bool, typer.Option(help="Compare the checksums of the whole index first, and not of its small files alone.")
+        bool, index_option(help="Compare the checksums of the whole index first, and not of its small files alone.")
     ] = True,
     query_max_active_dims: QueryMaxActiveDims = None,
     document_max_active_dims: DocumentMaxActiveDims = None,
@@ -80,7 +86,7 @@ def serve(
 ) -> None:
     """Serve a model over HTTP, and search an index: the interfaces of text-embeddings-inference, OpenAI's, /search.
 
-    Needs pip install 'lion-st[serve]'. Requests under way are answered before it ends.
+    Needs the extra serve of lion-st. Requests under way are answered before it ends.
     """
     require_model(model)
     if index is not None:
