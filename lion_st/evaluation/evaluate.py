@@ -167,7 +167,7 @@ def open_retriever(
     from lion_st.models import paradigm_of
 
     require_known(settings, RetrieverOptions)
-    protocol = get_protocol(protocol) if isinstance(protocol, str) else protocol
+    protocol = get_protocol(protocol)
     if isinstance(model, Retriever):
         return model
     if model == "bm25":
@@ -230,7 +230,7 @@ def adjusted_protocol(
         "self_matches": self_matches,
         "metrics": tuple(metrics) if metrics else None,
     }
-    protocol = get_protocol(protocol) if isinstance(protocol, str) else protocol
+    protocol = get_protocol(protocol)
     protocol = replace(protocol, **{key: value for key, value in changes.items() if value is not None})
     fitting = tuple(metric for metric in protocol.metrics if (metric_depth(metric) or 0) <= protocol.top_k)
     if fitting != protocol.metrics and (metrics or top_k is None or not fitting):

@@ -37,8 +37,10 @@ PROTOCOLS = {
 }
 
 
-def get_protocol(name: str) -> Protocol:
-    """Look a protocol up by name."""
+def get_protocol(name: str | Protocol) -> Protocol:
+    """Look a protocol up by name; one that is given itself is returned."""
+    if isinstance(name, Protocol):
+        return name
     if name not in PROTOCOLS:
         raise ValueError(f"Unknown protocol {name!r}: choose one of {', '.join(PROTOCOLS)}.")
     return PROTOCOLS[name]
