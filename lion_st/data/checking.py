@@ -19,7 +19,7 @@ from lion_st.data.layouts import Candidates, RowError
 from lion_st.data.lookup import TEXTS_AT_ONCE, TextLookup, TextTable, text_keys_of
 from lion_st.data.overlap import KnownTexts, TextKeys, normalize
 from lion_st.data.report import DataReport, Findings, Lengths
-from lion_st.data.tables import TupleSource, load_texts, open_tuples
+from lion_st.data.tables import TupleSource, load_texts, open_tuples, text_tables
 from lion_st.data.trec import iter_qrels
 
 ROWS_AT_ONCE = 1000
@@ -71,14 +71,9 @@ def check_tuples(
         >>> check_tuples("lion-st/lion-quickstart", negatives=4).is_sound
         True
     """
-    opened = open_tuples(
-        source, subset, split, queries_given=queries is not None, documents_given=documents is not None
-    )
+    opened = open_tuples(source, subset, split, queries, documents)
     report, findings = DataReport(str(source)), Findings()
-    tables = (
-        load_texts(source, queries, "query") if opened.query_ids else None,
-        load_texts(source, documents, "document") if opened.document_ids else None,
-    )
+    tables = text_tables(opened, source, queries, documents)
     try:
         texts = _Texts(tables[0], sample), _Texts(tables[1], sample)
     except ValueError as error:

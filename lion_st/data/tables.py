@@ -74,7 +74,11 @@ class TupleSource:
 
 
 def open_tuples(
-    source: str | Path, subset: str | None, split: str, *, queries_given: bool, documents_given: bool
+    source: str | Path,
+    subset: str | None,
+    split: str,
+    queries: str | Path | None = None,
+    documents: str | Path | None = None,
 ) -> TupleSource:
     """Open a source and tell its layout by its first row that can be read.
 
@@ -82,8 +86,8 @@ def open_tuples(
         source: See `load_tuples`.
         subset: Of the source.
         split: Of the source.
-        queries_given: Whether texts of query ids were given, which makes ids of them where the layout leaves it open.
-        documents_given: The same for documents.
+        queries: Where texts of query ids are, which makes ids of queries where the layout leaves it open.
+        documents: The same for documents.
 
     Raises:
         FileNotFoundError: If it is not there.
@@ -101,15 +105,15 @@ def open_tuples(
     fields = scored_pair_fields(first)
     if fields is not None:
         query, document, _ = read_scored_pair(first, place, fields)
-        query_ids = fields[0] in QUERY_ID_FIELDS or queries_given or isinstance(query, int)
-        document_ids = fields[1] in DOCUMENT_ID_FIELDS or documents_given or isinstance(document, int)
+        query_ids = fields[0] in QUERY_ID_FIELDS or queries is not None or isinstance(query, int)
+        document_ids = fields[1] in DOCUMENT_ID_FIELDS or documents is not None or isinstance(document, int)
         return TupleSource(name, identity, partial(_scored_pairs, opened, name, fields), query_ids, document_ids)
     layout = detect_layout(first)
     candidates = read_row(layout, first, place)
     read = partial(_tuples, opened, name, layout, tuple(candidates.scores or ()))
     by_values = (
-        queries_given or isinstance(candidates.query, int),
-        documents_given or isinstance(candidates.positives[0], int),
+        queries is not None or isinstance(candidates.query, int),
+        documents is not None or isinstance(candidates.positives[0], int),
     )
     declared = (layout.query_ids, layout.document_ids)
     ids = [value if known is None else known for known, value in zip(declared, by_values, strict=True)]
@@ -121,6 +125,16 @@ def is_beir(source: str | Path, subset: str | None = None) -> bool:
     folder = Path(source)
     is_collection = (folder / "qrels").is_dir() and find_file(folder, TEXT_STEMS["document"]) is not None
     return subset is None and is_collection
+
+
+def text_tables(
+    opened: TupleSource, source: str | Path, queries: str | Path | None, documents: str | Path | None
+) -> tuple[TextTable | None, TextTable | None]:
+    """The texts of queries and of documents, None of those that are texts already; see `load_texts`."""
+    return (
+        load_texts(source, queries, "query") if opened.query_ids else None,
+        load_texts(source, documents, "document") if opened.document_ids else None,
+    )
 
 
 def load_texts(source: str | Path, given: str | Path | None, task: Task) -> TextTable:

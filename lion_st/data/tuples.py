@@ -14,7 +14,7 @@ import numpy as np
 
 from lion_st.data.joining import join_tuples
 from lion_st.data.lookup import TextTable
-from lion_st.data.tables import load_texts, open_tuples
+from lion_st.data.tables import open_tuples, text_tables
 from lion_st.data.teachers import (
     COLUMN,
     Combination,
@@ -153,12 +153,11 @@ def load_tuples(
         raise ValueError("combine='random' draws one teacher, so that teachers_apart has no others: leave one out.")
     if sampling not in ("random", "first"):
         raise ValueError(f"sampling is {sampling!r}: choose 'random' or 'first'.")
-    opened = open_tuples(
-        source, subset, split, queries_given=queries is not None, documents_given=documents is not None
-    )
+    opened = open_tuples(source, subset, split, queries, documents)
+    query_texts, document_texts = text_tables(opened, source, queries, documents)
     reader = TupleReader(
-        queries=load_texts(source, queries, "query") if opened.query_ids else None,
-        documents=load_texts(source, documents, "document") if opened.document_ids else None,
+        queries=query_texts,
+        documents=document_texts,
         negatives=negatives,
         scored=teacher_scores,
         normalization=teacher_normalization,

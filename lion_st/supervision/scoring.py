@@ -12,7 +12,7 @@ import numpy as np
 
 from lion_st.data.layouts import DOCUMENT_LISTS, Candidates
 from lion_st.data.lookup import TextLookup
-from lion_st.data.tables import TupleSource, load_texts, open_tuples
+from lion_st.data.tables import TupleSource, open_tuples, text_tables
 from lion_st.data.teachers import UNNAMED
 from lion_st.errors import require_type
 from lion_st.extras import require
@@ -101,9 +101,7 @@ def teach(
     _check_teachers(teachers)
     if rows_at_once < 1:
         raise ValueError(f"rows_at_once is at least 1, got {rows_at_once}.")
-    opened = open_tuples(
-        source, subset, split, queries_given=queries is not None, documents_given=documents is not None
-    )
+    opened = open_tuples(source, subset, split, queries, documents)
     tuples = _Tuples(opened, source, queries, documents)
     taken = next((name for name in teachers if name in tuples.teachers), None)
     if taken is not None:
@@ -137,8 +135,8 @@ class _Tuples:
         self, opened: TupleSource, source: str | Path, queries: str | Path | None, documents: str | Path | None
     ) -> None:
         self.opened = opened
-        self.query_texts = TextLookup(load_texts(source, queries, "query")) if opened.query_ids else None
-        self.document_texts = TextLookup(load_texts(source, documents, "document")) if opened.document_ids else None
+        tables = text_tables(opened, source, queries, documents)
+        self.query_texts, self.document_texts = (None if one is None else TextLookup(one) for one in tables)
         first = next(opened.read())
         self.teachers = [name for name in first.scores or () if name != UNNAMED]
         lists = DOCUMENT_LISTS if opened.document_ids else ("pos", "neg")
