@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -24,61 +24,77 @@ _SHARDING_VARIABLES = {
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config",
 }
-# Options of `RetrieverArguments` that only some settings read, and what such a setting is.
-_READ_BY = {
-    **dict.fromkeys(
+
+
+class _Setting(NamedTuple):
+    """What a run has to have for options of `RetrieverArguments` to be read."""
+
+    words: str
+    holds: Callable[[Mapping[str, Any]], bool]  # of the arguments' values
+    options: tuple[str, ...]
+
+
+def _is(option: str, *wanted: Any) -> Callable[[Mapping[str, Any]], bool]:
+    return lambda values: values[option] in wanted
+
+
+_SETTINGS = (
+    _Setting(
+        "--paradigm sparse or hybrid",
+        _is("paradigm", "sparse", "hybrid"),
         (
-            *(
-                "scale",
-                "activation",
-                "query_max_active_dims",
-                "document_max_active_dims",
-                "regularizer",
-                "regularizer_warmup_ratio",
-            ),
-            *("query_regularizer_weight", "document_regularizer_weight"),
+            "scale",
+            "activation",
+            "query_max_active_dims",
+            "document_max_active_dims",
+            "regularizer",
+            "regularizer_warmup_ratio",
+            "query_regularizer_weight",
+            "document_regularizer_weight",
         ),
-        ("--paradigm sparse or hybrid", lambda values: values["paradigm"] in ("sparse", "hybrid")),
     ),
-    **dict.fromkeys(
-        ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"),
-        ("--use_peft", lambda values: values["use_peft"]),
-    ),
-    **dict.fromkeys(
-        ("learn_thresholds", "learn_top_k"), ("--paradigm sparse", lambda values: values["paradigm"] == "sparse")
-    ),
-    "token_dimension": ("--paradigm multi_vector", lambda values: values["paradigm"] == "multi_vector"),
-    **dict.fromkeys(
-        ("dense_temperature", "dense_weight"), ("--paradigm hybrid", lambda values: values["paradigm"] == "hybrid")
-    ),
-    **dict.fromkeys(
-        ("pooling", "normalize"),
-        ("--paradigm dense or hybrid", lambda values: values["paradigm"] in ("dense", "hybrid")),
-    ),
-    "query_encoder_learning_rate": ("--query_encoder static", lambda values: values["query_encoder"] == "static"),
-    "threshold_learning_rate": (
+    _Setting("--paradigm sparse", _is("paradigm", "sparse"), ("learn_thresholds", "learn_top_k")),
+    _Setting("--paradigm dense or hybrid", _is("paradigm", "dense", "hybrid"), ("pooling", "normalize")),
+    _Setting("--paradigm hybrid", _is("paradigm", "hybrid"), ("dense_temperature", "dense_weight")),
+    _Setting("--paradigm multi_vector", _is("paradigm", "multi_vector"), ("token_dimension",)),
+    _Setting("--use_peft", _is("use_peft", True), ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")),
+    _Setting("--query_encoder static", _is("query_encoder", "static"), ("query_encoder_learning_rate",)),
+    _Setting(
         "--learn_thresholds or --learn_top_k",
         lambda values: values["learn_thresholds"] or values["learn_top_k"],
+        ("threshold_learning_rate",),
     ),
-    "df_alpha": ("--regularizer df_flops", lambda values: values["regularizer"] == "df_flops"),
-    "df_beta": ("--regularizer df_flops", lambda values: values["regularizer"] == "df_flops"),
-    "query_target_terms": ("--regularizer target", lambda values: values["regularizer"] == "target"),
-    "document_target_terms": ("--regularizer target", lambda values: values["regularizer"] == "target"),
-    "teachers": ("a teacher's scores (another --objective than cl)", lambda values: reads_scores(values)),
-    "ema_decay": ("--self_distillation", lambda values: values["self_distillation"]),
-    "combine": ("several --teachers", lambda values: len(values["teachers"] or ()) > 1),
-    "weight_by_agreement": ("several --teachers", lambda values: len(values["teachers"] or ()) > 1),
-    "train_weights": ("several --train_data", lambda values: len(values["train_data"]) > 1),
-    "teacher_normalization": ("a teacher's scores (another --objective than cl)", lambda values: reads_scores(values)),
-    "teacher_temperature": ("--objective kd, kl, margin_mse_kl or cl_kd", lambda values: reads_temperature(values)),
-    "distillation": ("--objective cl_kd", lambda values: values["objective"] == "cl_kd"),
-    "margin_mse_weight": (
+    _Setting("--regularizer df_flops", _is("regularizer", "df_flops"), ("df_alpha", "df_beta")),
+    _Setting("--regularizer target", _is("regularizer", "target"), ("query_target_terms", "document_target_terms")),
+    _Setting("--self_distillation", _is("self_distillation", True), ("ema_decay",)),
+    _Setting(
+        "several --teachers",
+        lambda values: len(values["teachers"] or ()) > 1,
+        ("combine", "weight_by_agreement"),
+    ),
+    _Setting("several --train_data", lambda values: len(values["train_data"]) > 1, ("train_weights",)),
+    _Setting(
+        "a teacher's scores (another --objective than cl)",
+        lambda values: reads_scores(values),
+        ("teachers", "teacher_normalization"),
+    ),
+    _Setting(
+        "--objective kd, kl, margin_mse_kl or cl_kd",
+        lambda values: reads_temperature(values),
+        ("teacher_temperature",),
+    ),
+    _Setting(
+        "--objective cl_kd",
+        _is("objective", "cl_kd"),
+        ("distillation", "contrastive_weight", "distillation_weight"),
+    ),
+    _Setting(
         "--objective margin_mse_kl (or --distillation margin_mse_kl)",
         lambda values: "margin_mse_kl" in (values["objective"], values["distillation"]),
+        ("margin_mse_weight",),
     ),
-    "contrastive_weight": ("--objective cl_kd", lambda values: values["objective"] == "cl_kd"),
-    "distillation_weight": ("--objective cl_kd", lambda values: values["objective"] == "cl_kd"),
-}
+)
+_READ_WITH = {option: setting for setting in _SETTINGS for option in setting.options}
 
 
 def is_true(value: str | None) -> bool:
@@ -110,13 +126,13 @@ def require_read(arguments: Any, given: Iterable[str]) -> None:
     unread = unread_options(values)
     for name in given:
         if name in unread and values[name] not in (None, defaults[name].default):
-            setting = _READ_BY[name][0]
+            setting = _READ_WITH[name].words
             raise UsageError(f"--{name} is read with {setting} alone, which this run is without: leave it out.")
 
 
 def unread_options(values: Mapping[str, Any]) -> set[str]:
     """Options of `RetrieverArguments` that a run with these values does not read."""
-    return {name for name, (_, reads) in _READ_BY.items() if not reads(values)}
+    return {name for name, setting in _READ_WITH.items() if not setting.holds(values)}
 
 
 def reads_scores(values: Mapping[str, Any]) -> bool:
