@@ -52,9 +52,12 @@ def model_fingerprint(model: SentenceTransformer | SparseEncoder) -> str:
     }
     if getattr(input_module(model, "document"), "causal", False):  # which the same weights need not be
         settings["causal"] = True
-    for name in ("max_active_dims", "truncate_dim"):  # of a stock SparseEncoder, of a SentenceTransformer
+    for name in ("max_active_dims", "truncate_dim", "default_prompt_name"):  # which not every class of model has
         if getattr(model, name, None) is not None:
             settings[name] = getattr(model, name)
+    routes = getattr(next(iter(model)), "sub_modules", {})  # of a Router, whose settings are not those of its modules
+    for name, route in routes.items():
+        settings[f"route {name}"] = [(type(module).__name__, _config(module)) for module in route]
     digest = hashlib.sha256(weights_fingerprint(model).encode())
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     return digest.hexdigest()

@@ -1,12 +1,15 @@
-"""Weights are identified by every value they have in memory."""
+"""Weights are identified by every value they have in memory, models by all that decides on their vectors."""
 
 import pytest
 import torch
 from peft import LoraConfig
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Router, Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling
 from tiny_models import TEXTS
 
 import lion_st
-from lion_st.encoding.fingerprints import weights_fingerprint
+from lion_st.encoding.fingerprints import model_fingerprint, weights_fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -44,3 +47,45 @@ def test_training_and_merged_adapters_change_the_name_of_the_weights(tiny_backbo
     plain(plain.preprocess(TEXTS[:2]))["sentence_embedding"].sum().backward()
     optimizer.step()
     assert weights_fingerprint(plain) != before
+
+
+@pytest.mark.parametrize(
+    ("paradigm", "option", "value"),
+    [
+        ("sparse", "scale", 0.5),
+        ("sparse", "activation", "double_log1p"),
+        ("sparse", "query_max_active_dims", 3),
+        ("sparse", "document_max_active_dims", 3),
+        ("sparse", "query_length", 7),
+        ("sparse", "document_length", 7),
+        ("sparse", "causal", True),
+        ("sparse", "document_prompt", "text: "),
+        ("sparse", "add_bos", False),
+        ("sparse", "add_eos", True),
+        ("dense", "pooling", "last_token"),
+        ("dense", "normalize", True),
+    ],
+)
+def test_models_are_told_apart_by_how_they_are_built(tiny_backbone, paradigm, option, value):
+    plain, same = (lion_st.build(tiny_backbone(), paradigm, device="cpu") for _ in range(2))
+    other = lion_st.build(tiny_backbone(), paradigm, device="cpu", **{option: value})
+    assert model_fingerprint(plain) == model_fingerprint(same) != model_fingerprint(other)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("truncate_dim", 3), ("default_prompt_name", "document"), ("max_seq_length", 7)]
+)
+def test_a_model_is_told_apart_by_what_is_set_on_it(tiny_backbone, name, value):
+    model = lion_st.build(tiny_backbone(), "dense", device="cpu")
+    before = model_fingerprint(model)
+    setattr(model, name, value)
+    assert model_fingerprint(model) != before
+
+
+def test_the_modules_in_the_routes_of_a_model_count(tiny_backbone):
+    def routed(pooling):
+        parts = [Transformer(tiny_backbone()), Pooling(32, pooling)]
+        return SentenceTransformer(modules=[Router.for_query_document(parts, parts)], device="cpu")
+
+    mean, same, last = routed("mean"), routed("mean"), routed("lasttoken")
+    assert model_fingerprint(mean) == model_fingerprint(same) != model_fingerprint(last)
