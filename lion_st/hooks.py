@@ -7,7 +7,7 @@ of all but transformers, none of whose releases is ruled out. The tests name the
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,6 +77,7 @@ USED = (
     "sentence_transformers.base.modules.transformer.TRANSFORMER_TASK_TO_AUTO_MODEL",
     "sentence_transformers.base.losses.gradcache.CachedLossMixin",
     "sentence_transformers.base.losses.merged_forward.embed_columns",
+    "numba.core.caching.FunctionCache.save_overload",
     "transformers.PreTrainedModel._can_set_attn_implementation",
     "transformers.PreTrainedModel._no_split_modules",
     "transformers.integrations.peft.PeftAdapterMixin._hf_peft_config_loaded",
@@ -207,3 +208,24 @@ def without_message(logger_name: str, text: str) -> Iterator[None]:
 def table_fingerprint(table: Dataset) -> str:
     """What `datasets` tells one state of a table from another by, the same in every process."""
     return table._fingerprint
+
+
+def keep_going_uncached(function: Any, note: Callable[[OSError], Any]) -> None:
+    """Have a cached numba function go on where its machine code cannot be written, as on a full disk or over a quota.
+
+    Args:
+        function: Of `numba.njit(cache=True)`.
+        note: Takes the error.
+    """
+    cache = getattr(function, "_cache", None)
+    if cache is None:  # with NUMBA_DISABLE_JIT
+        return
+    save = cache.save_overload
+
+    def save_if_possible(signature: Any, data: Any) -> None:
+        try:
+            save(signature, data)
+        except OSError as error:
+            note(error)
+
+    cache.save_overload = save_if_possible

@@ -9,24 +9,31 @@ from typing import Any
 
 import numba
 
+from lion_st.hooks import keep_going_uncached
+
 logger = logging.getLogger(__name__)
 
 
 def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """`numba.njit(cache=True)` that does without the cache where numba finds no folder to write to.
+    """`numba.njit(cache=True)` that does without the cache where numba finds no folder, or no room, to write to.
 
-    Such are read-only installations whose user has no home. NUMBA_CACHE_DIR names a folder for them.
+    Such are read-only installations whose user has no home, and full disks. NUMBA_CACHE_DIR names a folder for them.
 
     Args:
         options: Of `numba.njit`.
     """
 
     def compile_(function: Callable[..., Any]) -> Any:
-        try:
-            return numba.njit(cache=True, **options)(function)
-        except RuntimeError as error:  # "no locator available"
+        def note(error: Exception) -> None:
             logger.debug("Compiling %s in every process: %s", function.__qualname__, error)
+
+        try:
+            cached = numba.njit(cache=True, **options)(function)
+        except RuntimeError as error:  # "no locator available"
+            note(error)
             return numba.njit(**options)(function)
+        keep_going_uncached(cached, note)
+        return cached
 
     return compile_
 

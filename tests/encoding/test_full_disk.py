@@ -44,11 +44,11 @@ def test_a_full_disk_is_one_line_and_a_rerun_goes_on(tiny_backbone, tmp_path):
         [anything, *encode],
         [little, *whole],
         [anything, *whole],
-        [little, "index", str(encoded), str(index), "--sample", "0"],
-        [anything, "index", str(encoded), str(index), "--sample", "0"],
-        [little, "index", str(encoded), str(index), "--sample", "0", "--overwrite"],
+        [little, "index", str(encoded), str(index), "--sample", "0", "--quiet"],
+        [anything, "index", str(encoded), str(index), "--sample", "0", "--quiet"],
+        [little, "index", str(encoded), str(index), "--sample", "0", "--quiet", "--overwrite"],
         [anything, "encode", str(checkpoint), str(corpus), "/dev/null/encoded", "--quiet"],
-        [anything, "index", str(encoded), "/dev/null/index"],
+        [anything, "index", str(encoded), "/dev/null/index", "--quiet"],
     ]
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], input="".join(json.dumps(line) + "\n" for line in commands),

@@ -1,5 +1,6 @@
 """The CPU kernels among threads and processes, each in a process of its own: numba starts its threads once."""
 
+import os
 import subprocess
 import sys
 
@@ -64,18 +65,27 @@ NO_FOLDER = """
 import os
 os.environ["NUMBA_CACHE_LOCATOR_CLASSES"] = "UserProvidedCacheLocator"  # which takes NUMBA_CACHE_DIR and nothing else
 os.environ.pop("NUMBA_CACHE_DIR", None)
-import numpy as np
 import lion_st.kernels.cpu
+"""
+COUNT = """
+import numpy as np
 from lion_st.indexes import inverted
 indptr = np.zeros(4, dtype=np.int64)
 inverted.count_postings(np.array([0, 2, 2], dtype=np.int32), indptr)
 assert indptr.tolist() == [0, 1, 1, 3], indptr
-assert not inverted.count_postings.stats.cache_path
 """
+NO_CACHE = "assert not inverted.count_postings.stats.cache_path"
+NO_ROOM = """
+import os, resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+"""
+NO_FILES = "assert not [*os.walk(os.environ['NUMBA_CACHE_DIR'])][-1][2]"
 
 
-def run(program: str) -> None:
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False)
+def run(program: str, **environment: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | environment, capture_output=True, text=True, timeout=300
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -91,7 +101,13 @@ def test_a_process_forked_after_encoding_encodes_too():
 
 def test_an_installation_without_a_folder_for_numbas_cache():
     """One that cannot be written, of a user without a home: every function of the package is compiled all the same."""
-    run(NO_FOLDER)
+    run(NO_FOLDER + COUNT + NO_CACHE)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit.")
+def test_a_full_disk_leaves_functions_uncached(tmp_path):
+    """Or a home over its quota: what they compute is written elsewhere."""
+    run(NO_ROOM + COUNT + NO_FILES, NUMBA_CACHE_DIR=str(tmp_path))
 
 
 def test_a_parallel_function_runs_on_one_thread_too():
