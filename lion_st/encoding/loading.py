@@ -93,6 +93,6 @@ def limit_terms(
         ("document_max_active_dims", document_max_active_dims),
     ):
         if limit is not None and limit < 1:
-            raise ValueError(f"A text keeps one term at least, got {limit}.")
+            raise ValueError(f"{name} is at least 1, got {limit}: a text keeps one term.")
         if limit is not None:
             setattr(head, name, limit)

@@ -225,7 +225,7 @@ def test_terms_are_limited_by_task_when_a_checkpoint_is_opened(tiny_backbone, mo
     dense.save_pretrained(str(tmp_path / "dense"), create_model_card=False)
     with pytest.raises(ValueError, match="dense model, which has no terms to limit"):
         load_encoder(tmp_path / "dense", query_max_active_dims=3)
-    with pytest.raises(ValueError, match="one term at least, got 0"):
+    with pytest.raises(ValueError, match="document_max_active_dims is at least 1, got 0"):
         load_encoder(tmp_path / "sparse", document_max_active_dims=0)
 
 
